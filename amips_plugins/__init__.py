@@ -1,0 +1,1 @@
+"""Learned query routing for the vector database you already run."""

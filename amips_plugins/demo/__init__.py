@@ -1,0 +1,1 @@
+"""The demo: questions to the docstrings of the installed Python packages."""

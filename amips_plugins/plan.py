@@ -1,0 +1,77 @@
+"""The query plan: what a pre-query hook decides before the database is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from amips_plugins.vectors import FloatArray, IntArray
+
+__all__ = ["NATIVE", "PreQueryHook", "QueryPlan", "Target"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the caller wants from one search.
+
+    Attributes
+    ----------
+    k
+        Number of keys to return.
+    recall
+        Recall@k wanted, in (0, 1]; None leaves it to the hook's own default.
+    n_probes
+        Number of cells to search, which overrides ``recall``; None lets the hook choose.
+    """
+
+    k: int
+    recall: float | None = None
+    n_probes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueryPlan:
+    """What to ask the database, decided before it is asked. The empty plan is the native search.
+
+    Attributes
+    ----------
+    rewritten
+        ``(n_queries, dim)`` float32 to send in place of the queries; the hits are rescored with
+        the original queries. None keeps the queries.
+    rescore
+        Number of candidates to fetch for every rewritten query before rescoring.
+    cells
+        ``(n_queries, n_probes)`` int64 cells to search, best first; -1 fills unused places.
+        None searches the whole collection.
+    layout
+        Identifies the cells that ``cells`` counts; a collection laid out otherwise must refuse.
+    """
+
+    rewritten: FloatArray | None = None
+    rescore: int = 0
+    cells: IntArray | None = None
+    layout: str | None = None
+
+
+NATIVE = QueryPlan()
+"""The plan that leaves the search as it is."""
+
+
+@runtime_checkable
+class PreQueryHook(Protocol):
+    """Queries in, plan out: the one thing a model, or a user's own rule, has to provide.
+
+    A hook is pure: it asks no database and keeps no state between calls.
+    """
+
+    def plan(self, queries: FloatArray, target: Target) -> QueryPlan:
+        """Plan one batch.
+
+        Parameters
+        ----------
+        queries
+            ``(n_queries, dim)`` finite float32.
+        target
+            What the caller wants.
+        """
+        ...

@@ -1,0 +1,184 @@
+"""Vectors and metrics: the one place that checks query arrays and says what a metric means.
+
+Training and routing think in maximum inner products only. ``lift_queries`` and ``lift_keys`` map
+every metric to that problem, so that for all of them the best key is the one with the largest
+inner product in lifted space:
+
+========  ==================  ========================
+metric    lifted query        lifted key
+========  ==================  ========================
+ip        x                   y
+cosine    x / ||x||           y / ||y||
+l2        (x, 1)              (y, -||y||^2 / 2)
+========  ==================  ========================
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amips_plugins.errors import InvalidInput
+
+__all__ = [
+    "FloatArray",
+    "IntArray",
+    "Metric",
+    "as_queries",
+    "lift_keys",
+    "lift_queries",
+    "lifted_dim",
+    "native_scores",
+    "normalise",
+]
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+
+class Metric(str, Enum):
+    """How a collection compares a query with a key."""
+
+    IP = "ip"
+    COSINE = "cosine"
+    L2 = "l2"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def larger_is_better(self) -> bool:
+        """Whether the database's own score grows with similarity (a distance does not)."""
+        return self is not Metric.L2
+
+
+def as_queries(queries: Any, dim: int) -> tuple[FloatArray, bool]:
+    """Check query vectors and bring them into one form.
+
+    Parameters
+    ----------
+    queries
+        ``(dim,)`` or ``(n_queries, dim)``, anything numpy can turn into float32.
+    dim
+        Dimension of the collection's vectors.
+
+    Returns
+    -------
+    tuple
+        ``(n_queries, dim)`` C-contiguous float32, and whether a single vector came in.
+
+    Raises
+    ------
+    InvalidInput
+        Not numeric, of another dimension, empty, or with a NaN or infinite entry.
+    """
+    try:
+        array = np.ascontiguousarray(queries, dtype=np.float32)
+    except (TypeError, ValueError) as exc:
+        raise InvalidInput(
+            f"Queries must be numbers of shape ({dim},) or (n, {dim}), "
+            f"but got {type(queries).__name__}."
+        ) from exc
+    single = np.ndim(queries) == 1
+    if np.ndim(queries) not in (1, 2) or array.shape[-1] != dim:
+        raise InvalidInput(
+            f"Queries have shape {np.shape(queries)}, but the collection holds vectors of "
+            f"dimension {dim}; pass ({dim},) or (n, {dim})."
+        )
+    array = array.reshape(-1, dim)
+    if len(array) == 0:
+        raise InvalidInput("Queries are empty; pass at least one vector.")
+    # One sum finds any NaN or inf without a mask; an overflow only costs the slower look.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = float(array.sum())
+    if not np.isfinite(total) and not bool(np.isfinite(array).all()):
+        row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+        raise InvalidInput(f"Query {row} holds a NaN or infinite number; remove or re-embed it.")
+    return array, single
+
+
+def normalise(vectors: FloatArray) -> FloatArray:
+    """Scale rows to unit length; rows of zeros stay zero.
+
+    Parameters
+    ----------
+    vectors
+        ``(n, dim)`` float32.
+    """
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: FloatArray = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    return unit
+
+
+def lifted_dim(dim: int, metric: Metric) -> int:
+    """Dimension of the lifted space."""
+    return dim + 1 if metric is Metric.L2 else dim
+
+
+def lift_queries(queries: FloatArray, metric: Metric) -> FloatArray:
+    """Map queries to the inner-product problem of this metric (see the module's table).
+
+    Parameters
+    ----------
+    queries
+        ``(n, dim)`` float32.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n, lifted_dim)`` float32.
+    """
+    if metric is Metric.COSINE:
+        return normalise(queries)
+    if metric is Metric.L2:
+        return np.hstack([queries, np.ones((len(queries), 1), dtype=np.float32)])
+    return queries
+
+
+def lift_keys(keys: FloatArray, metric: Metric) -> FloatArray:
+    """Map keys to the inner-product problem of this metric (see the module's table).
+
+    Parameters
+    ----------
+    keys
+        ``(n, dim)`` float32.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n, lifted_dim)`` float32.
+    """
+    if metric is Metric.COSINE:
+        return normalise(keys)
+    if metric is Metric.L2:
+        half = -0.5 * np.einsum("ij,ij->i", keys, keys)[:, None]
+        return np.hstack([keys, half.astype(np.float32)])
+    return keys
+
+
+def native_scores(query: FloatArray, keys: FloatArray, metric: Metric) -> FloatArray:
+    """Score keys as a database does: inner product, cosine, or *squared* Euclidean distance.
+
+    Parameters
+    ----------
+    query
+        ``(dim,)`` float32.
+    keys
+        ``(n, dim)`` float32.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n,)`` float32; for ``Metric.L2`` smaller is better.
+    """
+    if metric is Metric.L2:
+        difference = keys - query
+        scores: FloatArray = np.einsum("ij,ij->i", difference, difference)
+    elif metric is Metric.COSINE:
+        scores = normalise(keys) @ normalise(query[None, :])[0]
+    else:
+        scores = keys @ query
+    return scores

@@ -1,1 +1,66 @@
-"""Learned query routing for the vector database you already run."""
+"""Learned query routing for the vector database you already run.
+
+>>> from amips_plugins import LearnedRouter, connect
+>>> collection = connect("milvus:///path/docs.db?collection=docs")  # doctest: +SKIP
+>>> LearnedRouter(collection).search(query, k=10)  # doctest: +SKIP
+
+Importing the package loads neither a model runtime nor a database client.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amips_plugins.adapters.connect import connect
+    from amips_plugins.adapters.memory import MemoryCollection
+    from amips_plugins.adapters.milvus import MilvusCollection
+    from amips_plugins.adapters.qdrant import QdrantCollection
+    from amips_plugins.errors import AmipsError
+    from amips_plugins.plan import PreQueryHook, QueryPlan, Target
+    from amips_plugins.registry import Registry
+    from amips_plugins.router import Hits, LearnedRouter
+    from amips_plugins.vectors import Metric
+
+_HOMES = {
+    "AmipsError": "errors",
+    "Hits": "router",
+    "LearnedRouter": "router",
+    "MemoryCollection": "adapters.memory",
+    "Metric": "vectors",
+    "MilvusCollection": "adapters.milvus",
+    "PreQueryHook": "plan",
+    "QdrantCollection": "adapters.qdrant",
+    "QueryPlan": "plan",
+    "Registry": "registry",
+    "Target": "plan",
+    "connect": "adapters.connect",
+}
+
+__all__ = [
+    "AmipsError",
+    "Hits",
+    "LearnedRouter",
+    "MemoryCollection",
+    "Metric",
+    "MilvusCollection",
+    "PreQueryHook",
+    "QdrantCollection",
+    "QueryPlan",
+    "Registry",
+    "Target",
+    "connect",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used, so that importing the package stays cheap."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return __all__

@@ -1,0 +1,82 @@
+"""Collection URIs.
+
+::
+
+    milvus:///folder/docs.db?collection=docs        Milvus Lite, a file
+    milvus://localhost:19530?collection=docs        Milvus server
+    milvus+https://host:443?collection=docs         the same over TLS
+    qdrant:///folder?collection=docs                Qdrant local mode, a folder
+    qdrant://localhost:6333?collection=docs         Qdrant server
+    qdrant+https://host:6333?collection=docs        the same over TLS
+
+``&field=NAME`` names the vector field where there are several. Credentials do not belong into a
+URI: set ``AMIPS_MILVUS_TOKEN`` or ``AMIPS_QDRANT_API_KEY``.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from amips_plugins.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from amips_plugins.adapters.base import Collection
+
+__all__ = ["connect"]
+
+_HINT = "write for example milvus:///path/docs.db?collection=docs or qdrant://localhost:6333?collection=docs"
+
+
+def connect(uri: str) -> Collection:
+    """Open the collection that a URI names (see the module for the forms).
+
+    The collection owns its connection: close it, or use it for the life of the process.
+
+    Raises
+    ------
+    InvalidInput
+        Not a collection URI.
+    MissingExtra
+        The database's client is not installed.
+    DatabaseUnreachable, CollectionNotFound, FieldNotFound, MetricNotSupported
+        There is no such database or collection, or it cannot be used.
+
+    Examples
+    --------
+    >>> connect("docs.db")
+    Traceback (most recent call last):
+    ...
+    amips_plugins.errors.InvalidInput: 'docs.db' is not a collection URI; write for example ...
+    """
+    parts = urlsplit(uri)
+    scheme, _, tls = parts.scheme.partition("+")
+    if scheme not in ("milvus", "qdrant") or tls not in ("", "http", "https"):
+        raise InvalidInput(f"{uri.split('?')[0]!r} is not a collection URI; {_HINT}.")
+    if parts.username is not None or parts.password is not None:
+        raise InvalidInput(
+            "Credentials do not belong into a collection URI, where logs would show them; set "
+            "AMIPS_MILVUS_TOKEN or AMIPS_QDRANT_API_KEY."
+        )
+    options = parse_qs(parts.query)
+    unknown = sorted(set(options) - {"collection", "field"})
+    if unknown:
+        raise InvalidInput(f"Unknown option {unknown[0]!r} in the collection URI; {_HINT}.")
+    if "collection" not in options:
+        raise InvalidInput(f"The collection URI names no collection; {_HINT}.")
+    name = options["collection"][0]
+    field = options.get("field", [None])[0]
+    address = f"{tls or 'http'}://{parts.netloc}" if parts.netloc else unquote(parts.path)
+    if scheme == "milvus":
+        from amips_plugins.adapters.milvus import MilvusCollection
+
+        token = os.environ.get("AMIPS_MILVUS_TOKEN")
+        collection: Collection = MilvusCollection.connect(address, name, field, token)
+    else:
+        from amips_plugins.adapters.qdrant import QdrantCollection
+
+        token = os.environ.get("AMIPS_QDRANT_API_KEY")
+        collection = QdrantCollection.connect(address, name, field, token)
+    _ = collection.info  # a wrong name or field shows here, not at the first search
+    return collection

@@ -1,0 +1,251 @@
+"""A bundle: one published model version, verified before a byte of it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from amips_plugins.errors import BundleCorrupt, BundleMismatch, BundleNotFound
+from amips_plugins.vectors import Metric
+
+__all__ = [
+    "CALIBRATION",
+    "CELLS",
+    "FORMAT",
+    "IDS",
+    "KNOWN_CELLS",
+    "MANIFEST",
+    "MODEL",
+    "Bundle",
+    "CollectionKey",
+    "Figure",
+    "FileEntry",
+    "Manifest",
+    "ModelKind",
+    "describe_file",
+]
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+CELLS = "cells.npz"
+CALIBRATION = "calibration.npz"
+IDS = "ids.jsonl"
+KNOWN_CELLS = "known_cells.npy"
+
+ModelKind = Literal["native", "linear", "supportnet", "keynet"]
+
+
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a file of the bundle must be."""
+
+    sha256: str
+    bytes: int
+
+
+class CollectionKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The collection a bundle was made for."""
+
+    database: str
+    name: str
+    field: str
+
+
+class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one candidate costs to reach a recall, on held-out queries.
+
+    Attributes
+    ----------
+    candidate
+        ``native`` (spherical k-means cells, centroids), ``linear``, ``supportnet`` or ``keynet``.
+    k, recall
+        The target: recall@k.
+    n_probes
+        Fewest cells that reach it.
+    scanned, model, total
+        Shares of the keys: in the cells searched; the model's multiplications expressed in keys;
+        their sum. None where the target is out of reach.
+    low, high
+        95 % bootstrap interval of ``total``.
+    """
+
+    candidate: str
+    k: int
+    recall: float
+    n_probes: int | None
+    scanned: float | None
+    model: float
+    total: float | None
+    low: float | None
+    high: float | None
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a bundle says of itself.
+
+    Attributes
+    ----------
+    format
+        Version of this structure.
+    version
+        Name of the bundle in its registry.
+    created
+        UTC time, ISO 8601.
+    collection, metric, dim
+        What it was made for.
+    snapshot, count
+        Fingerprint and number of keys of the snapshot it was trained on.
+    model
+        Kind of the model in ``model.onnx``.
+    preset
+        Name of the training recipe.
+    parameters
+        Number of weights the model multiplies with for each query.
+    n_cells, layout
+        Number of cells and their identifier; 0 and empty for a KeyNet.
+    queries
+        Where the training queries came from: a log, or a guess from the keys.
+    default_k, default_recall
+        The target when a search names none.
+    choice, reason
+        The cheapest candidate at that target (``native``: leave the collection as it is), and why.
+    figures
+        Costs of every candidate on the test split.
+    tools
+        Versions of what made it.
+    files
+        Every file beside the manifest.
+    """
+
+    format: int
+    version: str
+    created: str
+    collection: CollectionKey
+    metric: Metric
+    dim: int
+    snapshot: str
+    count: int
+    model: ModelKind
+    preset: str
+    parameters: int
+    n_cells: int
+    layout: str
+    queries: Literal["log", "guess"]
+    default_k: int
+    default_recall: float
+    choice: str
+    reason: str
+    figures: list[Figure]
+    tools: dict[str, str]
+    files: dict[str, FileEntry]
+
+    def check_serves(self, database: str, name: str, field: str, metric: Metric, dim: int) -> None:
+        """Refuse a collection that this bundle was not made for.
+
+        Raises
+        ------
+        BundleMismatch
+            Name, field, metric or dimension differ; the message names the first that does.
+        """
+        pairs = [
+            ("database", self.collection.database, database),
+            ("collection", self.collection.name, name),
+            ("field", self.collection.field, field),
+            ("metric", str(self.metric), str(metric)),
+            ("dimension", str(self.dim), str(dim)),
+        ]
+        for what, made_for, given in pairs:
+            if made_for != given:
+                raise BundleMismatch(
+                    f"Bundle {self.version} was made for {what} {made_for!r}, not {given!r}; "
+                    f"train one on a snapshot of this collection."
+                )
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified manifest and a way to read the files it names.
+
+    Attributes
+    ----------
+    manifest
+        What the bundle says of itself.
+    location
+        Where it is, for messages.
+    fetch
+        Reads a file of the bundle whole.
+    """
+
+    manifest: Manifest
+    location: str
+    fetch: Callable[[str], bytes]
+
+    @classmethod
+    def open(cls, location: str, fetch: Callable[[str], bytes]) -> Bundle:
+        """Read and check the manifest; no other file is touched.
+
+        Raises
+        ------
+        BundleNotFound
+            There is no manifest at the location.
+        BundleCorrupt
+            The manifest is not one, or of a newer format than this version reads.
+        """
+        try:
+            data = fetch(MANIFEST)
+        except FileNotFoundError as exc:
+            raise BundleNotFound(f"There is no bundle at {location}.") from exc
+        try:
+            version = msgspec.json.decode(data, type=_Peek).format
+            if version != FORMAT:
+                raise BundleCorrupt(
+                    f"The bundle at {location} has manifest format {version}, this version of "
+                    f"amips-plugins reads {FORMAT}; upgrade the package or publish it again."
+                )
+            manifest = msgspec.json.decode(data, type=Manifest)
+        except msgspec.MsgspecError as exc:
+            raise BundleCorrupt(
+                f"The manifest of {location} cannot be read ({exc}); publish it again."
+            ) from exc
+        for name in manifest.files:
+            if name != posixpath.basename(name) or name in ("", ".", "..", MANIFEST):
+                raise BundleCorrupt(f"The manifest of {location} names the file {name!r}.")
+        return cls(manifest, location, fetch)
+
+    def read(self, name: str) -> bytes:
+        """Read a file and verify it against the manifest.
+
+        Raises
+        ------
+        BundleCorrupt
+            The file is not in the manifest, is missing, or is not what the manifest says.
+        """
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise BundleCorrupt(f"The bundle at {self.location} has no file {name!r}.")
+        try:
+            data = self.fetch(name)
+        except FileNotFoundError as exc:
+            raise BundleCorrupt(f"{name} is missing from the bundle at {self.location}.") from exc
+        if describe_file(data) != entry:
+            raise BundleCorrupt(
+                f"{name} in the bundle at {self.location} is not the file that was published "
+                f"(its checksum differs); publish it again."
+            )
+        return data
+
+
+class _Peek(msgspec.Struct):
+    """The one field that every format has."""
+
+    format: int
+
+
+def describe_file(data: bytes) -> FileEntry:
+    """Return the manifest's entry for a file of this content."""
+    return FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))

@@ -1,0 +1,130 @@
+"""How many cells to search for a recall target, and what may be promised about it.
+
+The promise is distribution-free: with probability at least ``confidence`` over the calibration
+queries, the mean recall@k of fresh queries from the same distribution is at least the value in
+``guaranteed``. It is learn-then-test (Angelopoulos, Bates, Candes, Jordan and Lei, 2021,
+arXiv 2110.01052) with fixed-sequence testing from all cells downwards and a betting p-value
+(Waudby-Smith and Ramdas, 2024, arXiv 2010.09686), inverted once per number of probes, so that any
+one target can be looked up later. It speaks of unfiltered searches. ``export.measure`` makes it.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from amips_plugins.errors import BundleCorrupt, InvalidInput
+from amips_plugins.vectors import FloatArray
+
+__all__ = ["Calibration"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Recall as a function of the number of probes.
+
+    Attributes
+    ----------
+    recall
+        ``(max_k, n_cells)`` float32: mean recall@(row + 1) on the calibration queries when the
+        best (column + 1) cells are searched.
+    guaranteed
+        ``(max_k, n_cells)`` float32: lower bounds of the same that hold with ``confidence``,
+        non-decreasing along the probes.
+    scanned
+        ``(n_cells,)`` float32: mean share of the keys in the best (column + 1) cells.
+    confidence
+        Probability, over the calibration queries, that a bound holds.
+    """
+
+    recall: FloatArray
+    guaranteed: FloatArray
+    scanned: FloatArray
+    confidence: float
+
+    @property
+    def max_k(self) -> int:
+        """Largest k that was calibrated."""
+        return len(self.recall)
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return int(self.recall.shape[1])
+
+    def probes(self, k: int, recall: float) -> int:
+        """Return the fewest probes whose recall@k is guaranteed to reach the target.
+
+        Raises
+        ------
+        InvalidInput
+            k was not calibrated, the target is no share, or no number of probes is known to
+            reach it; the message names the best target there is.
+        """
+        if not 0.0 < recall <= 1.0:
+            raise InvalidInput(f"recall={recall} is no share; pass a number in (0, 1].")
+        if k > self.max_k:
+            raise InvalidInput(
+                f"Recall targets are calibrated up to k={self.max_k}, not k={k}; "
+                f"pass n_probes instead, or train with --k {k}."
+            )
+        enough = self.guaranteed[k - 1] >= recall
+        if not enough.any():
+            best = np.floor(float(self.guaranteed[k - 1].max()) * 1000) / 1000
+            raise InvalidInput(
+                f"recall={recall} at k={k} cannot be promised with {self.confidence:.0%} "
+                f"confidence from the calibration queries; the best target is {best:.3f}. "
+                f"Train with more queries to promise more."
+            )
+        return int(enough.argmax()) + 1
+
+    def default_probes(self, k: int, recall: float) -> int:
+        """Like ``probes``, but search every cell where nothing can be promised."""
+        try:
+            return self.probes(min(k, self.max_k), recall)
+        except InvalidInput:
+            return self.n_cells
+
+    def to_bytes(self) -> bytes:
+        """Serialise as an npz archive (plain arrays, no pickle)."""
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            recall=self.recall,
+            guaranteed=self.guaranteed,
+            scanned=self.scanned,
+            confidence=np.array([self.confidence]),
+        )
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Calibration:
+        """Read what ``to_bytes`` wrote.
+
+        Raises
+        ------
+        BundleCorrupt
+            Not such an archive, or its shapes do not fit each other.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+                arrays: list[npt.NDArray[np.float32]] = [
+                    np.asarray(archive[name], dtype=np.float32)
+                    for name in ("recall", "guaranteed", "scanned")
+                ]
+                confidence = float(archive["confidence"][0])
+        except (ValueError, KeyError, OSError, EOFError, IndexError) as exc:
+            raise BundleCorrupt(
+                f"The bundle's calibration cannot be read ({exc}); publish it again."
+            ) from exc
+        recall, guaranteed, scanned = arrays
+        if (
+            recall.ndim != 2
+            or guaranteed.shape != recall.shape
+            or scanned.shape != recall.shape[1:]
+        ):
+            raise BundleCorrupt("The bundle's calibration has unfitting shapes; publish it again.")
+        return cls(recall, guaranteed, scanned, confidence)

@@ -1,0 +1,67 @@
+"""An ONNX model, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+from amips_plugins.errors import BundleCorrupt
+
+__all__ = ["OnnxModel"]
+
+
+class OnnxModel:
+    """A model loaded from verified bytes.
+
+    Parameters
+    ----------
+    data
+        The ONNX file.
+    threads
+        Threads that one call may use. One is fastest for single queries, and a server with many
+        workers is not oversubscribed.
+    """
+
+    def __init__(self, data: bytes, threads: int = 1) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # the library reports through exceptions, not on stderr
+        try:
+            self._session = onnxruntime.InferenceSession(
+                data, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as exc:
+            raise BundleCorrupt(f"ONNX Runtime refuses the model: {exc}") from exc
+        self._run_options = onnxruntime.RunOptions()
+        # Outputs that nobody asks for cost nothing.
+        self._run_options.only_execute_path_to_fetches = True
+
+    @property
+    def inputs(self) -> dict[str, list[Any]]:
+        """Names and shapes of the inputs; a free axis is a string."""
+        return {node.name: node.shape for node in self._session.get_inputs()}
+
+    @property
+    def outputs(self) -> dict[str, list[Any]]:
+        """Names and shapes of the outputs; a free axis is a string."""
+        return {node.name: node.shape for node in self._session.get_outputs()}
+
+    def run(
+        self, outputs: Sequence[str], inputs: Mapping[str, npt.NDArray[Any]]
+    ) -> list[npt.NDArray[Any]]:
+        """Run the model.
+
+        Parameters
+        ----------
+        outputs
+            Names of the outputs wanted.
+        inputs
+            Every input by name.
+        """
+        result: list[npt.NDArray[Any]] = self._session.run(outputs, inputs, self._run_options)
+        return result

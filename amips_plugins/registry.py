@@ -1,0 +1,228 @@
+"""The registry: where bundles are published, a folder or any fsspec URL.
+
+::
+
+    <root>/<database>/<collection>/<field>/
+        latest.json              the version that serves, and those that served before it
+        <version>/manifest.json  written last: a version without it does not exist
+        <version>/...            the files it names
+
+A version is written under a name that nobody reads until ``latest.json`` is replaced, in one step,
+to name it. A reader sees the old version or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import msgspec
+
+from amips_plugins.bundle import MANIFEST, Bundle, CollectionKey
+from amips_plugins.errors import BundleCorrupt, BundleError, BundleNotFound, InvalidInput
+from amips_plugins.files import replace_file
+
+if TYPE_CHECKING:
+    from amips_plugins.adapters.base import CollectionInfo
+
+__all__ = ["Registry", "collection_key", "default_registry"]
+
+_LATEST = "latest.json"
+
+
+class _Latest(msgspec.Struct, frozen=True, kw_only=True):
+    version: str
+    previous: list[str] = []
+    pinned: bool = False
+
+
+def default_registry() -> str:
+    """Return ``$AMIPS_REGISTRY``, or the folder ``registry`` where the program runs."""
+    return os.environ.get("AMIPS_REGISTRY", "registry")
+
+
+def collection_key(info: CollectionInfo) -> CollectionKey:
+    """Return the key of a collection; the generations ``docs__g2``, ... of ``docs`` share it."""
+    return CollectionKey(
+        database=info.database, name=re.sub(r"__g\d+$", "", info.name), field=info.field
+    )
+
+
+class Registry:
+    """Bundles by collection and version.
+
+    Parameters
+    ----------
+    root
+        A folder, or an fsspec URL such as ``s3://bucket/models`` (whose protocol package has to
+        be installed). Left out: ``default_registry()``.
+    """
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        import fsspec
+
+        self.root = str(root) if root is not None else default_registry()
+        try:
+            self._fs, path = fsspec.core.url_to_fs(self.root)
+        except (ImportError, ValueError) as exc:
+            raise InvalidInput(f"The registry {self.root!r} cannot be opened: {exc}") from exc
+        self._path: str = path
+        self._local = "file" in _protocols(self._fs)
+
+    def publish(self, folder: str | Path) -> str:
+        """Publish a bundle and make it the latest, unless the collection is pinned.
+
+        Parameters
+        ----------
+        folder
+            The bundle, as training wrote it.
+
+        Returns
+        -------
+        str
+            Its version.
+
+        Raises
+        ------
+        BundleNotFound, BundleCorrupt
+            The folder holds no sound bundle; nothing is published.
+        """
+        source = Path(folder)
+        bundle = Bundle.open(str(source), lambda name: (source / name).read_bytes())
+        manifest = bundle.manifest
+        home = self._home(manifest.collection)
+        if self._fs.exists(f"{home}/{manifest.version}/{MANIFEST}"):
+            raise InvalidInput(
+                f"Version {manifest.version} is already in the registry {self.root}; "
+                f"use 'amips registry pin' to serve it again."
+            )
+        for name in manifest.files:
+            self._write(f"{home}/{manifest.version}/{name}", bundle.read(name))
+        self._write(f"{home}/{manifest.version}/{MANIFEST}", (source / MANIFEST).read_bytes())
+        latest = self._latest(manifest.collection)
+        if latest is None or not latest.pinned:
+            self._point(manifest.collection, manifest.version, pinned=False)
+        return manifest.version
+
+    def versions(self, key: CollectionKey) -> list[str]:
+        """Return the complete versions of a collection, oldest first."""
+        home = self._home(key)
+        if not self._fs.isdir(home):
+            return []
+        self._fs.invalidate_cache()
+        names = [posixpath.basename(path.rstrip("/")) for path in self._fs.ls(home, detail=False)]
+        return sorted(n for n in names if self._fs.exists(f"{home}/{n}/{MANIFEST}"))
+
+    def current(self, key: CollectionKey) -> str | None:
+        """Return the version that serves, or None."""
+        latest = self._latest(key)
+        return None if latest is None else latest.version
+
+    def pinned(self, key: CollectionKey) -> bool:
+        """Return whether the version that serves is held against newer ones."""
+        latest = self._latest(key)
+        return latest is not None and latest.pinned
+
+    def open(self, key: CollectionKey, version: str | None = None) -> Bundle:
+        """Open a version, or the one that serves.
+
+        Raises
+        ------
+        BundleNotFound
+            Nothing is published for the collection, or not this version.
+        BundleCorrupt
+            The bundle is not sound.
+        """
+        chosen = version if version is not None else self.current(key)
+        if chosen is None:
+            raise BundleNotFound(
+                f"The registry {self.root} holds no bundle for {key.database} collection "
+                f"{key.name!r}, field {key.field!r}; train one and run: amips publish."
+            )
+        home = f"{self._home(key)}/{_safe(chosen)}"
+        return Bundle.open(home, lambda name: self._read(f"{home}/{name}"))
+
+    def pin(self, key: CollectionKey, version: str) -> None:
+        """Serve this version, whatever is published later."""
+        self._require(key, version)
+        self._point(key, version, pinned=True)
+
+    def unpin(self, key: CollectionKey) -> str:
+        """Serve the newest version again, and every later one; return it."""
+        versions = self.versions(key)
+        if not versions:
+            raise BundleNotFound(f"The registry {self.root} holds no bundle for {key.name!r}.")
+        self._point(key, versions[-1], pinned=False)
+        return versions[-1]
+
+    def roll_back(self, key: CollectionKey) -> str:
+        """Serve the version that served before the current one; return it."""
+        latest = self._latest(key)
+        if latest is None or not latest.previous:
+            raise BundleNotFound(
+                f"No earlier version of {key.name!r} has served; nothing to roll back."
+            )
+        *earlier, target = latest.previous
+        self._require(key, target)
+        self._store(key, _Latest(version=target, previous=earlier, pinned=latest.pinned))
+        return target
+
+    def _require(self, key: CollectionKey, version: str) -> None:
+        if version not in self.versions(key):
+            known = ", ".join(self.versions(key)) or "none"
+            raise BundleNotFound(
+                f"There is no version {version!r} of {key.name!r}; there are: {known}."
+            )
+
+    def _home(self, key: CollectionKey) -> str:
+        parts = (key.database, key.name, key.field or "unnamed")
+        return "/".join([self._path, *(_safe(part) for part in parts)])
+
+    def _latest(self, key: CollectionKey) -> _Latest | None:
+        path = f"{self._home(key)}/{_LATEST}"
+        try:
+            return msgspec.json.decode(self._read(path), type=_Latest)
+        except FileNotFoundError:
+            return None
+        except msgspec.MsgspecError as exc:
+            raise BundleCorrupt(
+                f"{path} cannot be read ({exc}); pin a version to mend it."
+            ) from exc
+
+    def _point(self, key: CollectionKey, version: str, *, pinned: bool) -> None:
+        try:
+            latest = self._latest(key)
+        except BundleError:
+            latest = None
+        previous = [] if latest is None else list(latest.previous)
+        if latest is not None and latest.version != version:
+            previous.append(latest.version)
+        self._store(key, _Latest(version=version, previous=previous[-50:], pinned=pinned))
+
+    def _store(self, key: CollectionKey, latest: _Latest) -> None:
+        self._write(f"{self._home(key)}/{_LATEST}", msgspec.json.encode(latest))
+
+    def _read(self, path: str) -> bytes:
+        data: bytes = self._fs.cat_file(path)
+        return data
+
+    def _write(self, path: str, data: bytes) -> None:
+        """Create or replace a file in one step (object stores do so with a single put)."""
+        if self._local:
+            replace_file(Path(path), data)
+        else:
+            self._fs.pipe_file(path, data)
+
+
+def _safe(part: str) -> str:
+    """Make one path segment of a name, reversibly; never a step up the tree."""
+    quoted = quote(part, safe="")
+    return quoted.replace(".", "%2E") if set(quoted) == {"."} else quoted
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

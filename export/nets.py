@@ -1,0 +1,149 @@
+"""The three networks. All of them see a unit query u (lifted, divided by its length).
+
+A query's own length never changes which key is best, so the nets need not learn it: the exported
+graph divides it out, and multiplies support values by it again.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["KeyNet", "LinearRouter", "Net", "SupportNet"]
+
+
+class LinearRouter(nn.Module):
+    """One score per cell: ``W u + b``. It costs exactly what comparing with the centroids costs.
+
+    Parameters
+    ----------
+    dim
+        Dimension of the (lifted) query.
+    n_cells
+        Number of cells.
+    """
+
+    def __init__(self, dim: int, n_cells: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(n_cells, dim))
+        self.bias = nn.Parameter(torch.zeros(n_cells))
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Map ``(n, dim)`` unit queries to ``(n, n_cells)`` scores."""
+        return functional.linear(u, self.weight, self.bias)
+
+    def constrain(self) -> None:
+        """Do nothing: any weight is allowed."""
+
+
+class SupportNet(nn.Module):
+    """Input-convex and 1-homogeneous: one support function estimate per cell (paper, section 3).
+
+    ::
+
+        z_0 = relu(A_0 u + a_0 ||u||)
+        z_i = relu(B_i z_{i-1} + A_i u + a_i ||u||)        B_i >= 0, a_i >= 0
+        f   = B z_last + A u + a ||u||                     B >= 0, a >= 0
+
+    Without free biases every layer is 1-homogeneous; with B and a non-negative every layer is
+    convex in u, since ||u|| is. Both hold exactly, by construction. The gradient of head c at u is
+    the key that the net predicts to be the best of cell c.
+
+    Parameters
+    ----------
+    dim
+        Dimension of the (lifted) query.
+    n_cells
+        Number of heads.
+    width
+        Units of each hidden layer.
+    depth
+        Number of hidden layers, at least 1.
+    """
+
+    def __init__(self, dim: int, n_cells: int, width: int = 128, depth: int = 1) -> None:
+        super().__init__()
+        outs = [width] * depth + [n_cells]
+        self.skip = nn.ParameterList([nn.Parameter(torch.empty(out, dim)) for out in outs])
+        self.norm = nn.ParameterList([nn.Parameter(torch.zeros(out)) for out in outs])
+        self.mix = nn.ParameterList([nn.Parameter(torch.empty(out, width)) for out in outs[1:]])
+        for skip in self.skip:
+            nn.init.normal_(skip, std=dim**-0.5)
+        for mix in self.mix:
+            nn.init.uniform_(mix, 0.0, 2.0 / width)
+        self.log_scale = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Map ``(n, dim)`` queries of any length to ``(n, n_cells)`` support values."""
+        length = u.norm(dim=1, keepdim=True)
+        z = torch.relu(u @ self.skip[0].T + length * self.norm[0])
+        for mix, skip, norm in zip(
+            self.mix[:-1], list(self.skip)[1:-1], list(self.norm)[1:-1], strict=True
+        ):
+            z = torch.relu(z @ mix.T + u @ skip.T + length * norm)
+        scores: Tensor = z @ self.mix[-1].T + u @ self.skip[-1].T + length * self.norm[-1]
+        return scores
+
+    @property
+    def scale(self) -> Tensor:
+        """Positive factor from support values to logits; it changes no ranking."""
+        return self.log_scale.exp()
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Project the weights that convexity needs onto the non-negative ones."""
+        for weights in (*self.mix, *self.norm):
+            weights.clamp_(min=0.0)
+
+
+class KeyNet(nn.Module):
+    """Predicts the best key itself (paper, section 3): ``(n, dim)`` to ``(n, dim)``.
+
+    Parameters
+    ----------
+    dim
+        Dimension of the (lifted) query and key.
+    width
+        Units of each hidden layer; with 0 the net is one linear map.
+    depth
+        Number of hidden layers.
+    residual
+        Add the query to the prediction, so that an untrained net is the native search.
+    """
+
+    def __init__(self, dim: int, width: int = 0, depth: int = 1, residual: bool = True) -> None:
+        super().__init__()
+        self.residual = residual
+        hidden = [width] * depth if width else []
+        ins = [dim, *hidden]
+        outs = [*hidden, dim]
+        self.weights = nn.ParameterList(
+            [nn.Parameter(torch.empty(o, i)) for o, i in zip(outs, ins, strict=True)]
+        )
+        self.biases = nn.ParameterList([nn.Parameter(torch.zeros(out)) for out in outs])
+        for weight in self.weights:
+            nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+        if residual:
+            nn.init.zeros_(self.weights[-1])
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Map ``(n, dim)`` unit queries to ``(n, dim)`` keys."""
+        z = u
+        last = len(self.weights) - 1
+        for place, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            z = functional.linear(z, weight, bias)
+            if place < last:
+                z = torch.relu(z)
+        return z + u if self.residual else z
+
+    def constrain(self) -> None:
+        """Do nothing: any weight is allowed."""
+
+
+Net = LinearRouter | SupportNet | KeyNet
+
+
+def multiplications(net: Net) -> int:
+    """Return the number of weights a single query is multiplied with."""
+    return sum(p.numel() for p in net.parameters() if p.dim() == 2)

@@ -1,0 +1,175 @@
+"""Training queries: checking, splitting before anything else, and augmenting only then."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from amips_plugins.errors import InvalidInput, TrainingError
+from amips_plugins.vectors import FloatArray, as_queries
+
+__all__ = ["QuerySplits", "augment", "guess_queries", "load_queries", "split_queries"]
+
+_SHARES = (("train", 0.75), ("validate", 0.05), ("calibrate", 0.10), ("test", 0.10))
+_FEWEST = 50
+
+
+@dataclass(frozen=True)
+class QuerySplits:
+    """Distinct queries, no two splits share one.
+
+    Attributes
+    ----------
+    train
+        ``(n, dim)`` float32: what the models learn from.
+    validate
+        Stops the training and compares the candidates.
+    calibrate
+        Decides how many probes a recall target takes; untouched until then, which its guarantee
+        needs.
+    test
+        Only ever reported on.
+    source
+        Whether they were logged or guessed from the keys.
+    """
+
+    train: FloatArray
+    validate: FloatArray
+    calibrate: FloatArray
+    test: FloatArray
+    source: Literal["log", "guess"]
+
+
+def load_queries(path: str | Path, dim: int) -> FloatArray:
+    """Read queries from a ``.npy`` file.
+
+    Parameters
+    ----------
+    path
+        A ``(n, dim)`` array of any float type.
+    dim
+        Dimension of the keys.
+
+    Raises
+    ------
+    InvalidInput
+        No such file, not an array, of another dimension, or with NaN.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as exc:
+        raise InvalidInput(f"There is no file {path}; pass a .npy file of query vectors.") from exc
+    except (ValueError, EOFError, OSError) as exc:
+        raise InvalidInput(f"{path} is not a .npy array of query vectors ({exc}).") from exc
+    if array.ndim != 2:
+        raise InvalidInput(f"{path} has shape {array.shape}; pass query vectors of (n, {dim}).")
+    return as_queries(array, dim)[0]
+
+
+def guess_queries(keys: FloatArray, count: int, seed: int, spread: float = 0.5) -> FloatArray:
+    """Make up queries near the keys, for a collection that has no query log.
+
+    A router trained on them is only as good as this guess; real queries usually lie elsewhere.
+
+    Parameters
+    ----------
+    keys
+        ``(n, dim)`` float32.
+    count
+        Number of queries.
+    seed
+        Same seed, same queries.
+    spread
+        Length of the random step away from a key, in lengths of the key.
+    """
+    warnings.warn(
+        "No query log was given: training on perturbed keys. Such a router is only as good as "
+        "that guess; collect real queries and train again.",
+        stacklevel=2,
+    )
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.integers(len(keys), size=count))
+    chosen = np.asarray(keys[rows], dtype=np.float32)
+    step = rng.standard_normal(chosen.shape, dtype=np.float32)
+    step *= spread * np.linalg.norm(chosen, axis=1, keepdims=True) / np.sqrt(chosen.shape[1])
+    return chosen + step
+
+
+def split_queries(
+    queries: FloatArray, seed: int, source: Literal["log", "guess"] = "log"
+) -> QuerySplits:
+    """Split by distinct query: a query's own bytes decide where it goes.
+
+    Repeats of a query therefore share a split, and a query keeps its split when the log grows.
+
+    Parameters
+    ----------
+    queries
+        ``(n, dim)`` finite float32, repeats allowed.
+    seed
+        Another seed, another split.
+    source
+        Where the queries came from.
+
+    Raises
+    ------
+    TrainingError
+        There are too few distinct queries to fill every split.
+    """
+    distinct = np.unique(queries, axis=0)
+    places = np.empty(len(distinct))
+    for row, query in enumerate(distinct):
+        digest = hashlib.blake2b(query.tobytes(), digest_size=8, salt=seed.to_bytes(8, "little"))
+        places[row] = int.from_bytes(digest.digest(), "little") / 2**64
+    order = np.argsort(places)
+    distinct, places = distinct[order], places[order]
+    parts: dict[str, FloatArray] = {}
+    low = 0.0
+    for name, share in _SHARES:
+        parts[name] = distinct[(places >= low) & (places < low + share)]
+        low += share
+    if len(distinct) < _FEWEST or min(len(part) for part in parts.values()) == 0:
+        raise TrainingError(
+            f"{len(distinct)} distinct queries are too few to train and to test on; collect at "
+            f"least {_FEWEST}, better some thousands."
+        )
+    return QuerySplits(**parts, source=source)
+
+
+def augment(queries: FloatArray, copies: int, std: float, seed: int) -> FloatArray:
+    """Append noisy copies, rescaled to the length of their original (paper, section 4).
+
+    Only ever used on the training split, after the split.
+
+    Parameters
+    ----------
+    queries
+        ``(n, dim)`` float32.
+    copies
+        Noisy copies of each.
+    std
+        Standard deviation of the noise in each coordinate of the unit query.
+    seed
+        Same seed, same noise.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``((1 + copies) * n, dim)`` float32, the originals first.
+    """
+    if copies == 0:
+        return queries
+    rng = np.random.default_rng(seed)
+    lengths = np.linalg.norm(queries, axis=1, keepdims=True)
+    parts = [queries]
+    for _ in range(copies):
+        noise = rng.standard_normal(queries.shape, dtype=np.float32) * np.float32(std)
+        noisy = queries + noise * lengths
+        noisy *= lengths / np.maximum(np.linalg.norm(noisy, axis=1, keepdims=True), 1e-12)
+        parts.append(noisy.astype(np.float32))
+    return np.concatenate(parts)

@@ -26,11 +26,19 @@ from amips_plugins.model import OnnxModel
 from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
 from amips_plugins.vectors import FloatArray
 
-__all__ = ["ModelFault", "RewriteHook", "RouteHook", "load_hook"]
+__all__ = ["ModelFault", "NativeHook", "RewriteHook", "RouteHook", "load_hook"]
 
 
 class ModelFault(RuntimeError):
     """A model gave something that cannot be a plan, such as NaN."""
+
+
+class NativeHook:
+    """Leaves every search as it is: the baseline to compare with."""
+
+    def plan(self, queries: FloatArray, target: Target) -> QueryPlan:  # noqa: ARG002
+        """Return the empty plan."""
+        return NATIVE
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from amips_plugins.bundle import MANIFEST, Bundle
+from amips_plugins.bundle import CELLS, MANIFEST, Bundle, Manifest
+from amips_plugins.cells import Cells
 from amips_plugins.errors import BundleError, InvalidInput
 from amips_plugins.hooks import load_hook
 from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
 from amips_plugins.registry import Registry, collection_key
-from amips_plugins.vectors import FloatArray, as_queries
+from amips_plugins.vectors import FloatArray, IntArray, as_queries
 
 if TYPE_CHECKING:
     from amips_plugins.adapters.base import Collection, Hit
@@ -43,6 +44,9 @@ class Trace:
         Why the native search answered in place of the model; None when nothing went wrong.
     cells
         With ``explain=True``, the cells searched, best first.
+    scanned
+        With ``explain=True``, the share of the snapshot's keys in those cells, plus the model's
+        own multiplications expressed in keys.
     plan_us, search_ms
         With ``explain=True``, microseconds spent on the plan of the whole batch and milliseconds
         in the database's client.
@@ -53,6 +57,7 @@ class Trace:
     version: str | None = None
     fallback: str | None = None
     cells: tuple[int, ...] | None = None
+    scanned: float | None = None
     plan_us: float | None = None
     search_ms: float | None = None
 
@@ -146,7 +151,8 @@ class LearnedRouter:
         self._collection = collection
         self._threads = threads
         self._hook: PreQueryHook | None = hook
-        self._version: str | None = None
+        self._manifest: Manifest | None = None
+        self._sizes: IntArray | None = None
         self._no_hook = "no bundle"
         self._count = collection.count()
         self.fallbacks: Counter[str] = Counter()
@@ -161,9 +167,14 @@ class LearnedRouter:
         return self._collection
 
     @property
-    def version(self) -> str | None:
-        """Version of the bundle in use, or None."""
-        return self._version
+    def manifest(self) -> Manifest | None:
+        """The manifest of the bundle in use, or None."""
+        return self._manifest
+
+    @property
+    def learned(self) -> bool:
+        """Whether there is a hook to plan with; without one every search is native."""
+        return self._hook is not None
 
     def search(
         self,
@@ -222,7 +233,8 @@ class LearnedRouter:
         plan, fallback = self._plan(rows, target)
         planned = time.perf_counter()
         found, plan, fallback = self._search(request, plan, fallback)
-        base = Trace(_mode(plan), version=self._version, fallback=fallback)
+        version = None if self._manifest is None else self._manifest.version
+        base = Trace(_mode(plan), version=version, fallback=fallback)
         if explain:
             base = replace(
                 base,
@@ -230,7 +242,7 @@ class LearnedRouter:
                 search_ms=(time.perf_counter() - planned) * 1e3,
             )
         answers = [
-            Hits(hits, _row_trace(base, plan, row, explain)) for row, hits in enumerate(found)
+            Hits(hits, self._row_trace(base, plan, row, explain)) for row, hits in enumerate(found)
         ]
         return answers[0] if single else answers
 
@@ -269,6 +281,20 @@ class LearnedRouter:
             reason = self._fall_back(f"search: {type(exc).__name__}", exc)
             return self._collection.search(request), NATIVE, reason
 
+    def _row_trace(self, base: Trace, plan: QueryPlan, row: int, explain: bool) -> Trace:
+        if plan.cells is None:
+            return base
+        cells = tuple(cell for cell in plan.cells[row].tolist() if cell >= 0)
+        if not explain:
+            return replace(base, n_probes=len(cells))
+        return replace(base, n_probes=len(cells), cells=cells, scanned=self._scanned(cells))
+
+    def _scanned(self, cells: tuple[int, ...]) -> float | None:
+        if self._sizes is None or self._manifest is None:
+            return None
+        model = self._manifest.parameters / self._manifest.dim
+        return (float(self._sizes[list(cells)].sum()) + model) / self._manifest.count
+
     def _fall_back(self, reason: str, cause: BaseException | None = None) -> str:
         """Count a reason, and log it the first time."""
         self.fallbacks[reason] += 1
@@ -285,8 +311,10 @@ class LearnedRouter:
         info = self._collection.info
         key = collection_key(info)
         bundle.manifest.check_serves(key.database, key.name, key.field, info.metric, info.dim)
-        self._hook = load_hook(bundle, self._threads)
-        self._version = bundle.manifest.version
+        hook = load_hook(bundle, self._threads)
+        if bundle.manifest.layout:
+            self._sizes = Cells.from_bytes(bundle.read(CELLS)).sizes
+        self._hook, self._manifest = hook, bundle.manifest
 
     def _load_latest(self, registry: Registry) -> None:
         try:
@@ -307,10 +335,3 @@ def _mode(plan: QueryPlan) -> str:
     if plan.cells is not None:
         return "route"
     return "native" if plan.rewritten is None else "rewrite"
-
-
-def _row_trace(base: Trace, plan: QueryPlan, row: int, explain: bool) -> Trace:
-    if plan.cells is None:
-        return base
-    cells = tuple(cell for cell in plan.cells[row].tolist() if cell >= 0)
-    return replace(base, n_probes=len(cells), cells=cells if explain else None)

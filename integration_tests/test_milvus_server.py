@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from amips_plugins.adapters.base import SearchRequest
+from amips_plugins.adapters.milvus import MilvusCollection
+from amips_plugins.errors import CollectionError, CollectionNotFound
+from amips_plugins.plan import QueryPlan
+from amips_plugins.vectors import FloatArray
+from tests.contract.test_milvus import MilvusContract
+
+pymilvus = pytest.importorskip("pymilvus")
+
+DIM = 16
+COUNT = 6000  # a segment under 1024 rows gets no IVF index and ignores nprobe
+
+
+class TestMilvusServer(MilvusContract):
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def database(cls, milvus_uri: str) -> Iterator[None]:
+        cls.set_up(pymilvus.MilvusClient(milvus_uri))
+        yield
+        cls.tear_down()
+
+
+@pytest.fixture(scope="module")
+def client(milvus_uri: str) -> Iterator[Any]:
+    client = pymilvus.MilvusClient(milvus_uri)
+    yield client
+    client.close()
+
+
+def keys() -> FloatArray:
+    return np.random.default_rng(0).standard_normal((COUNT, DIM)).astype(np.float32)
+
+
+def queries() -> FloatArray:
+    return np.random.default_rng(1).standard_normal((20, DIM)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def ivf(client: Any) -> Iterator[MilvusCollection]:
+    """A real IVF_FLAT index: flushed, built and loaded, so that nprobe means something."""
+    name = f"ivf_{secrets.token_hex(4)}"
+    schema = client.create_schema(auto_id=True, enable_dynamic_field=True)
+    schema.add_field("key", pymilvus.DataType.INT64, is_primary=True)
+    schema.add_field("embedding", pymilvus.DataType.FLOAT_VECTOR, dim=DIM)
+    client.create_collection(name, schema=schema, num_shards=1)
+    client.insert(name, [{"embedding": key, "row": row} for row, key in enumerate(keys())])
+    client.flush(name)
+    index = client.prepare_index_params()
+    index.add_index(
+        "embedding", index_type="IVF_FLAT", metric_type="IP", index_name="ivf", params={"nlist": 64}
+    )
+    client.create_index(name, index)
+    client.load_collection(name)
+    deadline = time.monotonic() + 60
+    while not all(part.index_name for part in client.list_loaded_segments(name)):
+        assert time.monotonic() < deadline, "the index was not loaded in a minute"
+        time.sleep(0.5)
+        client.refresh_load(name)
+    yield MilvusCollection(client, name)
+    for made in client.list_collections():
+        if made.startswith(name):
+            client.drop_collection(made)
+
+
+def exact_rows(k: int) -> list[set[int]]:
+    return [set(row) for row in np.argsort(-(queries() @ keys().T), axis=1)[:, :k].tolist()]
+
+
+def found_rows(collection: MilvusCollection, **request: Any) -> list[set[int]]:
+    plan = request.pop("plan", QueryPlan())
+    hits = collection.search(SearchRequest(queries(), fields=("row",), **request), plan)
+    return [{int(hit.fields["row"]) for hit in found} for found in hits]
+
+
+def recall(found: list[set[int]], wanted: list[set[int]]) -> float:
+    return float(np.mean([len(a & b) / len(b) for a, b in zip(found, wanted, strict=True)]))
+
+
+def test_nprobe_reaches_the_index(ivf: MilvusCollection) -> None:
+    wanted = exact_rows(10)
+    one, four, all_lists = (
+        recall(found_rows(ivf, k=10, params={"nprobe": probes}), wanted) for probes in (1, 4, 64)
+    )
+    assert one < 0.6 < four + 0.2 < all_lists + 0.2
+    assert all_lists == 1.0
+    nested = recall(found_rows(ivf, k=10, params={"params": {"nprobe": 1}}), wanted)
+    assert nested == one
+
+
+def test_rewritten_queries_search_an_ivf_index(ivf: MilvusCollection) -> None:
+    best = keys()[np.argmax(queries() @ keys().T, axis=1)]
+    plan = QueryPlan(rewritten=best, rescore=50)
+    hits = ivf.search(SearchRequest(queries(), k=3, params={"nprobe": 8}, fields=("row",)), plan)
+    for query, found in zip(queries(), hits, strict=True):
+        rows = [int(hit.fields["row"]) for hit in found]
+        np.testing.assert_allclose([h.score for h in found], keys()[rows] @ query, rtol=1e-4)
+        assert [hit.score for hit in found] == sorted((h.score for h in found), reverse=True)
+        assert all(set(hit.fields) == {"row"} for hit in found)
+    raw = recall(found_rows(ivf, k=1, params={"nprobe": 1}), exact_rows(1))
+    rewritten = recall(found_rows(ivf, k=1, params={"nprobe": 1}, plan=plan), exact_rows(1))
+    assert rewritten > raw  # the perfect rewriting looks for the best key itself
+
+
+def test_laying_out_keeps_generated_ids_and_dynamic_fields(ivf: MilvusCollection) -> None:
+    copy = ivf.lay_out("abc", 8, lambda ids, _: np.asarray(ids) % 8)
+    assert copy.info.name == f"{ivf.info.name}__g2"
+    assert copy.count() == COUNT
+    before = [key for batch in ivf.scan(4000) for key in batch.ids]
+    assert [key for batch in copy.scan(1000) for key in batch.ids] == before
+    assert found_rows(copy, k=10) == exact_rows(10)
+    cells = np.tile(np.arange(8), (20, 1))
+    assert found_rows(copy, k=10, plan=QueryPlan(cells=cells, layout="abc")) == exact_rows(10)
+    again = copy.lay_out("def", 2, lambda ids, _: np.asarray(ids) % 2)
+    assert again.info.name == f"{ivf.info.name}__g3"
+    assert (ivf.layout(), copy.layout(), again.layout()) == (None, "abc", "def")
+
+
+def test_a_dropped_partition_is_the_databases_own_error(ivf: MilvusCollection, client: Any) -> None:
+    copy = ivf.lay_out("fff", 2, lambda ids, _: np.asarray(ids) % 2)
+    assert copy.layout() == "fff"
+    client.release_partitions(copy.info.name, ["cell_fff_0001"])
+    client.drop_partition(copy.info.name, "cell_fff_0001")
+    plan = QueryPlan(cells=np.ones((20, 1), dtype=np.int64), layout="fff")
+    with pytest.raises(pymilvus.MilvusException, match="partition name cell_fff_0001 not found"):
+        copy.search(SearchRequest(queries(), k=1), plan)
+
+
+def test_an_unloaded_collection_says_so(client: Any) -> None:
+    name = f"cold_{secrets.token_hex(4)}"
+    client.create_collection(name, dimension=DIM)
+    try:
+        client.release_collection(name)
+        with pytest.raises(CollectionError, match="load_collection"):
+            _ = MilvusCollection(client, name).info
+    finally:
+        client.drop_collection(name)
+
+
+def test_connect_opens_and_closes_a_client_of_its_own(
+    milvus_uri: str, ivf: MilvusCollection
+) -> None:
+    collection = MilvusCollection.connect(milvus_uri, ivf.info.name)
+    assert collection.count() == COUNT
+    collection.close()
+    collection.close()
+    assert ivf.count() == COUNT
+    with pytest.raises(CollectionNotFound, match=ivf.info.name):
+        _ = MilvusCollection.connect(milvus_uri, "nowhere").info
+
+
+def test_a_timeout_ends_the_search(ivf: MilvusCollection) -> None:
+    with pytest.raises(Exception, match=r"(?i)deadline|timeout"):
+        ivf.search(SearchRequest(queries(), k=1, timeout=0.00001))

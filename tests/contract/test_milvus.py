@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from amips_plugins.adapters.base import Collection, Id
+from amips_plugins.adapters.milvus import MilvusCollection
+from amips_plugins.vectors import FloatArray, Metric
+from tests.contract.collection_contract import DIM, CollectionContract
+
+pymilvus = pytest.importorskip("pymilvus")
+
+
+class MilvusContract(CollectionContract):
+    """The contract over any Milvus; a subclass brings the client.
+
+    Milvus takes a second to create a collection, a server several, so collections are shared by
+    the tests that only read them.
+    """
+
+    client: ClassVar[Any]
+    prefix: ClassVar[str]
+    built: ClassVar[dict[tuple[Any, ...], Collection]]
+    """What can be used again: collections by their content, laid out ones by their metric."""
+
+    @classmethod
+    def set_up(cls, client: Any) -> None:
+        cls.client = client
+        cls.prefix = f"contract_{secrets.token_hex(4)}"
+        cls.built = {}
+
+    @classmethod
+    def tear_down(cls) -> None:
+        for name in cls.client.list_collections():
+            if name.startswith(cls.prefix):
+                cls.client.drop_collection(name)
+        cls.client.close()
+
+    def make(
+        self, keys: FloatArray, ids: Sequence[Id], metric: Metric, groups: Sequence[str]
+    ) -> Collection:
+        content = (metric, keys.tobytes(), *ids)
+        if content not in self.built:
+            self.built[content] = self.create(keys, ids, metric, groups)
+        return MilvusCollection(self.client, self.built[content].info.name)
+
+    def create(
+        self, keys: FloatArray, ids: Sequence[Id], metric: Metric, groups: Sequence[str]
+    ) -> Collection:
+        name = f"{self.prefix}_{len(self.built)}"
+        schema = self.client.create_schema(auto_id=False)
+        if isinstance(ids[0], str):
+            schema.add_field("key", pymilvus.DataType.VARCHAR, is_primary=True, max_length=64)
+        else:
+            schema.add_field("key", pymilvus.DataType.INT64, is_primary=True)
+        schema.add_field("embedding", pymilvus.DataType.FLOAT_VECTOR, dim=DIM)
+        schema.add_field("group", pymilvus.DataType.VARCHAR, max_length=64)
+        # Session sees what this client wrote; Bounded may miss it on a server.
+        self.client.create_collection(name, schema=schema, consistency_level="Session")
+        rows = [
+            {"key": key, "embedding": vector, "group": group}
+            for key, vector, group in zip(ids, keys, groups, strict=True)
+        ]
+        # Written out of order and in two parts, so that nothing is sorted by accident.
+        order = np.random.default_rng(0).permutation(len(rows))
+        half = len(rows) // 2
+        self.client.insert(name, [rows[row] for row in order[:half]])
+        self.client.flush(name)
+        self.client.insert(name, [rows[row] for row in order[half:]])
+        index = self.client.prepare_index_params()
+        index.add_index("embedding", index_type="FLAT", metric_type=metric.name)
+        self.client.create_index(name, index)
+        self.client.load_collection(name)
+        return MilvusCollection(self.client, name)
+
+    def group_filter(self, group: str) -> Any:
+        return f'group == "{group}"'
+
+    def laid_out(self, metric: Metric = Metric.COSINE) -> Collection:
+        if (metric,) not in self.built:
+            self.built[metric,] = super().laid_out(metric)
+        return MilvusCollection(self.client, self.built[metric,].info.name)
+
+    def add_without_cell(self, collection: Collection, ids: Sequence[Id], keys: FloatArray) -> None:
+        self.built.pop((collection.info.metric,))  # no longer what the other tests expect
+        self.client.insert(
+            collection.info.name,
+            [
+                {"key": key, "embedding": vector, "group": ""}
+                for key, vector in zip(ids, keys, strict=True)
+            ],
+        )
+
+
+class TestMilvusLite(MilvusContract):
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def database(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+        pytest.importorskip("milvus_lite")
+        cls.set_up(pymilvus.MilvusClient(str(tmp_path_factory.mktemp("milvus") / "contract.db")))
+        yield
+        cls.tear_down()

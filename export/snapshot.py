@@ -30,7 +30,7 @@ from amips_plugins.progress import Progress, no_progress
 from amips_plugins.registry import collection_key
 from amips_plugins.vectors import FloatArray, Metric
 
-__all__ = ["Snapshot", "SnapshotManifest", "take_snapshot"]
+__all__ = ["Snapshot", "SnapshotManifest", "finished", "take_snapshot"]
 
 _FORMAT = 1
 _MANIFEST = "snapshot.json"
@@ -145,6 +145,12 @@ class Snapshot:
     def ids_bytes(self) -> bytes:
         """Return the id file as it is."""
         return (self.path / _IDS).read_bytes()
+
+
+def finished(path: str | Path) -> bool:
+    """Return whether a folder holds a finished snapshot."""
+    manifest = _read_manifest(Path(path))
+    return manifest is not None and manifest.complete
 
 
 def take_snapshot(

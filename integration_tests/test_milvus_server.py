@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from tests.contract.test_milvus import MilvusContract
 
 pymilvus = pytest.importorskip("pymilvus")
 
+TOKEN = os.environ.get("AMIPS_MILVUS_TOKEN", "")
 DIM = 16
 COUNT = 6000  # a segment under 1024 rows gets no IVF index and ignores nprobe
 
@@ -25,14 +27,14 @@ class TestMilvusServer(MilvusContract):
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
     def database(cls, milvus_uri: str) -> Iterator[None]:
-        cls.set_up(pymilvus.MilvusClient(milvus_uri))
+        cls.set_up(pymilvus.MilvusClient(milvus_uri, token=TOKEN))
         yield
         cls.tear_down()
 
 
 @pytest.fixture(scope="module")
 def client(milvus_uri: str) -> Iterator[Any]:
-    client = pymilvus.MilvusClient(milvus_uri)
+    client = pymilvus.MilvusClient(milvus_uri, token=TOKEN)
     yield client
     client.close()
 
@@ -149,13 +151,13 @@ def test_an_unloaded_collection_says_so(client: Any) -> None:
 def test_connect_opens_and_closes_a_client_of_its_own(
     milvus_uri: str, ivf: MilvusCollection
 ) -> None:
-    collection = MilvusCollection.connect(milvus_uri, ivf.info.name)
+    collection = MilvusCollection.connect(milvus_uri, ivf.info.name, token=TOKEN)
     assert collection.count() == COUNT
     collection.close()
     collection.close()
     assert ivf.count() == COUNT
     with pytest.raises(CollectionNotFound, match=ivf.info.name):
-        _ = MilvusCollection.connect(milvus_uri, "nowhere").info
+        _ = MilvusCollection.connect(milvus_uri, "nowhere", token=TOKEN).info
 
 
 def test_a_timeout_ends_the_search(ivf: MilvusCollection) -> None:

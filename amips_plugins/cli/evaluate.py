@@ -1,0 +1,75 @@
+"""``amips evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from amips_plugins.cli.output import echo_json, share, table
+from amips_plugins.cli.progress import show_progress
+from amips_plugins.cli.publish import registry_option
+
+if TYPE_CHECKING:
+    from amips_plugins.evaluate import Measurement
+
+__all__ = ["command", "show"]
+
+
+@click.command("evaluate")
+@click.argument("uri")
+@click.option(
+    "--queries",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A .npy file of (n, dim) query vectors that no training has seen.",
+)
+@registry_option
+@click.option("--k", default=10, show_default=True, help="Measure recall@k.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(uri: str, queries: Path, registry: str | None, k: int, as_json: bool) -> None:
+    """Compare native and learned search of the collection URI on your own queries.
+
+    Recall is measured against the exact answer, found by reading every key once.
+    """
+    import numpy as np
+
+    from amips_plugins.adapters.connect import connect
+    from amips_plugins.errors import InvalidInput
+    from amips_plugins.evaluate import evaluate
+    from amips_plugins.router import LearnedRouter
+
+    try:
+        rows = np.load(queries, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as exc:
+        raise InvalidInput(f"{queries} is not a .npy array of query vectors ({exc}).") from exc
+    collection = connect(uri)
+    try:
+        router = LearnedRouter(collection, registry=registry)
+        measured = evaluate(router, rows, k, progress=show_progress)
+    finally:
+        collection.close()
+    if as_json:
+        echo_json(measured)
+        return
+    click.echo(show(measured, k))
+    for reason, count in router.fallbacks.items():
+        click.echo(f"Warning: the native search answered {count} times: {reason}.", err=True)
+
+
+def show(measured: list[Measurement], k: int) -> str:
+    """Lay measurements out as a table."""
+    header = ["search", "recall@1", f"recall@{k}", "probes", "scanned", "ms"]
+    rows = [
+        [
+            row.search,
+            f"{row.recall_at_1:.3f}",
+            f"{row.recall_at_k:.3f}",
+            "-" if row.n_probes is None else str(row.n_probes),
+            share(row.scanned),
+            f"{row.milliseconds:.2f}",
+        ]
+        for row in measured
+    ]
+    return table(header, rows)

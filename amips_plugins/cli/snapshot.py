@@ -1,0 +1,42 @@
+"""``amips snapshot``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from amips_plugins.cli.progress import show_progress
+
+__all__ = ["command"]
+
+
+@click.command("snapshot")
+@click.argument("uri")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder to fill.")
+@click.option("--batch-size", default=5_000, show_default=True, help="Keys read at once.")
+def command(uri: str, out: Path, batch_size: int) -> None:
+    """Copy every id and vector of the collection URI to a folder.
+
+    Interrupted, the same command goes on where it stopped. The collection is only read.
+    """
+    from amips_plugins.adapters.connect import connect
+    from amips_plugins.export.snapshot import take_snapshot
+
+    collection = connect(uri)
+    try:
+        taken = take_snapshot(collection, out, batch_size, show_progress)
+    finally:
+        collection.close()
+    manifest = taken.manifest
+    click.echo(
+        f"{manifest.count:,} keys of dimension {manifest.dim} ({manifest.metric}) in {out}, "
+        f"fingerprint {manifest.fingerprint[:12]}."
+    )
+    if manifest.moved:
+        click.echo(
+            f"Warning: the collection changed meanwhile: it held {manifest.count_before:,} keys at "
+            f"the start and {manifest.count_after:,} at the end, {manifest.count:,} were copied. "
+            f"That does not hurt training; keys written since are searched all the same.",
+            err=True,
+        )

@@ -1,0 +1,87 @@
+"""``amips train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from amips_plugins.cli.output import echo_json, share, table
+from amips_plugins.cli.progress import show_progress
+
+__all__ = ["command"]
+
+
+@click.command("train")
+@click.argument("snapshot", type=click.Path(path_type=Path))
+@click.option(
+    "--queries",
+    type=click.Path(path_type=Path),
+    help="A .npy file of (n, dim) query vectors, from your log. Without it queries are guessed "
+    "from the keys, and the result is only as good as that guess.",
+)
+@click.option(
+    "--model",
+    type=click.Choice(["auto", "linear", "supportnet", "keynet", "native"]),
+    default="auto",
+    show_default=True,
+    help="auto: the cheapest router. keynet: rewrite queries for an unchanged IVF index. "
+    "native: plain k-means centroids, to compare with.",
+)
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder to fill.")
+@click.option("--cells", default=64, show_default=True, help="Number of cells.")
+@click.option(
+    "--layout",
+    type=click.Choice(["query-aware", "native"]),
+    default="query-aware",
+    show_default=True,
+    help="Cut the keys as queries see them, or by plain k-means.",
+)
+@click.option(
+    "--preset",
+    default="default",
+    show_default=True,
+    help="Training recipe; 'paper' is the paper's own.",
+)
+@click.option("--k", default=10, show_default=True, help="Recall@k to be cheap at.")
+@click.option("--recall", default=0.95, show_default=True, help="Recall to be cheap at.")
+@click.option("--epochs", type=int, help="Passes over the queries.  [default: the recipe's]")
+@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def command(
+    snapshot: Path, queries: Path | None, out: Path, cells: int, as_json: bool, **options: Any
+) -> None:
+    """Train on a SNAPSHOT folder and write a bundle to OUT/bundle.
+
+    Every candidate is compared with the native search on queries it has never seen, its own cost
+    included. Interrupted, the same command goes on where it stopped.
+    """
+    from amips_plugins.errors import require
+
+    require("torch", "train")
+    require("faiss", "train")
+    from amips_plugins.export.queries import load_queries
+    from amips_plugins.export.snapshot import Snapshot
+    from amips_plugins.export.train import TrainOptions, train
+
+    taken = Snapshot.open(snapshot)
+    log = None if queries is None else load_queries(queries, taken.manifest.dim)
+    run = train(taken, log, out, TrainOptions(n_cells=cells, **options), show_progress)
+    manifest = run.manifest
+    if as_json:
+        echo_json(manifest)
+        return
+    click.echo(f"\nCost of recall@{manifest.default_k} on held-out queries, in full scans:\n")
+    shown = [figure for figure in manifest.figures if figure.k == manifest.default_k]
+    recalls = sorted({figure.recall for figure in shown})
+    names = list(dict.fromkeys(figure.candidate for figure in shown))
+    cost = {(figure.candidate, figure.recall): figure.total for figure in shown}
+    header = ["search", *(f"recall {recall:.2f}" for recall in recalls)]
+    rows = [[name, *(share(cost[name, recall]) for recall in recalls)] for name in names]
+    click.echo(table(header, rows))
+    click.echo(f"\n{manifest.reason}")
+    click.echo(f"Bundle {manifest.version} ({manifest.model}) is in {run.bundle}.")

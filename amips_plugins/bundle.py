@@ -66,7 +66,7 @@ class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     k, recall
         The target: recall@k.
     n_probes
-        Fewest cells that reach it.
+        Mean number of cells searched at the least cost that reaches it.
     scanned, model, total
         Shares of the keys: in the cells searched; the model's multiplications expressed in keys;
         their sum. None where the target is out of reach.
@@ -77,7 +77,7 @@ class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     candidate: str
     k: int
     recall: float
-    n_probes: int | None
+    n_probes: float | None
     scanned: float | None
     model: float
     total: float | None

@@ -1,16 +1,20 @@
-"""How many cells to search for a recall target, and what may be promised about it.
+"""How far to search for a recall target, and what may be promised about it.
+
+A router gives every cell a priority, and searches the cells above a threshold: an easy query
+searches few, a hard one many. Lower thresholds find more and cost more; calibration says how much.
 
 The promise is distribution-free: with probability at least ``confidence`` over the calibration
 queries, the mean recall@k of fresh queries from the same distribution is at least the value in
 ``guaranteed``. It is learn-then-test (Angelopoulos, Bates, Candes, Jordan and Lei, 2021,
 arXiv 2110.01052) with fixed-sequence testing from all cells downwards and a betting p-value
-(Waudby-Smith and Ramdas, 2024, arXiv 2010.09686), inverted once per number of probes, so that any
-one target can be looked up later. It speaks of unfiltered searches. ``export.measure`` makes it.
+(Waudby-Smith and Ramdas, 2024, arXiv 2010.09686), inverted once per threshold, so that any one
+target can be looked up later. It speaks of unfiltered searches. ``export.measure`` makes it.
 """
 
 from __future__ import annotations
 
 import io
+import zipfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,22 +28,24 @@ __all__ = ["Calibration"]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Recall as a function of the number of probes.
+    """Recall as a function of the threshold.
 
     Attributes
     ----------
+    thresholds
+        ``(n_levels,)`` float32, falling; the last is minus infinity, which searches every cell.
     recall
-        ``(max_k, n_cells)`` float32: mean recall@(row + 1) on the calibration queries when the
-        best (column + 1) cells are searched.
+        ``(max_k, n_levels)`` float32: mean recall@(row + 1) on the calibration queries.
     guaranteed
-        ``(max_k, n_cells)`` float32: lower bounds of the same that hold with ``confidence``,
-        non-decreasing along the probes.
+        ``(max_k, n_levels)`` float32: lower bounds of the same that hold with ``confidence``,
+        never falling along the levels.
     scanned
-        ``(n_cells,)`` float32: mean share of the keys in the best (column + 1) cells.
+        ``(n_levels,)`` float32: mean share of the keys in the cells above the threshold.
     confidence
         Probability, over the calibration queries, that a bound holds.
     """
 
+    thresholds: FloatArray
     recall: FloatArray
     guaranteed: FloatArray
     scanned: FloatArray
@@ -50,19 +56,14 @@ class Calibration:
         """Largest k that was calibrated."""
         return len(self.recall)
 
-    @property
-    def n_cells(self) -> int:
-        """Number of cells."""
-        return int(self.recall.shape[1])
-
-    def probes(self, k: int, recall: float) -> int:
-        """Return the fewest probes whose recall@k is guaranteed to reach the target.
+    def threshold(self, k: int, recall: float) -> float:
+        """Return the highest threshold whose recall@k is guaranteed to reach the target.
 
         Raises
         ------
         InvalidInput
-            k was not calibrated, the target is no share, or no number of probes is known to
-            reach it; the message names the best target there is.
+            k was not calibrated, the target is no share, or only a search of every cell is known
+            to reach it; the message names the best target there is.
         """
         if not 0.0 < recall <= 1.0:
             raise InvalidInput(f"recall={recall} is no share; pass a number in (0, 1].")
@@ -71,28 +72,30 @@ class Calibration:
                 f"Recall targets are calibrated up to k={self.max_k}, not k={k}; "
                 f"pass n_probes instead, or train with --k {k}."
             )
-        enough = self.guaranteed[k - 1] >= recall
-        if not enough.any():
-            best = np.floor(float(self.guaranteed[k - 1].max()) * 1000) / 1000
+        promised = self.guaranteed[k - 1]
+        level = int((promised >= recall).argmax())
+        if promised[level] < recall or (level == len(promised) - 1 and recall < 1.0):
+            best = np.floor(float(promised[:-1].max(initial=0.0)) * 1000) / 1000
             raise InvalidInput(
                 f"recall={recall} at k={k} cannot be promised with {self.confidence:.0%} "
-                f"confidence from the calibration queries; the best target is {best:.3f}. "
-                f"Train with more queries to promise more."
+                f"confidence from the calibration queries; the best target is {best:.3f}, or 1.0 "
+                f"for the native search. Train with more queries to promise more."
             )
-        return int(enough.argmax()) + 1
+        return float(self.thresholds[level])
 
-    def default_probes(self, k: int, recall: float) -> int:
-        """Like ``probes``, but search every cell where nothing can be promised."""
+    def default_threshold(self, k: int, recall: float) -> float:
+        """Like ``threshold``, but search every cell where nothing can be promised."""
         try:
-            return self.probes(min(k, self.max_k), recall)
+            return self.threshold(k, recall)
         except InvalidInput:
-            return self.n_cells
+            return -np.inf
 
     def to_bytes(self) -> bytes:
         """Serialise as an npz archive (plain arrays, no pickle)."""
         buffer = io.BytesIO()
         np.savez(
             buffer,
+            thresholds=self.thresholds,
             recall=self.recall,
             guaranteed=self.guaranteed,
             scanned=self.scanned,
@@ -113,18 +116,20 @@ class Calibration:
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
                 arrays: list[npt.NDArray[np.float32]] = [
                     np.asarray(archive[name], dtype=np.float32)
-                    for name in ("recall", "guaranteed", "scanned")
+                    for name in ("thresholds", "recall", "guaranteed", "scanned")
                 ]
                 confidence = float(archive["confidence"][0])
-        except (ValueError, KeyError, OSError, EOFError, IndexError) as exc:
+        except (ValueError, KeyError, OSError, EOFError, IndexError, zipfile.BadZipFile) as exc:
             raise BundleCorrupt(
                 f"The bundle's calibration cannot be read ({exc}); publish it again."
             ) from exc
-        recall, guaranteed, scanned = arrays
+        thresholds, recall, guaranteed, scanned = arrays
+        per_level = thresholds.shape
         if (
             recall.ndim != 2
             or guaranteed.shape != recall.shape
-            or scanned.shape != recall.shape[1:]
+            or not per_level == scanned.shape == recall.shape[1:]
+            or not np.isneginf(thresholds[-1:]).all()
         ):
             raise BundleCorrupt("The bundle's calibration has unfitting shapes; publish it again.")
-        return cls(recall, guaranteed, scanned, confidence)
+        return cls(thresholds, recall, guaranteed, scanned, confidence)

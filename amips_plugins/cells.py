@@ -4,45 +4,76 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from amips_plugins.errors import BundleCorrupt
 from amips_plugins.vectors import FloatArray, IntArray, Metric, normalise
 
-__all__ = ["Cells", "KnownCells", "view_keys"]
+__all__ = ["Cells", "KnownCells", "View", "place_keys"]
 
 _BLOCK = 16_384
+
+
+@dataclass(frozen=True)
+class View:
+    """How queries see a key: where cells are cut that learn from queries.
+
+    A key y, in the place that ``place_keys`` gives it, is seen at
+    ``z = y + weight * normalise(y @ matrix)``, of unit length unless the metric is L2, with one
+    more coordinate: its heat, which says how often queries are expected to hit it.
+
+    Attributes
+    ----------
+    matrix
+        ``(dim, dim)`` float32: maps a key to the mean direction of the queries that hit it.
+    weight
+        How far a key moves in that direction.
+    heat
+        ``(dim + 1,)`` float32: the heat is ``<y, heat[:-1]> + heat[-1]``.
+    """
+
+    matrix: FloatArray
+    weight: float
+    heat: FloatArray
+
+    def see(self, places: FloatArray, metric: Metric) -> FloatArray:
+        """Map ``(n, dim)`` places of keys to ``(n, dim + 1)`` views."""
+        moved: FloatArray = places + np.float32(self.weight) * normalise(places @ self.matrix)
+        seen = moved if metric is Metric.L2 else normalise(moved)
+        return np.hstack([seen, (places @ self.heat[:-1] + self.heat[-1])[:, None]])
 
 
 @dataclass(frozen=True)
 class Cells:
     """A partition of the keys.
 
-    A key belongs to the cell whose centroid is nearest to its view z. Without a map the view is
-    the key itself, of unit length unless the metric is L2, and the cells are plain k-means cells.
-    With one, ``z = y + weight * normalise(y @ view)`` (again of unit length unless the metric is
-    L2): the map is learned from queries, so that keys which queries see alike share a cell even
-    where they lie apart.
+    A key belongs to the cell of the largest ``<z, centroid> + offset``, where z is its view, or
+    its place where there is no view: then these are plain k-means cells. Keys of the snapshot that
+    queries have hit are placed by those queries instead, so their cells are recorded beside the
+    rule (``KnownCells``).
 
     Attributes
     ----------
     centroids
-        ``(n_cells, dim)`` float32.
+        ``(n_cells, dim)`` float32, or ``(n_cells, dim + 1)`` with a view.
+    offsets
+        ``(n_cells,)`` float32; half the squared length of the centroid, negative, makes the rule
+        that of the nearest centroid.
     sizes
         ``(n_cells,)`` int64, keys of the snapshot in each cell.
     view
-        ``(dim, dim)`` float32, or None.
-    weight
-        Weight of the mapped key in the view.
+        How queries see a key, or None.
     """
 
     centroids: FloatArray
+    offsets: FloatArray
     sizes: IntArray
-    view: FloatArray | None = None
-    weight: float = 0.0
+    view: View | None = None
 
     @property
     def n_cells(self) -> int:
@@ -65,29 +96,33 @@ class Cells:
             ``(n,)`` int64.
         """
         chosen = np.empty(len(keys), dtype=np.int64)
-        offsets = 0.5 * np.einsum("ij,ij->i", self.centroids, self.centroids)
         for start in range(0, len(keys), _BLOCK):
             block = np.asarray(keys[start : start + _BLOCK], dtype=np.float32)
-            views = view_keys(block, metric, self.view, self.weight)
-            nearness = views @ self.centroids.T - offsets
+            places = place_keys(block, metric)
+            seen = places if self.view is None else self.view.see(places, metric)
+            nearness = seen @ self.centroids.T + self.offsets
             chosen[start : start + _BLOCK] = nearness.argmax(axis=1)
         return chosen
 
     def layout(self) -> str:
         """Return a short identifier of this partition, for partition names and payload keys."""
-        digest = hashlib.sha256(self.centroids.tobytes())
-        digest.update(np.float32(self.weight).tobytes())
-        digest.update(b"" if self.view is None else self.view.tobytes())
+        digest = hashlib.sha256()
+        for name, array in self._arrays().items():
+            digest.update(name.encode() + array.tobytes())
         return digest.hexdigest()[:10]
 
     def to_bytes(self) -> bytes:
         """Serialise as an npz archive (plain arrays, no pickle)."""
-        arrays = {"centroids": self.centroids, "sizes": self.sizes}
-        if self.view is not None:
-            arrays |= {"view": self.view, "weight": np.float32(self.weight).reshape(1)}
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type] # the stub takes allow_pickle as a dict value
+        np.savez(buffer, **self._arrays())
         return buffer.getvalue()
+
+    def _arrays(self) -> dict[str, Any]:
+        arrays = {"centroids": self.centroids, "offsets": self.offsets, "sizes": self.sizes}
+        if self.view is None:
+            return arrays
+        weight = np.array([self.view.weight])
+        return arrays | {"view": self.view.matrix, "weight": weight, "heat": self.view.heat}
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Cells:
@@ -101,25 +136,29 @@ class Cells:
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
                 centroids = np.asarray(archive["centroids"], dtype=np.float32)
+                offsets = np.asarray(archive["offsets"], dtype=np.float32)
                 sizes = np.asarray(archive["sizes"], dtype=np.int64)
-                view = np.asarray(archive["view"], dtype=np.float32) if "view" in archive else None
-                weight = float(archive["weight"][0]) if view is not None else 0.0
-        except (ValueError, KeyError, OSError, EOFError, IndexError) as exc:
+                view = None
+                if "view" in archive:
+                    matrix = np.asarray(archive["view"], dtype=np.float32)
+                    heat = np.asarray(archive["heat"], dtype=np.float32)
+                    view = View(matrix, float(archive["weight"][0]), heat)
+        except (ValueError, KeyError, OSError, EOFError, IndexError, zipfile.BadZipFile) as exc:
             raise BundleCorrupt(
                 f"The bundle's cells cannot be read ({exc}); publish it again."
             ) from exc
-        dim = centroids.shape[-1]
-        if centroids.ndim != 2 or sizes.shape != (len(centroids),):
+        per_cell = (len(centroids),) if centroids.ndim == 2 else ()
+        fits = sizes.shape == offsets.shape == per_cell != ()
+        if fits and view is not None:
+            dim = centroids.shape[1] - 1
+            fits = view.matrix.shape == (dim, dim) and view.heat.shape == (dim + 1,)
+        if not fits:
             raise BundleCorrupt("The bundle's cells have unfitting shapes; publish it again.")
-        if view is not None and view.shape != (dim, dim):
-            raise BundleCorrupt("The bundle's view map has an unfitting shape; publish it again.")
-        return cls(centroids, sizes, view, weight)
+        return cls(centroids, offsets, sizes, view)
 
 
-def view_keys(
-    keys: FloatArray, metric: Metric, view: FloatArray | None, weight: float
-) -> FloatArray:
-    """Map keys to the view that cells cut (see ``Cells``).
+def place_keys(keys: FloatArray, metric: Metric) -> FloatArray:
+    """Return where keys lie for k-means: their direction, or the keys themselves if it is L2.
 
     Parameters
     ----------
@@ -127,19 +166,8 @@ def view_keys(
         ``(n, dim)`` float32, as the collection stores them.
     metric
         Metric of the collection.
-    view, weight
-        The map and its weight; None for plain cells.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(n, dim)`` float32.
     """
-    base = keys if metric is Metric.L2 else normalise(keys)
-    if view is None:
-        return base
-    mixed: FloatArray = base + np.float32(weight) * normalise(base @ view)
-    return mixed if metric is Metric.L2 else normalise(mixed)
+    return keys if metric is Metric.L2 else normalise(keys)
 
 
 class KnownCells:

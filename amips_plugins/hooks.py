@@ -7,8 +7,7 @@ models with one interface, so two classes serve them:
 class          inputs                      outputs
 =============  ==========================  ===============================================
 RewriteHook    queries (n, dim)            rewritten (n, dim)
-RouteHook      queries (n, dim),           cells (n, n_probes) best first,
-               n_probes (1,) int64         priority (n, n_probes)
+RouteHook      queries (n, dim)            priority (n, n_cells)
 =============  ==========================  ===============================================
 """
 
@@ -24,7 +23,7 @@ from amips_plugins.calibration import Calibration
 from amips_plugins.errors import BundleCorrupt, InvalidInput
 from amips_plugins.model import OnnxModel
 from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
-from amips_plugins.vectors import FloatArray
+from amips_plugins.vectors import FloatArray, IntArray
 
 __all__ = ["ModelFault", "NativeHook", "RewriteHook", "RouteHook", "load_hook"]
 
@@ -86,9 +85,9 @@ class RouteHook:
     Attributes
     ----------
     model
-        Maps queries to their ``n_probes`` best cells.
+        Maps queries to the ``priority`` of every cell.
     calibration
-        Says how many probes a recall target takes.
+        Says which priorities a recall target takes.
     layout
         Identifies the cells.
     default_recall
@@ -110,26 +109,53 @@ class RouteHook:
         ModelFault
             The model's output is not finite.
         """
-        n_probes = self.n_probes(target)
-        if n_probes >= self.calibration.n_cells:
+        threshold = self._threshold(target)
+        if threshold == -np.inf:
             return NATIVE
-        cells, priority = self.model.run(
-            ["cells", "priority"],
-            {"queries": queries, "n_probes": np.array([n_probes], dtype=np.int64)},
-        )
+        (priority,) = self.model.run(["priority"], {"queries": queries})
         if not np.isfinite(priority.sum()):
-            raise ModelFault("The router's scores are not finite.")
+            raise ModelFault("The router's priorities are not finite.")
+        if target.n_probes is None:
+            cells = cells_above(priority, threshold)
+        elif target.n_probes < priority.shape[1]:
+            cells = np.argsort(-priority, axis=1, kind="stable")[:, : target.n_probes]
+        else:
+            return NATIVE
         return QueryPlan(cells=cells, layout=self.layout)
 
-    def n_probes(self, target: Target) -> int:
-        """Return how many cells the target takes."""
+    def _threshold(self, target: Target) -> float:
         if target.n_probes is not None:
             if target.n_probes < 1:
                 raise InvalidInput(f"n_probes={target.n_probes} searches nothing; pass 1 or more.")
-            return target.n_probes
+            return 0.0
         if target.recall is not None:
-            return self.calibration.probes(target.k, target.recall)
-        return self.calibration.default_probes(target.k, self.default_recall)
+            return self.calibration.threshold(target.k, target.recall)
+        return self.calibration.default_threshold(target.k, self.default_recall)
+
+
+def cells_above(priority: FloatArray, threshold: float) -> IntArray:
+    """Choose every query's cells above a threshold, and its best cell always.
+
+    Parameters
+    ----------
+    priority
+        ``(n_queries, n_cells)``.
+    threshold
+        What a cell has to reach.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n_queries, most)`` int64, filled up with -1.
+    """
+    chosen = priority >= threshold
+    chosen[np.arange(len(priority)), priority.argmax(axis=1)] = True
+    if len(chosen) == 1:
+        return np.flatnonzero(chosen)[None, :]
+    counts = chosen.sum(axis=1)
+    cells = np.full((len(priority), counts.max()), -1, dtype=np.int64)
+    cells[np.arange(cells.shape[1]) < counts[:, None]] = np.nonzero(chosen)[1]
+    return cells
 
 
 def load_hook(bundle: Bundle, threads: int = 1) -> PreQueryHook:
@@ -145,24 +171,18 @@ def load_hook(bundle: Bundle, threads: int = 1) -> PreQueryHook:
     if manifest.model == "keynet":
         _check(model, bundle, {"queries": manifest.dim}, {"rewritten": manifest.dim})
         return RewriteHook(model)
-    _check(
-        model, bundle, {"queries": manifest.dim, "n_probes": 1}, {"cells": None, "priority": None}
-    )
+    _check(model, bundle, {"queries": manifest.dim}, {"priority": manifest.n_cells})
     calibration = Calibration.from_bytes(bundle.read(CALIBRATION))
-    if calibration.n_cells != manifest.n_cells:
-        raise BundleCorrupt(f"The calibration of {bundle.location} is for other cells.")
     return RouteHook(model, calibration, manifest.layout, manifest.default_recall)
 
 
 def _check(
-    model: OnnxModel, bundle: Bundle, inputs: dict[str, int], outputs: dict[str, int | None]
+    model: OnnxModel, bundle: Bundle, inputs: dict[str, int], outputs: dict[str, int]
 ) -> None:
     """Compare names and last axes with what the hook needs."""
     last_axes: dict[str, Any] = {name: shape[-1] for name, shape in model.inputs.items()}
     given: dict[str, Any] = {name: shape[-1] for name, shape in model.outputs.items()}
-    fits = last_axes == inputs and all(
-        name in given and axis in (None, given[name]) for name, axis in outputs.items()
-    )
+    fits = last_axes == inputs and all(given.get(name) == axis for name, axis in outputs.items())
     if not fits:
         raise BundleCorrupt(
             f"The model of {bundle.location} takes {last_axes} and gives {given}, which is not "

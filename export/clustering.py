@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import faiss
 import numpy as np
+import torch
 
-from amips_plugins.cells import Cells, view_keys
+from amips_plugins.cells import Cells, View, place_keys
 from amips_plugins.errors import TrainingError
 from amips_plugins.vectors import FloatArray, IntArray, Metric, lift_keys, normalise
 
-__all__ = ["centroid_weights", "k_means", "native_cells", "query_aware_cells"]
+__all__ = ["QueryAware", "centroid_weights", "k_means", "native_cells", "query_aware_cells"]
 
 _SAMPLE_PER_CELL = 256
 _ITERATIONS = 25
 _BLOCK = 16_384
+_HEAT_RIDGE = 10.0
 
 
 def k_means(
@@ -53,7 +57,7 @@ def k_means(
 
 
 def native_cells(
-    keys: FloatArray, metric: Metric, n_cells: int, seed: int
+    keys: FloatArray, metric: Metric, n_cells: int, seed: int, iterations: int = _ITERATIONS
 ) -> tuple[Cells, IntArray]:
     """Cut the keys by where they lie, as an IVF index does.
 
@@ -67,6 +71,8 @@ def native_cells(
         Number of cells wanted; cells that come out empty are left out.
     seed
         Same seed, same cells.
+    iterations
+        Lloyd iterations.
 
     Returns
     -------
@@ -80,10 +86,44 @@ def native_cells(
     """
     check_enough_keys(len(keys), n_cells)
     rows = sample_rows(len(keys), n_cells, seed)
-    points = view_keys(np.asarray(keys[rows], dtype=np.float32), metric, None, 0.0)
-    centroids = k_means(points, n_cells, seed, spherical=metric is not Metric.L2)
-    cells = Cells(centroids, np.zeros(n_cells, dtype=np.int64))
+    points = place_keys(np.asarray(keys[rows], dtype=np.float32), metric)
+    spherical = metric is not Metric.L2
+    centroids = k_means(points, n_cells, seed, spherical=spherical, iterations=iterations)
+    cells = Cells(centroids, nearest_offsets(centroids), np.zeros(n_cells, dtype=np.int64))
     return without_empty(cells, cells.assign(keys, metric))
+
+
+@dataclass(frozen=True)
+class QueryAware:
+    """How query-aware cells are cut; ``docs/method.md`` has the evidence.
+
+    Attributes
+    ----------
+    weight
+        How far a key moves towards how queries see it.
+    trust
+        Share of the mean of its own queries, against the map, for a key that was hit.
+    heat
+        Weight of how often a key is hit, as one more coordinate: keys that are hit often share
+        cells with their like.
+    new_heat
+        Standard deviations of heat that a new key gets on top of what the map expects of it: it
+        had no chance to be hit yet.
+    power
+        A key counts ``(hits + 1) ** power`` times in k-means.
+    size_penalty
+        k-means takes ``size_penalty * log(keys in the cell)`` off a cell's nearness.
+    iterations
+        Lloyd iterations.
+    """
+
+    weight: float = 2.0
+    trust: float = 0.8
+    heat: float = 0.2
+    new_heat: float = 0.5
+    power: float = 0.5
+    size_penalty: float = 0.02
+    iterations: int = 12
 
 
 def query_aware_cells(
@@ -93,14 +133,13 @@ def query_aware_cells(
     seed: int,
     queries: FloatArray,
     hits: IntArray,
-    weight: float = 2.0,
-    trust: float = 0.8,
+    recipe: QueryAware | None = None,
 ) -> tuple[Cells, IntArray]:
     """Cut the keys by how queries see them, not only by where they lie.
 
     A key that queries hit is seen as the mean of those queries; a ridge map from such keys to
     those means tells how queries would see any other key. k-means then cuts the keys moved
-    towards how they are seen. See ``docs/method.md``.
+    towards how they are seen.
 
     Parameters
     ----------
@@ -116,10 +155,8 @@ def query_aware_cells(
         ``(n_queries, dim)`` float32 training queries.
     hits
         ``(n_queries, depth)`` int64 rows of each query's best keys.
-    weight
-        How far a key moves towards how it is seen.
-    trust
-        Share of the mean of its own queries, against the map, for a key that was hit.
+    recipe
+        How to cut.
 
     Returns
     -------
@@ -133,27 +170,141 @@ def query_aware_cells(
         There are fewer keys than cells.
     """
     check_enough_keys(len(keys), n_cells)
-    rows, means = mean_queries(normalise(queries), hits)
-    base = view_keys(np.asarray(keys[rows], dtype=np.float32), metric, None, 0.0)
-    gram = base.T @ base + np.eye(keys.shape[1], dtype=np.float32)
-    view = np.linalg.solve(gram, base.T @ means).astype(np.float32)
-    length = float(np.linalg.norm(base, axis=1).mean())  # 1 unless the metric is L2
-    moved = np.float32(weight * length)
-
-    own = base + moved * normalise(trust * means + (1 - trust) * (base @ view))
-    own = own if metric is Metric.L2 else normalise(own)
-    chosen = sample_rows(len(keys), n_cells, seed)
-    points = view_keys(np.asarray(keys[chosen], dtype=np.float32), metric, view, float(moved))
-    places = np.searchsorted(rows, chosen)
-    hit = places < len(rows)
-    hit[hit] = rows[places[hit]] == chosen[hit]
-    points[hit] = own[places[hit]]
-    centroids = k_means(points, n_cells, seed, spherical=metric is not Metric.L2)
-
-    cells = Cells(centroids, np.zeros(n_cells, dtype=np.int64), view, float(moved))
-    assignment = cells.assign(keys, metric)
-    assignment[rows] = nearest(own, centroids)
+    recipe = recipe or QueryAware()
+    seen = _Seen(keys, metric, normalise(queries), hits, recipe)
+    sample = sample_rows(len(keys), n_cells, seed)
+    weights = (seen.counts[sample] + 1) ** np.float32(recipe.power)
+    centroids, offsets = weighted_k_means(seen.views(sample), weights, n_cells, seed, recipe)
+    assignment = np.concatenate(
+        [
+            (
+                seen.views(np.arange(low, min(low + _BLOCK, len(keys)))) @ centroids.T + offsets
+            ).argmax(axis=1)
+            for low in range(0, len(keys), _BLOCK)
+        ]
+    )
+    cells = Cells(centroids, offsets, np.zeros(n_cells, dtype=np.int64), seen.view)
     return without_empty(cells, assignment)
+
+
+class _Seen:
+    """The keys of a snapshot as training queries see them.
+
+    Parameters
+    ----------
+    keys, metric, hits, recipe
+        As for ``query_aware_cells``.
+    queries
+        ``(n_queries, dim)`` float32 unit rows.
+    """
+
+    def __init__(
+        self,
+        keys: FloatArray,
+        metric: Metric,
+        queries: FloatArray,
+        hits: IntArray,
+        recipe: QueryAware,
+    ) -> None:
+        self._keys, self._metric = keys, metric
+        self.counts = np.bincount(hits.ravel(), minlength=len(keys)).astype(np.float32)
+        self._hit_rows, means = mean_queries(queries, hits)
+        places = self._places(self._hit_rows)
+        length = float(np.linalg.norm(places, axis=1).mean()) or 1.0  # 1 unless the metric is L2
+        matrix = ridge(places, means, length**2)
+        self._heat = np.log1p(self.counts)
+        self._heat -= self._heat.mean()
+        self._heat *= recipe.heat * length / max(float(self._heat.std()), 1e-6)
+        self.view = View(
+            matrix, recipe.weight * length, self._heat_map(length, recipe.new_heat * recipe.heat)
+        )
+        mixed = recipe.trust * means + (1 - recipe.trust) * (places @ matrix)
+        moved = places + np.float32(self.view.weight) * normalise(mixed)
+        self._own = moved if metric is Metric.L2 else normalise(moved)
+
+    def _places(self, rows: IntArray) -> FloatArray:
+        return place_keys(np.asarray(self._keys[rows], dtype=np.float32), self._metric)
+
+    def _heat_map(self, length: float, boost: float) -> FloatArray:
+        """Fit the heat as an affine function of a key's place."""
+        dim = self._keys.shape[1]
+        gram = np.zeros((dim + 1, dim + 1), dtype=np.float32)
+        moment = np.zeros(dim + 1, dtype=np.float32)
+        for low in range(0, len(self._keys), _BLOCK):
+            rows = np.arange(low, min(low + _BLOCK, len(self._keys)))
+            affine = np.hstack([self._places(rows), np.ones((len(rows), 1), dtype=np.float32)])
+            gram += affine.T @ affine
+            moment += affine.T @ self._heat[rows]
+        penalty = np.float32(_HEAT_RIDGE * length**2)
+        heat: FloatArray = np.linalg.solve(gram + penalty * np.eye(dim + 1), moment)
+        heat[-1] += boost * length
+        return heat.astype(np.float32)
+
+    def views(self, rows: IntArray) -> FloatArray:
+        """Return ``(len(rows), dim + 1)`` views: a key's own queries count where it has some."""
+        seen = self.view.see(self._places(rows), self._metric)
+        at = np.searchsorted(self._hit_rows, rows).clip(max=len(self._hit_rows) - 1)
+        hit = self._hit_rows[at] == rows
+        seen[hit, :-1] = self._own[at[hit]]
+        seen[:, -1] = self._heat[rows]
+        return seen
+
+
+def ridge(inputs: FloatArray, outputs: FloatArray, penalty: float) -> FloatArray:
+    """Return the ridge regression matrix from ``(n, dim)`` inputs to ``(n, d)`` outputs."""
+    gram = inputs.T @ inputs + np.float32(penalty) * np.eye(inputs.shape[1], dtype=np.float32)
+    return np.linalg.solve(gram, inputs.T @ outputs).astype(np.float32)
+
+
+def weighted_k_means(
+    points: FloatArray, weights: FloatArray, n_cells: int, seed: int, recipe: QueryAware
+) -> tuple[FloatArray, FloatArray]:
+    """Run Lloyd's algorithm with weighted points and a penalty for large cells.
+
+    Parameters
+    ----------
+    points
+        ``(n, dim)`` float32.
+    weights
+        ``(n,)`` float32.
+    n_cells
+        Number of centroids.
+    seed
+        Same seed, same centroids.
+    recipe
+        Penalty and iterations.
+
+    Returns
+    -------
+    tuple
+        ``(n_cells, dim)`` float32 centroids and ``(n_cells,)`` float32 offsets: a point belongs to
+        the largest ``<point, centroid> + offset``.
+    """
+    rng = np.random.default_rng(seed)
+    data, mass = torch.from_numpy(points), torch.from_numpy(weights)
+    centroids = data[torch.from_numpy(rng.choice(len(points), n_cells, replace=False))].clone()
+    sizes: torch.Tensor | None = None
+    for _ in range(recipe.iterations):
+        offsets = _offsets(centroids, sizes, recipe.size_penalty)
+        chosen = torch.cat(
+            [
+                torch.addmm(offsets, block, centroids.T).argmax(1)
+                for block in torch.split(data, _BLOCK)
+            ]
+        )
+        counts = torch.bincount(chosen, minlength=n_cells).float()
+        sizes = counts if sizes is None else (sizes + counts) / 2  # damped, or cells oscillate
+        total = torch.zeros_like(centroids).index_add_(0, chosen, data * mass[:, None])
+        share = torch.zeros(n_cells).index_add_(0, chosen, mass)
+        centroids = total / share[:, None].clamp_min(1e-9)
+        empty = (counts == 0).nonzero().ravel()
+        centroids[empty] = data[torch.from_numpy(rng.choice(len(points), len(empty)))]
+    return centroids.numpy(), _offsets(centroids, sizes, recipe.size_penalty).numpy()
+
+
+def _offsets(centroids: torch.Tensor, sizes: torch.Tensor | None, penalty: float) -> torch.Tensor:
+    half = -0.5 * centroids.square().sum(dim=1)
+    return half if sizes is None else half - penalty * sizes.clamp_min(1).log()
 
 
 def mean_queries(queries: FloatArray, hits: IntArray) -> tuple[IntArray, FloatArray]:
@@ -173,20 +324,16 @@ def mean_queries(queries: FloatArray, hits: IntArray) -> tuple[IntArray, FloatAr
     """
     rows, places = np.unique(hits, return_inverse=True)
     places = places.reshape(hits.shape)
-    sums = np.zeros((len(rows), queries.shape[1]), dtype=np.float32)
+    sums = torch.zeros((len(rows), queries.shape[1]))
     for column in range(hits.shape[1]):
-        np.add.at(sums, places[:, column], queries)
-    return rows, normalise(sums)
+        sums.index_add_(0, torch.from_numpy(places[:, column].copy()), torch.from_numpy(queries))
+    return rows, normalise(sums.numpy())
 
 
-def nearest(points: FloatArray, centroids: FloatArray) -> IntArray:
-    """Return the nearest centroid of every point, blockwise."""
-    offsets = 0.5 * np.einsum("ij,ij->i", centroids, centroids)
-    blocks = [
-        (points[low : low + _BLOCK] @ centroids.T - offsets).argmax(axis=1)
-        for low in range(0, len(points), _BLOCK)
-    ]
-    return np.concatenate(blocks)
+def nearest_offsets(centroids: FloatArray) -> FloatArray:
+    """Return the offsets that make the largest inner product the nearest centroid."""
+    offsets: FloatArray = -0.5 * np.einsum("ij,ij->i", centroids, centroids)
+    return offsets
 
 
 def check_enough_keys(count: int, n_cells: int) -> None:
@@ -220,7 +367,7 @@ def without_empty(cells: Cells, assignment: IntArray) -> tuple[Cells, IntArray]:
     used = np.flatnonzero(sizes)
     number = np.full(cells.n_cells, -1, dtype=np.int64)
     number[used] = np.arange(len(used))
-    kept = Cells(cells.centroids[used], sizes[used], cells.view, cells.weight)
+    kept = Cells(cells.centroids[used], cells.offsets[used], sizes[used], cells.view)
     return kept, number[assignment]
 
 
@@ -249,7 +396,7 @@ def centroid_weights(
     means = cell_means(keys, assignment, cells.n_cells)
     if metric is Metric.L2:
         return lift_keys(means, metric)
-    unit = normalise(cells.centroids if cells.view is None else means)
+    unit = normalise(cells.centroids[:, : keys.shape[1]])
     if metric is Metric.COSINE:
         return unit
     lengths = np.zeros(cells.n_cells)

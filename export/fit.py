@@ -19,6 +19,9 @@ from amips_plugins.progress import Progress, no_progress
 
 __all__ = ["Schedule", "Score", "fit"]
 
+_FEWEST_STEPS = 200
+_SMALLEST_BATCH = 32
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -29,7 +32,7 @@ class Schedule:
     epochs
         Passes over the training queries, at most.
     batch_size
-        Queries a step.
+        Queries a step, at most: few queries make small batches, so that there are enough steps.
     learning_rate
         Its peak, for AdamW.
     weight_decay
@@ -117,7 +120,7 @@ def fit(
     TrainingError
         The loss is no longer finite.
     """
-    run = _Run(net, schedule, n_examples)
+    run = _Run(net, schedule, n_examples, seed)
     if checkpoint.exists():
         run.restore(checkpoint)
     device = next(net.parameters()).device
@@ -139,10 +142,13 @@ def fit(
 class _Run:
     """Everything that changes while a net trains."""
 
-    def __init__(self, net: Net, schedule: Schedule, n_examples: int) -> None:
+    def __init__(self, net: Net, schedule: Schedule, n_examples: int, seed: int) -> None:
         self.net = net
+        self.seed = seed
         self.schedule = schedule
-        self.steps_per_epoch = math.ceil(n_examples / schedule.batch_size)
+        per_step = n_examples * schedule.epochs // _FEWEST_STEPS
+        self.batch_size = min(schedule.batch_size, max(_SMALLEST_BATCH, per_step))
+        self.steps_per_epoch = math.ceil(n_examples / self.batch_size)
         self.optimizer = torch.optim.AdamW(
             net.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
         )
@@ -156,8 +162,9 @@ class _Run:
     def pass_over(self, order: Tensor, loss: Callable[[Net, Tensor], Tensor]) -> float:
         """Train one epoch; return its mean loss."""
         self.net.train()
+        torch.manual_seed(self.seed * 1_000_003 + self.epoch)  # a resumed epoch draws the same
         total = 0.0
-        for number, rows in enumerate(torch.split(order, self.schedule.batch_size)):
+        for number, rows in enumerate(torch.split(order, self.batch_size)):
             rate = self._rate(self.epoch * self.steps_per_epoch + number)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate

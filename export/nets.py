@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["KeyNet", "LinearRouter", "Net", "SupportNet"]
+__all__ = [
+    "KeyNet",
+    "LinearRouter",
+    "LowRankRouter",
+    "Net",
+    "Router",
+    "SupportNet",
+    "multiplications",
+]
 
 
 class LinearRouter(nn.Module):
@@ -32,6 +40,33 @@ class LinearRouter(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         """Map ``(n, dim)`` unit queries to ``(n, n_cells)`` scores."""
         return functional.linear(u, self.weight, self.bias)
+
+    def constrain(self) -> None:
+        """Do nothing: any weight is allowed."""
+
+
+class LowRankRouter(nn.Module):
+    """A linear router of lower cost: ``V (U u) + b``, for cells by the thousand.
+
+    Parameters
+    ----------
+    dim
+        Dimension of the (lifted) query.
+    n_cells
+        Number of cells.
+    rank
+        Rows of U, less than both.
+    """
+
+    def __init__(self, dim: int, n_cells: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.zeros(rank, dim))
+        self.up = nn.Parameter(torch.zeros(n_cells, rank))
+        self.bias = nn.Parameter(torch.zeros(n_cells))
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Map ``(n, dim)`` unit queries to ``(n, n_cells)`` scores."""
+        return functional.linear(functional.linear(u, self.down), self.up, self.bias)
 
     def constrain(self) -> None:
         """Do nothing: any weight is allowed."""
@@ -110,11 +145,21 @@ class KeyNet(nn.Module):
         Number of hidden layers.
     residual
         Add the query to the prediction, so that an untrained net is the native search.
+    dropout
+        Share of the hidden units left out while training.
     """
 
-    def __init__(self, dim: int, width: int = 0, depth: int = 1, residual: bool = True) -> None:
+    def __init__(
+        self,
+        dim: int,
+        width: int = 0,
+        depth: int = 1,
+        residual: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.residual = residual
+        self.dropout = dropout
         hidden = [width] * depth if width else []
         ins = [dim, *hidden]
         outs = [*hidden, dim]
@@ -134,14 +179,15 @@ class KeyNet(nn.Module):
         for place, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             z = functional.linear(z, weight, bias)
             if place < last:
-                z = torch.relu(z)
+                z = functional.dropout(torch.relu(z), self.dropout, self.training)
         return z + u if self.residual else z
 
     def constrain(self) -> None:
         """Do nothing: any weight is allowed."""
 
 
-Net = LinearRouter | SupportNet | KeyNet
+Router = LinearRouter | LowRankRouter | SupportNet
+Net = Router | KeyNet
 
 
 def multiplications(net: Net) -> int:

@@ -3,10 +3,10 @@
 Every graph takes the query as the user has it, lifts it (see ``amips_plugins.vectors``) and divides
 its length out. ``tests/export/test_to_onnx.py`` holds each graph against its torch net.
 
-Routers: ``queries (n, dim)``, ``n_probes (1,)`` to
+Routers: ``queries (n, dim)`` to
 
 - ``scores (n, n_cells)``: what the net says of every cell (support values for a SupportNet);
-- ``cells (n, n_probes)``, ``priority (n, n_probes)``: the best cells, best first;
+- ``priority (n, n_cells)``: what cells are chosen by, see ``Order``;
 - ``keys (n, dim)``, SupportNet only: the gradient of the best head, which is the predicted key.
 
 KeyNet: ``queries (n, dim)`` to ``rewritten (n, dim)``.
@@ -24,7 +24,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from amips_plugins.export.nets import KeyNet, LinearRouter, Net, SupportNet
+from amips_plugins.export.nets import KeyNet, LinearRouter, LowRankRouter, Net, SupportNet
 from amips_plugins.vectors import FloatArray, Metric
 
 __all__ = ["Order", "to_onnx"]
@@ -35,20 +35,33 @@ _IR_VERSION = 8  # what ONNX Runtime 1.14 and later read
 
 @dataclass(frozen=True)
 class Order:
-    """How scores of unit queries become the order in which cells are searched.
+    """How scores of unit queries become the priorities that cells are searched by.
 
-    ``priority = scale * score + offset``.
+    ``priority = log_softmax(scale * score) + offset``: the log of the estimated share of the top
+    keys that lie in the cell, less what searching the cell costs. It compares across queries, so
+    that one threshold serves them all. Without a scale, ``priority = score + offset``.
 
     Attributes
     ----------
     scale
-        Positive factor.
+        Positive factor; None leaves the scores as they are.
     offset
         ``(n_cells,)`` float32, such as a penalty for large cells.
     """
 
-    scale: float
+    scale: float | None
     offset: FloatArray
+
+    def priority(self, scores: FloatArray) -> FloatArray:
+        """Return what the exported graph gives for these scores of unit queries."""
+        if self.scale is None:
+            return scores + self.offset
+        logits = self.scale * scores
+        logits = logits - logits.max(axis=1, keepdims=True)
+        priority: FloatArray = (
+            logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)) + self.offset
+        )
+        return priority
 
 
 def to_onnx(net: Net, dim: int, metric: Metric, order: Order | None = None) -> bytes:
@@ -83,22 +96,24 @@ def to_onnx(net: Net, dim: int, metric: Metric, order: Order | None = None) -> b
     else:
         if order is None:
             raise ValueError("a router needs an order")
+        keys = None
         if isinstance(net, LinearRouter):
-            scores, keys = _linear(graph, net, unit), None
+            scores = graph.affine(unit, net.weight, net.bias)
+        elif isinstance(net, LowRankRouter):
+            scores = graph.affine(graph.affine(unit, net.down), net.up, net.bias)
         else:
             scores, keys = _supportnet(graph, net, unit)
             graph.name(graph.add("Mul", scores, length), "scores")
         n_cells = len(order.offset)
-        if isinstance(net, LinearRouter):
+        if keys is None:
             graph.name(scores, "scores")
-        weighed = graph.add("Mul", scores, graph.constant(np.float32(order.scale)))
-        weighed = graph.add("Add", weighed, graph.constant(order.offset))
-        graph.top_k(weighed, "n_probes", "priority", "cells")
-        inputs.append(helper.make_tensor_value_info("n_probes", TensorProto.INT64, [1]))
+        if order.scale is not None:
+            logits = graph.add("Mul", scores, graph.constant(np.float32(order.scale)))
+            scores = graph.add("LogSoftmax", logits, axis=1)
+        graph.name(graph.add("Add", scores, graph.constant(order.offset)), "priority")
         outputs += [
             helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", n_cells]),
-            helper.make_tensor_value_info("priority", TensorProto.FLOAT, ["n", "probes"]),
-            helper.make_tensor_value_info("cells", TensorProto.INT64, ["n", "probes"]),
+            helper.make_tensor_value_info("priority", TensorProto.FLOAT, ["n", n_cells]),
         ]
         if keys is not None:
             graph.name(graph.slice_columns(keys, dim) if metric is Metric.L2 else keys, "keys")
@@ -138,9 +153,6 @@ class _Graph:
         bounds = [self.constant(np.array([at]), np.int64) for at in (0, stop, 1)]
         return self.add("Slice", x, *bounds)
 
-    def top_k(self, x: str, k: str, values: str, places: str) -> None:
-        self._nodes.append(helper.make_node("TopK", [x, k], [values, places], axis=1))
-
     def name(self, x: str, name: str) -> None:
         self._nodes.append(helper.make_node("Identity", [x], [name]))
 
@@ -168,10 +180,6 @@ def _unit_query(graph: _Graph, dim: int, metric: Metric) -> tuple[str, str]:
     if metric is Metric.COSINE:  # the support value of the direction
         length = graph.constant(np.float32(1.0))
     return unit, length
-
-
-def _linear(graph: _Graph, net: LinearRouter, u: str) -> str:
-    return graph.affine(u, net.weight, net.bias)
 
 
 def _keynet(graph: _Graph, net: KeyNet, u: str) -> str:

@@ -39,20 +39,22 @@ from amips_plugins.bundle import (
     Manifest,
     describe_file,
 )
+from amips_plugins.calibration import Calibration
 from amips_plugins.errors import InvalidInput, MetricNotSupported
-from amips_plugins.export.candidates import (
-    PRESETS,
-    Candidate,
-    Preset,
-    Problem,
-    Split,
-    native_candidate,
-    train_keynet,
-    train_router,
-)
 from amips_plugins.export.clustering import native_cells, query_aware_cells
-from amips_plugins.export.measure import TARGETS, calibrate, figures
+from amips_plugins.export.measure import (
+    TARGETS,
+    calibrate,
+    curve,
+    figures,
+    levels_by_threshold,
+    thresholds_for,
+)
+from amips_plugins.export.presets import PRESETS, Preset
+from amips_plugins.export.problem import Candidate, Problem, Split
 from amips_plugins.export.queries import QuerySplits, guess_queries, split_queries
+from amips_plugins.export.rewriter import train_keynet
+from amips_plugins.export.routers import native_candidate, train_router
 from amips_plugins.export.snapshot import Snapshot
 from amips_plugins.export.targets import top_keys
 from amips_plugins.export.to_onnx import to_onnx
@@ -90,7 +92,7 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     layout
         How routers cut the keys: as queries see them, or plain k-means.
     preset
-        The recipe, see ``candidates.PRESETS``.
+        The recipe, see ``presets.PRESETS``.
     k, recall
         The target to be cheap at, and the default of the published router.
     seed
@@ -376,10 +378,8 @@ def _write_bundle(
     """Write the files to a folder nobody looks at, then give it its name."""
     published = _published(candidates, problem, options)
     files = {MODEL: to_onnx(published.net, snapshot.manifest.dim, problem.metric, published.order)}
-    if published.kind != "keynet":
-        measured = published.measure(problem.calibrate)
-        max_k = problem.calibrate.hits.shape[1]
-        files[CALIBRATION] = calibrate(measured, max_k).to_bytes()
+    if published.priority is not None:
+        files[CALIBRATION] = _calibrate(published, published.priority, problem).to_bytes()
         files[CELLS] = published.cells.to_bytes()
         files[KNOWN_CELLS] = _npy(published.assignment.astype(np.int32))
         files[IDS] = snapshot.ids_bytes()
@@ -425,6 +425,21 @@ def _write_bundle(
     replace_file(building / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
     building.rename(folder / "bundle")
     return manifest
+
+
+def _calibrate(
+    published: Candidate, priority: Callable[[Split], FloatArray], problem: Problem
+) -> Calibration:
+    """Measure recall by threshold; the validation split chose the thresholds."""
+    assignment, sizes = published.assignment, published.cells.sizes
+    thresholds = thresholds_for(
+        priority(problem.validate), assignment[problem.validate.hits[:, : problem.k]]
+    )
+    levels = levels_by_threshold(priority(problem.calibrate), thresholds)
+    hit_cells = assignment[problem.calibrate.hits]
+    model_keys = published.parameters / problem.lifted.shape[1]
+    measured = curve(levels, len(thresholds), hit_cells, sizes, model_keys)
+    return calibrate(measured, thresholds, hit_cells.shape[1])
 
 
 def _published(candidates: list[Candidate], problem: Problem, options: TrainOptions) -> Candidate:

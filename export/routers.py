@@ -1,0 +1,195 @@
+"""Candidates that choose cells: the native baseline, the linear router and the SupportNet."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amips_plugins.cells import Cells
+from amips_plugins.export import losses
+from amips_plugins.export.clustering import centroid_weights
+from amips_plugins.export.fit import fit
+from amips_plugins.export.measure import (
+    Curve,
+    curve,
+    levels_by_rank,
+    levels_by_threshold,
+    thresholds_for,
+)
+from amips_plugins.export.nets import (
+    LinearRouter,
+    LowRankRouter,
+    Net,
+    Router,
+    SupportNet,
+    multiplications,
+)
+from amips_plugins.export.presets import Preset
+from amips_plugins.export.problem import Candidate, Problem, Split, augmented, score
+from amips_plugins.export.targets import best_per_cell
+from amips_plugins.export.to_onnx import Order
+from amips_plugins.vectors import FloatArray, IntArray, normalise
+
+__all__ = ["native_candidate", "train_router"]
+
+_INITIAL_SCALE = 20.0  # turns cosines into logits as sharp as those of a trained router
+_SIZE_POWER = 0.75  # of a cell's size, that its share of the top keys has to pay for
+_MANY_CELLS = 1_024  # above this a linear router is of low rank
+_RANK = 128
+
+
+def native_candidate(problem: Problem, cells: Cells, assignment: IntArray) -> Candidate:
+    """Return the baseline: probe the cells whose centroids are nearest, as an IVF index does."""
+    weights = centroid_weights(problem.keys, assignment, cells, problem.metric)
+    net = LinearRouter(weights.shape[1], cells.n_cells)
+    net.weight.data.copy_(torch.from_numpy(weights))
+    order = Order(None, np.zeros(cells.n_cells, dtype=np.float32))
+
+    def priority(split: Split) -> FloatArray:
+        products: FloatArray = split.unit @ weights.T
+        return products
+
+    def measure(split: Split) -> Curve:
+        levels = levels_by_rank(priority(split))
+        hit_cells = assignment[split.hits]
+        return curve(levels, cells.n_cells, hit_cells, cells.sizes, cells.n_cells)
+
+    return Candidate("native", net, order, cells, assignment, weights.size, [], measure, priority)
+
+
+def train_router(
+    kind: Literal["linear", "supportnet"],
+    preset: Preset,
+    problem: Problem,
+    cells: Cells,
+    assignment: IntArray,
+) -> Candidate:
+    """Train a router over cells.
+
+    Parameters
+    ----------
+    kind
+        Which net.
+    preset
+        The recipe.
+    problem
+        What to train on.
+    cells, assignment
+        The partition.
+    """
+    train = augmented(problem, preset)
+    centroids = centroid_weights(problem.keys, assignment, cells, problem.metric)
+    net = new_router(kind, preset, centroids, problem.seed).to(problem.device)
+    unit = torch.from_numpy(train.unit).to(problem.device)
+    hit_cells = torch.from_numpy(assignment[train.hits[:, : problem.k]]).to(problem.device)
+    support = (
+        SupportTargets(problem, train.unit, assignment, cells)
+        if kind == "supportnet" and (preset.scores or preset.keys)
+        else None
+    )
+
+    def loss(model: Net, rows: Tensor) -> Tensor:
+        u = unit[rows]
+        scores = model(u)
+        scale = model.scale if isinstance(model, SupportNet) else 1.0
+        total = preset.routing * losses.routing(scale * scores, hit_cells[rows])
+        if support is not None and isinstance(model, SupportNet):
+            if preset.scores:
+                values = support.values(rows)
+                total = total + preset.scores * losses.score_regression(scores, values)
+            if preset.keys:
+                chosen = hit_cells[rows, 0]
+                best = support.keys(rows, chosen)
+                total = total + preset.keys * losses.gradient_matching(model, u, chosen, best)
+        return total
+
+    def order() -> Order:
+        scale = float(net.scale.detach()) if isinstance(net, SupportNet) else 1.0
+        penalty = _SIZE_POWER * np.log(np.maximum(cells.sizes, 1))
+        return Order(scale, -penalty.astype(np.float32))
+
+    def priority(split: Split) -> FloatArray:
+        with torch.no_grad():
+            scores = net(torch.from_numpy(split.unit).to(problem.device)).cpu().numpy()
+        return order().priority(scores)
+
+    def measure(split: Split) -> Curve:
+        thresholds = thresholds_for(
+            priority(problem.validate), assignment[problem.validate.hits[:, : problem.k]]
+        )
+        levels = levels_by_threshold(priority(split), thresholds)
+        model_keys = multiplications(net) / split.unit.shape[1]
+        return curve(levels, len(thresholds), assignment[split.hits], cells.sizes, model_keys)
+
+    history = fit(
+        net,
+        loss,
+        len(train.unit),
+        lambda _: score(measure(problem.validate), problem),
+        preset.schedule,
+        problem.seed,
+        problem.work / f"{kind}.safetensors",
+        f"train {kind}",
+        problem.progress,
+    )
+    parameters = multiplications(net)
+    return Candidate(kind, net, order(), cells, assignment, parameters, history, measure, priority)
+
+
+def new_router(
+    kind: Literal["linear", "supportnet"], preset: Preset, centroids: FloatArray, seed: int
+) -> Router:
+    """Return an untrained router that orders cells as their centroids do."""
+    torch.manual_seed(seed)
+    n_cells, dim = centroids.shape
+    start = torch.from_numpy(_INITIAL_SCALE * normalise(centroids))
+    if kind == "supportnet":
+        net = SupportNet(dim, n_cells, preset.width, preset.depth)
+        net.skip[-1].data.copy_(torch.from_numpy(centroids))
+        net.log_scale.data.fill_(math.log(_INITIAL_SCALE))
+        return net
+    if n_cells <= _MANY_CELLS or dim <= _RANK:
+        linear = LinearRouter(dim, n_cells)
+        linear.weight.data.copy_(start)
+        return linear
+    low_rank = LowRankRouter(dim, n_cells, _RANK)
+    left, singular, right = torch.linalg.svd(start, full_matrices=False)
+    roots = singular[:_RANK].sqrt()
+    low_rank.up.data.copy_(left[:, :_RANK] * roots)
+    low_rank.down.data.copy_(roots[:, None] * right[:_RANK])
+    return low_rank
+
+
+class SupportTargets:
+    """Exact support values of every training query and cell, and the keys that attain them.
+
+    Parameters
+    ----------
+    problem
+        What is trained on.
+    unit
+        ``(n, lifted_dim)`` float32 unit queries.
+    assignment, cells
+        The partition.
+    """
+
+    def __init__(
+        self, problem: Problem, unit: FloatArray, assignment: IntArray, cells: Cells
+    ) -> None:
+        self._problem = problem
+        self._values, self._rows = best_per_cell(
+            unit, problem.lifted, assignment, cells.n_cells, problem.device, problem.progress
+        )
+
+    def values(self, rows: Tensor) -> Tensor:
+        """Return ``(n, n_cells)`` support values."""
+        return torch.from_numpy(self._values[rows.cpu().numpy()]).to(self._problem.device)
+
+    def keys(self, rows: Tensor, cells: Tensor) -> Tensor:
+        """Return ``(n, lifted_dim)`` the best key of one cell for each query."""
+        best = self._rows[rows.cpu().numpy(), cells.cpu().numpy()]
+        return torch.from_numpy(np.array(self._problem.lifted[best])).to(self._problem.device)

@@ -104,13 +104,13 @@ class Cells:
                 sizes = np.asarray(archive["sizes"], dtype=np.int64)
                 view = np.asarray(archive["view"], dtype=np.float32) if "view" in archive else None
                 weight = float(archive["weight"][0]) if view is not None else 0.0
-        except (ValueError, KeyError, OSError, EOFError, IndexError) as exc:
+        except Exception as exc:  # a damaged archive raises whatever zipfile and numpy raise
             raise BundleCorrupt(
                 f"The bundle's cells cannot be read ({exc}); publish it again."
             ) from exc
-        dim = centroids.shape[-1]
         if centroids.ndim != 2 or sizes.shape != (len(centroids),):
             raise BundleCorrupt("The bundle's cells have unfitting shapes; publish it again.")
+        dim = centroids.shape[1]
         if view is not None and view.shape != (dim, dim):
             raise BundleCorrupt("The bundle's view map has an unfitting shape; publish it again.")
         return cls(centroids, sizes, view, weight)

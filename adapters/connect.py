@@ -50,15 +50,26 @@ def connect(uri: str) -> Collection:
     ...
     amips_plugins.errors.InvalidInput: 'docs.db' is not a collection URI; write for example ...
     """
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        raise InvalidInput(f"The collection URI names no host; {_HINT}.") from None
     scheme, _, tls = parts.scheme.partition("+")
-    if scheme not in ("milvus", "qdrant") or tls not in ("", "http", "https"):
-        raise InvalidInput(f"{uri.split('?')[0]!r} is not a collection URI; {_HINT}.")
-    if parts.username is not None or parts.password is not None:
+    known = scheme in ("milvus", "qdrant") and tls in ("", "http", "https")
+    if "@" in uri and (parts.netloc or not known):  # in a local path it is just a letter
         raise InvalidInput(
             "Credentials do not belong into a collection URI, where logs would show them; set "
             "AMIPS_MILVUS_TOKEN or AMIPS_QDRANT_API_KEY."
         )
+    if not known:
+        raise InvalidInput(f"{uri.split('?')[0]!r} is not a collection URI; {_HINT}.")
+    if parts.netloc and parts.path not in ("", "/"):
+        raise InvalidInput(
+            f"The collection URI names both a host and the path {parts.path!r}; a path takes three "
+            f"slashes, a host no path: {_HINT}."
+        )
+    if not parts.netloc and (tls or parts.path in ("", "/")):
+        raise InvalidInput(f"The collection URI names no host and no file; {_HINT}.")
     options = parse_qs(parts.query)
     unknown = sorted(set(options) - {"collection", "field"})
     if unknown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -37,6 +38,8 @@ CELLS = "cells.npz"
 CALIBRATION = "calibration.npz"
 IDS = "ids.jsonl"
 KNOWN_CELLS = "known_cells.npy"
+
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]*")  # it becomes a folder of the registry
 
 ModelKind = Literal["native", "linear", "supportnet", "keynet"]
 
@@ -198,7 +201,7 @@ class Bundle:
         """
         try:
             data = fetch(MANIFEST)
-        except FileNotFoundError as exc:
+        except (FileNotFoundError, NotADirectoryError) as exc:
             raise BundleNotFound(f"There is no bundle at {location}.") from exc
         try:
             version = msgspec.json.decode(data, type=_Peek).format
@@ -212,6 +215,11 @@ class Bundle:
             raise BundleCorrupt(
                 f"The manifest of {location} cannot be read ({exc}); publish it again."
             ) from exc
+        if not _VERSION.fullmatch(manifest.version):
+            raise BundleCorrupt(
+                f"The manifest of {location} has the version {manifest.version!r}; a version is "
+                f"letters, digits, '-' and '_'."
+            )
         for name in manifest.files:
             if name != posixpath.basename(name) or name in ("", ".", "..", MANIFEST):
                 raise BundleCorrupt(f"The manifest of {location} names the file {name!r}.")
@@ -230,7 +238,7 @@ class Bundle:
             raise BundleCorrupt(f"The bundle at {self.location} has no file {name!r}.")
         try:
             data = self.fetch(name)
-        except FileNotFoundError as exc:
+        except (FileNotFoundError, IsADirectoryError) as exc:
             raise BundleCorrupt(f"{name} is missing from the bundle at {self.location}.") from exc
         if describe_file(data) != entry:
             raise BundleCorrupt(

@@ -119,7 +119,7 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as exc:
-        if exc.name is not None and not module.startswith(exc.name):
+        if exc.name is not None and not f"{module}.".startswith(f"{exc.name}."):
             raise  # the dependency is there but itself broken: do not hide that
         raise MissingExtra(
             f"This needs the package {module.split('.')[0]!r}, which is not installed; "

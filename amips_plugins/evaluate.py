@@ -74,7 +74,7 @@ def exact_neighbours(
     Returns
     -------
     list
-        For each query the ids of its k best keys, best first.
+        For each query the ids of its k best keys, best first; of all keys where there are fewer.
     """
     metric = collection.info.metric
     lifted = lift_queries(queries, metric)
@@ -92,7 +92,7 @@ def exact_neighbours(
             all_rows = np.hstack([rows, np.broadcast_to(places, scores.shape)])
             rows = np.take_along_axis(all_rows, kept, axis=1)
             step.advance(len(batch.ids))
-    return [[ids[row] for row in chosen] for chosen in rows.tolist()]
+    return [[ids[row] for row in chosen[: len(ids)]] for chosen in rows.tolist()]
 
 
 def evaluate(

@@ -180,11 +180,15 @@ def _check(
     model: OnnxModel, bundle: Bundle, inputs: dict[str, int], outputs: dict[str, int]
 ) -> None:
     """Compare names and last axes with what the hook needs."""
-    last_axes: dict[str, Any] = {name: shape[-1] for name, shape in model.inputs.items()}
-    given: dict[str, Any] = {name: shape[-1] for name, shape in model.outputs.items()}
+    last_axes = {name: _last(shape) for name, shape in model.inputs.items()}
+    given = {name: _last(shape) for name, shape in model.outputs.items()}
     fits = last_axes == inputs and all(given.get(name) == axis for name, axis in outputs.items())
     if not fits:
         raise BundleCorrupt(
             f"The model of {bundle.location} takes {last_axes} and gives {given}, which is not "
             f"what a {bundle.manifest.model} must; publish it again."
         )
+
+
+def _last(shape: list[Any]) -> Any:
+    return shape[-1] if shape else None

@@ -66,14 +66,17 @@ def known_cells(bundle: Bundle) -> KnownCells:
         A file is not what the manifest says, or the files do not fit each other.
     """
     cells = Cells.from_bytes(bundle.read(CELLS))
+    lines, array = bundle.read(IDS).splitlines(), bundle.read(KNOWN_CELLS)
     try:
         decoder = msgspec.json.Decoder(int | str)
-        ids = [decoder.decode(line) for line in bundle.read(IDS).splitlines()]
-        chosen = np.load(io.BytesIO(bundle.read(KNOWN_CELLS)), allow_pickle=False)
-    except (msgspec.MsgspecError, ValueError, EOFError) as exc:
+        ids = [decoder.decode(line) for line in lines]
+        chosen = np.load(io.BytesIO(array), allow_pickle=False)
+        fits = chosen.shape == (len(ids),) and chosen.dtype.kind in "iu"
+        fits = fits and bool(((chosen >= 0) & (chosen < cells.n_cells)).all())
+    except Exception as exc:  # a damaged array raises whatever numpy raises
         raise BundleCorrupt(
             f"The cells of {bundle.location} cannot be read ({exc}); publish it again."
         ) from exc
-    if chosen.shape != (len(ids),) or cells.n_cells != bundle.manifest.n_cells:
+    if not fits or cells.n_cells != bundle.manifest.n_cells:
         raise BundleCorrupt(f"The cells of {bundle.location} do not fit its manifest.")
     return KnownCells(cells, bundle.manifest.metric, dict(zip(ids, chosen.tolist(), strict=True)))

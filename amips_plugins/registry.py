@@ -111,9 +111,9 @@ class Registry:
     def versions(self, key: CollectionKey) -> list[str]:
         """Return the complete versions of a collection, oldest first."""
         home = self._home(key)
+        self._fs.invalidate_cache()
         if not self._fs.isdir(home):
             return []
-        self._fs.invalidate_cache()
         names = [posixpath.basename(path.rstrip("/")) for path in self._fs.ls(home, detail=False)]
         return sorted(n for n in names if self._fs.exists(f"{home}/{n}/{MANIFEST}"))
 

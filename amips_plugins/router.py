@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import numbers
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,14 +15,14 @@ import numpy as np
 
 from amips_plugins.bundle import CELLS, MANIFEST, Bundle, Manifest
 from amips_plugins.cells import Cells
-from amips_plugins.errors import BundleError, InvalidInput
-from amips_plugins.hooks import load_hook
+from amips_plugins.errors import BundleCorrupt, InvalidInput
+from amips_plugins.hooks import ModelFault, load_hook
 from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
 from amips_plugins.registry import Registry, collection_key
 from amips_plugins.vectors import FloatArray, IntArray, as_queries
 
 if TYPE_CHECKING:
-    from amips_plugins.adapters.base import Collection, Hit
+    from amips_plugins.adapters.base import Collection, Hit, SearchRequest
 
 __all__ = ["Hits", "LearnedRouter", "Trace"]
 
@@ -156,6 +157,7 @@ class LearnedRouter:
         self._no_hook = "no bundle"
         self._count = collection.count()
         self.fallbacks: Counter[str] = Counter()
+        self._logged: set[str] = set()
         if bundle is not None:
             self._load(bundle if isinstance(bundle, Bundle) else _bundle_in(Path(bundle)))
         elif hook is None:
@@ -227,12 +229,16 @@ class LearnedRouter:
 
         rows, single = as_queries(queries, self._collection.info.dim)
         self._check_k(k)
+        _check_target(recall, n_probes)
+        if isinstance(fields, str):
+            raise InvalidInput(f"fields={fields!r} is one name; pass a list of names.")
+        k = int(k)
         target = Target(k=k, recall=recall, n_probes=n_probes)
         request = SearchRequest(rows, k, filter, tuple(fields), params, timeout)
         started = time.perf_counter()
         plan, fallback = self._plan(rows, target)
         planned = time.perf_counter()
-        found, plan, fallback = self._search(request, plan, fallback)
+        found, plan, fallback = self._search(request, plan, fallback, started)
         version = None if self._manifest is None else self._manifest.version
         base = Trace(_mode(plan), version=version, fallback=fallback)
         if explain:
@@ -262,24 +268,28 @@ class LearnedRouter:
             return NATIVE, self._fall_back(self._no_hook)
         try:
             plan = self._hook.plan(queries, target)
+            _check_plan(plan, queries)
         except InvalidInput:
             raise  # the caller's own argument
         except Exception as exc:  # noqa: BLE001 - whatever a model does, the native search answers
             return NATIVE, self._fall_back(f"model: {type(exc).__name__}", exc)
-        if plan.cells is not None and plan.layout != self._collection.layout():
-            return NATIVE, self._fall_back("layout: the collection has not these cells")
-        return plan, None
+        return plan, None  # the adapter refuses cells of another layout; asking here costs a call
 
     def _search(
-        self, request: Any, plan: QueryPlan, fallback: str | None
+        self, request: SearchRequest, plan: QueryPlan, fallback: str | None, started: float
     ) -> tuple[list[list[Hit]], QueryPlan, str | None]:
-        if plan is NATIVE:
+        if plan.cells is None and plan.rewritten is None:
             return self._collection.search(request), plan, fallback
         try:
             return self._collection.search(request, plan), plan, None
-        except Exception as exc:  # noqa: BLE001 - an error of the database shows in the native search too
-            reason = self._fall_back(f"search: {type(exc).__name__}", exc)
-            return self._collection.search(request), NATIVE, reason
+        except Exception as exc:
+            if request.timeout is not None:  # one deadline for both searches
+                left = request.timeout - (time.perf_counter() - started)
+                if left <= 0:
+                    raise
+                request = replace(request, timeout=left)
+            found = self._collection.search(request)  # an error of the database shows here too
+            return found, NATIVE, self._fall_back(f"search: {type(exc).__name__}", exc)
 
     def _row_trace(self, base: Trace, plan: QueryPlan, row: int, explain: bool) -> Trace:
         if plan.cells is None:
@@ -298,7 +308,8 @@ class LearnedRouter:
     def _fall_back(self, reason: str, cause: BaseException | None = None) -> str:
         """Count a reason, and log it the first time."""
         self.fallbacks[reason] += 1
-        if self.fallbacks[reason] == 1:
+        if reason not in self._logged:
+            self._logged.add(reason)
             _log.warning(
                 "The native search answers for %r: %s%s",
                 self._collection.info.name,
@@ -313,22 +324,47 @@ class LearnedRouter:
         bundle.manifest.check_serves(key.database, key.name, key.field, info.metric, info.dim)
         hook = load_hook(bundle, self._threads)
         if bundle.manifest.layout:
-            self._sizes = Cells.from_bytes(bundle.read(CELLS)).sizes
+            sizes = Cells.from_bytes(bundle.read(CELLS)).sizes
+            if len(sizes) != bundle.manifest.n_cells:
+                raise BundleCorrupt(f"The cells of {bundle.location} do not fit its manifest.")
+            self._sizes = sizes
         self._hook, self._manifest = hook, bundle.manifest
 
     def _load_latest(self, registry: Registry) -> None:
         try:
             self._load(registry.open(collection_key(self._collection.info)))
-        except (BundleError, OSError) as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever the registry's storage raises, native serves
             self._no_hook = f"bundle: {type(exc).__name__}"
             _log.warning("No bundle serves %r: %s", self._collection.info.name, exc)
-            self.fallbacks[self._no_hook] = 1  # logged
+            self._logged.add(self._no_hook)
 
 
 def _bundle_in(folder: Path) -> Bundle:
     inner = folder / "bundle"  # the folder that training wrote holds the bundle
     home = inner if (inner / MANIFEST).exists() else folder
     return Bundle.open(str(home), lambda name: (home / name).read_bytes())
+
+
+def _check_target(recall: Any, n_probes: Any) -> None:
+    real = isinstance(recall, numbers.Real) and not isinstance(recall, bool)
+    if recall is not None and not (real and 0.0 < recall <= 1.0):
+        raise InvalidInput(f"recall={recall!r} is no share; pass a number in (0, 1].")
+    whole = isinstance(n_probes, (int, np.integer)) and not isinstance(n_probes, bool)
+    if n_probes is not None and not (whole and n_probes >= 1):
+        raise InvalidInput(
+            f"n_probes={n_probes!r} searches nothing; pass a whole number of 1 or more."
+        )
+
+
+def _check_plan(plan: QueryPlan, queries: FloatArray) -> None:
+    """Refuse a plan that does not fit its queries: a hook may be anyone's."""
+    rewritten, cells = plan.rewritten, plan.cells
+    if rewritten is not None and rewritten.shape != queries.shape:
+        raise ModelFault(f"{len(queries)} queries were rewritten to shape {rewritten.shape}.")
+    if rewritten is not None and not np.isfinite(rewritten).all():
+        raise ModelFault("A rewritten query is not finite.")
+    if cells is not None and (cells.ndim != 2 or len(cells) != len(queries)):
+        raise ModelFault(f"{len(queries)} queries got cells of shape {cells.shape}.")
 
 
 def _mode(plan: QueryPlan) -> str:

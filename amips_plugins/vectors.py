@@ -76,16 +76,20 @@ def as_queries(queries: Any, dim: int) -> tuple[FloatArray, bool]:
         Not numeric, of another dimension, empty, or with a NaN or infinite entry.
     """
     try:
-        array = np.ascontiguousarray(queries, dtype=np.float32)
+        given = np.asarray(queries)
+        if given.dtype.kind in "SUMmc":  # numpy would make numbers of text, dates and complex
+            raise TypeError(f"dtype {given.dtype}")
+        with np.errstate(over="ignore"):  # too large for float32 is infinite, and refused below
+            array = np.ascontiguousarray(given, dtype=np.float32)
     except (TypeError, ValueError) as exc:
         raise InvalidInput(
             f"Queries must be numbers of shape ({dim},) or (n, {dim}), "
             f"but got {type(queries).__name__}."
         ) from exc
-    single = np.ndim(queries) == 1
-    if np.ndim(queries) not in (1, 2) or array.shape[-1] != dim:
+    single = given.ndim == 1
+    if given.ndim not in (1, 2) or given.shape[-1] != dim:
         raise InvalidInput(
-            f"Queries have shape {np.shape(queries)}, but the collection holds vectors of "
+            f"Queries have shape {given.shape}, but the collection holds vectors of "
             f"dimension {dim}; pass ({dim},) or (n, {dim})."
         )
     array = array.reshape(-1, dim)

@@ -71,6 +71,7 @@ def test_a_pair_is_the_first_sentence_and_the_dedented_rest(tmp_path: Path) -> N
         (f"x = 1 + 2 == 3\n\n{BODY}", "no words"),
         (f"{'Very ' * 80}long.\n\n{BODY}", "long sentence"),
         (f">>> from x import y, z\n\n{BODY}", "code"),
+        (f"size (`int`, *optional*): The size of it.\n\n{BODY}", "a parameter"),
         (f"See https://example.org for all of it.\n\n{BODY}", "link"),
         ("Return the value of this.", "no body"),
         ("", "empty"),

@@ -40,7 +40,7 @@ _SENTENCE_END = re.compile(
     r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\betc)(?<!\bcf)[.!?][\"'`)]*\s+(?=[^a-z\s])"
 )
 _RULE = re.compile(r"^[ \t]*([-=~^*#+])\1{2,}[ \t]*\n?", re.MULTILINE)  # line under or over a title
-_CODE = re.compile(r"```|>>>|https?://")
+_CODE = re.compile(r"```|>>>|https?://|\*optional\*")  # nobody asks in these
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _WORD = re.compile(r"\w+")
 

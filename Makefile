@@ -1,0 +1,46 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both build .venv if need be.
+PYTHON ?= python3
+DATABASE ?= milvus
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.PHONY: demo test lint types unit integration nightly lock clean
+
+demo: $(READY)
+	$(BIN)/amips demo --database $(DATABASE)
+
+test: lint types unit integration
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+unit: $(READY)
+	$(BIN)/python -m pytest tests -m "not slow" -n 2 --dist loadfile
+
+integration: $(READY)
+	$(BIN)/python -m pytest integration_tests
+
+# Everything that takes longer than a developer waits for.
+nightly: test
+	$(BIN)/python -m pytest tests -m slow
+
+# Exact versions for every supported Python; ranges for users stand in pyproject.toml.
+lock:
+	echo 'torch==2.13.0' > requirements/torch.txt
+	uv pip compile --universal --python-version 3.10 --extra dev --constraint requirements/torch.txt \
+	  --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements/constraints.txt
+	rm requirements/torch.txt
+
+clean:
+	rm -rf $(VENV) .demo build *.egg-info
+
+$(READY): pyproject.toml requirements/constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or later is needed: make PYTHON=python3.12 ..."'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements/constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,169 @@
+"""Bundles of a linear router, made by hand in a fraction of a second: no training run."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from amips_plugins.adapters.base import Id
+from amips_plugins.adapters.memory import MemoryCollection
+from amips_plugins.bundle import (
+    CALIBRATION,
+    CELLS,
+    FORMAT,
+    IDS,
+    KNOWN_CELLS,
+    MANIFEST,
+    MODEL,
+    Bundle,
+    Manifest,
+    describe_file,
+)
+from amips_plugins.cells import Cells
+from amips_plugins.export.measure import calibrate, curve
+from amips_plugins.export.nets import KeyNet, LinearRouter
+from amips_plugins.export.to_onnx import Order, to_onnx
+from amips_plugins.layout import known_cells
+from amips_plugins.registry import collection_key
+from amips_plugins.vectors import (
+    FloatArray,
+    Metric,
+    lift_keys,
+    lift_queries,
+    lifted_dim,
+    normalise,
+)
+
+COUNT = 48
+DIM = 4
+N_CELLS = 6
+K = 10
+
+
+def vectors(seed: int = 0, count: int = COUNT) -> FloatArray:
+    """Vectors of different lengths, so that IP, cosine and L2 rank differently."""
+    rng = np.random.default_rng(seed)
+    array = rng.standard_normal((count, DIM)) * rng.uniform(0.5, 2.0, (count, 1))
+    return array.astype(np.float32)
+
+
+def memory(
+    metric: Metric = Metric.COSINE, name: str = "docs", ids: Sequence[Id] | None = None
+) -> MemoryCollection:
+    """The collection that the bundles are made for, with stored fields to filter by."""
+    fields = [{"group": row % 3} for row in range(COUNT)]
+    return MemoryCollection(vectors(), ids, metric, name, fields)
+
+
+def make_files(metric: Metric = Metric.COSINE, model: str = "linear") -> dict[str, bytes]:
+    """The files of a bundle for ``memory(metric)``, without the manifest."""
+    return dict(_files(metric, model))
+
+
+@functools.cache
+def _files(metric: Metric, model: str) -> Mapping[str, bytes]:
+    keys, queries = vectors(), vectors(seed=1, count=200)
+    if model == "keynet":
+        return {MODEL: to_onnx(KeyNet(lifted_dim(DIM, metric)), DIM, metric)}
+    rng = np.random.default_rng(2)
+    centroids = keys[rng.choice(COUNT, N_CELLS, replace=False)]
+    centroids = centroids if metric is Metric.L2 else normalise(centroids)
+    drawn = Cells(centroids, np.zeros(N_CELLS, dtype=np.int64)).assign(keys, metric)
+    cells = Cells(centroids, np.bincount(drawn, minlength=N_CELLS).astype(np.int64))
+    lifted_keys = lift_keys(keys, metric)
+    means = np.stack(
+        [
+            lifted_keys[drawn == cell].mean(axis=0)
+            if (drawn == cell).any()
+            else np.zeros(lifted_keys.shape[1])
+            for cell in range(N_CELLS)
+        ]
+    ).astype(np.float32)
+    net = LinearRouter(lifted_dim(DIM, metric), N_CELLS)
+    with torch.no_grad():
+        net.weight.copy_(torch.from_numpy(means))
+    lifted = lift_queries(queries, metric)
+    best = np.argsort(-(lifted @ lifted_keys.T), axis=1)[:, :K]
+    measured = curve(normalise(lifted) @ means.T, drawn[best], cells.sizes, N_CELLS)
+    known = io.BytesIO()
+    np.save(known, drawn.astype(np.int32), allow_pickle=False)
+    return {
+        MODEL: to_onnx(net, DIM, metric, Order(1.0, np.zeros(N_CELLS, dtype=np.float32))),
+        CELLS: cells.to_bytes(),
+        CALIBRATION: calibrate(measured, K).to_bytes(),
+        KNOWN_CELLS: known.getvalue(),
+        IDS: b"".join(msgspec.json.encode(row) + b"\n" for row in range(COUNT)),
+    }
+
+
+def make_manifest(
+    files: Mapping[str, bytes],
+    metric: Metric = Metric.COSINE,
+    *,
+    version: str = "v1",
+    model: str = "linear",
+    **changes: Any,
+) -> Manifest:
+    """The manifest of these files for ``memory(metric)``."""
+    layout = Cells.from_bytes(files[CELLS]).layout() if CELLS in files else ""
+    manifest = Manifest(
+        format=FORMAT,
+        version=version,
+        created="2026-01-01T00:00:00+00:00",
+        collection=collection_key(memory(metric).info),
+        metric=metric,
+        dim=DIM,
+        snapshot="0" * 64,
+        count=COUNT,
+        model=model,  # type: ignore[arg-type] # a literal
+        preset="test",
+        parameters=DIM * N_CELLS,
+        n_cells=N_CELLS if layout else 0,
+        layout=layout,
+        queries="log",
+        default_k=K,
+        default_recall=0.9,
+        choice=model,
+        reason="made by hand",
+        figures=[],
+        tools={},
+        files={name: describe_file(data) for name, data in files.items()},
+    )
+    return msgspec.structs.replace(manifest, **changes)
+
+
+def write_bundle(
+    folder: Path,
+    metric: Metric = Metric.COSINE,
+    *,
+    version: str = "v1",
+    model: str = "linear",
+    change: Callable[[dict[str, bytes]], None] = lambda _: None,
+    **changes: Any,
+) -> Path:
+    """Write a bundle; ``change`` alters its files before they are summed, the rest its manifest."""
+    files = make_files(metric, model)
+    change(files)
+    manifest = make_manifest(files, metric, version=version, model=model, **changes)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+    return folder
+
+
+def open_bundle(folder: Path) -> Bundle:
+    return Bundle.open(str(folder), lambda name: (folder / name).read_bytes())
+
+
+def laid_out(folder: Path, metric: Metric = Metric.COSINE) -> MemoryCollection:
+    """``memory(metric)``, in the cells of the bundle in the folder."""
+    collection, bundle = memory(metric), open_bundle(folder)
+    return collection.lay_out(bundle.manifest.layout, bundle.manifest.n_cells, known_cells(bundle))

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from amips_plugins import LearnedRouter, MemoryCollection
+from amips_plugins.bundle import CALIBRATION
+from amips_plugins.calibration import Calibration
+from amips_plugins.errors import InvalidInput
+from amips_plugins.evaluate import evaluate, exact_neighbours
+from amips_plugins.hooks import NativeHook
+from amips_plugins.plan import QueryPlan, Target
+from amips_plugins.vectors import FloatArray, Metric, native_scores
+from tests.bundles import COUNT, N_CELLS, K, laid_out, memory, vectors, write_bundle
+from tests.progress_recorder import Recorder
+
+QUERIES = vectors(seed=5, count=9)
+
+
+class Small(MemoryCollection):
+    """Reads in small batches, whatever is asked for."""
+
+    def scan(self, batch_size: int, after=None):  # type: ignore[no-untyped-def]
+        return super().scan(7, after)
+
+
+@pytest.mark.parametrize("metric", Metric)
+@pytest.mark.parametrize("k", [1, 5, 20, COUNT])
+def test_exact_neighbours_are_those_of_brute_force(metric: Metric, k: int) -> None:
+    names = [f"doc-{row:02}" for row in range(COUNT)]
+    recorder = Recorder()
+    found = exact_neighbours(Small(vectors(), names, metric), QUERIES, k, recorder)
+    for query, ids in zip(QUERIES, found, strict=True):
+        scores = native_scores(query, vectors(), metric)
+        order = np.argsort(-scores if metric.larger_is_better else scores)
+        assert ids == [names[row] for row in order[:k]]
+    assert (recorder.totals, recorder.done) == ([COUNT], COUNT)
+
+
+def test_no_neighbour_twice_where_there_are_few_keys() -> None:
+    found = exact_neighbours(Small(vectors(count=3)), QUERIES[:2], 10)
+    assert [sorted(ids) for ids in found] == [[0, 1, 2]] * 2
+
+
+def test_ties_go_to_the_first_key() -> None:
+    keys = np.ones((20, 4), dtype=np.float32)
+    (found,) = exact_neighbours(Small(keys, metric=Metric.IP), keys[:1], 5)
+    assert found == [0, 1, 2, 3, 4]
+
+
+class Opposite:
+    """Asks for the opposite of each query, so that most answers are wrong."""
+
+    def plan(self, queries: FloatArray, target: Target) -> QueryPlan:
+        return QueryPlan(rewritten=-queries, rescore=target.k)
+
+
+@pytest.mark.parametrize("metric", Metric)
+def test_numbers_against_a_hand_computation(metric: Metric) -> None:
+    collection, k = memory(metric), 8
+    router = LearnedRouter(collection, hook=Opposite())
+    native, learned = evaluate(router, QUERIES, k)
+    truth = exact_neighbours(collection, QUERIES, k)
+    found = [[hit.id for hit in hits] for hits in router.search(QUERIES, k)]
+    at_1 = sum(ids[0] == true[0] for ids, true in zip(found, truth, strict=True))
+    at_k = sum(len(set(ids) & set(true)) for ids, true in zip(found, truth, strict=True))
+    assert learned.search == "learned"
+    assert learned.recall_at_1 == pytest.approx(at_1 / len(QUERIES))
+    assert learned.recall_at_k == pytest.approx(at_k / len(QUERIES) / k)
+    assert learned.recall_at_k < 0.9
+    assert (learned.n_probes, learned.scanned, learned.fallbacks) == (None, None, 0)
+    assert (native.search, native.recall_at_1, native.recall_at_k) == ("native", 1.0, 1.0)
+    assert (native.n_probes, native.scanned, native.fallbacks) == (None, None, 0)
+    assert native.milliseconds > 0
+    assert learned.milliseconds > 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+def test_a_route_is_measured_at_every_target(folder: Path) -> None:
+    router, k, recorder = LearnedRouter(laid_out(folder), bundle=folder), 5, Recorder()
+    rows = evaluate(router, QUERIES, k, recalls=(0.5, 0.8, 0.9), progress=recorder)
+    assert [row.search for row in rows] == [
+        "native",
+        "learned, recall 0.50",
+        "learned, recall 0.80",
+        "learned, recall 0.90",
+    ]
+    for row, recall in zip(rows[1:], (0.5, 0.8, 0.9), strict=True):
+        hits = router.search(QUERIES, k, recall=recall, explain=True)
+        assert row.n_probes == hits[0].trace.n_probes
+        if hits[0].trace.mode == "route":
+            expected = np.mean([answer.trace.scanned for answer in hits])
+            assert row.scanned == pytest.approx(expected)
+        assert row.fallbacks == 0
+    assert recorder.totals == [COUNT] + [len(QUERIES)] * 4
+
+
+def test_a_target_that_cannot_be_promised_is_left_out(tmp_path: Path) -> None:
+    guaranteed = np.tile(np.linspace(0.3, 0.85, N_CELLS, dtype=np.float32), (K, 1))
+    weak = Calibration(guaranteed, guaranteed, guaranteed[0], 0.95).to_bytes()
+    folder = write_bundle(tmp_path, change=lambda files: files.update({CALIBRATION: weak}))
+    router = LearnedRouter(laid_out(folder), bundle=folder)
+    rows = evaluate(router, QUERIES, 5, recalls=(0.8, 0.9, 0.95))
+    assert [row.search for row in rows] == ["native", "learned, recall 0.80"]
+    assert [row.search for row in evaluate(router, QUERIES, K + 1, (0.5,))] == ["native"]
+
+
+def test_a_keynet_is_measured_once(tmp_path: Path) -> None:
+    router = LearnedRouter(memory(), bundle=write_bundle(tmp_path, model="keynet"))
+    rows = evaluate(router, QUERIES, 5)
+    assert [row.search for row in rows] == ["native", "learned"]
+    assert rows[1].recall_at_k == 1.0  # untrained and residual: the query's own direction
+
+
+def test_without_a_model_only_the_native_search_is_measured(tmp_path: Path) -> None:
+    router = LearnedRouter(memory(), registry=tmp_path)
+    assert [row.search for row in evaluate(router, QUERIES, 5)] == ["native"]
+
+
+def test_fallbacks_are_counted(folder: Path) -> None:
+    router = LearnedRouter(memory(), bundle=folder)  # not laid out
+    native, learned = evaluate(router, QUERIES, 5, recalls=(0.5,))
+    assert native.fallbacks == 0
+    assert learned.fallbacks == len(QUERIES)
+    assert learned.recall_at_k == 1.0
+
+
+@pytest.mark.parametrize("k", [0, -1, COUNT + 1])
+def test_k_has_to_fit(k: int) -> None:
+    with pytest.raises(InvalidInput, match=f"k={k} does not fit the {COUNT} keys of 'docs'"):
+        evaluate(LearnedRouter(memory(), hook=NativeHook()), QUERIES, k)
+
+
+def test_bad_queries() -> None:
+    router = LearnedRouter(memory(), hook=NativeHook())
+    with pytest.raises(InvalidInput, match="dimension 4"):
+        evaluate(router, np.zeros((3, 5), dtype=np.float32))
+    with pytest.raises(InvalidInput, match="empty"):
+        evaluate(router, np.zeros((0, 4), dtype=np.float32))

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from amips_plugins.bundle import CALIBRATION, MODEL
+from amips_plugins.calibration import Calibration
+from amips_plugins.errors import BundleCorrupt, InvalidInput
+from amips_plugins.hooks import ModelFault, NativeHook, RewriteHook, RouteHook, load_hook
+from amips_plugins.model import OnnxModel
+from amips_plugins.plan import NATIVE, PreQueryHook, Target
+from amips_plugins.vectors import FloatArray, Metric, native_scores
+from tests.bundles import DIM, N_CELLS, K, make_files, open_bundle, vectors, write_bundle
+
+QUERIES = vectors(seed=5, count=7)
+
+
+def graph(inputs: dict[str, list[Any]], outputs: dict[str, list[Any]], fill: float = 0.0) -> bytes:
+    """A model that ignores its inputs and gives constants of the shapes asked for."""
+    kinds = {"n_probes": TensorProto.INT64, "cells": TensorProto.INT64}
+
+    def info(name: str, shape: list[Any]) -> Any:
+        return helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), shape)
+
+    nodes, constants = [], []
+    for name, shape in outputs.items():
+        sizes = [size if isinstance(size, int) else 1 for size in shape]
+        dtype = np.int64 if name == "cells" else np.float32
+        array = np.zeros(sizes, dtype) if name == "cells" else np.full(sizes, fill, dtype)
+        constants.append(numpy_helper.from_array(array, f"{name}_value"))
+        nodes.append(helper.make_node("Identity", [f"{name}_value"], [name]))
+    made = helper.make_graph(
+        nodes,
+        "test",
+        [info(name, shape) for name, shape in inputs.items()],
+        [info(name, shape) for name, shape in outputs.items()],
+        constants,
+    )
+    opset = [helper.make_opsetid("", 17)]
+    data: bytes = helper.make_model(made, opset_imports=opset, ir_version=8).SerializeToString()
+    return data
+
+
+ROUTER_IN: dict[str, list[Any]] = {"queries": ["n", DIM], "n_probes": [1]}
+ROUTER_OUT: dict[str, list[Any]] = {"cells": ["n", "p"], "priority": ["n", "p"]}
+
+
+def replace_model(data: bytes) -> Callable[[dict[str, bytes]], None]:
+    def change(files: dict[str, bytes]) -> None:
+        files[MODEL] = data
+
+    return change
+
+
+@pytest.fixture(scope="module")
+def route(tmp_path_factory: pytest.TempPathFactory) -> RouteHook:
+    hook = load_hook(open_bundle(write_bundle(tmp_path_factory.mktemp("bundle"))))
+    assert isinstance(hook, RouteHook)
+    return hook
+
+
+@pytest.fixture(scope="module")
+def rewrite(tmp_path_factory: pytest.TempPathFactory) -> RewriteHook:
+    folder = write_bundle(tmp_path_factory.mktemp("bundle"), model="keynet")
+    hook = load_hook(open_bundle(folder))
+    assert isinstance(hook, RewriteHook)
+    return hook
+
+
+def test_all_are_hooks(route: RouteHook, rewrite: RewriteHook) -> None:
+    for hook in (route, rewrite, NativeHook()):
+        assert isinstance(hook, PreQueryHook)
+
+
+def test_the_native_hook_plans_nothing() -> None:
+    assert NativeHook().plan(QUERIES, Target(k=3, recall=0.5)) is NATIVE
+
+
+@pytest.mark.parametrize("n_probes", [1, 2, N_CELLS - 1])
+def test_a_route_names_the_best_cells_first(route: RouteHook, n_probes: int) -> None:
+    plan = route.plan(QUERIES, Target(k=3, n_probes=n_probes))
+    assert plan.rewritten is None
+    assert plan.layout == route.layout
+    assert plan.cells is not None
+    assert plan.cells.shape == (len(QUERIES), n_probes)
+    (scores,) = route.model.run(
+        ["scores"], {"queries": QUERIES, "n_probes": np.array([1], dtype=np.int64)}
+    )
+    np.testing.assert_array_equal(plan.cells, np.argsort(-scores, axis=1)[:, :n_probes])
+
+
+def test_a_batch_is_planned_as_its_queries(route: RouteHook, rewrite: RewriteHook) -> None:
+    target = Target(k=3)
+    cells, rewritten = route.plan(QUERIES, target).cells, rewrite.plan(QUERIES, target).rewritten
+    assert cells is not None
+    assert rewritten is not None
+    for row in range(len(QUERIES)):
+        one = QUERIES[row : row + 1]
+        np.testing.assert_array_equal(route.plan(one, target).cells, cells[row : row + 1])
+        alone = rewrite.plan(one, target).rewritten
+        assert alone is not None
+        np.testing.assert_allclose(alone, rewritten[row : row + 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("n_probes", [N_CELLS, N_CELLS + 1, 10**9])
+def test_every_cell_is_the_native_search(route: RouteHook, n_probes: int) -> None:
+    assert route.plan(QUERIES, Target(k=3, n_probes=n_probes)) is NATIVE
+    assert route.plan(QUERIES, Target(k=3, recall=1.0)) is NATIVE
+
+
+def test_probes_come_from_the_target(route: RouteHook) -> None:
+    calibration = route.calibration
+    assert route.n_probes(Target(k=3, recall=0.9, n_probes=2)) == 2
+    assert route.n_probes(Target(k=3, recall=0.8)) == calibration.probes(3, 0.8)
+    assert route.n_probes(Target(k=3)) == calibration.default_probes(3, route.default_recall)
+    assert route.n_probes(Target(k=K + 1)) == calibration.default_probes(K, route.default_recall)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [Target(k=3, n_probes=0), Target(k=3, recall=1.5), Target(k=K + 1, recall=0.5)],
+)
+def test_a_target_that_makes_no_sense(route: RouteHook, target: Target) -> None:
+    with pytest.raises(InvalidInput):
+        route.plan(QUERIES, target)
+
+
+@pytest.mark.parametrize("target", [Target(k=3, n_probes=4), Target(k=3, recall=0.9)])
+def test_a_rewrite_leaves_the_probes_to_the_index(rewrite: RewriteHook, target: Target) -> None:
+    with pytest.raises(InvalidInput, match="params="):
+        rewrite.plan(QUERIES, target)
+
+
+def test_an_untrained_residual_keynet_asks_for_the_direction_of_the_query(
+    rewrite: RewriteHook,
+) -> None:
+    plan = rewrite.plan(QUERIES, Target(k=3))
+    assert plan.cells is None
+    assert plan.rescore == RewriteHook.candidates(3) == 30
+    assert RewriteHook.candidates(100) == 300
+    assert plan.rewritten is not None
+    assert plan.rewritten.dtype == np.float32
+    for query, rewritten in zip(QUERIES, plan.rewritten, strict=True):
+        cosine = native_scores(query, rewritten[None], Metric.COSINE)
+        np.testing.assert_allclose(cosine, 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("fill", [float("nan"), float("inf"), float("-inf")])
+def test_output_that_is_not_finite_is_a_fault(fill: float, route: RouteHook) -> None:
+    router = OnnxModel(graph(ROUTER_IN, ROUTER_OUT, fill))
+    with pytest.raises(ModelFault, match="not finite"):
+        RouteHook(router, route.calibration, "x", 0.9).plan(QUERIES, Target(k=1, n_probes=1))
+    keynet = OnnxModel(graph({"queries": ["n", DIM]}, {"rewritten": ["n", DIM]}, fill))
+    with pytest.raises(ModelFault, match="not finite"):
+        RewriteHook(keynet).plan(QUERIES, Target(k=1))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        graph({"queries": ["n", DIM + 1], "n_probes": [1]}, ROUTER_OUT),
+        graph({"queries": ["n", DIM]}, ROUTER_OUT),
+        graph({**ROUTER_IN, "more": ["n", 1]}, ROUTER_OUT),
+        graph({"query": ["n", DIM], "n_probes": [1]}, ROUTER_OUT),
+        graph({"queries": [], "n_probes": [1]}, ROUTER_OUT),
+        graph(ROUTER_IN, {"cells": ["n", "p"]}),
+        graph({"queries": ["n", DIM]}, {"rewritten": ["n", DIM]}),
+    ],
+)
+def test_a_model_of_other_inputs_or_outputs_is_refused(tmp_path: Path, model: bytes) -> None:
+    folder = write_bundle(tmp_path, change=replace_model(model))
+    with pytest.raises(BundleCorrupt, match="not what a linear must"):
+        load_hook(open_bundle(folder))
+
+
+def test_a_keynet_of_another_dimension_is_refused(tmp_path: Path) -> None:
+    model = graph({"queries": ["n", DIM]}, {"rewritten": ["n", DIM + 1]})
+    folder = write_bundle(tmp_path, model="keynet", change=replace_model(model))
+    with pytest.raises(BundleCorrupt, match="not what a keynet must"):
+        load_hook(open_bundle(folder))
+
+
+@pytest.mark.parametrize("data", [b"", b"no model", make_files()[MODEL][:100]])
+def test_what_is_no_model_is_refused(
+    tmp_path: Path, data: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_bundle(tmp_path, change=replace_model(data))
+    with pytest.raises(BundleCorrupt, match="refuses the model"):
+        load_hook(open_bundle(folder))
+    assert capfd.readouterr() == ("", "")  # nor does the runtime write to the terminal
+
+
+def test_external_data_is_refused(tmp_path: Path) -> None:
+    model = onnx.load_from_string(make_files()[MODEL])
+    onnx.save(
+        model, tmp_path / "model.onnx", save_as_external_data=True, location="w", size_threshold=0
+    )
+    folder = write_bundle(
+        tmp_path / "b", change=replace_model((tmp_path / "model.onnx").read_bytes())
+    )
+    with pytest.raises(BundleCorrupt, match="refuses the model"):
+        load_hook(open_bundle(folder))
+
+
+def test_a_calibration_for_other_cells_is_refused(tmp_path: Path) -> None:
+    ones: FloatArray = np.ones((K, N_CELLS + 1), dtype=np.float32)
+    other = Calibration(ones, ones, ones[0], 0.95).to_bytes()
+    folder = write_bundle(tmp_path, change=lambda files: files.update({CALIBRATION: other}))
+    with pytest.raises(BundleCorrupt, match="for other cells"):
+        load_hook(open_bundle(folder))
+
+
+def test_only_the_outputs_asked_for_come_back(route: RouteHook) -> None:
+    inputs: dict[str, npt.NDArray[Any]] = {
+        "queries": QUERIES,
+        "n_probes": np.array([2], dtype=np.int64),
+    }
+    cells, scores = route.model.run(["cells", "scores"], inputs)
+    assert cells.shape == (len(QUERIES), 2)
+    assert scores.shape == (len(QUERIES), N_CELLS)
+    assert set(route.model.outputs) == {"scores", "cells", "priority"}

@@ -36,7 +36,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     recall_at_1, recall_at_k
         Mean over the queries, against the exact answer.
     n_probes
-        Cells searched; None without cells.
+        Mean number of cells searched; None without cells.
     scanned
         Share of the keys in the cells searched, plus the model's own cost; None where the
         database's index decides and does not tell.
@@ -49,7 +49,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     search: str
     recall_at_1: float
     recall_at_k: float
-    n_probes: int | None
+    n_probes: float | None
     scanned: float | None
     milliseconds: float
     fallbacks: int
@@ -166,12 +166,13 @@ def _measure(
     at_1 = [bool(ids) and ids[0] == true[0] for ids, true in zip(found, truth, strict=True)]
     at_k = [len(set(ids) & set(true)) / k for ids, true in zip(found, truth, strict=True)]
     traces = [hits.trace for hits in answers]
+    probes = [trace.n_probes for trace in traces if trace.n_probes is not None]
     known = [trace.scanned for trace in traces if trace.scanned is not None]
     return Measurement(
         search=name,
         recall_at_1=float(np.mean(at_1)),
         recall_at_k=float(np.mean(at_k)),
-        n_probes=answers[-1].trace.n_probes,
+        n_probes=float(np.mean(probes)) if len(probes) == len(traces) else None,
         scanned=float(np.mean(known)) if len(known) == len(traces) else None,
         milliseconds=float(np.median(seconds) * 1e3),
         fallbacks=sum(hits.trace.fallback is not None for hits in answers),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Hits", "LearnedRouter", "Trace"]
 
 _log = logging.getLogger(__name__)
+_TOO_FEW = "cells: fewer than k hits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +240,7 @@ class LearnedRouter:
         plan, fallback = self._plan(rows, target)
         planned = time.perf_counter()
         found, plan, fallback = self._search(request, plan, fallback, started)
+        completed = self._complete(request, plan, found, started)
         version = None if self._manifest is None else self._manifest.version
         base = Trace(_mode(plan), version=version, fallback=fallback)
         if explain:
@@ -247,8 +249,10 @@ class LearnedRouter:
                 plan_us=(planned - started) * 1e6,
                 search_ms=(time.perf_counter() - planned) * 1e3,
             )
+        native = replace(base, mode="native", fallback=_TOO_FEW)
         answers = [
-            Hits(hits, self._row_trace(base, plan, row, explain)) for row, hits in enumerate(found)
+            Hits(hits, native if row in completed else self._row_trace(base, plan, row, explain))
+            for row, hits in enumerate(found)
         ]
         return answers[0] if single else answers
 
@@ -283,13 +287,27 @@ class LearnedRouter:
         try:
             return self._collection.search(request, plan), plan, None
         except Exception as exc:
-            if request.timeout is not None:  # one deadline for both searches
-                left = request.timeout - (time.perf_counter() - started)
-                if left <= 0:
-                    raise
-                request = replace(request, timeout=left)
-            found = self._collection.search(request)  # an error of the database shows here too
+            left = _what_is_left(request, started)
+            if left is None:
+                raise
+            found = self._collection.search(left)  # an error of the database shows here too
             return found, NATIVE, self._fall_back(f"search: {type(exc).__name__}", exc)
+
+    def _complete(
+        self, request: SearchRequest, plan: QueryPlan, found: list[list[Hit]], started: float
+    ) -> set[int]:
+        """Search natively where a plan found fewer than k hits: small cells, a narrow filter."""
+        if plan.cells is None and plan.rewritten is None:
+            return set()
+        short = [row for row, hits in enumerate(found) if len(hits) < request.k]
+        left = _what_is_left(request, started) if short else None
+        if left is None:
+            return set()
+        again = self._collection.search(replace(left, queries=request.queries[short]))
+        for row, hits in zip(short, again, strict=True):
+            found[row] = hits
+        self._fall_back(_TOO_FEW)
+        return set(short)
 
     def _row_trace(self, base: Trace, plan: QueryPlan, row: int, explain: bool) -> Trace:
         if plan.cells is None:
@@ -343,6 +361,14 @@ def _bundle_in(folder: Path) -> Bundle:
     inner = folder / "bundle"  # the folder that training wrote holds the bundle
     home = inner if (inner / MANIFEST).exists() else folder
     return Bundle.open(str(home), lambda name: (home / name).read_bytes())
+
+
+def _what_is_left(request: SearchRequest, started: float) -> SearchRequest | None:
+    """Return the request for another search within the caller's one deadline, or None."""
+    if request.timeout is None:
+        return request
+    left = request.timeout - (time.perf_counter() - started)
+    return replace(request, timeout=left) if left > 0 else None
 
 
 def _check_target(recall: Any, n_probes: Any) -> None:

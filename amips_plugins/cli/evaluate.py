@@ -66,7 +66,7 @@ def show(measured: list[Measurement], k: int) -> str:
             row.search,
             f"{row.recall_at_1:.3f}",
             f"{row.recall_at_k:.3f}",
-            "-" if row.n_probes is None else str(row.n_probes),
+            "-" if row.n_probes is None else f"{row.n_probes:.1f}",
             share(row.scanned),
             f"{row.milliseconds:.2f}",
         ]

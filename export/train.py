@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -50,7 +50,11 @@ from amips_plugins.export.candidates import (
     train_keynet,
     train_router,
 )
-from amips_plugins.export.clustering import native_cells, query_aware_cells
+from amips_plugins.export.clustering import (
+    check_enough_keys,
+    native_cells,
+    query_aware_cells,
+)
 from amips_plugins.export.measure import TARGETS, calibrate, figures
 from amips_plugins.export.queries import QuerySplits, guess_queries, split_queries
 from amips_plugins.export.snapshot import Snapshot
@@ -73,6 +77,7 @@ from amips_plugins.vectors import (
 __all__ = ["Run", "TrainOptions", "train"]
 
 Layout = Literal["query-aware", "native"]
+_ASKED = "options.json"
 _DEPTH = 30
 _BLOCK = 16_384
 
@@ -109,9 +114,9 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     preset: str = "default"
     k: int = 10
     recall: float = 0.95
-    seed: int = 0
-    epochs: int | None = None
-    guesses: int = 20_000
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**30)] = 0
+    epochs: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    guesses: Annotated[int, msgspec.Meta(ge=0)] = 20_000
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
@@ -174,10 +179,13 @@ def train(
     if queries is not None:
         queries, _ = as_queries(queries, snapshot.manifest.dim)
     folder = Path(out)
-    _claim(folder, snapshot, queries, options)
+    asked = _asked(snapshot, queries, options)
+    _check_folder(folder, asked)
     if (folder / "bundle" / MANIFEST).exists():
         return Run(folder, _open(folder / "bundle").manifest)
     splits = _splits(snapshot, queries, options)
+    # Only now is there nothing left to complain of: the folder belongs to this question.
+    replace_file(folder / _ASKED, msgspec.json.format(msgspec.json.encode(asked), indent=2))
     problem = _problem(snapshot, splits, options, folder / "work", progress)
     work = _train_keynet if options.model == "keynet" else _train_routers
     manifest = _write_bundle(folder, snapshot, splits, problem, options, work(problem, options))
@@ -185,6 +193,13 @@ def train(
 
 
 def _check(snapshot: Snapshot, options: TrainOptions) -> None:
+    try:
+        msgspec.convert(msgspec.to_builtins(options), TrainOptions)
+    except msgspec.ValidationError as exc:
+        raise InvalidInput(f"The training options cannot be used: {exc}.") from exc
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput("torch sees no CUDA device; train on 'cpu', or leave it to 'auto'.")
+    check_enough_keys(snapshot.manifest.count, options.n_cells)
     if options.preset not in PRESETS:
         raise InvalidInput(
             f"There is no preset {options.preset!r}; there are: {', '.join(PRESETS)}."
@@ -210,26 +225,28 @@ def _check(snapshot: Snapshot, options: TrainOptions) -> None:
             )
 
 
-def _claim(
-    folder: Path, snapshot: Snapshot, queries: FloatArray | None, options: TrainOptions
-) -> None:
-    """Bind the folder to this question, so that nothing is resumed with other data."""
+def _asked(snapshot: Snapshot, queries: FloatArray | None, options: TrainOptions) -> dict[str, Any]:
+    """Return what identifies this question, so that nothing is resumed with other data."""
     digest = hashlib.sha256(b"guess" if queries is None else queries.tobytes()).hexdigest()
-    asked = {
+    return {
+        "collection": msgspec.to_builtins(snapshot.manifest.collection),
+        "metric": str(snapshot.manifest.metric),
         "snapshot": snapshot.manifest.fingerprint,
         "queries": digest,
         "options": msgspec.to_builtins(options),
     }
-    path = folder / "options.json"
+
+
+def _check_folder(folder: Path, asked: dict[str, Any]) -> None:
+    """Refuse a folder that holds anything but this question."""
+    path = folder / _ASKED
     if path.exists():
         if msgspec.json.decode(path.read_bytes()) != asked:
             raise InvalidInput(
                 f"{folder} holds a training with other data or options; name another folder."
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidInput(f"{folder} is not empty and holds no training; name another folder.")
-    else:
-        replace_file(path, msgspec.json.format(msgspec.json.encode(asked), indent=2))
 
 
 def _splits(snapshot: Snapshot, queries: FloatArray | None, options: TrainOptions) -> QuerySplits:

@@ -190,7 +190,9 @@ def figures(candidate: str, measured: Curve, ks: tuple[int, ...], seed: int = 0)
                 result.append(_out_of_reach(candidate, k, target, measured.model))
                 continue
             level = int((mean >= target).argmax())
-            reached = (sampled >= target - 1e-12).argmax(axis=1)
+            enough = sampled >= target - 1e-12
+            # A resample may miss what the whole split just reaches: it then searches every cell.
+            reached = np.where(enough[:, -1], enough.argmax(axis=1), measured.n_levels - 1)
             totals = sampled_scanned[np.arange(_BOOTSTRAPS), reached] + measured.model
             low, high = np.quantile(totals, [0.025, 0.975])
             result.append(

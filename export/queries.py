@@ -66,6 +66,9 @@ def load_queries(path: str | Path, dim: int) -> FloatArray:
         raise InvalidInput(f"There is no file {path}; pass a .npy file of query vectors.") from exc
     except (ValueError, EOFError, OSError) as exc:
         raise InvalidInput(f"{path} is not a .npy array of query vectors ({exc}).") from exc
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise InvalidInput(f"{path} is an archive; save the one array of query vectors as .npy.")
     if array.ndim != 2:
         raise InvalidInput(f"{path} has shape {array.shape}; pass query vectors of (n, {dim}).")
     return as_queries(array, dim)[0]
@@ -121,11 +124,12 @@ def split_queries(
     TrainingError
         There are too few distinct queries to fill every split.
     """
-    distinct = np.unique(queries, axis=0)
+    distinct = np.unique(queries + np.float32(0.0), axis=0)  # -0.0 and 0.0 are the same query
     places = np.empty(len(distinct))
     for row, query in enumerate(distinct):
         digest = hashlib.blake2b(query.tobytes(), digest_size=8, salt=seed.to_bytes(8, "little"))
-        places[row] = int.from_bytes(digest.digest(), "little") / 2**64
+        # 53 bits are exact: all 64 could round up to 1, which is in no split.
+        places[row] = (int.from_bytes(digest.digest(), "little") >> 11) / 2**53
     order = np.argsort(places)
     distinct, places = distinct[order], places[order]
     parts: dict[str, FloatArray] = {}

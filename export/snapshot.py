@@ -177,20 +177,18 @@ def take_snapshot(
     Raises
     ------
     SnapshotError
-        The folder holds a finished snapshot, or one of another collection, or the collection is
-        empty.
+        The folder holds a finished snapshot, one of another collection, or a damaged one, or the
+        collection is empty.
     """
     folder = Path(out)
     manifest = _resume(folder, collection)
     with (
-        (folder / _VECTORS).open("r+b") as vectors,
-        (folder / _IDS).open("r+b") as ids,
+        (folder / _VECTORS).open("ab") as vectors,
+        (folder / _IDS).open("ab") as ids,
         progress("snapshot", manifest.count_before, manifest.count, "keys") as step,
     ):
-        vectors.truncate(manifest.count * manifest.dim * 4)
-        ids.truncate(manifest.ids_bytes)
-        vectors.seek(0, os.SEEK_END)
-        ids.seek(0, os.SEEK_END)
+        _cut(vectors, manifest.count * manifest.dim * 4, folder)
+        _cut(ids, manifest.ids_bytes, folder)
         for batch in collection.scan(batch_size, after=manifest.cursor):
             manifest = _append(folder, manifest, batch, vectors, ids)
             step.advance(len(batch.ids))
@@ -221,14 +219,11 @@ def _resume(folder: Path, collection: Collection) -> SnapshotManifest:
                 f"name another folder."
             )
         return found
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SnapshotError(f"{folder} is not empty and holds no snapshot; name another folder.")
     count = collection.count()
     if count == 0:
         raise SnapshotError(f"Collection {info.name!r} is empty; there is nothing to copy.")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _VECTORS).touch()
-    (folder / _IDS).touch()
     schema = dict(sorted(info.schema.items()))
     manifest = SnapshotManifest(
         format=_FORMAT,
@@ -250,6 +245,15 @@ def _resume(folder: Path, collection: Collection) -> SnapshotManifest:
     )
     _write_manifest(folder, manifest)
     return manifest
+
+
+def _cut(file: BinaryIO, size: int, folder: Path) -> None:
+    """Cut off what was written after the manifest last counted."""
+    if os.fstat(file.fileno()).st_size < size:
+        raise SnapshotError(
+            f"The files in {folder} are damaged; take the snapshot again in another folder."
+        )
+    file.truncate(size)
 
 
 def _append(

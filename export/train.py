@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -41,7 +41,7 @@ from amips_plugins.bundle import (
 )
 from amips_plugins.calibration import Calibration
 from amips_plugins.errors import InvalidInput, MetricNotSupported
-from amips_plugins.export.clustering import native_cells, query_aware_cells
+from amips_plugins.export.clustering import check_enough_keys, native_cells, query_aware_cells
 from amips_plugins.export.measure import (
     TARGETS,
     calibrate,
@@ -75,6 +75,7 @@ from amips_plugins.vectors import (
 __all__ = ["Run", "TrainOptions", "train"]
 
 Layout = Literal["query-aware", "native"]
+_ASKED = "options.json"
 _DEPTH = 30
 _BLOCK = 16_384
 
@@ -111,9 +112,9 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     preset: str = "default"
     k: int = 10
     recall: float = 0.95
-    seed: int = 0
-    epochs: int | None = None
-    guesses: int = 20_000
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**30)] = 0
+    epochs: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    guesses: Annotated[int, msgspec.Meta(ge=0)] = 20_000
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
@@ -176,10 +177,13 @@ def train(
     if queries is not None:
         queries, _ = as_queries(queries, snapshot.manifest.dim)
     folder = Path(out)
-    _claim(folder, snapshot, queries, options)
+    asked = _asked(snapshot, queries, options)
+    _check_folder(folder, asked)
     if (folder / "bundle" / MANIFEST).exists():
         return Run(folder, _open(folder / "bundle").manifest)
     splits = _splits(snapshot, queries, options)
+    # Only now is there nothing left to complain of: the folder belongs to this question.
+    replace_file(folder / _ASKED, msgspec.json.format(msgspec.json.encode(asked), indent=2))
     problem = _problem(snapshot, splits, options, folder / "work", progress)
     work = _train_keynet if options.model == "keynet" else _train_routers
     manifest = _write_bundle(folder, snapshot, splits, problem, options, work(problem, options))
@@ -187,6 +191,13 @@ def train(
 
 
 def _check(snapshot: Snapshot, options: TrainOptions) -> None:
+    try:
+        msgspec.convert(msgspec.to_builtins(options), TrainOptions)
+    except msgspec.ValidationError as exc:
+        raise InvalidInput(f"The training options cannot be used: {exc}.") from exc
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput("torch sees no CUDA device; train on 'cpu', or leave it to 'auto'.")
+    check_enough_keys(snapshot.manifest.count, options.n_cells)
     if options.preset not in PRESETS:
         raise InvalidInput(
             f"There is no preset {options.preset!r}; there are: {', '.join(PRESETS)}."
@@ -197,7 +208,7 @@ def _check(snapshot: Snapshot, options: TrainOptions) -> None:
         )
     if not 0.0 < options.recall < 1.0:
         raise InvalidInput(f"recall={options.recall} is no target; pass a number between 0 and 1.")
-    if options.model == "keynet" and snapshot.manifest.metric is Metric.IP:
+    if options.model == "keynet" and snapshot.manifest.metric is not Metric.COSINE:
         vectors = snapshot.vectors()
         lengths = np.concatenate(
             [
@@ -207,31 +218,34 @@ def _check(snapshot: Snapshot, options: TrainOptions) -> None:
         )
         if lengths.max() > 1.01 * lengths.min():
             raise MetricNotSupported(
-                "A KeyNet cannot serve inner product over keys of different lengths: a search for "
-                "the predicted key would favour long keys. Train --model linear or supportnet."
+                f"A KeyNet cannot serve the metric {snapshot.manifest.metric} over keys of "
+                f"different lengths: it predicts a direction, and the lengths would decide. "
+                f"Train --model linear or supportnet."
             )
 
 
-def _claim(
-    folder: Path, snapshot: Snapshot, queries: FloatArray | None, options: TrainOptions
-) -> None:
-    """Bind the folder to this question, so that nothing is resumed with other data."""
+def _asked(snapshot: Snapshot, queries: FloatArray | None, options: TrainOptions) -> dict[str, Any]:
+    """Return what identifies this question, so that nothing is resumed with other data."""
     digest = hashlib.sha256(b"guess" if queries is None else queries.tobytes()).hexdigest()
-    asked = {
+    return {
+        "collection": msgspec.to_builtins(snapshot.manifest.collection),
+        "metric": str(snapshot.manifest.metric),
         "snapshot": snapshot.manifest.fingerprint,
         "queries": digest,
         "options": msgspec.to_builtins(options),
     }
-    path = folder / "options.json"
+
+
+def _check_folder(folder: Path, asked: dict[str, Any]) -> None:
+    """Refuse a folder that holds anything but this question."""
+    path = folder / _ASKED
     if path.exists():
         if msgspec.json.decode(path.read_bytes()) != asked:
             raise InvalidInput(
                 f"{folder} holds a training with other data or options; name another folder."
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidInput(f"{folder} is not empty and holds no training; name another folder.")
-    else:
-        replace_file(path, msgspec.json.format(msgspec.json.encode(asked), indent=2))
 
 
 def _splits(snapshot: Snapshot, queries: FloatArray | None, options: TrainOptions) -> QuerySplits:

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from amips_plugins.export.nets import KeyNet, Net, SupportNet
+from amips_plugins.export.to_onnx import Order, to_onnx
+from amips_plugins.model import OnnxModel
+from amips_plugins.vectors import FloatArray, Metric, lift_queries, lifted_dim, normalise
+from tests.export.data import every_net, gaussian
+
+DIM, CELLS = 6, 9
+KINDS = list(every_net(DIM, CELLS))
+ROUTERS = [name for name in KINDS if not name.startswith("keynet")]
+ORDER = Order(1.7, np.linspace(-0.5, 0.5, CELLS, dtype=np.float32))
+# What a runtime in another language has to know.
+OPERATORS = {
+    *("Add", "ArgMax", "Concat", "Div", "Gather", "Gemm", "Identity", "MatMul"),
+    *("Max", "Mul", "ReduceL2", "Relu", "Sign", "Slice", "TopK"),
+}
+
+
+def net_and_bytes(name: str, metric: Metric) -> tuple[Net, bytes]:
+    net = every_net(lifted_dim(DIM, metric), CELLS)[name]
+    return net, to_onnx(net, DIM, metric, None if isinstance(net, KeyNet) else ORDER)
+
+
+def some_queries(n: int, seed: int = 0) -> FloatArray:
+    """Queries of lengths from 1e-3 to 1e3."""
+    lengths = 10.0 ** np.random.default_rng(seed).uniform(-3, 3, size=(n, 1))
+    return (gaussian(n, DIM, seed) * lengths).astype(np.float32)
+
+
+def unit_of(queries: FloatArray, metric: Metric) -> FloatArray:
+    return normalise(lift_queries(queries, metric))
+
+
+def torch_scores(net: Net, unit: FloatArray) -> FloatArray:
+    with torch.no_grad():
+        scores: FloatArray = net(torch.from_numpy(unit)).numpy()
+    return scores
+
+
+def run(
+    data: bytes, outputs: list[str], queries: FloatArray, n_probes: int = CELLS
+) -> list[npt.NDArray[np.float32]]:
+    model = OnnxModel(data)
+    inputs: dict[str, npt.NDArray[np.generic]] = {"queries": queries}
+    if "n_probes" in model.inputs:
+        inputs["n_probes"] = np.array([n_probes], dtype=np.int64)
+    return model.run(outputs, inputs)
+
+
+def close(given: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32]) -> None:
+    """Compare rows relative to their own size, which the query's length decides."""
+    size = np.abs(wanted).max(axis=1, keepdims=True) + 1e-30
+    np.testing.assert_allclose(given / size, wanted / size, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("name", ROUTERS)
+def test_router_parity(name: str, metric: Metric, batch: int) -> None:
+    net, data = net_and_bytes(name, metric)
+    queries = some_queries(batch)
+    scores, cells, priority = run(data, ["scores", "cells", "priority"], queries)
+    of_unit = torch_scores(net, unit_of(queries, metric))
+    wanted = of_unit
+    if isinstance(net, SupportNet) and metric is not Metric.COSINE:
+        # Support values are of the lifted query itself: they are 1-homogeneous.
+        wanted = torch_scores(net, lift_queries(queries, metric))
+    close(scores, wanted)
+    expected = ORDER.scale * of_unit + ORDER.offset
+    np.testing.assert_allclose(priority, -np.sort(-expected, axis=1), atol=1e-4, rtol=1e-4)
+    np.testing.assert_array_equal(cells, np.argsort(-expected, axis=1))
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("name", [name for name in KINDS if name.startswith("keynet")])
+def test_keynet_parity(name: str, metric: Metric, batch: int) -> None:
+    net, data = net_and_bytes(name, metric)
+    queries = some_queries(batch)
+    (rewritten,) = run(data, ["rewritten"], queries)
+    assert rewritten.shape == (batch, DIM)
+    close(rewritten, torch_scores(net, unit_of(queries, metric))[:, :DIM])
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_keys_are_the_gradient_of_the_best_head(depth: int, seed: int, metric: Metric) -> None:
+    torch.manual_seed(seed)
+    net = SupportNet(lifted_dim(DIM, metric), CELLS, 10, depth)
+    with torch.no_grad():
+        for weight in net.norm:
+            weight.uniform_(0.0, 1.0)
+    # An order that puts other cells first: the key belongs to the best score all the same.
+    data = to_onnx(net, DIM, metric, Order(1.0, 100.0 * np.arange(CELLS, dtype=np.float32)))
+    queries = some_queries(40, seed)
+    unit = torch.from_numpy(unit_of(queries, metric)).requires_grad_()
+    scores = net(unit)
+    best = scores.argmax(dim=1)
+    (gradient,) = torch.autograd.grad(scores.gather(1, best[:, None]).sum(), unit)
+    (keys,) = run(data, ["keys"], queries, 1)
+    close(keys, gradient.numpy()[:, :DIM])
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_n_probes_is_dynamic(name: str) -> None:
+    _, data = net_and_bytes(name, Metric.COSINE)
+    queries = some_queries(5)
+    (every,) = run(data, ["cells"], queries)
+    assert np.array_equal(np.sort(every, axis=1), np.tile(np.arange(CELLS), (5, 1)))
+    for n_probes in range(1, CELLS + 1):
+        cells, priority = run(data, ["cells", "priority"], queries, n_probes)
+        assert cells.dtype == np.int64
+        assert cells.shape == priority.shape == (5, n_probes)
+        np.testing.assert_array_equal(cells, every[:, :n_probes])
+
+
+@pytest.mark.parametrize("metric", [Metric.IP, Metric.COSINE])  # L2 sees lengths
+@pytest.mark.parametrize("name", KINDS)
+def test_a_querys_length_changes_no_plan(name: str, metric: Metric) -> None:
+    _, data = net_and_bytes(name, metric)
+    output = "rewritten" if name.startswith("keynet") else "priority"
+    queries = gaussian(20, DIM)
+    (wanted,) = run(data, [output], queries)
+    for factor in (1e-6, 1e6):
+        (given,) = run(data, [output], (factor * queries).astype(np.float32))
+        np.testing.assert_allclose(given, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("name", KINDS)
+def test_extreme_queries_give_finite_output(name: str, metric: Metric) -> None:
+    _, data = net_and_bytes(name, metric)
+    outputs = list(OnnxModel(data).outputs)
+    for entry in (0.0, -0.0, 1e-38, 1e-25, 1e18):
+        for output in run(data, outputs, np.full((2, DIM), entry, dtype=np.float32)):
+            assert np.isfinite(output).all(), (name, metric, entry)
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("name", KINDS)
+def test_graph_is_plain(name: str, metric: Metric, tmp_path: Path) -> None:
+    _, data = net_and_bytes(name, metric)
+    graph = onnx.load_from_string(data).graph
+    assert {node.op_type for node in graph.node} <= OPERATORS
+    assert {node.domain for node in graph.node} == {""}
+    assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in graph.initializer)
+    assert not any(tensor.external_data for tensor in graph.initializer)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(data)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert list(tmp_path.iterdir()) == [path]
+    batch_axes = {node.shape[0] for node in session.get_inputs() if node.name == "queries"}
+    assert all(isinstance(axis, str) for axis in batch_axes)
+
+
+def test_the_operators_named_are_the_ones_used() -> None:
+    used = {
+        node.op_type
+        for metric in Metric
+        for name in KINDS
+        for node in onnx.load_from_string(net_and_bytes(name, metric)[1]).graph.node
+    }
+    assert used == OPERATORS
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_same_net_gives_the_same_bytes(name: str) -> None:
+    assert net_and_bytes(name, Metric.L2)[1] == net_and_bytes(name, Metric.L2)[1]
+
+
+def test_writing_does_not_change_the_net() -> None:
+    net, _ = net_and_bytes("supportnet-3", Metric.IP)
+    fresh = every_net(DIM, CELLS)["supportnet-3"]
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), fresh.parameters(), strict=True))
+
+
+def test_a_router_needs_an_order() -> None:
+    with pytest.raises(ValueError, match="order"):
+        to_onnx(every_net(DIM, CELLS)["linear"], DIM, Metric.IP)
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("name", ROUTERS)
+def test_one_cell(name: str, metric: Metric) -> None:
+    net = every_net(lifted_dim(DIM, metric), 1)[name]
+    data = to_onnx(net, DIM, metric, Order(1.0, np.zeros(1, dtype=np.float32)))
+    (cells,) = run(data, ["cells"], some_queries(3), 1)
+    np.testing.assert_array_equal(cells, np.zeros((3, 1)))

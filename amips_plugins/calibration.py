@@ -128,7 +128,7 @@ class Calibration:
             recall.ndim != 2
             or guaranteed.shape != recall.shape
             or not per_level == scanned.shape == recall.shape[1:]
-            or not np.isneginf(thresholds[-1:]).all()
+            or not np.isneginf(thresholds[-1:]).any()  # nor is there none
         ):
             raise BundleCorrupt("The bundle's calibration has unfitting shapes; publish it again.")
         return cls(thresholds, recall, guaranteed, scanned, confidence)

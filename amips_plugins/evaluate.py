@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from amips_plugins.errors import InvalidInput
 from amips_plugins.hooks import NativeHook
+from amips_plugins.plan import Target
 from amips_plugins.progress import Progress, no_progress
-from amips_plugins.router import LearnedRouter
+from amips_plugins.router import LearnedRouter, check_target
 from amips_plugins.vectors import FloatArray, as_queries, lift_keys, lift_queries
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def evaluate(
     queries: FloatArray,
     k: int = 10,
     recalls: Sequence[float] = (0.80, 0.90, 0.95),
+    probes: Sequence[int] = (),
     progress: Progress = no_progress,
 ) -> list[Measurement]:
     """Compare the native with the learned search.
@@ -113,31 +115,39 @@ def evaluate(
     k
         Recall@k is measured beside recall@1.
     recalls
-        Recall targets of a routing model; one that calibration cannot promise is left out.
+        Recall targets of a routing model, in (0, 1]; one that calibration cannot promise is left
+        out.
+    probes
+        Numbers of cells to search in place of recall targets, the same for every query.
     progress
         Watches the work.
 
     Raises
     ------
     InvalidInput
-        The queries cannot be used, or k is no number of keys.
+        The queries cannot be used, k is no number of keys, or a recall is no share.
     """
     collection = router.collection
+    for wanted in recalls:
+        check_target(wanted, None)
     rows, _ = as_queries(queries, collection.info.dim)
     count = collection.count()
     if not 1 <= k <= count:
         raise InvalidInput(f"k={k} does not fit the {count} keys of {collection.info.name!r}.")
     truth = exact_neighbours(collection, rows, k, progress)
     native = LearnedRouter(collection, hook=NativeHook())
-    result = [_measure("native", native, rows, k, None, truth, progress)]
+    result = [_measure("native", native, rows, Target(k), truth, progress)]
     if not router.learned:
         return result
-    routes = router.manifest is not None and router.manifest.model != "keynet"
-    for recall in recalls if routes else (None,):
-        name = "learned" if recall is None else f"learned, recall {recall:.2f}"
+    targets = {"learned": Target(k)}
+    if router.manifest is not None and router.manifest.layout:
+        targets = {f"learned, recall {recall:.2f}": Target(k, recall) for recall in recalls}
+    if probes:
+        targets = {f"learned, {count} cells": Target(k, n_probes=count) for count in probes}
+    for name, target in targets.items():
         try:
-            result.append(_measure(name, router, rows, k, recall, truth, progress))
-        except InvalidInput:
+            result.append(_measure(name, router, rows, target, truth, progress))
+        except InvalidInput:  # noqa: PERF203 - a handful of rows
             continue  # a target that cannot be promised
     return result
 
@@ -146,33 +156,37 @@ def _measure(
     name: str,
     router: LearnedRouter,
     queries: FloatArray,
-    k: int,
-    recall: float | None,
+    target: Target,
     truth: list[list[Id]],
     progress: Progress,
 ) -> Measurement:
+    def search(vectors: FloatArray, *, explain: bool) -> Any:
+        return router.search(
+            vectors, target.k, recall=target.recall, n_probes=target.n_probes, explain=explain
+        )
+
     answers: list[Hits] = []
     seconds = []
     with progress(name, len(queries), 0, "queries") as step:
         for low in range(0, len(queries), _BATCH):
             batch = queries[low : low + _BATCH]
-            answers += router.search(batch, k, recall=recall, explain=True)
+            answers += search(batch, explain=True)
             step.advance(len(batch))
         for query in queries[:_TIMED]:
             started = time.perf_counter()
-            router.search(query, k, recall=recall)
+            search(query, explain=False)
             seconds.append(time.perf_counter() - started)
     found = [[hit.id for hit in hits] for hits in answers]
     at_1 = [bool(ids) and ids[0] == true[0] for ids, true in zip(found, truth, strict=True)]
-    at_k = [len(set(ids) & set(true)) / k for ids, true in zip(found, truth, strict=True)]
+    at_k = [len(set(ids) & set(true)) / target.k for ids, true in zip(found, truth, strict=True)]
     traces = [hits.trace for hits in answers]
-    probes = [trace.n_probes for trace in traces if trace.n_probes is not None]
+    cells = [trace.n_probes for trace in traces if trace.n_probes is not None]
     known = [trace.scanned for trace in traces if trace.scanned is not None]
     return Measurement(
         search=name,
         recall_at_1=float(np.mean(at_1)),
         recall_at_k=float(np.mean(at_k)),
-        n_probes=float(np.mean(probes)) if len(probes) == len(traces) else None,
+        n_probes=float(np.mean(cells)) if len(cells) == len(traces) else None,
         scanned=float(np.mean(known)) if len(known) == len(traces) else None,
         milliseconds=float(np.median(seconds) * 1e3),
         fallbacks=sum(hits.trace.fallback is not None for hits in answers),

@@ -37,9 +37,6 @@ class OnnxModel:
             )
         except Exception as exc:
             raise BundleCorrupt(f"ONNX Runtime refuses the model: {exc}") from exc
-        self._run_options = onnxruntime.RunOptions()
-        # Outputs that nobody asks for cost nothing.
-        self._run_options.only_execute_path_to_fetches = True
 
     @property
     def inputs(self) -> dict[str, list[Any]]:
@@ -63,5 +60,5 @@ class OnnxModel:
         inputs
             Every input by name.
         """
-        result: list[npt.NDArray[Any]] = self._session.run(outputs, inputs, self._run_options)
+        result: list[npt.NDArray[Any]] = self._session.run(outputs, inputs)
         return result

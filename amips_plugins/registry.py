@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Registry", "collection_key", "default_registry"]
 
 _LATEST = "latest.json"
+_HISTORY = 50  # versions that it remembers
 
 
 class _Latest(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +77,8 @@ class Registry:
     def publish(self, folder: str | Path) -> str:
         """Publish a bundle and make it the latest, unless the collection is pinned.
 
+        The same call again changes nothing, or finishes what was interrupted.
+
         Parameters
         ----------
         folder
@@ -90,19 +93,23 @@ class Registry:
         ------
         BundleNotFound, BundleCorrupt
             The folder holds no sound bundle; nothing is published.
+        InvalidInput
+            The registry holds another bundle under this version.
         """
         source = Path(folder)
         bundle = Bundle.open(str(source), lambda name: (source / name).read_bytes())
-        manifest = bundle.manifest
+        manifest, content = bundle.manifest, (source / MANIFEST).read_bytes()
         home = self._home(manifest.collection)
-        if self._fs.exists(f"{home}/{manifest.version}/{MANIFEST}"):
+        path = f"{home}/{manifest.version}/{MANIFEST}"
+        if not self._fs.exists(path):
+            for name in manifest.files:
+                self._write(f"{home}/{manifest.version}/{name}", bundle.read(name))
+            self._write(path, content)
+        elif self._read(path) != content:
             raise InvalidInput(
-                f"Version {manifest.version} is already in the registry {self.root}; "
-                f"use 'amips registry pin' to serve it again."
+                f"The registry {self.root} holds another bundle as version {manifest.version}; "
+                f"train again to get a version of its own."
             )
-        for name in manifest.files:
-            self._write(f"{home}/{manifest.version}/{name}", bundle.read(name))
-        self._write(f"{home}/{manifest.version}/{MANIFEST}", (source / MANIFEST).read_bytes())
         latest = self._latest(manifest.collection)
         if latest is None or not latest.pinned:
             self._point(manifest.collection, manifest.version, pinned=False)
@@ -179,7 +186,7 @@ class Registry:
             )
 
     def _home(self, key: CollectionKey) -> str:
-        parts = (key.database, key.name, key.field or "unnamed")
+        parts = (key.database, key.name, key.field)
         return "/".join([self._path, *(_safe(part) for part in parts)])
 
     def _latest(self, key: CollectionKey) -> _Latest | None:
@@ -201,7 +208,7 @@ class Registry:
         previous = [] if latest is None else list(latest.previous)
         if latest is not None and latest.version != version:
             previous.append(latest.version)
-        self._store(key, _Latest(version=version, previous=previous[-50:], pinned=pinned))
+        self._store(key, _Latest(version=version, previous=previous[-_HISTORY:], pinned=pinned))
 
     def _store(self, key: CollectionKey, latest: _Latest) -> None:
         self._write(f"{self._home(key)}/{_LATEST}", msgspec.json.encode(latest))
@@ -220,6 +227,8 @@ class Registry:
 
 def _safe(part: str) -> str:
     """Make one path segment of a name, reversibly; never a step up the tree."""
+    if not part:
+        return "%unnamed"  # which no name is quoted to
     quoted = quote(part, safe="")
     return quoted.replace(".", "%2E") if set(quoted) == {"."} else quoted
 

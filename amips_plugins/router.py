@@ -230,7 +230,7 @@ class LearnedRouter:
 
         rows, single = as_queries(queries, self._collection.info.dim)
         self._check_k(k)
-        _check_target(recall, n_probes)
+        check_target(recall, n_probes)
         if isinstance(fields, str):
             raise InvalidInput(f"fields={fields!r} is one name; pass a list of names.")
         k = int(k)
@@ -249,11 +249,12 @@ class LearnedRouter:
                 plan_us=(planned - started) * 1e6,
                 search_ms=(time.perf_counter() - planned) * 1e3,
             )
-        native = replace(base, mode="native", fallback=_TOO_FEW)
-        answers = [
-            Hits(hits, native if row in completed else self._row_trace(base, plan, row, explain))
-            for row, hits in enumerate(found)
-        ]
+        traces = [self._row_trace(base, plan, row, explain) for row in range(len(found))]
+        for row in completed:
+            routed = traces[row].scanned
+            scanned = None if routed is None else routed + 1.0  # the cells, and then every key
+            traces[row] = replace(traces[row], mode="native", fallback=_TOO_FEW, scanned=scanned)
+        answers = [Hits(hits, trace) for hits, trace in zip(found, traces, strict=True)]
         return answers[0] if single else answers
 
     def _check_k(self, k: int) -> None:
@@ -371,7 +372,14 @@ def _what_is_left(request: SearchRequest, started: float) -> SearchRequest | Non
     return replace(request, timeout=left) if left > 0 else None
 
 
-def _check_target(recall: Any, n_probes: Any) -> None:
+def check_target(recall: Any, n_probes: Any) -> None:
+    """Refuse a target that makes no sense for any model; None is no target.
+
+    Raises
+    ------
+    InvalidInput
+        The recall is no share, or the probes are no whole number of 1 or more.
+    """
     real = isinstance(recall, numbers.Real) and not isinstance(recall, bool)
     if recall is not None and not (real and 0.0 < recall <= 1.0):
         raise InvalidInput(f"recall={recall!r} is no share; pass a number in (0, 1].")

@@ -245,7 +245,8 @@ def calibrate(
     guaranteed = np.empty((max_k, measured.n_levels), dtype=np.float32)
     for k in range(1, max_k + 1):
         recalls = measured.recall(k)
-        bounds = betting_bound(recalls, 1.0 - confidence)
+        # The gambler may stop while ahead; no more is promised than was seen all the same.
+        bounds = np.minimum(betting_bound(recalls, 1.0 - confidence), recalls.mean(axis=0))
         bounds[-1] = 1.0  # every cell searched is every key searched
         # Fixed-sequence testing from all cells downwards: a bound counts only while all wider
         # ones hold, so searching less can never promise more.

@@ -8,6 +8,8 @@
         bundle/        the result; it appears whole, when everything else is done
 """
 
+# ruff: noqa: E402 - what is missing has to be said before the imports that need it
+
 from __future__ import annotations
 
 import hashlib
@@ -21,6 +23,11 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
+
+from amips_plugins.errors import InvalidInput, MetricNotSupported, require
+
+for _module in ("torch", "faiss", "safetensors", "onnx"):
+    require(_module, "train")
 
 import msgspec
 import numpy as np
@@ -40,7 +47,7 @@ from amips_plugins.bundle import (
     describe_file,
 )
 from amips_plugins.calibration import Calibration
-from amips_plugins.errors import InvalidInput, MetricNotSupported
+from amips_plugins.cells import Cells
 from amips_plugins.export.clustering import check_enough_keys, native_cells, query_aware_cells
 from amips_plugins.export.measure import (
     TARGETS,
@@ -325,32 +332,25 @@ def _cached(path: Path, compute: Callable[[], IntArray]) -> IntArray:
 
 def _train_routers(problem: Problem, options: TrainOptions) -> list[Candidate]:
     """Train the routers asked for; the baseline and the linear router are always among them."""
-    native, native_assignment = native_cells(
-        problem.keys, problem.metric, options.n_cells, problem.seed
-    )
+    n_cells = options.n_cells
+    if len(problem.train.queries) < n_cells:
+        n_cells = len(problem.train.queries)
+        warnings.warn(
+            f"{n_cells} training queries cannot tell {options.n_cells} cells apart: cutting "
+            f"{n_cells} cells. Collect more queries, or ask for fewer cells.",
+            stacklevel=3,
+        )
+    native, native_assignment = native_cells(problem.keys, problem.metric, n_cells, problem.seed)
+    baseline = native_candidate(problem, native, native_assignment)
     cells, assignment = native, native_assignment
     if options.layout == "query-aware":
-        cells, assignment = query_aware_cells(
-            problem.keys,
-            problem.metric,
-            options.n_cells,
-            problem.seed,
-            problem.train.queries,
-            problem.train.hits,
-        )
-    if cells.n_cells < options.n_cells:
+        cells, assignment = _query_aware(problem, n_cells)
+    if cells.n_cells < n_cells:
         warnings.warn(
-            f"{options.n_cells - cells.n_cells} of {options.n_cells} cells came out empty and are "
-            f"left out; the keys hold fewer clusters than that.",
+            f"{n_cells - cells.n_cells} of {n_cells} cells came out empty and are left out; the "
+            f"keys hold fewer clusters than that.",
             stacklevel=3,
         )
-    if len(problem.train.queries) < cells.n_cells:
-        warnings.warn(
-            f"{len(problem.train.queries)} training queries are few for {cells.n_cells} cells; "
-            f"ask for fewer cells, or collect more queries.",
-            stacklevel=3,
-        )
-    baseline = native_candidate(problem, native, native_assignment)
     presets = _recipes(options)
     trained = [train_router("linear", presets["linear"], problem, cells, assignment)]
     if options.model in ("auto", "supportnet"):
@@ -360,15 +360,26 @@ def _train_routers(problem: Problem, options: TrainOptions) -> list[Candidate]:
     return [baseline, *trained]
 
 
+def _query_aware(problem: Problem, n_cells: int) -> tuple[Cells, IntArray]:
+    train = problem.train
+    return query_aware_cells(
+        problem.keys, problem.metric, n_cells, problem.seed, train.queries, train.hits
+    )
+
+
 def _train_keynet(problem: Problem, options: TrainOptions) -> list[Candidate]:
+    """Train a KeyNet; beside the baseline, a linear router says what a layout would save."""
     # A seed of its own: the KeyNet must not have seen the cells it is measured on.
     cells, assignment = native_cells(
         problem.keys, problem.metric, options.n_cells, problem.seed + 104_729
     )
     baseline = native_candidate(problem, cells, assignment)
+    presets = _recipes(options)
     rescore = RewriteHook.candidates(options.k)
-    trained = train_keynet(_recipes(options)["keynet"], problem, cells, assignment, rescore)
-    return [baseline, trained]
+    trained = train_keynet(presets["keynet"], problem, cells, assignment, rescore)
+    n_cells = min(options.n_cells, len(problem.train.queries))
+    linear = train_router("linear", presets["linear"], problem, *_query_aware(problem, n_cells))
+    return [baseline, linear, trained]
 
 
 def _recipes(options: TrainOptions) -> dict[str, Preset]:

@@ -26,14 +26,17 @@ from amips_plugins.bundle import (
     Manifest,
     describe_file,
 )
+from amips_plugins.calibration import Calibration
 from amips_plugins.cells import Cells
-from amips_plugins.export.measure import calibrate, curve
+from amips_plugins.export.clustering import nearest_offsets
+from amips_plugins.export.measure import calibrate, curve, levels_by_threshold, thresholds_for
 from amips_plugins.export.nets import KeyNet, LinearRouter
 from amips_plugins.export.to_onnx import Order, to_onnx
 from amips_plugins.layout import known_cells
 from amips_plugins.registry import collection_key
 from amips_plugins.vectors import (
     FloatArray,
+    IntArray,
     Metric,
     lift_keys,
     lift_queries,
@@ -45,6 +48,7 @@ COUNT = 48
 DIM = 4
 N_CELLS = 6
 K = 10
+SCALE = 3.0  # of the router's scores
 
 
 def vectors(seed: int = 0, count: int = COUNT) -> FloatArray:
@@ -69,14 +73,15 @@ def make_files(metric: Metric = Metric.COSINE, model: str = "linear") -> dict[st
 
 @functools.cache
 def _files(metric: Metric, model: str) -> Mapping[str, bytes]:
-    keys, queries = vectors(), vectors(seed=1, count=200)
+    keys = vectors()
     if model == "keynet":
         return {MODEL: to_onnx(KeyNet(lifted_dim(DIM, metric)), DIM, metric)}
     rng = np.random.default_rng(2)
     centroids = keys[rng.choice(COUNT, N_CELLS, replace=False)]
     centroids = centroids if metric is Metric.L2 else normalise(centroids)
-    drawn = Cells(centroids, np.zeros(N_CELLS, dtype=np.int64)).assign(keys, metric)
-    cells = Cells(centroids, np.bincount(drawn, minlength=N_CELLS).astype(np.int64))
+    offsets = nearest_offsets(centroids)
+    drawn = Cells(centroids, offsets, np.zeros(N_CELLS, dtype=np.int64)).assign(keys, metric)
+    cells = Cells(centroids, offsets, np.bincount(drawn, minlength=N_CELLS).astype(np.int64))
     lifted_keys = lift_keys(keys, metric)
     means = np.stack(
         [
@@ -89,15 +94,24 @@ def _files(metric: Metric, model: str) -> Mapping[str, bytes]:
     net = LinearRouter(lifted_dim(DIM, metric), N_CELLS)
     with torch.no_grad():
         net.weight.copy_(torch.from_numpy(means))
-    lifted = lift_queries(queries, metric)
-    best = np.argsort(-(lifted @ lifted_keys.T), axis=1)[:, :K]
-    measured = curve(normalise(lifted) @ means.T, drawn[best], cells.sizes, N_CELLS)
+    order = Order(SCALE, np.zeros(N_CELLS, dtype=np.float32))
+
+    def asked(seed: int) -> tuple[FloatArray, IntArray]:
+        """Priorities of some queries, and the cells of their best keys."""
+        lifted = lift_queries(vectors(seed, 1000), metric)
+        best = np.argsort(-(lifted @ lifted_keys.T), axis=1)[:, :K]
+        return order.priority(normalise(lifted) @ means.T), drawn[best]
+
+    thresholds = thresholds_for(*asked(seed=3))
+    priority, hit_cells = asked(seed=1)
+    levels = levels_by_threshold(priority, thresholds)
+    measured = curve(levels, len(thresholds), hit_cells, cells.sizes, N_CELLS)
     known = io.BytesIO()
     np.save(known, drawn.astype(np.int32), allow_pickle=False)
     return {
-        MODEL: to_onnx(net, DIM, metric, Order(1.0, np.zeros(N_CELLS, dtype=np.float32))),
+        MODEL: to_onnx(net, DIM, metric, order),
         CELLS: cells.to_bytes(),
-        CALIBRATION: calibrate(measured, K).to_bytes(),
+        CALIBRATION: calibrate(measured, thresholds, K).to_bytes(),
         KNOWN_CELLS: known.getvalue(),
         IDS: b"".join(msgspec.json.encode(row) + b"\n" for row in range(COUNT)),
     }
@@ -157,6 +171,20 @@ def write_bundle(
         (folder / name).write_bytes(data)
     (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest))
     return folder
+
+
+def weaken(best: float, confidence: float = 0.95) -> Callable[[dict[str, bytes]], None]:
+    """A change for ``write_bundle``: a calibration whose best promise short of every cell is so."""
+
+    def change(files: dict[str, bytes]) -> None:
+        whole = Calibration.from_bytes(files[CALIBRATION])
+        n_levels = len(whole.thresholds)
+        steps = np.append(np.linspace(0.3, best, n_levels - 1), 1.0).astype(np.float32)
+        guaranteed = np.tile(steps, (K, 1))
+        weak = Calibration(whole.thresholds, guaranteed, guaranteed, whole.scanned, confidence)
+        files[CALIBRATION] = weak.to_bytes()
+
+    return change
 
 
 def open_bundle(folder: Path) -> Bundle:

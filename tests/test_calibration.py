@@ -12,53 +12,76 @@ from hypothesis import strategies as st
 from amips_plugins.calibration import Calibration
 from amips_plugins.errors import BundleCorrupt, InvalidInput
 
-GUARANTEED = np.array([[0.5, 0.8, 0.95, 1.0], [0.3, 0.6, 0.87654, 0.87654]], dtype=np.float32)
+# The last level searches every cell, so it finds every key.
+GUARANTEED = np.array([[0.5, 0.8, 0.95, 1.0], [0.3, 0.6, 0.87654, 1.0]], dtype=np.float32)
 SCANNED = np.array([0.2, 0.5, 0.8, 1.0], dtype=np.float32)
-CALIBRATION = Calibration(GUARANTEED, GUARANTEED, SCANNED, 0.95)
+THRESHOLDS = np.array([-1.0, -2.0, -3.5, -np.inf], dtype=np.float32)
+CALIBRATION = Calibration(THRESHOLDS, GUARANTEED, GUARANTEED, SCANNED, 0.95)
 
 
 def test_shape() -> None:
-    assert (CALIBRATION.max_k, CALIBRATION.n_cells) == (2, 4)
+    assert CALIBRATION.max_k == 2
 
 
 @pytest.mark.parametrize(
-    ("k", "recall", "probes"),
-    [(1, 0.01, 1), (1, 0.5, 1), (1, 0.51, 2), (1, 0.95, 3), (1, 1.0, 4), (2, 0.87, 3)],
+    ("k", "recall", "threshold"),
+    [
+        (1, 0.01, -1.0),
+        (1, 0.5, -1.0),
+        (1, 0.51, -2.0),
+        (1, 0.95, -3.5),
+        (1, 1.0, -np.inf),
+        (2, 0.87, -3.5),
+        (2, 1.0, -np.inf),
+    ],
 )
-def test_the_fewest_probes_that_reach_the_target(k: int, recall: float, probes: int) -> None:
-    assert CALIBRATION.probes(k, recall) == probes
-    assert CALIBRATION.default_probes(k, recall) == probes
+def test_the_highest_threshold_that_reaches_the_target(
+    k: int, recall: float, threshold: float
+) -> None:
+    assert CALIBRATION.threshold(k, recall) == threshold
+    assert CALIBRATION.default_threshold(k, recall) == threshold
 
 
-def test_probes_never_shrink_as_the_target_grows() -> None:
-    asked = np.linspace(0.01, 1.0, 50)
-    probes = [CALIBRATION.probes(1, float(recall)) for recall in asked]
-    assert probes == sorted(probes)
+def test_thresholds_never_rise_as_the_target_grows() -> None:
+    asked = [*np.linspace(0.01, 0.95, 50).astype(np.float32), 1.0]
+    thresholds = [CALIBRATION.threshold(1, float(recall)) for recall in asked]
+    assert thresholds == sorted(thresholds, reverse=True)
 
 
 @pytest.mark.parametrize("recall", [0.0, -0.1, 1.0001, 90, float("nan"), float("inf")])
 def test_a_target_is_a_share(recall: float) -> None:
     with pytest.raises(InvalidInput, match=r"pass a number in \(0, 1\]"):
-        CALIBRATION.probes(1, recall)
+        CALIBRATION.threshold(1, recall)
 
 
 def test_k_over_the_calibrated_ones() -> None:
-    with pytest.raises(InvalidInput, match="up to k=2, not k=3; pass n_probes"):
-        CALIBRATION.probes(3, 0.5)
-    assert CALIBRATION.default_probes(3, 0.5) == CALIBRATION.probes(2, 0.5)
+    with pytest.raises(InvalidInput, match=r"up to k=2, not k=3; pass n_probes.*--k 3"):
+        CALIBRATION.threshold(3, 0.5)
+    assert CALIBRATION.default_threshold(3, 0.5) == -np.inf
 
 
 def test_an_unreachable_target_names_the_best_one() -> None:
+    """Only all cells would do: the caller is told what can be had for less."""
     with pytest.raises(InvalidInput, match=r"95% confidence.*best target is 0\.876") as caught:
-        CALIBRATION.probes(2, 0.9)
-    named = re.search(r"best target is ([\d.]+)\.", str(caught.value))
+        CALIBRATION.threshold(2, 0.9)
+    assert "or 1.0 for the native search" in str(caught.value)
+    named = re.search(r"best target is ([\d.]+),", str(caught.value))
     assert named is not None
-    assert CALIBRATION.probes(2, float(named[1])) == 3
-    assert CALIBRATION.default_probes(2, 0.9) == 4
+    assert CALIBRATION.threshold(2, float(named[1])) == -3.5
+    assert CALIBRATION.default_threshold(2, 0.9) == -np.inf
+
+
+def test_one_level_promises_the_native_search_only() -> None:
+    one = np.ones((1, 1), dtype=np.float32)
+    single = Calibration(np.array([-np.inf], dtype=np.float32), one, one, one[0], 0.9)
+    assert single.threshold(1, 1.0) == -np.inf
+    with pytest.raises(InvalidInput, match=r"best target is 0\.000"):
+        single.threshold(1, 0.1)
 
 
 def test_bytes_and_back() -> None:
     read = Calibration.from_bytes(CALIBRATION.to_bytes())
+    np.testing.assert_array_equal(read.thresholds, CALIBRATION.thresholds)
     np.testing.assert_array_equal(read.recall, CALIBRATION.recall)
     np.testing.assert_array_equal(read.guaranteed, CALIBRATION.guaranteed)
     np.testing.assert_array_equal(read.scanned, CALIBRATION.scanned)
@@ -67,6 +90,7 @@ def test_bytes_and_back() -> None:
 
 def archive(**changes: Any) -> bytes:
     arrays: dict[str, Any] = {
+        "thresholds": THRESHOLDS,
         "recall": GUARANTEED,
         "guaranteed": GUARANTEED,
         "scanned": SCANNED,
@@ -84,6 +108,14 @@ def archive(**changes: Any) -> bytes:
         b"",
         b"PK\x03\x04 nothing",
         archive(recall=None),
+        archive(thresholds=None),
+        archive(thresholds=THRESHOLDS[:3]),
+        archive(thresholds=THRESHOLDS[:, None]),
+        archive(thresholds=np.arange(4.0)[::-1]),  # no level searches every cell
+        archive(
+            **dict.fromkeys(("recall", "guaranteed"), GUARANTEED[:, :0]),
+            **dict.fromkeys(("thresholds", "scanned"), SCANNED[:0]),
+        ),
         archive(confidence=None),
         archive(confidence=np.zeros(0)),
         archive(guaranteed=GUARANTEED[:1]),

@@ -1,19 +1,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from amips_plugins import LearnedRouter, MemoryCollection
-from amips_plugins.bundle import CALIBRATION
-from amips_plugins.calibration import Calibration
 from amips_plugins.errors import InvalidInput
 from amips_plugins.evaluate import evaluate, exact_neighbours
 from amips_plugins.hooks import NativeHook
 from amips_plugins.plan import QueryPlan, Target
 from amips_plugins.vectors import FloatArray, Metric, native_scores
-from tests.bundles import COUNT, N_CELLS, K, laid_out, memory, vectors, write_bundle
+from tests.bundles import COUNT, K, laid_out, memory, vectors, weaken, write_bundle
 from tests.progress_recorder import Recorder
 
 QUERIES = vectors(seed=5, count=9)
@@ -83,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_route_is_measured_at_every_target(folder: Path) -> None:
-    router, k, recorder = LearnedRouter(laid_out(folder), bundle=folder), 5, Recorder()
+    router, k, recorder = LearnedRouter(laid_out(folder), bundle=folder), 3, Recorder()
     rows = evaluate(router, QUERIES, k, recalls=(0.5, 0.8, 0.9), progress=recorder)
     assert [row.search for row in rows] == [
         "native",
@@ -93,22 +92,54 @@ def test_a_route_is_measured_at_every_target(folder: Path) -> None:
     ]
     for row, recall in zip(rows[1:], (0.5, 0.8, 0.9), strict=True):
         hits = router.search(QUERIES, k, recall=recall, explain=True)
-        assert row.n_probes == hits[0].trace.n_probes
-        if hits[0].trace.mode == "route":
-            expected = np.mean([answer.trace.scanned for answer in hits])
-            assert row.scanned == pytest.approx(expected)
+        assert {answer.trace.mode for answer in hits} == {"route"}
+        assert row.n_probes == pytest.approx(np.mean([h.trace.n_probes for h in hits]))
+        assert row.scanned == pytest.approx(np.mean([h.trace.scanned for h in hits]))
         assert row.fallbacks == 0
+    probes = [row.n_probes for row in rows[1:] if row.n_probes is not None]
+    assert probes == sorted(probes)
+    assert probes[0] < probes[-1]
     assert recorder.totals == [COUNT] + [len(QUERIES)] * 4
 
 
 def test_a_target_that_cannot_be_promised_is_left_out(tmp_path: Path) -> None:
-    guaranteed = np.tile(np.linspace(0.3, 0.85, N_CELLS, dtype=np.float32), (K, 1))
-    weak = Calibration(guaranteed, guaranteed, guaranteed[0], 0.95).to_bytes()
-    folder = write_bundle(tmp_path, change=lambda files: files.update({CALIBRATION: weak}))
+    folder = write_bundle(tmp_path, change=weaken(0.85))
     router = LearnedRouter(laid_out(folder), bundle=folder)
     rows = evaluate(router, QUERIES, 5, recalls=(0.8, 0.9, 0.95))
     assert [row.search for row in rows] == ["native", "learned, recall 0.80"]
     assert [row.search for row in evaluate(router, QUERIES, K + 1, (0.5,))] == ["native"]
+
+
+def test_answers_completed_natively_count_as_fallbacks(folder: Path) -> None:
+    router = LearnedRouter(laid_out(folder), bundle=folder)
+    _, row = evaluate(router, QUERIES, K, recalls=(0.3,))
+    hits = router.search(QUERIES, K, recall=0.3)
+    completed = [answer for answer in hits if answer.trace.mode == "native"]
+    assert 0 < len(completed) < len(QUERIES)
+    assert row.fallbacks == len(completed)
+    routed = [answer for answer in router.search(QUERIES, K, recall=0.3, explain=True)]
+    assert row.scanned == pytest.approx(np.mean([answer.trace.scanned for answer in routed]))
+    assert all(answer.trace.scanned > 1.0 for answer in routed if answer.trace.mode == "native")
+
+
+def test_a_number_of_cells_in_place_of_targets(folder: Path) -> None:
+    router = LearnedRouter(laid_out(folder), bundle=folder)
+    rows = evaluate(router, QUERIES, 3, probes=(2, 4))
+    assert [row.search for row in rows] == ["native", "learned, 2 cells", "learned, 4 cells"]
+    assert [row.n_probes for row in rows[1:]] == [2.0, 4.0]
+    assert rows[1].recall_at_k <= rows[2].recall_at_k
+
+
+@pytest.mark.parametrize("recall", [1.5, 0.0, -0.5, 90, float("nan"), "0.9", True])
+def test_a_target_that_is_no_share_is_refused_before_any_work(folder: Path, recall: Any) -> None:
+    recorder = Recorder()
+    for router in (
+        LearnedRouter(laid_out(folder), bundle=folder),
+        LearnedRouter(memory(), hook=NativeHook()),
+    ):
+        with pytest.raises(InvalidInput, match=r"pass a number in \(0, 1\]"):
+            evaluate(router, QUERIES, 5, recalls=(0.8, recall), progress=recorder)
+    assert recorder.totals == []
 
 
 def test_a_keynet_is_measured_once(tmp_path: Path) -> None:

@@ -1,19 +1,28 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 
-from amips_plugins.bundle import CALIBRATION, MODEL
-from amips_plugins.calibration import Calibration
+from amips_plugins.bundle import MODEL
 from amips_plugins.errors import BundleCorrupt, InvalidInput
-from amips_plugins.hooks import ModelFault, NativeHook, RewriteHook, RouteHook, load_hook
+from amips_plugins.hooks import (
+    ModelFault,
+    NativeHook,
+    RewriteHook,
+    RouteHook,
+    cells_above,
+    load_hook,
+)
 from amips_plugins.model import OnnxModel
 from amips_plugins.plan import NATIVE, PreQueryHook, Target
 from amips_plugins.vectors import FloatArray, Metric, native_scores
@@ -24,16 +33,14 @@ QUERIES = vectors(seed=5, count=7)
 
 def graph(inputs: dict[str, list[Any]], outputs: dict[str, list[Any]], fill: float = 0.0) -> bytes:
     """A model that ignores its inputs and gives constants of the shapes asked for."""
-    kinds = {"n_probes": TensorProto.INT64, "cells": TensorProto.INT64}
 
     def info(name: str, shape: list[Any]) -> Any:
-        return helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), shape)
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
     nodes, constants = [], []
     for name, shape in outputs.items():
         sizes = [size if isinstance(size, int) else 1 for size in shape]
-        dtype = np.int64 if name == "cells" else np.float32
-        array = np.zeros(sizes, dtype) if name == "cells" else np.full(sizes, fill, dtype)
+        array = np.full(sizes, fill, np.float32)
         constants.append(numpy_helper.from_array(array, f"{name}_value"))
         nodes.append(helper.make_node("Identity", [f"{name}_value"], [name]))
     made = helper.make_graph(
@@ -48,8 +55,8 @@ def graph(inputs: dict[str, list[Any]], outputs: dict[str, list[Any]], fill: flo
     return data
 
 
-ROUTER_IN: dict[str, list[Any]] = {"queries": ["n", DIM], "n_probes": [1]}
-ROUTER_OUT: dict[str, list[Any]] = {"cells": ["n", "p"], "priority": ["n", "p"]}
+ROUTER_IN: dict[str, list[Any]] = {"queries": ["n", DIM]}
+ROUTER_OUT: dict[str, list[Any]] = {"priority": ["n", N_CELLS]}
 
 
 def replace_model(data: bytes) -> Callable[[dict[str, bytes]], None]:
@@ -90,9 +97,7 @@ def test_a_route_names_the_best_cells_first(route: RouteHook, n_probes: int) -> 
     assert plan.layout == route.layout
     assert plan.cells is not None
     assert plan.cells.shape == (len(QUERIES), n_probes)
-    (scores,) = route.model.run(
-        ["scores"], {"queries": QUERIES, "n_probes": np.array([1], dtype=np.int64)}
-    )
+    (scores,) = route.model.run(["scores"], {"queries": QUERIES})  # no cell costs more here
     np.testing.assert_array_equal(plan.cells, np.argsort(-scores, axis=1)[:, :n_probes])
 
 
@@ -101,9 +106,12 @@ def test_a_batch_is_planned_as_its_queries(route: RouteHook, rewrite: RewriteHoo
     cells, rewritten = route.plan(QUERIES, target).cells, rewrite.plan(QUERIES, target).rewritten
     assert cells is not None
     assert rewritten is not None
+    assert len(set((cells >= 0).sum(axis=1))) > 1  # each query has its own number
     for row in range(len(QUERIES)):
         one = QUERIES[row : row + 1]
-        np.testing.assert_array_equal(route.plan(one, target).cells, cells[row : row + 1])
+        planned = route.plan(one, target).cells
+        assert planned is not None
+        assert planned[0].tolist() == [cell for cell in cells[row].tolist() if cell >= 0]
         alone = rewrite.plan(one, target).rewritten
         assert alone is not None
         np.testing.assert_allclose(alone, rewritten[row : row + 1], rtol=1e-6)
@@ -115,12 +123,89 @@ def test_every_cell_is_the_native_search(route: RouteHook, n_probes: int) -> Non
     assert route.plan(QUERIES, Target(k=3, recall=1.0)) is NATIVE
 
 
-def test_probes_come_from_the_target(route: RouteHook) -> None:
-    calibration = route.calibration
-    assert route.n_probes(Target(k=3, recall=0.9, n_probes=2)) == 2
-    assert route.n_probes(Target(k=3, recall=0.8)) == calibration.probes(3, 0.8)
-    assert route.n_probes(Target(k=3)) == calibration.default_probes(3, route.default_recall)
-    assert route.n_probes(Target(k=K + 1)) == calibration.default_probes(K, route.default_recall)
+@pytest.mark.parametrize("recall", [0.3, 0.5, 0.8, 0.9, None])
+@pytest.mark.parametrize("k", [1, 3, K])
+def test_cells_come_from_the_target(route: RouteHook, k: int, recall: float | None) -> None:
+    if recall is None:
+        threshold = route.calibration.default_threshold(k, route.default_recall)
+    else:
+        threshold = route.calibration.threshold(k, recall)
+    (priority,) = route.model.run(["priority"], {"queries": QUERIES})
+    plan = route.plan(QUERIES, Target(k=k, recall=recall))
+    assert (plan.layout, plan.rewritten) == (route.layout, None)
+    assert threshold > -np.inf
+    np.testing.assert_array_equal(plan.cells, cells_above(priority, threshold))
+
+
+def test_more_recall_is_more_cells(route: RouteHook) -> None:
+    counts, sets = [], []
+    for recall in (0.3, 0.7, 0.9, 0.95):
+        cells = route.plan(QUERIES, Target(k=5, recall=recall)).cells
+        assert cells is not None
+        counts.append(int((cells >= 0).sum()))
+        sets.append([set(row) - {-1} for row in cells.tolist()])
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1]
+    for narrow, wide in itertools.pairwise(sets):
+        assert all(few <= many for few, many in zip(narrow, wide, strict=True))
+
+
+def test_probes_override_the_target(route: RouteHook) -> None:
+    cells = route.plan(QUERIES, Target(k=3, recall=0.9, n_probes=2)).cells
+    assert cells is not None
+    assert cells.shape == (len(QUERIES), 2)
+
+
+def test_what_cannot_be_promised_by_default_is_the_native_search(route: RouteHook) -> None:
+    assert route.plan(QUERIES, Target(k=K + 1)) is NATIVE
+    bold = RouteHook(route.model, route.calibration, route.layout, 0.99999)
+    assert bold.plan(QUERIES, Target(k=3)) is NATIVE
+
+
+def naive_cells_above(priority: FloatArray, threshold: float) -> list[set[int]]:
+    """One query after the other, as the docstring says it."""
+    result = []
+    for row in priority.tolist():
+        best = max(range(len(row)), key=row.__getitem__)
+        result.append({cell for cell, value in enumerate(row) if value >= threshold} | {best})
+    return result
+
+
+@given(
+    priority=arrays(
+        np.float32,
+        st.tuples(st.integers(1, 6), st.integers(1, 7)),
+        # Few values, so that ties and equality with the threshold are frequent.
+        elements=st.sampled_from([-30.0, -2.5, -1.0, -0.5, 0.0]),
+    ),
+    threshold=st.sampled_from([-np.inf, -31.0, -30.0, -2.5, -0.75, 0.0, 3.0]),
+)
+@settings(max_examples=300, deadline=None)
+def test_cells_above_are_those_of_a_naive_loop(priority: FloatArray, threshold: float) -> None:
+    before = priority.copy()
+    cells = cells_above(priority, threshold)
+    expected = naive_cells_above(priority, threshold)
+    assert cells.dtype == np.int64
+    assert cells.shape == (len(priority), max(len(chosen) for chosen in expected))
+    for row, chosen in zip(cells.tolist(), expected, strict=True):
+        count = len(chosen)
+        assert set(row[:count]) == chosen
+        assert len(set(row[:count])) == count
+        assert set(row[count:]) <= {-1}
+    np.testing.assert_array_equal(priority, before)
+    for number in range(len(priority)):  # a query is planned alone as in a batch
+        alone = cells_above(priority[number : number + 1], threshold)
+        assert set(alone[0].tolist()) == expected[number]
+
+
+def test_the_best_cell_is_always_searched() -> None:
+    priority = np.array([[-9.0, -7.0, -8.0], [-3.0, -1.0, -2.0]], dtype=np.float32)
+    assert cells_above(priority, -1.5).tolist() == [[1], [1]]
+    assert cells_above(priority, 5.0).tolist() == [[1], [1]]
+    assert cells_above(priority, -2.0).tolist() == [[1, -1], [1, 2]]
+    assert cells_above(priority, -np.inf).tolist() == [[0, 1, 2], [0, 1, 2]]
+    # The threshold itself is reached.
+    assert cells_above(priority[:1], -8.0).tolist() == [[1, 2]]
 
 
 @pytest.mark.parametrize(
@@ -165,13 +250,14 @@ def test_output_that_is_not_finite_is_a_fault(fill: float, route: RouteHook) -> 
 @pytest.mark.parametrize(
     "model",
     [
-        graph({"queries": ["n", DIM + 1], "n_probes": [1]}, ROUTER_OUT),
-        graph({"queries": ["n", DIM]}, ROUTER_OUT),
-        graph({**ROUTER_IN, "more": ["n", 1]}, ROUTER_OUT),
-        graph({"query": ["n", DIM], "n_probes": [1]}, ROUTER_OUT),
-        graph({"queries": [], "n_probes": [1]}, ROUTER_OUT),
-        graph(ROUTER_IN, {"cells": ["n", "p"]}),
-        graph({"queries": ["n", DIM]}, {"rewritten": ["n", DIM]}),
+        graph({"queries": ["n", DIM + 1]}, ROUTER_OUT),
+        graph({**ROUTER_IN, "n_probes": [1]}, ROUTER_OUT),
+        graph({"query": ["n", DIM]}, ROUTER_OUT),
+        graph({"queries": []}, ROUTER_OUT),
+        graph(ROUTER_IN, {"scores": ["n", N_CELLS]}),
+        graph(ROUTER_IN, {"priority": ["n", N_CELLS + 1]}),
+        graph(ROUTER_IN, {"priority": ["n", "p"]}),
+        graph(ROUTER_IN, {"rewritten": ["n", DIM]}),
     ],
 )
 def test_a_model_of_other_inputs_or_outputs_is_refused(tmp_path: Path, model: bytes) -> None:
@@ -209,20 +295,9 @@ def test_external_data_is_refused(tmp_path: Path) -> None:
         load_hook(open_bundle(folder))
 
 
-def test_a_calibration_for_other_cells_is_refused(tmp_path: Path) -> None:
-    ones: FloatArray = np.ones((K, N_CELLS + 1), dtype=np.float32)
-    other = Calibration(ones, ones, ones[0], 0.95).to_bytes()
-    folder = write_bundle(tmp_path, change=lambda files: files.update({CALIBRATION: other}))
-    with pytest.raises(BundleCorrupt, match="for other cells"):
-        load_hook(open_bundle(folder))
-
-
-def test_only_the_outputs_asked_for_come_back(route: RouteHook) -> None:
-    inputs: dict[str, npt.NDArray[Any]] = {
-        "queries": QUERIES,
-        "n_probes": np.array([2], dtype=np.int64),
-    }
-    cells, scores = route.model.run(["cells", "scores"], inputs)
-    assert cells.shape == (len(QUERIES), 2)
-    assert scores.shape == (len(QUERIES), N_CELLS)
-    assert set(route.model.outputs) == {"scores", "cells", "priority"}
+@pytest.mark.parametrize("outputs", [["priority"], ["scores"], ["priority", "scores"]])
+def test_only_the_outputs_asked_for_come_back(route: RouteHook, outputs: list[str]) -> None:
+    given = route.model.run(outputs, {"queries": QUERIES})
+    assert [array.shape for array in given] == [(len(QUERIES), N_CELLS)] * len(outputs)
+    assert set(route.model.outputs) == {"scores", "priority"}
+    assert set(route.model.inputs) == {"queries"}

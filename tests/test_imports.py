@@ -114,6 +114,22 @@ def test_a_missing_extra_is_named(blocked: str, code: str, extra: str) -> None:
     assert last.endswith(f"pip install 'amips-plugins[{extra}]'")
 
 
+@pytest.mark.parametrize("blocked", ["torch", "faiss", "safetensors", "onnx"])
+def test_training_names_the_extra_it_needs(blocked: str) -> None:
+    done = run(
+        "import sys; sys.modules[sys.argv[1]] = None\nimport amips_plugins.export.train", blocked
+    )
+    last = done.stderr.splitlines()[-1]
+    assert last.endswith("run: pip install 'amips-plugins[train]'")
+    assert f"{blocked!r}" in last
+
+
+def test_a_snapshot_needs_no_extra() -> None:
+    blocks = f"import sys\nfor name in {sorted(TRAINING)}: sys.modules[name] = None\n"
+    done = run(blocks + "import amips_plugins.export.snapshot")
+    assert done.returncode == 0, done.stderr
+
+
 def test_without_any_extra_the_core_works() -> None:
     blocks = f"import sys\nfor name in {sorted(TRAINING | CLIENTS)}: sys.modules[name] = None\n"
     done = run(

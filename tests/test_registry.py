@@ -130,13 +130,6 @@ def test_rolling_back_step_by_step(registry: Registry, publish: Publish) -> None
     assert registry.roll_back(KEY) == "v1"
 
 
-def test_a_version_is_published_once(registry: Registry, publish: Publish) -> None:
-    publish("v1")
-    with pytest.raises(InvalidInput, match="v1 is already in the registry"):
-        publish("v1")
-    assert read_all(registry) == "v1"
-
-
 def test_a_damaged_bundle_is_not_published(registry: Registry, tmp_path: Path) -> None:
     folder = make(tmp_path, "v1")
     (folder / MODEL).write_bytes(b"other")
@@ -170,11 +163,57 @@ def test_a_publish_killed_midway_leaves_the_old_version(
     assert read_all(registry) == "v1"
     complete = whole > len(make_files())
     assert registry.versions(KEY) == (["v1", "v2"] if complete else ["v1"])
-    if complete:
-        assert registry.unpin(KEY) == "v2"
-    else:
-        assert publish("v2") == "v2"
+    assert publish("v2") == "v2"  # the same call again finishes the job
     assert read_all(registry) == "v2"
+    assert registry.versions(KEY) == ["v1", "v2"]
+    assert registry.roll_back(KEY) == "v1"
+
+
+def unserved(registry: Registry, publish: Publish, version: str, **changes: Any) -> None:
+    """Publish a version, and die before the pointer names it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Registry, "_point", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            publish(version, **changes)
+    assert version in registry.versions(KEY)
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("earlier", [["v1"], []])
+def test_a_complete_version_that_never_served_is_finished(
+    registry: Registry, publish: Publish, earlier: list[str]
+) -> None:
+    for version in earlier:
+        publish(version)
+    unserved(registry, publish, "v2")
+    assert registry.current(KEY) == (earlier[-1] if earlier else None)
+    assert publish("v2") == "v2"
+    assert read_all(registry) == "v2"
+
+
+def test_other_content_under_a_name_that_is_taken_is_refused(
+    registry: Registry, publish: Publish
+) -> None:
+    publish("v1")
+    unserved(registry, publish, "v2")
+    with pytest.raises(InvalidInput, match="another bundle as version v2"):
+        publish("v2", reason="another training")
+    assert read_all(registry) == "v1"
+    assert registry.open(KEY, "v2").manifest.reason == "made by hand"
+
+
+def test_publishing_again_serves_unless_pinned(registry: Registry, publish: Publish) -> None:
+    publish("v1")
+    publish("v2")
+    before = registry.roll_back(KEY)
+    assert (before, publish("v2"), registry.current(KEY)) == ("v1", "v2", "v2")
+    assert (publish("v2"), registry.current(KEY)) == ("v2", "v2")
+    registry.pin(KEY, "v1")
+    assert (publish("v2"), registry.current(KEY)) == ("v2", "v1")
+    assert registry.versions(KEY) == ["v1", "v2"]
 
 
 def test_the_manifest_is_written_last_and_the_pointer_after_it(
@@ -315,6 +354,10 @@ NAMES = [
     "%2E%2E",
     "a b?c#d",
     "x\ny",
+    "",
+    "unnamed",
+    "%unnamed",
+    "%",
 ]
 
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from amips_plugins import Hits, LearnedRouter, MemoryCollection, Registry
 from amips_plugins.adapters.base import Hit, Id, SearchRequest
 from amips_plugins.bundle import CALIBRATION, CELLS, MANIFEST, MODEL, CollectionKey
-from amips_plugins.calibration import Calibration
 from amips_plugins.cells import Cells
 from amips_plugins.errors import BundleCorrupt, BundleMismatch, BundleNotFound, InvalidInput
 from amips_plugins.hooks import NativeHook
@@ -33,6 +32,7 @@ from tests.bundles import (
     memory,
     open_bundle,
     vectors,
+    weaken,
     write_bundle,
 )
 
@@ -99,6 +99,9 @@ def native(collection: MemoryCollection, k: int = 5, **more: Any) -> list[list[t
     return [pairs(hits) for hits in found]
 
 
+TOO_FEW = "cells: fewer than k hits"
+
+
 def assert_native(router: LearnedRouter, reason: str | None) -> list[Hits]:
     """The hits are those of the native search, and the trace says why."""
     collection = router.collection
@@ -157,6 +160,46 @@ def test_a_batch_answers_as_its_queries(router: LearnedRouter) -> None:
     assert [hits.trace for hits in batch] == [hits.trace for hits in alone]
 
 
+def test_a_batch_answers_as_its_queries_at_a_target(router: LearnedRouter) -> None:
+    """Each query has its own number of cells, in a batch as alone."""
+    batch = router.search(QUERIES, k=3, recall=0.9)
+    alone = [router.search(query, k=3, recall=0.9) for query in QUERIES]
+    assert [pairs(hits) for hits in batch] == [pairs(hits) for hits in alone]
+    assert [hits.trace for hits in batch] == [hits.trace for hits in alone]
+    assert {hits.trace.mode for hits in batch} == {"route"}
+    assert len({hits.trace.n_probes for hits in batch}) > 1
+
+
+@pytest.mark.parametrize("metric", Metric)
+def test_higher_targets_search_more_and_find_what_they_promise(
+    folders: Mapping[Metric, Path], metric: Metric
+) -> None:
+    """The whole line: thresholds of a calibration, kept for queries nobody has seen."""
+    collection, k = laid_out(folders[metric], metric), 3
+    router = LearnedRouter(collection, bundle=folders[metric])
+    unseen = vectors(seed=77, count=600)
+    exact = MemoryCollection.search(collection, SearchRequest(unseen, k))
+    before: list[set[int]] = [set() for _ in unseen]
+    probes = []
+    for recall in (0.8, 0.9, 0.95):
+        found = router.search(unseen, k, recall=recall, explain=True)
+        shares = [
+            len({hit.id for hit in hits} & {hit.id for hit in true}) / k
+            for hits, true in zip(found, exact, strict=True)
+        ]
+        assert np.mean(shares) >= recall
+        routed = [hits.trace for hits in found if hits.trace.mode == "route"]
+        assert len(routed) > 0.9 * len(unseen)
+        assert len({trace.n_probes for trace in routed}) > 1, "easy queries search fewer cells"
+        probes.append(np.mean([trace.n_probes for trace in routed]))
+        for row, hits in enumerate(found):
+            if hits.trace.cells is not None:
+                assert before[row] <= set(hits.trace.cells)
+                before[row] = set(hits.trace.cells)
+    assert probes[0] < probes[1] < probes[2] < N_CELLS - 1
+    assert set(router.fallbacks) <= {TOO_FEW}
+
+
 def test_the_trace_of_a_route(router: LearnedRouter) -> None:
     short = router.search(QUERIES[0], k=4, n_probes=2).trace
     assert short == Trace("route", n_probes=2, version="v1")
@@ -197,12 +240,13 @@ def test_a_route_searches_its_cells_and_the_overflow(router: LearnedRouter, fold
     collection = router.collection
     assert isinstance(collection, MemoryCollection)
     collection.insert([1000], QUERIES[:1])
-    hits = router.search(QUERIES[0], k=COUNT, n_probes=1, explain=True)
-    assert hits[0].id == 1000
+    (cell,) = router.search(QUERIES[0], k=1, n_probes=1, explain=True).trace.cells
     known = np.load(folder / "known_cells.npy")
-    assert {hit.id for hit in hits[1:]} == {
-        row for row in range(COUNT) if known[row] == hits.trace.cells[0]
-    }
+    members = set(np.flatnonzero(known == cell).tolist())
+    hits = router.search(QUERIES[0], k=len(members) + 1, n_probes=1)
+    assert hits.trace.mode == "route"
+    assert hits[0].id == 1000
+    assert {hit.id for hit in hits[1:]} == members
 
 
 def test_fields_filter_and_everything_else_reach_the_database(folder: Path) -> None:
@@ -228,7 +272,7 @@ def test_planning_is_pure_and_the_search_is_one_call(folder: Path, n_probes: int
     router = LearnedRouter(spy, bundle=folder)
     assert spy.asked == []
     counted = spy.counted
-    router.search(QUERIES, k=5, n_probes=n_probes)
+    router.search(QUERIES, k=3, n_probes=n_probes)
     assert len(spy.asked) == 1
     assert spy.counted == counted
     assert spy.layouts == 0  # Qdrant asks the server for it
@@ -289,7 +333,9 @@ def test_routed_through_all_cells_equals_native(
     ):
         found = router.search(queries, k, filter=chosen, n_probes=probes)
         assert [pairs(hits) for hits in found] == [pairs(hits) for hits in expected]
-        assert not router.fallbacks
+        # Where no search finds k hits the router has looked twice, and says so.
+        looked_twice = probes is None and any(len(hits) < k for hits in expected)
+        assert router.fallbacks == ({TOO_FEW: 1} if looked_twice else {})
 
 
 @pytest.fixture(scope="module")
@@ -355,9 +401,7 @@ def test_numpy_integers_are_whole_numbers(folder: Path) -> None:
 
 
 def test_an_unreachable_recall_names_the_best_one(tmp_path: Path) -> None:
-    guaranteed = np.tile(np.linspace(0.3, 0.9, N_CELLS, dtype=np.float32), (K, 1))
-    weak = Calibration(guaranteed, guaranteed, guaranteed[0], 0.9).to_bytes()
-    folder = write_bundle(tmp_path, change=lambda files: files.update({CALIBRATION: weak}))
+    folder = write_bundle(tmp_path, change=weaken(0.9, confidence=0.9))
     router = LearnedRouter(laid_out(folder), bundle=folder)
     with pytest.raises(InvalidInput, match=r"90% confidence.*best target is 0\.899"):
         router.search(QUERIES[0], k=3, recall=0.95)
@@ -447,7 +491,8 @@ def test_an_explicit_bundle_that_is_damaged_is_refused(tmp_path: Path) -> None:
 def test_cells_that_do_not_fit_the_manifest_are_refused(tmp_path: Path) -> None:
     def fewer(files: dict[str, bytes]) -> None:
         cells = Cells.from_bytes(files[CELLS])
-        files[CELLS] = Cells(cells.centroids[:-1], cells.sizes[:-1]).to_bytes()
+        fewer_cells = Cells(cells.centroids[:-1], cells.offsets[:-1], cells.sizes[:-1])
+        files[CELLS] = fewer_cells.to_bytes()
 
     with pytest.raises(BundleCorrupt, match="do not fit"):
         LearnedRouter(memory(), bundle=write_bundle(tmp_path, change=fewer))
@@ -685,3 +730,144 @@ def test_a_timeout_is_one_deadline_for_both_searches(folder: Path) -> None:
     with pytest.raises(TimeoutError, match="too slow"):
         router.search(QUERIES[0], k=5, n_probes=2, timeout=0.01)
     assert len(spy.asked) == 1
+
+
+# Short answers are completed
+
+
+def only(*keys: int) -> Callable[[Id, Mapping[str, Any]], bool]:
+    """A filter that few keys pass."""
+    return lambda key, _: key in keys
+
+
+def members_of(folder: Path, cell: int) -> list[int]:
+    rows: list[int] = np.flatnonzero(np.load(folder / "known_cells.npy") == cell).tolist()
+    return rows
+
+
+def test_a_narrow_filter_is_answered_in_full(folder: Path) -> None:
+    """The keys it leaves lie in cells that the model did not choose."""
+    collection = laid_out(folder)
+    router = LearnedRouter(collection, bundle=folder)
+    (cell,) = router.search(QUERIES[0], k=1, n_probes=1, explain=True).trace.cells
+    elsewhere = members_of(folder, (cell + 1) % N_CELLS)[:3]
+    keep = only(*elsewhere)
+    hits = router.search(QUERIES[0], k=3, n_probes=1, filter=keep, fields=["group"])
+    assert hits.trace == Trace("native", n_probes=1, version="v1", fallback=TOO_FEW)
+    assert {hit.id for hit in hits} == set(elsewhere)
+    assert pairs(hits) == native(collection, 3, filter=keep)[0]
+    assert [dict(hit.fields) for hit in hits] == [{"group": hit.id % 3} for hit in hits]
+    assert router.fallbacks == {TOO_FEW: 1}
+
+
+def test_a_filter_that_nothing_passes_gives_nothing(folder: Path) -> None:
+    router = LearnedRouter(laid_out(folder), bundle=folder)
+    hits = router.search(QUERIES[0], k=3, n_probes=2, filter=only())
+    assert list(hits) == []
+    assert hits.trace.fallback == TOO_FEW
+
+
+def test_cells_with_fewer_than_k_keys_are_completed(folder: Path) -> None:
+    collection = laid_out(folder)
+    router = LearnedRouter(collection, bundle=folder)
+    k = 1 + int(np.bincount(np.load(folder / "known_cells.npy")).max())
+    found = router.search(QUERIES, k=k, n_probes=1)
+    assert [pairs(hits) for hits in found] == native(collection, k)
+    assert {hits.trace.fallback for hits in found} == {TOO_FEW}
+
+
+def test_only_the_short_rows_of_a_batch_are_searched_again(folder: Path) -> None:
+    """Cells 0 and 1 for the rows by turns; in cell 1 the filter leaves one key."""
+    spy = Spy(laid_out(folder))
+    many, few = members_of(folder, 0), members_of(folder, 1)
+    cells = np.tile([[0], [1]], (len(QUERIES) // 2, 1))
+    plan = QueryPlan(cells=cells, layout=spy.layout())
+    router = LearnedRouter(spy, hook=Hook(lambda _: plan))
+    keep = only(*many, few[0])
+    found = router.search(QUERIES, k=2, filter=keep, params={"ef": 3}, explain=True)
+    (first, routed), (second, natively) = spy.asked
+    assert (len(first.queries), routed) == (len(QUERIES), plan)
+    assert natively is NATIVE
+    np.testing.assert_array_equal(second.queries, QUERIES[1::2])
+    assert (second.k, second.filter, second.params) == (2, keep, {"ef": 3})
+    exact = native(spy, 2, filter=keep)
+    for row, hits in enumerate(found):
+        trace = hits.trace
+        assert trace.plan_us is not None
+        assert trace.search_ms is not None
+        if row % 2:
+            assert pairs(hits) == exact[row]
+            assert (trace.mode, trace.fallback) == ("native", TOO_FEW)
+            assert (trace.n_probes, trace.cells, trace.scanned) == (1, (1,), None)
+        else:
+            assert {hit.id for hit in hits} <= set(many)
+            assert (trace.mode, trace.fallback, trace.cells) == ("route", None, (0,))
+    assert router.fallbacks == {TOO_FEW: 1}  # one more search, however many rows
+
+
+def test_a_full_answer_is_not_searched_again(folder: Path) -> None:
+    spy = Spy(laid_out(folder))
+    router = LearnedRouter(spy, bundle=folder)
+    router.search(QUERIES, k=1, n_probes=1)
+    assert len(spy.asked) == 1
+    assert not router.fallbacks
+
+
+def test_a_rewrite_that_finds_too_few_is_completed(keynet: Path) -> None:
+    class Stingy(Spy):
+        """An index that gives half of what a rewritten query asks for."""
+
+        def search(self, request: SearchRequest, plan: QueryPlan = NATIVE) -> list[list[Hit]]:
+            found = super().search(request, plan)
+            return [hits[:2] for hits in found] if plan.rewritten is not None else found
+
+    spy = Stingy(memory())
+    router = LearnedRouter(spy, bundle=keynet)
+    found = router.search(QUERIES, k=5)
+    assert [pairs(hits) for hits in found] == native(memory())
+    assert {hits.trace for hits in found} == {Trace("native", version="v1", fallback=TOO_FEW)}
+    assert len(spy.asked) == 2
+
+
+def test_a_native_search_is_never_completed() -> None:
+    spy = Spy(memory())
+    hits = LearnedRouter(spy, hook=NativeHook()).search(QUERIES[0], k=5, filter=only(3))
+    assert [hit.id for hit in hits] == [3]
+    assert hits.trace == Trace("native")
+    assert len(spy.asked) == 1
+
+
+class Late(Spy):
+    """Takes a while for a routed search."""
+
+    def search(self, request: SearchRequest, plan: QueryPlan = NATIVE) -> list[list[Hit]]:
+        if plan.cells is not None:
+            time.sleep(0.05)
+        return super().search(request, plan)
+
+
+def test_completing_keeps_the_callers_one_deadline(folder: Path) -> None:
+    spy = Late(laid_out(folder))
+    router = LearnedRouter(spy, bundle=folder)
+    router.search(QUERIES[0], k=COUNT, n_probes=1, timeout=30.0)
+    (_, _), (again, _) = spy.asked
+    assert again.timeout is not None
+    assert 20.0 < again.timeout <= 29.95
+    # With no time left the caller has what was found, and no search comes after the deadline.
+    hits = router.search(QUERIES[0], k=COUNT, n_probes=1, timeout=0.01)
+    assert len(spy.asked) == 3
+    assert 0 < len(hits) < COUNT
+    assert (hits.trace.mode, hits.trace.fallback) == ("route", None)
+
+
+def test_an_error_while_completing_is_the_databases(folder: Path) -> None:
+    class Second(Spy):
+        def search(self, request: SearchRequest, plan: QueryPlan = NATIVE) -> list[list[Hit]]:
+            if plan is NATIVE:
+                raise DatabaseError("gone")
+            return super().search(request, plan)
+
+    router = LearnedRouter(Second(laid_out(folder)), bundle=folder)
+    with pytest.raises(DatabaseError, match="gone"):
+        router.search(QUERIES[0], k=COUNT, n_probes=1)
+    assert not router.fallbacks

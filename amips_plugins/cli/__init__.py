@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import warnings
 from typing import Any
@@ -75,6 +76,8 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line; the console script's entry point."""
     warnings.showwarning = _show_warning
     arguments = sys.argv[1:] if args is None else args
+    if "--debug" not in arguments:  # pymilvus logs tracebacks of what it raises as well
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     try:
         _amips.main(args=arguments, prog_name="amips", standalone_mode=False)
     except click.ClickException as exc:

@@ -17,15 +17,20 @@ registry_option = click.option(
 @click.command("publish")
 @click.argument("run", type=click.Path(path_type=Path))
 @registry_option
-def command(run: Path, registry: str | None) -> None:
+@click.option("--anyway", is_flag=True, help="Also where the native search was found cheaper.")
+def command(run: Path, registry: str | None, anyway: bool) -> None:
     """Publish the bundle of a RUN folder and make it the latest of its collection.
 
     Readers see the old version or the new one, never half of one.
     """
-    from amips_plugins.bundle import MANIFEST
+    from amips_plugins.bundle import MANIFEST, Bundle
+    from amips_plugins.errors import InvalidInput
     from amips_plugins.registry import Registry
 
     folder = run / "bundle" if (run / "bundle" / MANIFEST).exists() else run
+    manifest = Bundle.open(str(folder), lambda name: (folder / name).read_bytes()).manifest
+    if manifest.choice == "native" != manifest.model and not anyway:
+        raise InvalidInput(f"{manifest.reason} To publish {manifest.model} all the same: --anyway.")
     store = Registry(registry)
     published = store.publish(folder)
     click.echo(f"Published {published} to {store.root}.")

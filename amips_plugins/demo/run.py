@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from amips_plugins.bundle import Bundle
+from amips_plugins.bundle import Bundle, Manifest
 from amips_plugins.cli.evaluate import show
 from amips_plugins.demo.corpus import Pair, pairs
 from amips_plugins.demo.embed import Embedder, load_embedder
@@ -126,13 +127,26 @@ def _learn_and_measure(
             None,
         ) or lay_out(collection, bundle, progress)
         router = LearnedRouter(laid_out, registry=registry)
-        rows = evaluate(router, test_queries, progress=progress)
+        # The baseline gets the probes that reach each recall on the held-out part of the log.
+        probes = _probes_of_native(trained.manifest) if model == "native" else ()
+        rows = evaluate(router, test_queries, probes=probes, progress=progress)
         measured += [
             msgspec.structs.replace(row, search=row.search.replace("learned", name))
             for row in rows[min(1, len(measured)) :]  # the native search is measured once
         ]
     say(f"   {trained.manifest.reason}")
     return router, measured
+
+
+def _probes_of_native(manifest: Manifest) -> list[int]:
+    return [
+        round(figure.n_probes)
+        for figure in manifest.figures
+        if figure.candidate == "native"
+        and figure.k == manifest.default_k
+        and figure.recall in (0.80, 0.90, 0.95)
+        and figure.n_probes is not None
+    ]
 
 
 def _answer(router: LearnedRouter, embedder: Embedder, say: Say) -> None:
@@ -149,6 +163,7 @@ def _corpus(path: Path, limit: int, progress: Progress) -> list[Pair]:
     if path.exists():
         return msgspec.json.decode(path.read_bytes(), type=list[Pair])
     found = pairs(limit, seed=0, progress=progress)
+    random.Random(0).shuffle(found)  # noqa: S311 - they come file by file; any may be held out
     replace_file(path, msgspec.json.encode(found))
     return found
 

@@ -5,16 +5,19 @@ import warnings
 import numpy as np
 import pytest
 
-from amips_plugins.cells import Cells
+from amips_plugins.cells import Cells, place_keys
 from amips_plugins.errors import TrainingError
 from amips_plugins.export import clustering
 from amips_plugins.export.clustering import (
+    QueryAware,
     centroid_weights,
     k_means,
     mean_queries,
     native_cells,
+    nearest_offsets,
     query_aware_cells,
     sample_rows,
+    weighted_k_means,
     without_empty,
 )
 from amips_plugins.vectors import FloatArray, IntArray, Metric, lift_keys, lift_queries
@@ -31,7 +34,12 @@ def best_rows(queries: FloatArray, keys: FloatArray, metric: Metric, depth: int 
 
 
 def cut(
-    layout: str, keys: FloatArray, metric: Metric, n_cells: int = CELLS, seed: int = 0
+    layout: str,
+    keys: FloatArray,
+    metric: Metric,
+    n_cells: int = CELLS,
+    seed: int = 0,
+    recipe: QueryAware | None = None,
 ) -> tuple[Cells, IntArray, IntArray]:
     """Cells, the cell of each key, and the rows that queries hit."""
     if layout == "native":
@@ -39,7 +47,7 @@ def cut(
     queries = narrow_queries(40, keys.shape[1])
     hits = best_rows(queries, keys, metric, min(10, len(keys)))
     return (
-        *query_aware_cells(keys, metric, n_cells, seed, queries, hits),
+        *query_aware_cells(keys, metric, n_cells, seed, queries, hits, recipe),
         np.unique(hits),
     )
 
@@ -53,7 +61,10 @@ def test_cells_are_a_partition(layout: str, metric: Metric) -> None:
     np.testing.assert_array_equal(cells.sizes, np.bincount(assignment, minlength=cells.n_cells))
     assert cells.sizes.sum() == N
     assert cells.sizes.min() > 0
-    assert cells.centroids.shape == (cells.n_cells, DIM)
+    columns = DIM + 1 if layout == "query-aware" else DIM  # one more is the heat
+    assert cells.centroids.shape == (cells.n_cells, columns)
+    assert cells.offsets.shape == (cells.n_cells,)
+    assert cells.offsets.dtype == np.float32
     assert cells.centroids.dtype == np.float32
     assert (cells.view is not None) == (layout == "query-aware")
 
@@ -74,15 +85,103 @@ def test_same_seed_same_cells(layout: str, metric: Metric) -> None:
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_new_key_gets_the_cell_of_its_twin(layout: str, metric: Metric) -> None:
+    """Where heat does not count, a key that no query hit lies where a copy of it would."""
     keys = clustered_keys(N, DIM)
-    cells, assignment, hit = cut(layout, keys, metric)
+    cells, assignment, hit = cut(layout, keys, metric, recipe=QueryAware(heat=0.0))
     others = np.setdiff1d(np.arange(N), hit)
     assert len(others) > N // 3
     np.testing.assert_array_equal(cells.assign(keys[others], metric), assignment[others])
-    # Alone or among others, now or after a round trip through the bundle.
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_rule_for_new_keys_is_deterministic_and_survives_the_bundle(
+    layout: str, metric: Metric
+) -> None:
+    """Alone or among others, now or after a round trip through the bundle."""
+    cells, _, _ = cut(layout, clustered_keys(N, DIM), metric)
+    new = clustered_keys(200, DIM, seed=7)
+    chosen = cells.assign(new, metric)
+    assert chosen.min() >= 0
+    assert chosen.max() < cells.n_cells
+    assert len(np.unique(chosen)) > cells.n_cells // 3
+    np.testing.assert_array_equal(cells.assign(new, metric), chosen)
     read_back = Cells.from_bytes(cells.to_bytes())
-    for row in others[:20]:
-        assert read_back.assign(keys[row : row + 1], metric)[0] == assignment[row]
+    np.testing.assert_array_equal(read_back.assign(new, metric), chosen)
+    np.testing.assert_array_equal(read_back.assign(new[::-1].copy(), metric), chosen[::-1])
+    for row in range(20):
+        assert read_back.assign(new[row : row + 1], metric)[0] == chosen[row]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_snapshot_key_that_was_never_hit_is_cold_and_a_new_one_is_not_yet(
+    metric: Metric,
+) -> None:
+    """The two differ in their heat only; the recorded cell is the snapshot key's own."""
+    keys, recipe = clustered_keys(N, DIM), QueryAware()
+    cells, assignment, hit = cut("query-aware", keys, metric, recipe=recipe)
+    assert cells.view is not None
+    cold = np.setdiff1d(np.arange(N), hit)
+    places = place_keys(keys, metric)
+    length = float(np.linalg.norm(places[hit], axis=1).mean())
+    queries = narrow_queries(40, DIM)
+    counts = np.bincount(best_rows(queries, keys, metric).ravel(), minlength=N)
+    heat = np.log1p(counts) - np.log1p(counts).mean()
+    heat *= recipe.heat * length / heat.std()
+
+    # Recorded: its heat is what the log says, which is the least there is.
+    views = cells.view.see(places, metric)
+    views[:, -1] = heat
+    nearness = views[cold] @ cells.centroids.T + cells.offsets
+    np.testing.assert_array_equal(nearness.argmax(axis=1), assignment[cold])
+    np.testing.assert_allclose(heat[cold], heat.min())
+
+    # The rule: what the map expects of such a place, and a little more, for want of a chance.
+    new = cells.view.see(places, metric)[:, -1]
+    boost = recipe.heat * recipe.new_heat * length
+    assert new.mean() - boost == pytest.approx(heat.mean(), abs=0.1 * recipe.heat * length)
+    assert np.corrcoef(new, heat)[0, 1] > 0.15, "the map knows where hits are likely"
+    assert (cells.assign(keys[cold], metric) != assignment[cold]).any()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_heat_gathers_the_keys_that_are_hit(metric: Metric) -> None:
+    keys = gaussian(N, DIM)
+    queries = narrow_queries(300, DIM)
+    hits = best_rows(queries, keys, metric)
+    counts = np.bincount(hits.ravel(), minlength=N)
+
+    def concentration(heat: float) -> float:
+        recipe = QueryAware(heat=heat)
+        cells, cell = query_aware_cells(keys, metric, CELLS, 0, queries, hits, recipe)
+        share = np.bincount(cell, counts, cells.n_cells) / cells.sizes
+        hottest = np.argsort(-share)
+        needed = np.cumsum(cells.sizes[hottest])
+        found = np.cumsum(np.bincount(cell, counts, cells.n_cells)[hottest]) / counts.sum()
+        return float(needed[(found >= 0.8).argmax()]) / N
+
+    assert concentration(1.0) < concentration(0.0)
+
+
+def test_weighted_k_means_weighs_points_and_keeps_cells_from_growing() -> None:
+    points = np.concatenate([gaussian(300, 2), np.float32(6.0) + gaussian(30, 2)])
+    even = np.ones(len(points), dtype=np.float32)
+    recipe = QueryAware(size_penalty=0.0)
+    centroids, offsets = weighted_k_means(points, even, 4, 0, recipe)
+    np.testing.assert_allclose(offsets, nearest_offsets(centroids), rtol=1e-5)
+    again, _ = weighted_k_means(points, even, 4, 0, recipe)
+    np.testing.assert_array_equal(again, centroids)
+
+    # One cell: its centroid is the weighted mean.
+    weights = np.where(np.arange(len(points)) < 300, 1.0, 10.0).astype(np.float32)
+    (one,), _ = weighted_k_means(points, weights, 1, 0, recipe)
+    np.testing.assert_allclose(one, np.average(points, axis=0, weights=weights), rtol=1e-4)
+
+    def largest(penalty: float) -> int:
+        found = weighted_k_means(points, even, 8, 0, QueryAware(size_penalty=penalty))
+        return int(np.bincount((points @ found[0].T + found[1]).argmax(axis=1)).max())
+
+    assert largest(0.5) < largest(0.0)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -94,7 +193,15 @@ def test_blocks_change_nothing(layout: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("amips_plugins.cells._BLOCK", 11)
     again, same, _ = cut(layout, keys, Metric.L2)
     np.testing.assert_array_equal(same, assignment)
-    assert again.layout() == cells.layout()
+    new = clustered_keys(100, DIM, seed=7)
+    np.testing.assert_array_equal(again.assign(new, Metric.L2), cells.assign(new, Metric.L2))
+    if layout == "native":
+        assert again.layout() == cells.layout()
+    else:  # the map from places to heat is a sum over blocks, and rounds
+        np.testing.assert_allclose(again.centroids, cells.centroids, rtol=1e-5, atol=1e-6)
+        assert again.view is not None
+        assert cells.view is not None
+        np.testing.assert_allclose(again.view.heat, cells.view.heat, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(centroid_weights(keys, same, again, Metric.IP), weights, rtol=1e-5)
 
 
@@ -173,7 +280,8 @@ def test_a_keys_own_queries_count_for_its_cell(metric: Metric) -> None:
     queries = np.repeat(np.array([[1.0, 1.0], [1.0, -1.0]], dtype=np.float32), 50, axis=0)
     hits = np.concatenate([np.arange(50), np.arange(100, 150)])[:, None]
     hits[0], hits[50] = 120, 0  # one query of each side wants a key of the other
-    cells, assignment = query_aware_cells(keys, metric, 2, 0, queries, hits, trust=1.0)
+    recipe = QueryAware(trust=1.0, heat=0.0)
+    cells, assignment = query_aware_cells(keys, metric, 2, 0, queries, hits, recipe)
     rule = cells.assign(keys, metric)
     assert assignment[0] != assignment[1]
     assert rule[0] == rule[1]
@@ -181,11 +289,12 @@ def test_a_keys_own_queries_count_for_its_cell(metric: Metric) -> None:
 
 
 def test_without_empty_renumbers() -> None:
-    cells = Cells(gaussian(5, 3), np.zeros(5, dtype=np.int64))
+    cells = Cells(gaussian(5, 3), gaussian(5, 1)[:, 0], np.zeros(5, dtype=np.int64))
     kept, assignment = without_empty(cells, np.array([4, 1, 4, 3]))
     np.testing.assert_array_equal(assignment, [2, 0, 2, 1])
     np.testing.assert_array_equal(kept.sizes, [1, 1, 2])
     np.testing.assert_array_equal(kept.centroids, cells.centroids[[1, 3, 4]])
+    np.testing.assert_array_equal(kept.offsets, cells.offsets[[1, 3, 4]])
 
 
 def test_sample_rows_are_distinct_and_in_order() -> None:
@@ -239,7 +348,7 @@ def test_centroid_weights_order_cells_as_their_centroids_do(metric: Metric, layo
         distances = np.square(queries[:, None] - means[None]).sum(axis=2)
         np.testing.assert_array_equal(given.argmax(axis=1), distances.argmin(axis=1))
         return
-    centres = cells.centroids if layout == "native" else means
+    centres = cells.centroids[:, :DIM]  # what a query is compared with: a key's heat is not
     wanted = centres / np.linalg.norm(centres, axis=1, keepdims=True)
     if metric is Metric.IP:
         lengths = np.linalg.norm(keys, axis=1)

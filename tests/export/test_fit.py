@@ -11,12 +11,13 @@ from torch import Tensor
 
 from amips_plugins.errors import TrainingError
 from amips_plugins.export.fit import Schedule, Score, fit
-from amips_plugins.export.nets import KeyNet, LinearRouter, Net, SupportNet
+from amips_plugins.export.nets import KeyNet, LinearRouter, LowRankRouter, Net, SupportNet
 from tests.progress_recorder import Recorder
 
 DIM, CELLS, N = 5, 4, 70
 SCHEDULE = Schedule(epochs=7, batch_size=16, learning_rate=0.02, weight_decay=0.01, patience=100)
 KINDS: dict[str, Callable[[], Net]] = {
+    "low-rank": lambda: LowRankRouter(DIM, CELLS, 2),
     "linear": lambda: LinearRouter(DIM, CELLS),
     "supportnet": lambda: SupportNet(DIM, CELLS, 6, 2),
     "keynet": lambda: KeyNet(DIM, 6, 1),
@@ -134,6 +135,34 @@ def test_every_epoch_sees_every_example_once_in_an_order_of_its_own(tmp_path: Pa
     epochs = [tuple(seen[low : low + N]) for low in range(0, len(seen), N)]
     assert len(set(epochs)) == SCHEDULE.epochs
     assert all(sorted(epoch) == list(range(N)) for epoch in epochs)
+
+
+@pytest.mark.parametrize(
+    ("n_examples", "epochs", "batch_size", "steps"),
+    [
+        (110_000, 1, 512, 215),  # enough queries: the batches asked for
+        (2_000, 8, 512, 25),  # fewer: batches of 80, so that there are 200 steps
+        (500, 8, 512, 16),  # few: never below 32
+        (20, 8, 512, 1),
+        (2_000, 8, 64, 32),  # never above what was asked for
+        (70, 7, 16, 5),
+    ],
+)
+def test_few_examples_make_small_batches(
+    n_examples: int, epochs: int, batch_size: int, steps: int, tmp_path: Path
+) -> None:
+    sizes: list[int] = []
+
+    def count(net: Net, rows: Tensor) -> Tensor:
+        sizes.append(len(rows))
+        return loss(net, rows % N)
+
+    schedule = Schedule(epochs=epochs, batch_size=batch_size, patience=100)
+    checkpoint = tmp_path / "c.safetensors"
+    fit(new_net("linear"), count, n_examples, evaluate, schedule, 0, checkpoint, "fit")
+    assert len(sizes) == steps * epochs
+    assert sum(sizes) == n_examples * epochs
+    assert max(sizes) <= batch_size
 
 
 def test_training_helps_and_history_tells_it(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from amips_plugins.export.measure import (
     TARGETS,
@@ -16,69 +18,166 @@ from amips_plugins.export.measure import (
     calibrate,
     curve,
     figures,
-    probe_grid,
+    levels_by_rank,
+    levels_by_threshold,
+    thresholds_for,
 )
-from amips_plugins.vectors import IntArray
+from amips_plugins.hooks import cells_above
+from amips_plugins.vectors import FloatArray, IntArray
 
 N_CELLS, K = 12, 5
 
 
-def a_curve(n: int, seed: int, n_cells: int = N_CELLS, max_k: int = K) -> Curve:
+def priorities(
+    n: int, seed: int, n_cells: int = N_CELLS, max_k: int = K
+) -> tuple[FloatArray, IntArray]:
+    """Priorities as log shares, and hits that prefer cells of high priority, as they do with any
+    router worth the name; some queries are sharp, some are vague."""
     rng = np.random.default_rng(seed)
-    priority = rng.standard_normal((n, n_cells)).astype(np.float32)
-    # Hits prefer cells of high priority, as they do with any router worth the name.
-    hits = np.stack(
-        [rng.choice(n_cells, max_k, p=np.exp(2 * row) / np.exp(2 * row).sum()) for row in priority]
-    )
-    return curve(priority, hits, rng.integers(1, 100, size=n_cells), 3.0)
+    logits = rng.standard_normal((n, n_cells)) * rng.uniform(0.5, 4.0, (n, 1))
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    hits = np.stack([rng.choice(n_cells, max_k, p=row) for row in shares])
+    return np.log(shares).astype(np.float32), hits
+
+
+def sizes_of(n_cells: int) -> IntArray:
+    return np.random.default_rng(n_cells).integers(1, 100, size=n_cells)
+
+
+def a_curve(n: int, seed: int, n_cells: int = N_CELLS, max_k: int = K) -> Curve:
+    """By number of probes."""
+    priority, hits = priorities(n, seed, n_cells, max_k)
+    return curve(levels_by_rank(priority), n_cells, hits, sizes_of(n_cells), 3.0)
+
+
+def by_threshold(n: int, seed: int, n_cells: int = N_CELLS) -> tuple[Curve, FloatArray]:
+    """By threshold, chosen on other queries."""
+    thresholds = thresholds_for(*priorities(500, seed + 1000, n_cells))
+    priority, hits = priorities(n, seed, n_cells)
+    levels = levels_by_threshold(priority, thresholds)
+    return curve(levels, len(thresholds), hits, sizes_of(n_cells), 3.0), thresholds
 
 
 @settings(max_examples=30, deadline=None)
-@given(n=st.integers(1, 20), n_cells=st.integers(1, 9), seed=st.integers(0, 999))
-def test_curve_equals_brute_force(n: int, n_cells: int, seed: int) -> None:
+@given(
+    n=st.integers(1, 20),
+    n_cells=st.integers(1, 9),
+    seed=st.integers(0, 999),
+    threshold=st.booleans(),
+)
+def test_curve_equals_brute_force(n: int, n_cells: int, seed: int, threshold: bool) -> None:
     rng = np.random.default_rng(seed)
     priority = rng.standard_normal((n, n_cells)).astype(np.float32)
     hits = rng.integers(n_cells, size=(n, K))
     sizes = rng.integers(1, 50, size=n_cells)
-    measured = curve(priority, hits, sizes, 7.0)
-    assert measured.n_cells == n_cells
+    thresholds = np.array([1.0, 0.3, -0.2, -1.0, -np.inf], dtype=np.float32)
+
+    def searched(query: int, level: int) -> set[int]:
+        """The documented meaning of a level, one query at a time."""
+        order = sorted(range(n_cells), key=lambda cell: -priority[query, cell])
+        if not threshold:
+            return set(order[: level + 1])
+        return {c for c in order if priority[query, c] >= thresholds[level]} | {order[0]}
+
+    n_levels = len(thresholds) if threshold else n_cells
+    levels = levels_by_threshold(priority, thresholds) if threshold else levels_by_rank(priority)
+    measured = curve(levels, n_levels, hits, sizes, 7.0)
+    assert measured.n_levels == n_levels
     assert measured.model == pytest.approx(7.0 / sizes.sum())
+    cells = [[searched(query, level) for level in range(n_levels)] for query in range(n)]
+    scans = np.array([[sizes[list(c)].sum() / sizes.sum() for c in row] for row in cells])
+    probes = np.array([[len(c) for c in row] for row in cells]).mean(axis=0)
+    np.testing.assert_allclose(measured.scanned, scans, rtol=1e-5)
+    np.testing.assert_allclose(measured.probes, probes, rtol=1e-9)
     for k in range(1, K + 1):
+        wanted = np.array(
+            [
+                [sum(cell in c for cell in hits[query, :k].tolist()) / k for c in cells[query]]
+                for query in range(n)
+            ]
+        )
         recalls = measured.recall(k)
-        scans = np.zeros((n, n_cells))
-        wanted = np.zeros((n, n_cells))
-        for query in range(n):
-            order = sorted(range(n_cells), key=lambda cell: -priority[query, cell])
-            for probes in range(1, n_cells + 1):
-                searched = set(order[:probes])
-                found = [cell in searched for cell in hits[query, :k].tolist()]
-                wanted[query, probes - 1] = sum(found) / k
-                scans[query, probes - 1] = sizes[list(searched)].sum() / sizes.sum()
         np.testing.assert_allclose(recalls, wanted, atol=1e-8)
-        np.testing.assert_allclose(measured.scanned, scans, rtol=1e-5)
+        np.testing.assert_allclose(measured.mean_recall(k), wanted.mean(axis=0), atol=1e-8)
         np.testing.assert_array_equal(recalls[:, -1], 1.0)  # every cell is every key
         for target in (0.3, 0.77, 1.0):
-            probes = int((wanted.mean(axis=0) >= target - 1e-9).argmax())
-            cost = scans[:, probes].mean() + 7.0 / sizes.sum()
+            level = int((wanted.mean(axis=0) >= target - 1e-9).argmax())
+            cost = scans[:, level].mean() + 7.0 / sizes.sum()
             assert measured.cost(k, target) == pytest.approx(cost, rel=1e-5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    priority=arrays(
+        np.float32,
+        st.tuples(st.integers(1, 5), st.integers(1, 6)),
+        elements=st.sampled_from([-8.0, -2.0, -1.0, 0.0]),  # ties, and equality with thresholds
+    )
+)
+def test_a_level_searches_what_the_hook_will_search(priority: FloatArray) -> None:
+    """What is calibrated is what ``cells_above`` does at serving time."""
+    thresholds = np.array([1.0, -1.0, -2.0, -7.5, -np.inf], dtype=np.float32)
+    levels = levels_by_threshold(priority, thresholds)
+    for level, threshold in enumerate(thresholds):
+        served = cells_above(priority, float(threshold))
+        for row in range(len(priority)):
+            assert set(np.flatnonzero(levels[row] <= level)) == set(served[row]) - {-1}
+
+
+def test_levels_by_rank_count_the_cells_before() -> None:
+    priority = np.array([[0.1, 0.9, 0.5], [2.0, 2.0, 3.0]], dtype=np.float32)
+    np.testing.assert_array_equal(levels_by_rank(priority), [[2, 0, 1], [1, 2, 0]])
+
+
+@pytest.mark.parametrize("n", [1, 7, 2000])
+@pytest.mark.parametrize("n_cells", [1, 3, 40])
+def test_thresholds_fall_and_end_with_every_cell(n: int, n_cells: int) -> None:
+    thresholds = thresholds_for(*priorities(n, 4, n_cells))
+    assert thresholds.dtype == np.float32
+    assert thresholds[-1] == -np.inf
+    assert np.isfinite(thresholds[:-1]).all()
+    assert len(thresholds) >= 2
+    assert (np.diff(thresholds[:-1]) < 0).all()
+
+
+def test_thresholds_step_through_the_recalls() -> None:
+    """Finest where recall is high: there the promises differ that callers ask for."""
+    measured, _ = by_threshold(4000, 3)
+    mean = measured.mean_recall(K)
+    for target in (0.8, 0.9, 0.95, 0.99):
+        at = mean[(mean >= target).argmax()]
+        assert at - target < 0.01
+    high, low = (mean > 0.8).sum(), ((mean > 0.5) & (mean <= 0.7)).sum()
+    assert high > 2 * low
+
+
+def test_a_threshold_costs_less_than_a_number_of_probes_where_queries_differ() -> None:
+    priority, hits = priorities(4000, 3)
+    thresholds = thresholds_for(*priorities(500, 1003))
+    sizes = np.ones(N_CELLS, dtype=np.int64)
+    by_rank = curve(levels_by_rank(priority), N_CELLS, hits, sizes, 0.0)
+    levels = levels_by_threshold(priority, thresholds)
+    adaptive = curve(levels, len(thresholds), hits, sizes, 0.0)
+    assert adaptive.cost(K, 0.9) < 0.95 * by_rank.cost(K, 0.9)
 
 
 def never_found(measured: Curve, share: float, seed: int = 0) -> Curve:
     """A rewriter's curve: some keys are not found by any number of probes."""
-    lost = np.random.default_rng(seed).random(measured.ranks.shape) < share
-    return Curve(np.where(lost, measured.n_cells, measured.ranks), measured.scanned, measured.model)
+    lost = np.random.default_rng(seed).random(measured.found.shape) < share
+    return replace(measured, found=np.where(lost, measured.n_levels, measured.found))
 
 
-def test_a_key_never_found_counts_as_lost_at_every_number_of_probes() -> None:
+def test_a_key_never_found_counts_as_lost_at_every_level() -> None:
     measured = never_found(a_curve(300, 0), 0.2)
-    lost = measured.ranks[:, :K] == N_CELLS
+    lost = measured.found[:, :K] == N_CELLS
     np.testing.assert_allclose(measured.recall(K)[:, -1], 1 - lost.mean(axis=1), atol=1e-8)
+    assert measured.mean_recall(K)[-1] == pytest.approx(1 - lost.mean())
     assert measured.cost(K, 0.95) == math.inf
     assert measured.cost(K, 0.5) < math.inf
 
 
-def test_figures_tell_the_curve_at_every_target() -> None:
-    measured = a_curve(500, 0)
+@pytest.mark.parametrize("measured", [a_curve(500, 0), by_threshold(500, 0)[0]])
+def test_figures_tell_the_curve_at_every_target(measured: Curve) -> None:
     told = figures("linear", measured, (1, K))
     assert [(f.k, f.recall) for f in told] == [(k, t) for k in (1, K) for t in TARGETS]
     for figure in told:
@@ -89,8 +188,9 @@ def test_figures_tell_the_curve_at_every_target() -> None:
         assert figure.scanned is not None
         assert figure.low is not None
         assert figure.high is not None
-        assert mean[figure.n_probes - 1] >= figure.recall
-        assert figure.n_probes == 1 or mean[figure.n_probes - 2] < figure.recall
+        level = int((mean >= figure.recall).argmax())
+        assert figure.n_probes == measured.probes[level]
+        assert figure.scanned == pytest.approx(float(measured.scanned[:, level].mean()), rel=1e-5)
         assert figure.total == pytest.approx(figure.scanned + figure.model)
         assert figure.total == pytest.approx(measured.cost(figure.k, figure.recall), rel=1e-5)
         assert 0 < figure.low <= figure.total + 1e-9
@@ -122,10 +222,10 @@ def test_out_of_reach_is_none() -> None:
 def test_resamples_that_miss_the_target_do_not_look_cheap() -> None:
     """A target just within reach: half of the resamples never reach it, at any cost."""
     measured = a_curve(400, 0)
-    ranks = np.zeros_like(measured.ranks)
-    ranks[:, 0] = 8  # nothing at few probes for k=1
-    ranks[: len(ranks) // 10 - 1, 0] = N_CELLS
-    told = figures("keynet", Curve(ranks, measured.scanned, measured.model), (1,))
+    found = np.zeros_like(measured.found)
+    found[:, 0] = 8  # nothing at few probes for k=1
+    found[: len(found) // 10 - 1, 0] = N_CELLS
+    told = figures("keynet", replace(measured, found=found), (1,))
     (figure,) = [f for f in told if f.recall == 0.90]
     assert figure.n_probes == 9
     assert figure.low is not None
@@ -188,24 +288,15 @@ def test_betting_bound_asks_more_of_fewer_queries_and_of_more_confidence() -> No
     assert np.median(betting_bound(values, 0.001)) < middle
 
 
-@pytest.mark.parametrize("n_cells", [1, 2, 5, 64, 1000])
-def test_probe_grid_holds_both_ends_and_is_dense_at_the_start(n_cells: int) -> None:
-    grid = probe_grid(n_cells)
-    assert grid[0] == 0
-    assert grid[-1] == n_cells - 1
-    assert (np.diff(grid) > 0).all()
-    np.testing.assert_array_equal(grid[: min(n_cells, 17)], np.arange(min(n_cells, 17)))
-
-
 @pytest.mark.parametrize("n_cells", [1, 2, 12, 100])
 def test_calibration_is_monotone_and_below_what_was_seen(n_cells: int) -> None:
-    measured = a_curve(300, 2, n_cells)
-    calibration = calibrate(measured, K)
+    measured, thresholds = by_threshold(300, 2, n_cells)
+    calibration = calibrate(measured, thresholds, K)
     assert calibration.max_k == K
-    assert calibration.n_cells == n_cells
     assert calibration.confidence == 0.95
+    np.testing.assert_array_equal(calibration.thresholds, thresholds)
     for array in (calibration.recall, calibration.guaranteed):
-        assert array.shape == (K, n_cells)
+        assert array.shape == (K, len(thresholds))
         assert array.dtype == np.float32
         assert (np.diff(array, axis=1) >= 0).all()
         np.testing.assert_array_equal(array[:, -1], 1.0)
@@ -215,59 +306,71 @@ def test_calibration_is_monotone_and_below_what_was_seen(n_cells: int) -> None:
         np.testing.assert_allclose(
             calibration.recall[k - 1], measured.recall(k).mean(axis=0), atol=1e-6
         )
-        for target in (0.5, 0.9, 1.0):
-            probes = calibration.probes(k, target)
-            assert calibration.guaranteed[k - 1, probes - 1] >= np.float32(target)
-            assert probes == 1 or calibration.guaranteed[k - 1, probes - 2] < target
+        for target in (0.4, 0.8, 1.0):
+            chosen = calibration.default_threshold(k, target)
+            level = int((thresholds == np.float32(chosen)).argmax())
+            assert calibration.guaranteed[k - 1, level] >= np.float32(target)
+            assert level == 0 or calibration.guaranteed[k - 1, level - 1] < target
 
 
-def test_between_tested_probes_the_promise_is_that_of_fewer() -> None:
-    calibration = calibrate(a_curve(2000, 2, 100), K)
-    grid = probe_grid(100)
-    assert len(grid) < 100
-    for place in range(100):
-        below = grid[grid <= place][-1]
-        np.testing.assert_array_equal(
-            calibration.guaranteed[:, place], calibration.guaranteed[:, below]
-        )
-    assert (np.diff(calibration.guaranteed[:, grid], axis=1) > 0).any()
+def test_a_bound_counts_only_while_all_wider_ones_hold() -> None:
+    """A level that by chance looks better than a wider one promises no more than that one."""
+    measured, thresholds = by_threshold(400, 2)
+    raw = np.minimum(betting_bound(measured.recall(K), 0.05), measured.mean_recall(K))
+    raw[-1] = 1.0
+    promised = calibrate(measured, thresholds, K).guaranteed[K - 1]
+    expected = [min(raw[level:]) for level in range(len(raw))]
+    np.testing.assert_allclose(promised, expected, atol=1e-6)
 
 
-def test_more_confidence_takes_more_probes() -> None:
-    measured = a_curve(400, 2, 60)
-    bold, careful = (calibrate(measured, K, c).guaranteed for c in (0.8, 0.999))
+def test_more_confidence_takes_more_cells() -> None:
+    measured, thresholds = by_threshold(400, 2, 60)
+    bold, careful = (calibrate(measured, thresholds, K, c).guaranteed for c in (0.8, 0.999))
     assert (careful <= bold + 1e-6).all()
     assert (careful < bold).any()
 
 
-def synthetic_ranks(n: int, rng: np.random.Generator) -> IntArray:
-    """Places of two keys of queries that are easy or hard; both keys suffer together."""
+N_SYNTHETIC = 40
+
+
+def synthetic(n: int, rng: np.random.Generator) -> tuple[FloatArray, IntArray]:
+    """Queries that are easy or hard, of a router that knows which, but is too sure of itself.
+
+    Both keys of a query suffer together, so that recalls of 0, 1/2 and 1 are all frequent.
+    """
     ease = rng.choice([0.9, 0.35, 0.05], size=n, p=[0.6, 0.3, 0.1])
-    ranks = rng.geometric(ease[:, None], size=(n, 2)) - 1
-    return np.minimum(ranks, 39)
+    hits = np.minimum(rng.geometric(ease[:, None], size=(n, 2)) - 1, N_SYNTHETIC - 1)
+    place = np.arange(N_SYNTHETIC)
+    priority = np.log(ease)[:, None] + 1.3 * place * np.log1p(-ease)[:, None]
+    return (priority + 0.01 * rng.random(priority.shape)).astype(np.float32), hits
 
 
-def ranks_to_curve(ranks: IntArray) -> Curve:
-    scanned = np.tile(np.linspace(1 / 40, 1, 40, dtype=np.float32), (len(ranks), 1))
-    return Curve(ranks, scanned, 0.0)
+def measure(drawn: tuple[FloatArray, IntArray], thresholds: FloatArray) -> Curve:
+    levels = levels_by_threshold(drawn[0], thresholds)
+    sizes = np.ones(N_SYNTHETIC, dtype=np.int64)
+    return curve(levels, len(thresholds), drawn[1], sizes, 0.0)
 
 
 @pytest.mark.parametrize("recall", [0.8, 0.95])
 def test_the_promise_holds_for_fresh_queries(recall: float) -> None:
+    """Thresholds from a validation set of its own; the calibration set is drawn 200 times."""
     rng = np.random.default_rng(11)
-    truth = ranks_to_curve(synthetic_ranks(400_000, rng)).recall(2).mean(axis=0)
+    thresholds = thresholds_for(*synthetic(300, rng))
+    truth = measure(synthetic(100_000, rng), thresholds).mean_recall(2)
     resamples, confidence = 200, 0.95
     chosen, naive = [], []
     for _ in range(resamples):
-        calibration = calibrate(ranks_to_curve(synthetic_ranks(400, rng)), 2, confidence)
-        chosen.append(calibration.default_probes(2, recall))
-        naive.append(int((calibration.recall[1] >= recall).argmax()) + 1)
-    allowed = unlikely_above(resamples, 1 - confidence)
-    assert failures(chosen, truth, recall) <= allowed
+        calibration = calibrate(measure(synthetic(400, rng), thresholds), thresholds, 2, confidence)
+        threshold = np.float32(calibration.default_threshold(2, recall))
+        chosen.append(int((thresholds == threshold).argmax()))
+        naive.append(int((calibration.recall[1] >= recall).argmax()))
+    broken = failures(chosen, truth, recall)
+    # Over 3,000 resamples 3.3 % (recall .95) and 3.6 % (recall .8) of the promises were broken.
+    assert broken <= (1 - confidence) * resamples
     # The test can fail, and the promise costs something sensible.
-    assert failures(naive, truth, recall) > allowed
-    assert truth[int(np.median(chosen)) - 1] < recall + 0.25 * (1 - recall) + 0.03
+    assert failures(naive, truth, recall) > unlikely_above(resamples, 1 - confidence)
+    assert truth[int(np.median(chosen))] < recall + 0.25 * (1 - recall) + 0.03
 
 
-def failures(probes: list[int], truth: npt.NDArray[np.float64], recall: float) -> int:
-    return int((truth[np.array(probes) - 1] < recall).sum())
+def failures(levels: list[int], truth: npt.NDArray[np.float64], recall: float) -> int:
+    return int((truth[np.array(levels)] < recall).sum())

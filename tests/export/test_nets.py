@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from amips_plugins.export import losses
-from amips_plugins.export.nets import KeyNet, LinearRouter, SupportNet, multiplications
+from amips_plugins.export.nets import (
+    KeyNet,
+    LinearRouter,
+    LowRankRouter,
+    SupportNet,
+    multiplications,
+)
 from tests.export.data import every_net, shake
 
 DIM, CELLS = 6, 5
@@ -164,7 +170,7 @@ def test_an_untrained_residual_keynet_leaves_the_query(width: int) -> None:
 
 
 def test_linear_router_and_keynet_may_have_any_weights() -> None:
-    for net in (LinearRouter(DIM, CELLS), KeyNet(DIM, 8)):
+    for net in (LinearRouter(DIM, CELLS), LowRankRouter(DIM, CELLS, 2), KeyNet(DIM, 8)):
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter.fill_(-1.0)
@@ -175,10 +181,21 @@ def test_linear_router_and_keynet_may_have_any_weights() -> None:
 def test_multiplications_count_what_one_query_is_multiplied_with() -> None:
     width = 7
     assert multiplications(LinearRouter(DIM, CELLS)) == DIM * CELLS
+    assert multiplications(LowRankRouter(DIM, CELLS, 2)) == 2 * DIM + CELLS * 2
     assert multiplications(KeyNet(DIM, 0)) == DIM * DIM
     assert multiplications(KeyNet(DIM, width, 2)) == DIM * width + width * width + width * DIM
     expected = (DIM * width) * 2 + width * width + width * CELLS + DIM * CELLS
     assert multiplications(SupportNet(DIM, CELLS, width, 2)) == expected
+
+
+def test_a_low_rank_router_is_the_linear_one_of_its_product() -> None:
+    low, linear = LowRankRouter(DIM, CELLS, 2), LinearRouter(DIM, CELLS)
+    shake(low)
+    with torch.no_grad():
+        linear.weight.copy_(low.up @ low.down)
+        linear.bias.copy_(low.bias)
+        u = points(9, 0).float()
+        torch.testing.assert_close(low(u), linear(u), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", list(every_net(DIM, CELLS)))

@@ -22,7 +22,7 @@ ORDER = Order(1.7, np.linspace(-0.5, 0.5, CELLS, dtype=np.float32))
 # What a runtime in another language has to know.
 OPERATORS = {
     *("Add", "ArgMax", "Concat", "Div", "Gather", "Gemm", "Identity", "MatMul"),
-    *("Max", "Mul", "ReduceL2", "Relu", "Sign", "Slice", "TopK"),
+    *("LogSoftmax", "Max", "Mul", "ReduceL2", "Relu", "Sign", "Slice"),
 }
 
 
@@ -47,14 +47,8 @@ def torch_scores(net: Net, unit: FloatArray) -> FloatArray:
     return scores
 
 
-def run(
-    data: bytes, outputs: list[str], queries: FloatArray, n_probes: int = CELLS
-) -> list[npt.NDArray[np.float32]]:
-    model = OnnxModel(data)
-    inputs: dict[str, npt.NDArray[np.generic]] = {"queries": queries}
-    if "n_probes" in model.inputs:
-        inputs["n_probes"] = np.array([n_probes], dtype=np.int64)
-    return model.run(outputs, inputs)
+def run(data: bytes, outputs: list[str], queries: FloatArray) -> list[npt.NDArray[np.float32]]:
+    return OnnxModel(data).run(outputs, {"queries": queries})
 
 
 def close(given: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32]) -> None:
@@ -69,16 +63,48 @@ def close(given: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32]) -> No
 def test_router_parity(name: str, metric: Metric, batch: int) -> None:
     net, data = net_and_bytes(name, metric)
     queries = some_queries(batch)
-    scores, cells, priority = run(data, ["scores", "cells", "priority"], queries)
+    scores, priority = run(data, ["scores", "priority"], queries)
     of_unit = torch_scores(net, unit_of(queries, metric))
     wanted = of_unit
     if isinstance(net, SupportNet) and metric is not Metric.COSINE:
         # Support values are of the lifted query itself: they are 1-homogeneous.
         wanted = torch_scores(net, lift_queries(queries, metric))
     close(scores, wanted)
-    expected = ORDER.scale * of_unit + ORDER.offset
-    np.testing.assert_allclose(priority, -np.sort(-expected, axis=1), atol=1e-4, rtol=1e-4)
-    np.testing.assert_array_equal(cells, np.argsort(-expected, axis=1))
+    assert ORDER.scale is not None
+    expected = torch.log_softmax(ORDER.scale * torch.from_numpy(of_unit), dim=1).numpy()
+    np.testing.assert_allclose(priority, expected + ORDER.offset, atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(priority, ORDER.priority(of_unit), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_without_a_scale_priorities_are_the_scores(name: str) -> None:
+    """The order of the native baseline: nearest centroid first, and no cell costs more."""
+    net, order = every_net(DIM, CELLS)[name], Order(None, ORDER.offset)
+    data = to_onnx(net, DIM, Metric.COSINE, order)
+    scores, priority = run(data, ["scores", "priority"], some_queries(7))
+    np.testing.assert_allclose(priority, scores + ORDER.offset, rtol=1e-6)
+    np.testing.assert_array_equal(order.priority(scores), scores + ORDER.offset)
+
+
+def test_priorities_are_shares_less_a_cost_and_compare_across_queries() -> None:
+    scores = gaussian(40, CELLS, 3) * 50  # far beyond what exp could take without care
+    order = Order(2.0, np.log(np.arange(1, CELLS + 1, dtype=np.float32)))
+    priority = order.priority(scores)
+    assert np.isfinite(priority).all()
+    shares = np.exp(priority.astype(np.float64)) / np.arange(1, CELLS + 1)
+    np.testing.assert_allclose(shares.sum(axis=1), 1.0, rtol=1e-3)
+    # Another constant for a query changes nothing: only differences of its scores count.
+    np.testing.assert_allclose(order.priority(scores + 7), priority, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_a_router_takes_queries_only(name: str) -> None:
+    model = OnnxModel(net_and_bytes(name, Metric.L2)[1])
+    assert set(model.inputs) == {"queries"}
+    shapes = {"scores": CELLS, "priority": CELLS}
+    if name.startswith("supportnet"):
+        shapes["keys"] = DIM
+    assert {output: shape[-1] for output, shape in model.outputs.items()} == shapes
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
@@ -108,21 +134,8 @@ def test_keys_are_the_gradient_of_the_best_head(depth: int, seed: int, metric: M
     scores = net(unit)
     best = scores.argmax(dim=1)
     (gradient,) = torch.autograd.grad(scores.gather(1, best[:, None]).sum(), unit)
-    (keys,) = run(data, ["keys"], queries, 1)
+    (keys,) = run(data, ["keys"], queries)
     close(keys, gradient.numpy()[:, :DIM])
-
-
-@pytest.mark.parametrize("name", ROUTERS)
-def test_n_probes_is_dynamic(name: str) -> None:
-    _, data = net_and_bytes(name, Metric.COSINE)
-    queries = some_queries(5)
-    (every,) = run(data, ["cells"], queries)
-    assert np.array_equal(np.sort(every, axis=1), np.tile(np.arange(CELLS), (5, 1)))
-    for n_probes in range(1, CELLS + 1):
-        cells, priority = run(data, ["cells", "priority"], queries, n_probes)
-        assert cells.dtype == np.int64
-        assert cells.shape == priority.shape == (5, n_probes)
-        np.testing.assert_array_equal(cells, every[:, :n_probes])
 
 
 @pytest.mark.parametrize("metric", [Metric.IP, Metric.COSINE])  # L2 sees lengths
@@ -195,5 +208,5 @@ def test_a_router_needs_an_order() -> None:
 def test_one_cell(name: str, metric: Metric) -> None:
     net = every_net(lifted_dim(DIM, metric), 1)[name]
     data = to_onnx(net, DIM, metric, Order(1.0, np.zeros(1, dtype=np.float32)))
-    (cells,) = run(data, ["cells"], some_queries(3), 1)
-    np.testing.assert_array_equal(cells, np.zeros((3, 1)))
+    (priority,) = run(data, ["priority"], some_queries(3))
+    np.testing.assert_array_equal(priority, np.zeros((3, 1)))  # the only cell has every key

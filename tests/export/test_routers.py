@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+
+from amips_plugins.export import routers as module
+from amips_plugins.export.clustering import centroid_weights, native_cells
+from amips_plugins.export.measure import curve, levels_by_threshold, thresholds_for
+from amips_plugins.export.nets import LinearRouter, LowRankRouter
+from amips_plugins.export.presets import PRESETS
+from amips_plugins.export.problem import Problem
+from amips_plugins.export.routers import (
+    SupportTargets,
+    native_candidate,
+    new_router,
+    train_router,
+)
+from amips_plugins.export.to_onnx import to_onnx
+from amips_plugins.model import OnnxModel
+from amips_plugins.vectors import Metric, normalise
+from tests.export.data import gaussian
+from tests.export.problems import CELLS, DIM, K, make_problem, short
+
+KINDS: list[Literal["linear", "supportnet"]] = ["linear", "supportnet"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_untrained_router_orders_cells_as_their_centroids_do(
+    kind: Literal["linear", "supportnet"],
+) -> None:
+    centroids = normalise(gaussian(CELLS, DIM))
+    preset = dataclasses.replace(PRESETS["default"][kind], width=8, depth=2)
+    net = new_router(kind, preset, centroids, 0)
+    unit = normalise(gaussian(200, DIM, 1))
+    with torch.no_grad():
+        first = net(torch.from_numpy(unit)).argmax(dim=1).numpy()
+    # A SupportNet starts with hidden units besides the centroids.
+    agree = (first == (unit @ centroids.T).argmax(axis=1)).mean()
+    assert agree == 1.0 if kind == "linear" else agree > 0.5
+
+
+@pytest.mark.parametrize(
+    ("n_cells", "rank", "low"),
+    [(8, 3, False), (9, 3, True), (40, 6, True), (40, 7, False), (40, 8, False)],
+)
+def test_cells_by_the_thousand_get_a_router_of_low_rank(
+    n_cells: int, rank: int, low: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above so many cells, unless the rank would save nothing."""
+    monkeypatch.setattr(module, "_MANY_CELLS", 8)
+    monkeypatch.setattr(module, "_RANK", rank)
+    centroids = normalise(gaussian(n_cells, 7))
+    net = new_router("linear", PRESETS["default"]["linear"], centroids, 0)
+    assert isinstance(net, LowRankRouter if low else LinearRouter)
+    if isinstance(net, LowRankRouter):
+        assert (net.down.shape, net.up.shape) == ((rank, 7), (n_cells, rank))
+
+
+def test_a_low_rank_router_starts_at_the_best_approximation_of_the_centroids(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_MANY_CELLS", 8)
+    monkeypatch.setattr(module, "_RANK", 3)
+    centroids = normalise(gaussian(30, 7))
+    net = new_router("linear", PRESETS["default"]["linear"], centroids, 0)
+    left, singular, right = np.linalg.svd(centroids)
+    best = (left[:, :3] * singular[:3]) @ right[:3]  # Eckart and Young
+    unit = normalise(gaussian(200, 7, 1))
+    with torch.no_grad():
+        scores = net(torch.from_numpy(unit)).numpy()
+    np.testing.assert_allclose(scores, 20 * unit @ best.T, atol=1e-3)
+
+
+def test_the_real_constants_switch_at_more_than_1024_cells() -> None:
+    preset = PRESETS["default"]["linear"]
+    for n_cells, kind in ((1024, LinearRouter), (1025, LowRankRouter)):
+        assert isinstance(new_router("linear", preset, gaussian(n_cells, 200), 0), kind)
+    assert isinstance(new_router("linear", preset, gaussian(1025, 128), 0), LinearRouter)
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+def test_a_low_rank_router_trains_and_serves_as_it_was_measured(
+    metric: Metric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MANY_CELLS", CELLS - 1)
+    monkeypatch.setattr(module, "_RANK", 3)
+    problem = make_problem(tmp_path, metric)
+    cells, assignment = native_cells(problem.keys, metric, CELLS, 0)
+    preset = short(PRESETS["default"]["linear"])
+    trained = train_router("linear", preset, problem, cells, assignment)
+    assert isinstance(trained.net, LowRankRouter)
+    assert trained.kind == "linear"
+    assert trained.parameters == 3 * problem.lifted.shape[1] + 3 * cells.n_cells
+    assert trained.priority is not None
+    onnx = OnnxModel(to_onnx(trained.net, DIM, metric, trained.order))
+    (priority,) = onnx.run(["priority"], {"queries": problem.test.queries})
+    np.testing.assert_allclose(priority, trained.priority(problem.test), atol=2e-4, rtol=1e-4)
+    # Most queries' best cell is the same: a tie or two may turn on rounding.
+    measured = trained.measure(problem.test)
+    assert measured.model * len(problem.keys) == pytest.approx(
+        trained.parameters / problem.lifted.shape[1]
+    )
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+def test_native_probes_the_nearest_centroids_first(metric: Metric, tmp_path: Path) -> None:
+    problem = make_problem(tmp_path, metric)
+    cells, assignment = native_cells(problem.keys, metric, CELLS, 0)
+    native = native_candidate(problem, cells, assignment)
+    weights = centroid_weights(problem.keys, assignment, cells, metric)
+    order = np.argsort(-(problem.test.unit @ weights.T), axis=1)
+    measured = native.measure(problem.test)
+    place = measured.found[:, 0]
+    np.testing.assert_array_equal(
+        order[np.arange(len(order)), place], assignment[problem.test.hits[:, 0]]
+    )
+    np.testing.assert_array_equal(measured.probes, np.arange(1, cells.n_cells + 1))
+    assert measured.model * len(problem.keys) == pytest.approx(cells.n_cells)
+    with torch.no_grad():
+        scores = native.net(torch.from_numpy(problem.test.unit)).numpy()
+    np.testing.assert_array_equal(np.argsort(-scores, axis=1), order)
+    assert native.order is not None
+    assert native.priority is not None
+    np.testing.assert_allclose(native.priority(problem.test), scores, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(native.order.priority(scores), scores)
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trained_router_is_measured_as_it_is_published(
+    kind: Literal["linear", "supportnet"], metric: Metric, tmp_path: Path
+) -> None:
+    problem = make_problem(tmp_path, metric)
+    cells, assignment = native_cells(problem.keys, metric, CELLS, 0)
+    trained = train_router(kind, short(PRESETS["default"][kind]), problem, cells, assignment)
+    assert trained.kind == kind
+    assert len(trained.history) == 3
+    assert all(np.isfinite([*row.values()]).all() for row in trained.history)
+    assert trained.order is not None
+    assert trained.priority is not None
+    with torch.no_grad():
+        scores = trained.net(torch.from_numpy(problem.test.unit)).numpy()
+    priority = trained.priority(problem.test)
+    np.testing.assert_allclose(priority, trained.order.priority(scores), atol=1e-5)
+    # What is exported gives the same, from the queries as the user has them.
+    onnx = OnnxModel(to_onnx(trained.net, DIM, metric, trained.order))
+    (served,) = onnx.run(["priority"], {"queries": problem.test.queries})
+    np.testing.assert_allclose(served, priority, atol=2e-4, rtol=1e-4)
+    # The validation split chooses the thresholds, whatever split is measured.
+    hits = assignment[problem.validate.hits[:, :K]]
+    thresholds = thresholds_for(trained.priority(problem.validate), hits)
+    levels = levels_by_threshold(priority, thresholds)
+    hit_cells = assignment[problem.test.hits]
+    model_keys = trained.parameters / problem.lifted.shape[1]
+    wanted = curve(levels, len(thresholds), hit_cells, cells.sizes, model_keys)
+    measured = trained.measure(problem.test)
+    np.testing.assert_array_equal(measured.found, wanted.found)
+    np.testing.assert_array_equal(measured.scanned, wanted.scanned)
+    assert measured.model == pytest.approx(model_keys / 400)
+    assert (tmp_path / f"{kind}.safetensors").exists()
+
+
+def test_a_large_cell_pays_for_its_size(tmp_path: Path) -> None:
+    """Of two cells with the same share of the top keys, the smaller one is searched first."""
+    problem: Problem = make_problem(tmp_path)
+    cells, assignment = native_cells(problem.keys, problem.metric, CELLS, 0)
+    preset = short(PRESETS["default"]["linear"])
+    order = train_router("linear", preset, problem, cells, assignment).order
+    assert order is not None
+    assert np.argsort(order.offset).tolist() == np.argsort(-cells.sizes, kind="stable").tolist()
+    ratio = (order.offset[0] - order.offset[1]) / np.log(cells.sizes[1] / cells.sizes[0])
+    assert ratio == pytest.approx(0.75, rel=1e-3)
+
+
+def test_support_targets_are_the_best_keys_of_each_cell(tmp_path: Path) -> None:
+    problem = make_problem(tmp_path)
+    cells, assignment = native_cells(problem.keys, problem.metric, CELLS, 0)
+    targets = SupportTargets(problem, problem.train.unit, assignment, cells)
+    rows = torch.tensor([3, 0, 9])
+    values = targets.values(rows).numpy()
+    chosen = torch.tensor([1, 0, 4])
+    keys = targets.keys(rows, chosen).numpy()
+    for place, row in enumerate(rows.tolist()):
+        scores = problem.lifted @ problem.train.unit[row]
+        for cell in range(cells.n_cells):
+            assert values[place, cell] == pytest.approx(scores[assignment == cell].max(), abs=1e-5)
+        members = np.flatnonzero(assignment == int(chosen[place]))
+        np.testing.assert_array_equal(
+            keys[place], problem.lifted[members[scores[members].argmax()]]
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import faiss
@@ -15,6 +16,7 @@ from amips_plugins.vectors import FloatArray, IntArray, Metric, lift_keys, norma
 __all__ = ["QueryAware", "centroid_weights", "k_means", "native_cells", "query_aware_cells"]
 
 _SAMPLE_PER_CELL = 256
+_SAMPLE_AT_LEAST = 100_000  # few cells of many keys come out better, and cost seconds
 _ITERATIONS = 25
 _BLOCK = 16_384
 _HEAT_RIDGE = 10.0
@@ -23,7 +25,7 @@ _HEAT_RIDGE = 10.0
 def k_means(
     points: FloatArray, n_cells: int, seed: int, *, spherical: bool, iterations: int = _ITERATIONS
 ) -> FloatArray:
-    """Run k-means (faiss) on a sample of at most 256 points per cell.
+    """Run k-means (faiss) on a sample as large as that of ``sample_rows``.
 
     Parameters
     ----------
@@ -50,7 +52,7 @@ def k_means(
         seed=seed,
         spherical=spherical,
         min_points_per_centroid=1,
-        max_points_per_centroid=_SAMPLE_PER_CELL,
+        max_points_per_centroid=math.ceil(sample_size(n_cells) / n_cells),
     )
     clustering.train(np.ascontiguousarray(points, dtype=np.float32))
     return np.array(clustering.centroids, dtype=np.float32).reshape(n_cells, points.shape[1])
@@ -353,9 +355,14 @@ def check_enough_keys(count: int, n_cells: int) -> None:
         )
 
 
+def sample_size(n_cells: int) -> int:
+    """Return how many points k-means sees, at most."""
+    return max(n_cells * _SAMPLE_PER_CELL, _SAMPLE_AT_LEAST)
+
+
 def sample_rows(count: int, n_cells: int, seed: int) -> IntArray:
     """Choose the rows that k-means sees, in order, so that a memory map is read forwards."""
-    wanted = n_cells * _SAMPLE_PER_CELL
+    wanted = sample_size(n_cells)
     if count <= wanted:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).choice(count, wanted, replace=False))

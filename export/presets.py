@@ -51,7 +51,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
     "default": {
         "linear": _LINEAR,
         "supportnet": Preset(
-            Schedule(epochs=12, learning_rate=5e-3), routing=1.0, scores=1.0, width=128
+            Schedule(epochs=12, learning_rate=2e-3), routing=1.0, scores=1.0, width=64
         ),
         "keynet": Preset(Schedule(learning_rate=5e-3), routing=1.0, width=256, dropout=0.2),
     },

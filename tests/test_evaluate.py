@@ -117,7 +117,7 @@ def test_answers_completed_natively_count_as_fallbacks(folder: Path) -> None:
     completed = [answer for answer in hits if answer.trace.mode == "native"]
     assert 0 < len(completed) < len(QUERIES)
     assert row.fallbacks == len(completed)
-    routed = [answer for answer in router.search(QUERIES, K, recall=0.3, explain=True)]
+    routed = router.search(QUERIES, K, recall=0.3, explain=True)
     assert row.scanned == pytest.approx(np.mean([answer.trace.scanned for answer in routed]))
     assert all(answer.trace.scanned > 1.0 for answer in routed if answer.trace.mode == "native")
 

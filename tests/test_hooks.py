@@ -229,7 +229,7 @@ def test_an_untrained_residual_keynet_asks_for_the_direction_of_the_query(
     plan = rewrite.plan(QUERIES, Target(k=3))
     assert plan.cells is None
     assert plan.rescore == RewriteHook.candidates(3) == 100
-    assert RewriteHook.candidates(100) == 1000
+    assert RewriteHook.candidates(100) == 2000
     assert plan.rewritten is not None
     assert plan.rewritten.dtype == np.float32
     for query, rewritten in zip(QUERIES, plan.rewritten, strict=True):

@@ -24,8 +24,8 @@ centroids-threshold
     queries: what the learned routers have besides what they learn.
 ivf, keynet
     A faiss IndexIVFFlat over inner products, asked with the query or with what the KeyNet makes of
-    it (then rescored with the query). The KeyNet has never seen the centroids of this index. The
-    cost includes the comparison with all centroids, for both.
+    it (then rescored with the query, which costs one key a candidate). The KeyNet has never seen
+    the centroids of this index. The cost includes the comparison with all centroids, for both.
 """
 
 from __future__ import annotations
@@ -213,7 +213,8 @@ class Bench:
             model = OnnxModel(to_onnx(candidate.net, keys.shape[1], problem.metric))
             plan = RewriteHook(model).plan(test.queries, Target(k=10))
             assert plan.rewritten is not None
-            sent, cost = plan.rewritten, cost + candidate.parameters / keys.shape[1]
+            # Rescoring looks at every candidate once more.
+            sent, cost = plan.rewritten, cost + candidate.parameters / keys.shape[1] + fetched
         return search_ivf(index, sent, test.hits, fetched, cost, show_progress)
 
 

@@ -80,7 +80,7 @@ def train_keynet(
 
     def order_cells(split: Split) -> Curve:
         levels = levels_by_rank(rewrite(split) @ table.T)
-        model_keys = multiplications(net) / dim + cells.n_cells
+        model_keys = multiplications(net) / dim + cells.n_cells + rescore
         return curve(levels, cells.n_cells, assignment[split.hits], cells.sizes, model_keys)
 
     def measure(split: Split) -> Curve:

@@ -51,8 +51,8 @@ def test_keynet_is_measured_by_the_lists_an_index_would_probe(
     np.testing.assert_array_equal(
         order[np.arange(len(order)), measured.found[:, 0]], assignment[problem.test.hits[:, 0]]
     )
-    # It costs itself, and the centroids that the index compares with in any case.
-    model = trained.parameters / problem.lifted.shape[1] + cells.n_cells
+    # It costs itself, the centroids that the index compares with in any case, and the rescoring.
+    model = trained.parameters / problem.lifted.shape[1] + cells.n_cells + len(problem.keys)
     assert measured.model == pytest.approx(model / len(problem.keys))
 
 

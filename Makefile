@@ -20,14 +20,17 @@ types: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	$(BIN)/python -m pytest tests -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 integration: $(READY)
 	$(BIN)/python -m pytest integration_tests
 
-# Everything that takes longer than a developer waits for.
+# What takes longer than a developer waits for: both demos, and the benchmarks on part of the data.
 nightly: test
-	$(BIN)/python -m pytest tests -m slow
+	$(BIN)/amips demo --database milvus
+	$(BIN)/amips demo --database qdrant
+	$(BIN)/python benchmarks/routing.py pydocs --quick
+	$(BIN)/python benchmarks/overhead.py
 
 # Exact versions for every supported Python; ranges for users stand in pyproject.toml.
 lock:

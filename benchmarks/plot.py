@@ -53,11 +53,13 @@ def draw(rows: Iterable[Row], protocol: str, k: int, n_keys: int, dim: int, stem
     if not panels:
         return
     mpl.rcParams["svg.hashsalt"] = "amips"  # the same rows give the same file
-    figure = Figure(figsize=(_PANEL * len(panels), _PANEL), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axis, cells in zip(axes, sorted(panels), strict=True):
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(_PANEL * columns, _PANEL * lines), layout="constrained")
+    for place, cells in enumerate(sorted(panels), start=1):
+        axis = figure.add_subplot(lines, columns, place)
         _panel(axis, panels[cells], f"{cells} cells", dim)
-    axes[0].set_ylabel("match rate" if k == 1 else f"recall@{k}")
+        axis.set_ylabel("match rate" if k == 1 else f"recall@{k}")
     figure.suptitle(TITLES[protocol])
     stem.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(f"{stem}.png", dpi=130)
@@ -81,7 +83,7 @@ def _panel(
     axis.set_xlabel("keys scanned, the model included")
     axis.set_title(title)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="x-small")
+    axis.legend(fontsize="x-small", handlelength=3.0)
     per_key = 2.0 * dim
     flops = axis.secondary_xaxis(
         "top",

@@ -13,16 +13,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import platform
-import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from amips_plugins.errors import InvalidInput, MetricNotSupported, require
 
@@ -33,30 +28,11 @@ import msgspec
 import numpy as np
 import torch
 
-from amips_plugins.bundle import (
-    CALIBRATION,
-    CELLS,
-    FORMAT,
-    IDS,
-    KNOWN_CELLS,
-    MANIFEST,
-    MODEL,
-    Bundle,
-    Figure,
-    Manifest,
-    describe_file,
-)
-from amips_plugins.calibration import Calibration
+from amips_plugins.bundle import MANIFEST, Bundle, Manifest
 from amips_plugins.cells import Cells
+from amips_plugins.export.assemble import write_bundle
 from amips_plugins.export.clustering import check_enough_keys, native_cells, query_aware_cells
-from amips_plugins.export.measure import (
-    TARGETS,
-    calibrate,
-    curve,
-    figures,
-    levels_by_threshold,
-    thresholds_for,
-)
+from amips_plugins.export.options import TrainOptions
 from amips_plugins.export.presets import PRESETS, Preset
 from amips_plugins.export.problem import Candidate, Problem, Split
 from amips_plugins.export.queries import QuerySplits, guess_queries, split_queries
@@ -64,7 +40,6 @@ from amips_plugins.export.rewriter import train_keynet
 from amips_plugins.export.routers import native_candidate, train_router
 from amips_plugins.export.snapshot import Snapshot
 from amips_plugins.export.targets import top_keys
-from amips_plugins.export.to_onnx import to_onnx
 from amips_plugins.files import replace_file
 from amips_plugins.hooks import RewriteHook
 from amips_plugins.progress import Progress, no_progress
@@ -81,48 +56,9 @@ from amips_plugins.vectors import (
 
 __all__ = ["Run", "TrainOptions", "train"]
 
-Layout = Literal["query-aware", "native"]
 _ASKED = "options.json"
 _DEPTH = 30
 _BLOCK = 16_384
-
-
-class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What to train.
-
-    Attributes
-    ----------
-    model
-        The net to publish; ``auto`` takes the cheapest learned router, ``native`` publishes the
-        centroids of plain k-means cells, the baseline.
-    n_cells
-        Number of cells; for a KeyNet the number of lists of the index it is measured on.
-    layout
-        How routers cut the keys: as queries see them, or plain k-means.
-    preset
-        The recipe, see ``presets.PRESETS``.
-    k, recall
-        The target to be cheap at, and the default of the published router.
-    seed
-        Decides every random choice.
-    epochs
-        Passes over the training queries; None for the recipe's own.
-    guesses
-        Queries to make up where no log is given.
-    device
-        ``cpu``, ``cuda``, or ``auto``.
-    """
-
-    model: Literal["auto", "linear", "supportnet", "keynet", "native"] = "auto"
-    n_cells: int = 64
-    layout: Layout = "query-aware"
-    preset: str = "default"
-    k: int = 10
-    recall: float = 0.95
-    seed: Annotated[int, msgspec.Meta(ge=0, le=2**30)] = 0
-    epochs: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    guesses: Annotated[int, msgspec.Meta(ge=0)] = 20_000
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -193,7 +129,7 @@ def train(
     replace_file(folder / _ASKED, msgspec.json.format(msgspec.json.encode(asked), indent=2))
     problem = _problem(snapshot, splits, options, folder / "work", progress)
     work = _train_keynet if options.model == "keynet" else _train_routers
-    manifest = _write_bundle(folder, snapshot, splits, problem, options, work(problem, options))
+    manifest = write_bundle(folder, snapshot, splits, problem, options, work(problem, options))
     return Run(folder, manifest)
 
 
@@ -390,135 +326,6 @@ def _recipes(options: TrainOptions) -> dict[str, Preset]:
         kind: replace(preset, schedule=replace(preset.schedule, epochs=options.epochs))
         for kind, preset in presets.items()
     }
-
-
-def _write_bundle(
-    folder: Path,
-    snapshot: Snapshot,
-    splits: QuerySplits,
-    problem: Problem,
-    options: TrainOptions,
-    candidates: list[Candidate],
-) -> Manifest:
-    """Write the files to a folder nobody looks at, then give it its name."""
-    published = _published(candidates, problem, options)
-    files = {MODEL: to_onnx(published.net, snapshot.manifest.dim, problem.metric, published.order)}
-    if published.priority is not None:
-        files[CALIBRATION] = _calibrate(published, published.priority, problem).to_bytes()
-        files[CELLS] = published.cells.to_bytes()
-        files[KNOWN_CELLS] = _npy(published.assignment.astype(np.int32))
-        files[IDS] = snapshot.ids_bytes()
-    ks = tuple(sorted({1, options.k}))
-    measured_figures = [
-        figure
-        for candidate in candidates
-        for figure in figures(candidate.kind, candidate.measure(problem.test), ks, options.seed)
-    ]
-    choice, reason = choose(candidates, problem, measured_figures)
-    created = datetime.now(timezone.utc)
-    content = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()
-    manifest = Manifest(
-        format=FORMAT,
-        version=f"{created:%Y%m%dT%H%M%S}-{content[:8]}",
-        created=created.isoformat(timespec="seconds"),
-        collection=snapshot.manifest.collection,
-        metric=snapshot.manifest.metric,
-        dim=snapshot.manifest.dim,
-        snapshot=snapshot.manifest.fingerprint,
-        count=snapshot.manifest.count,
-        model=published.kind,
-        preset=options.preset,
-        parameters=published.parameters,
-        n_cells=0 if published.kind == "keynet" else published.cells.n_cells,
-        layout="" if published.kind == "keynet" else published.cells.layout(),
-        queries=splits.source,
-        default_k=options.k,
-        default_recall=options.recall,
-        choice=choice,
-        reason=reason,
-        figures=measured_figures,
-        tools={
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("amips-plugins", "numpy", "onnx", "torch")},
-        },
-        files={name: describe_file(data) for name, data in files.items()},
-    )
-    building = folder / "bundle.tmp"
-    shutil.rmtree(building, ignore_errors=True)
-    for name, data in files.items():
-        replace_file(building / name, data)
-    replace_file(building / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
-    building.rename(folder / "bundle")
-    return manifest
-
-
-def _calibrate(
-    published: Candidate, priority: Callable[[Split], FloatArray], problem: Problem
-) -> Calibration:
-    """Measure recall by threshold; the validation split chose the thresholds."""
-    assignment, sizes = published.assignment, published.cells.sizes
-    thresholds = thresholds_for(
-        priority(problem.validate), assignment[problem.validate.hits[:, : problem.k]]
-    )
-    levels = levels_by_threshold(priority(problem.calibrate), thresholds)
-    hit_cells = assignment[problem.calibrate.hits]
-    model_keys = published.parameters / problem.lifted.shape[1]
-    measured = curve(levels, len(thresholds), hit_cells, sizes, model_keys)
-    return calibrate(measured, thresholds, hit_cells.shape[1])
-
-
-def _published(candidates: list[Candidate], problem: Problem, options: TrainOptions) -> Candidate:
-    """Return the candidate asked for; the cheapest learned one where that is left open."""
-    wanted = [
-        candidate
-        for candidate in candidates
-        if candidate.kind == options.model
-        or (options.model == "auto" and candidate.kind != "native")
-    ]
-    return min(wanted, key=lambda c: c.measure(problem.validate).cost(options.k, options.recall))
-
-
-def choose(
-    candidates: list[Candidate], problem: Problem, measured: list[Figure]
-) -> tuple[str, str]:
-    """Name the cheapest candidate at the target, and say why.
-
-    The validation split chooses; the test split has to confirm that a learned winner beats the
-    native baseline, else the answer is ``native``.
-    """
-    costs = {
-        c.kind: c.measure(problem.validate).cost(problem.k, problem.recall) for c in candidates
-    }
-    best = min(costs, key=lambda kind: costs[kind])
-    at = {
-        f.candidate: f
-        for f in measured
-        if f.k == problem.k and abs(f.recall - _reported(problem.recall)) < 1e-9
-    }
-    target = f"recall@{problem.k} {_reported(problem.recall):.2f}"
-    native, winner = at["native"].total, at[best].total
-    if best != "native" and winner is not None and (native is None or winner < native):
-        shown = "cannot reach it" if native is None else f"takes {native:.1%}"
-        return best, (
-            f"On held-out queries {best} reaches {target} at {winner:.1%} of the cost of a full "
-            f"scan, its own cost included; native search with as many cells {shown}."
-        )
-    shown = "no learned router reaches it" if native is None else f"takes {native:.1%}"
-    return "native", (
-        f"Use the native search: at {target} it {shown}, and no learned candidate is cheaper on "
-        f"held-out queries."
-    )
-
-
-def _reported(recall: float) -> float:
-    """Return the nearest recall that figures are reported at."""
-    return min(TARGETS, key=lambda target: abs(target - recall))
-
-
-def _npy(array: IntArray | np.typing.NDArray[np.int32]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def _open(folder: Path) -> Bundle:

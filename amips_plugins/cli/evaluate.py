@@ -33,19 +33,14 @@ def command(uri: str, queries: Path, registry: str | None, k: int, as_json: bool
 
     Recall is measured against the exact answer, found by reading every key once.
     """
-    import numpy as np
-
     from amips_plugins.adapters.connect import connect
-    from amips_plugins.errors import InvalidInput
     from amips_plugins.evaluate import evaluate
+    from amips_plugins.export.queries import load_queries
     from amips_plugins.router import LearnedRouter
 
-    try:
-        rows = np.load(queries, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as exc:
-        raise InvalidInput(f"{queries} is not a .npy array of query vectors ({exc}).") from exc
     collection = connect(uri)
     try:
+        rows = load_queries(queries, collection.info.dim)
         router = LearnedRouter(collection, registry=registry)
         measured = evaluate(router, rows, k, progress=show_progress)
     finally:

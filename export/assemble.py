@@ -1,0 +1,126 @@
+"""Putting a bundle together: it appears whole, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import platform
+import shutil
+from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from amips_plugins.bundle import (
+    CALIBRATION,
+    CELLS,
+    FORMAT,
+    IDS,
+    KNOWN_CELLS,
+    MANIFEST,
+    MODEL,
+    Manifest,
+    describe_file,
+)
+from amips_plugins.calibration import Calibration
+from amips_plugins.export.choice import choose, to_publish
+from amips_plugins.export.measure import (
+    calibrate,
+    curve,
+    figures,
+    levels_by_threshold,
+    thresholds_for,
+)
+from amips_plugins.export.options import TrainOptions
+from amips_plugins.export.problem import Candidate, Problem, Split
+from amips_plugins.export.queries import QuerySplits
+from amips_plugins.export.snapshot import Snapshot
+from amips_plugins.export.to_onnx import to_onnx
+from amips_plugins.files import replace_file
+from amips_plugins.vectors import FloatArray, IntArray
+
+__all__ = ["write_bundle"]
+
+
+def write_bundle(
+    folder: Path,
+    snapshot: Snapshot,
+    splits: QuerySplits,
+    problem: Problem,
+    options: TrainOptions,
+    candidates: list[Candidate],
+) -> Manifest:
+    """Write the files to a folder nobody looks at, then give it its name."""
+    published = to_publish(candidates, problem, options)
+    files = {MODEL: to_onnx(published.net, snapshot.manifest.dim, problem.metric, published.order)}
+    if published.priority is not None:
+        files[CALIBRATION] = _calibrate(published, published.priority, problem).to_bytes()
+        files[CELLS] = published.cells.to_bytes()
+        files[KNOWN_CELLS] = _npy(published.assignment.astype(np.int32))
+        files[IDS] = snapshot.ids_bytes()
+    ks = tuple(sorted({1, options.k}))
+    measured_figures = [
+        figure
+        for candidate in candidates
+        for figure in figures(candidate.kind, candidate.measure(problem.test), ks, options.seed)
+    ]
+    choice, reason = choose(candidates, problem, measured_figures)
+    created = datetime.now(timezone.utc)
+    content = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()
+    manifest = Manifest(
+        format=FORMAT,
+        version=f"{created:%Y%m%dT%H%M%S}-{content[:8]}",
+        created=created.isoformat(timespec="seconds"),
+        collection=snapshot.manifest.collection,
+        metric=snapshot.manifest.metric,
+        dim=snapshot.manifest.dim,
+        snapshot=snapshot.manifest.fingerprint,
+        count=snapshot.manifest.count,
+        model=published.kind,
+        preset=options.preset,
+        parameters=published.parameters,
+        n_cells=0 if published.kind == "keynet" else published.cells.n_cells,
+        layout="" if published.kind == "keynet" else published.cells.layout(),
+        queries=splits.source,
+        default_k=options.k,
+        default_recall=options.recall,
+        choice=choice,
+        reason=reason,
+        figures=measured_figures,
+        tools={
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("amips-plugins", "numpy", "onnx", "torch")},
+        },
+        files={name: describe_file(data) for name, data in files.items()},
+    )
+    building = folder / "bundle.tmp"
+    shutil.rmtree(building, ignore_errors=True)
+    for name, data in files.items():
+        replace_file(building / name, data)
+    replace_file(building / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+    building.rename(folder / "bundle")
+    return manifest
+
+
+def _calibrate(
+    published: Candidate, priority: Callable[[Split], FloatArray], problem: Problem
+) -> Calibration:
+    """Measure recall by threshold; the validation split chose the thresholds."""
+    assignment, sizes = published.assignment, published.cells.sizes
+    thresholds = thresholds_for(
+        priority(problem.validate), assignment[problem.validate.hits[:, : problem.k]]
+    )
+    levels = levels_by_threshold(priority(problem.calibrate), thresholds)
+    hit_cells = assignment[problem.calibrate.hits]
+    model_keys = published.parameters / problem.lifted.shape[1]
+    measured = curve(levels, len(thresholds), hit_cells, sizes, model_keys)
+    return calibrate(measured, thresholds, hit_cells.shape[1])
+
+
+def _npy(array: IntArray | np.typing.NDArray[np.int32]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

@@ -29,7 +29,7 @@ integration: $(READY)
 nightly: test
 	$(BIN)/amips demo --database milvus
 	$(BIN)/amips demo --database qdrant
-	$(BIN)/python benchmarks/routing.py pydocs --quick
+	$(BIN)/python benchmarks/routing.py pydocs --quick --limit 5000
 	$(BIN)/python benchmarks/overhead.py
 
 # Exact versions for every supported Python; ranges for users stand in pyproject.toml.

@@ -54,7 +54,10 @@ def train_keynet(
     unit = torch.from_numpy(train.unit).to(problem.device)
     best_rows = train.hits[:, 0]
     partitions = cut_many_ways(problem, train, cells.n_cells) if preset.routing else []
-    table = centroid_weights(problem.keys, assignment, cells, problem.metric)
+    # Early stopping looks at cells of its own, too: those it is measured on stay unseen.
+    stopping = native_cells(
+        problem.keys, problem.metric, cells.n_cells, problem.seed + 611_953, _ITERATIONS
+    )
 
     def loss(model: Net, rows: Tensor) -> Tensor:
         u = unit[rows]
@@ -78,13 +81,14 @@ def train_keynet(
             rewritten = net(torch.from_numpy(split.unit).to(problem.device)).cpu().numpy()
         return as_query(rewritten, problem.metric)
 
-    def order_cells(split: Split) -> Curve:
+    def order_cells(split: Split, given: Cells, placed: IntArray) -> Curve:
+        table = centroid_weights(problem.keys, placed, given, problem.metric)
         levels = levels_by_rank(rewrite(split) @ table.T)
-        model_keys = multiplications(net) / dim + cells.n_cells + rescore
-        return curve(levels, cells.n_cells, assignment[split.hits], cells.sizes, model_keys)
+        model_keys = multiplications(net) / dim + given.n_cells + rescore
+        return curve(levels, given.n_cells, placed[split.hits], given.sizes, model_keys)
 
     def measure(split: Split) -> Curve:
-        measured = order_cells(split)
+        measured = order_cells(split, cells, assignment)
         fetched, _ = top_keys(rewrite(split), problem.lifted, rescore, problem.device)
         kept = (split.hits[:, :, None] == fetched[:, None, :]).any(axis=2)
         # A key outside the best `rescore` of all keys counts as never found, though fewer probes
@@ -95,7 +99,7 @@ def train_keynet(
         net,
         loss,
         len(train.unit),
-        lambda _: score(order_cells(problem.validate), problem),
+        lambda _: score(order_cells(problem.validate, *stopping), problem),
         preset.schedule,
         problem.seed,
         problem.work / "keynet.safetensors",

@@ -26,7 +26,13 @@ __all__ = ["command"]
     show_default=True,
     help="Where everything is kept; a second run reuses it.",
 )
-@click.option("--pairs", default=12_000, show_default=True, help="Docstrings to use, at most.")
+@click.option(
+    "--pairs",
+    type=click.IntRange(min=1_000),
+    default=12_000,
+    show_default=True,
+    help="Docstrings to use, at most.",
+)
 def command(database: str, folder: Path, pairs: int) -> None:
     """Try it all on real text: the docstrings of the installed Python packages.
 

@@ -14,7 +14,13 @@ __all__ = ["command"]
 @click.command("snapshot")
 @click.argument("uri")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder to fill.")
-@click.option("--batch-size", default=5_000, show_default=True, help="Keys read at once.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=5_000,
+    show_default=True,
+    help="Keys read at once.",
+)
 def command(uri: str, out: Path, batch_size: int) -> None:
     """Copy every id and vector of the collection URI to a folder.
 

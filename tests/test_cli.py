@@ -12,6 +12,7 @@ import pytest
 
 from amips_plugins.cli import main
 from amips_plugins.vectors import FloatArray
+from tests.bundles import write_bundle
 
 COUNT, DIM = 600, 16
 
@@ -178,3 +179,12 @@ def test_progress_is_plain_lines_without_a_terminal(capsys: pytest.CaptureFixtur
     with show_progress("copy", 10, 4, "keys") as step:
         step.advance(6, "well")
     assert capsys.readouterr().err == "copy: 10 of 10 keys, 0 s (well)\n"
+
+
+def test_a_model_that_does_not_pay_is_published_only_on_request(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "run", choice="native", reason="Use the native search: it is cheaper.")
+    _, err = amips(tmp_path, "publish", "run", fails=1)
+    assert err.startswith("Error: Use the native search: it is cheaper. To publish linear")
+    assert not (tmp_path / "registry").exists()
+    out, _ = amips(tmp_path, "publish", "run", "--anyway")
+    assert "Published" in out

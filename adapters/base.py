@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
 
 from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import NATIVE, QueryPlan
-from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import FloatArray, IntArray, Metric
 
+if TYPE_CHECKING:
+    from amips_plugins.adapters.layouts import Layouts
+
 __all__ = [
-    "AssignCells",
+    "BoolArray",
     "Collection",
     "CollectionInfo",
     "Cursor",
@@ -21,13 +26,14 @@ __all__ = [
     "Id",
     "KeyBatch",
     "SearchRequest",
-    "group_by_cells",
+    "check_keys",
+    "check_layout",
+    "searches_everything",
 ]
 
 Id = int | str
 Cursor = int | str
-AssignCells = Callable[[Sequence[Id], FloatArray], IntArray]
-"""Gives each key its cell: ids and ``(n, dim)`` float32 vectors to ``(n,)`` int64."""
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,7 @@ class CollectionInfo:
     Attributes
     ----------
     database
-        ``"milvus"``, ``"qdrant"`` or ``"memory"``.
+        ``"milvus"``, ``"qdrant"``, ``"qdrant-edge"`` or ``"memory"``.
     name
         Name of the collection.
     field
@@ -158,30 +164,72 @@ class Collection(Protocol):
         """
         ...
 
+    @property
+    def break_even(self) -> float:
+        """Share of the keys above which a full scan is cheaper than a search of cells.
+
+        Measured by ``benchmarks/break_even.py``; 1 where the cells are always cheaper.
+        """
+        ...
+
+    def current(self) -> Collection:
+        """Look at the database again.
+
+        An object stays on the generation and the cells it found first, so that one search never
+        mixes two. This is how to follow a moved alias or new cells.
+
+        Returns
+        -------
+        Collection
+            This object where nothing changed, else another one with the same connection.
+        """
+        ...
+
+    def upsert(
+        self,
+        ids: Sequence[Id],
+        vectors: FloatArray,
+        fields: Sequence[Mapping[str, Any]] | None = None,
+        cells: IntArray | None = None,
+    ) -> None:
+        """Write keys, in place of those with the same ids; the call returns when they are safe.
+
+        A key that moves to another cell leaves no copy behind in its old one, and is never
+        without either.
+
+        Parameters
+        ----------
+        ids
+            One id a key, each once.
+        vectors
+            ``(n, dim)`` float32.
+        fields
+            Stored fields of each key.
+        cells
+            ``(n,)`` int64, cells of this collection's layout; left out, the keys are overflow.
+
+        Raises
+        ------
+        InvalidInput
+            Lengths or the dimension differ, an id comes twice, or there are cells but no layout.
+        """
+        ...
+
+    def delete(self, ids: Sequence[Id]) -> None:
+        """Delete keys; ids that are not there are none of its business."""
+        ...
+
     def layout(self) -> str | None:
         """Return the identifier of the cells the collection is laid out in, or None."""
         ...
 
-    def lay_out(
-        self, layout: str, n_cells: int, assign: AssignCells, progress: Progress = no_progress
-    ) -> Collection:
-        """Put every key into its cell and return the collection that has the cells.
+    def overflow(self) -> int:
+        """Return the number of keys without a cell; 0 without a layout."""
+        ...
 
-        That is this collection itself (Qdrant, memory) or a copy of it (Milvus, where a key
-        cannot change its partition). Keys written later without a cell are overflow: a search
-        of any cells finds them.
-
-        Parameters
-        ----------
-        layout
-            Identifies the cells; lower-case letters and digits, at most 16.
-        n_cells
-            Number of cells.
-        assign
-            Gives each key its cell.
-        progress
-            Watches the work.
-        """
+    @property
+    def layouts(self) -> Layouts:
+        """Builds, shows, mends and takes back the cells."""
         ...
 
     def close(self) -> None:
@@ -189,23 +237,49 @@ class Collection(Protocol):
         ...
 
 
-def group_by_cells(cells: IntArray) -> list[tuple[list[int], list[int]]]:
-    """Group the queries that search the same set of cells, so that each group is one call.
+def searches_everything(plan: QueryPlan, break_even: float) -> BoolArray:
+    """Tell which queries of a plan are cheaper answered by a full, exact scan.
 
     Parameters
     ----------
-    cells
-        ``(n_queries, n_probes)`` int64, -1 for unused places.
+    plan
+        A plan with cells.
+    break_even
+        The collection's own.
 
     Returns
     -------
-    list
-        Pairs of the sorted cells and the row numbers of the queries that search them.
+    numpy.ndarray
+        ``(n_queries,)`` bool; all False where the plan does not say what its cells hold.
     """
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for row, chosen in enumerate(cells.tolist()):
-        groups.setdefault(tuple(sorted({cell for cell in chosen if cell >= 0})), []).append(row)
-    return [(list(chosen), rows) for chosen, rows in groups.items()]
+    if plan.cells is None or plan.shares is None:
+        return np.zeros(0 if plan.cells is None else len(plan.cells), dtype=np.bool_)
+    return plan.shares > break_even
+
+
+def check_keys(
+    dim: int,
+    layout: str | None,
+    ids: Sequence[Id],
+    vectors: FloatArray,
+    fields: Sequence[Mapping[str, Any]] | None,
+    cells: IntArray | None,
+) -> None:
+    """Refuse keys that cannot be written (see ``Collection.upsert``)."""
+    if len(set(ids)) != len(ids):
+        raise InvalidInput("An id comes twice in one call; pass every id once.")
+    if vectors.shape != (len(ids), dim):
+        raise InvalidInput(
+            f"{len(ids)} ids came with vectors of shape {vectors.shape}; pass ({len(ids)}, {dim})."
+        )
+    if fields is not None and len(fields) != len(ids):
+        raise InvalidInput(f"{len(ids)} ids came with fields for {len(fields)}; pass one each.")
+    if cells is not None and layout is None:
+        raise InvalidInput("The collection has no cells to write to; lay it out first.")
+    if cells is not None and cells.shape != (len(ids),):
+        raise InvalidInput(
+            f"{len(ids)} ids came with cells of shape {cells.shape}; pass one cell each."
+        )
 
 
 def check_layout(plan: QueryPlan, layout: str | None, name: str) -> None:

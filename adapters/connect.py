@@ -8,6 +8,7 @@
     qdrant:///folder?collection=docs                Qdrant local mode, a folder
     qdrant://localhost:6333?collection=docs         Qdrant server
     qdrant+https://host:6333?collection=docs        the same over TLS
+    qdrant-edge:///folder?collection=docs           Qdrant Edge, the shard in /folder/docs
 
 ``&field=NAME`` names the vector field where there are several. Credentials do not belong into a
 URI: set ``AMIPS_MILVUS_TOKEN`` or ``AMIPS_QDRANT_API_KEY``.
@@ -56,6 +57,7 @@ def connect(uri: str) -> Collection:
         raise InvalidInput(f"The collection URI names no host; {_HINT}.") from None
     scheme, _, tls = parts.scheme.partition("+")
     known = scheme in ("milvus", "qdrant") and tls in ("", "http", "https")
+    known = known or parts.scheme == "qdrant-edge"
     if "@" in uri and (parts.netloc or not known):  # in a local path it is just a letter
         raise InvalidInput(
             "Credentials do not belong into a collection URI, where logs would show them; set "
@@ -63,6 +65,11 @@ def connect(uri: str) -> Collection:
         )
     if not known:
         raise InvalidInput(f"{uri.split('?')[0]!r} is not a collection URI; {_HINT}.")
+    if parts.netloc and scheme == "qdrant-edge":
+        raise InvalidInput(
+            "Qdrant Edge is a folder and has no host; write for example "
+            "qdrant-edge:///folder?collection=docs for the shard in /folder/docs."
+        )
     if parts.netloc and parts.path not in ("", "/"):
         raise InvalidInput(
             f"The collection URI names both a host and the path {parts.path!r}; a path takes three "
@@ -84,6 +91,10 @@ def connect(uri: str) -> Collection:
 
         token = os.environ.get("AMIPS_MILVUS_TOKEN")
         collection: Collection = MilvusCollection.connect(address, name, field, token)
+    elif scheme == "qdrant-edge":
+        from amips_plugins.adapters.qdrant_edge import QdrantEdgeCollection
+
+        collection = QdrantEdgeCollection.connect(address, name, field)
     else:
         from amips_plugins.adapters.qdrant import QdrantCollection
 

@@ -9,23 +9,31 @@ from typing import Any
 import numpy as np
 
 from amips_plugins.adapters.base import (
-    AssignCells,
     CollectionInfo,
     Cursor,
     Hit,
     Id,
     KeyBatch,
     SearchRequest,
+    check_keys,
     check_layout,
+    searches_everything,
+)
+from amips_plugins.adapters.grouping import OVERFLOW
+from amips_plugins.adapters.layouts import (
+    AssignCells,
+    LayoutPlan,
+    LayoutSpec,
+    LayoutStatus,
+    check_assigned,
+    check_name,
 )
 from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import NATIVE, QueryPlan
 from amips_plugins.progress import Progress, no_progress
-from amips_plugins.vectors import FloatArray, IntArray, Metric, as_queries, native_scores
+from amips_plugins.vectors import FloatArray, IntArray, Metric, native_scores
 
 __all__ = ["MemoryCollection"]
-
-_OVERFLOW = -1
 
 
 class MemoryCollection:
@@ -54,6 +62,8 @@ class MemoryCollection:
     [1, 2]
     """
 
+    break_even = 1.0
+
     def __init__(
         self,
         vectors: FloatArray,
@@ -73,8 +83,10 @@ class MemoryCollection:
         self._vectors = array[order]
         self._ids = [chosen[row] for row in order]
         self._fields = [stored[row] for row in order]
-        self._cells: IntArray = np.full(len(order), _OVERFLOW, dtype=np.int64)
+        self._cells: IntArray = np.full(len(order), OVERFLOW, dtype=np.int64)
         self._layout: str | None = None
+        self._version = ""
+        self._before: list[tuple[str | None, str, dict[Id, int]]] = []
         self._info = CollectionInfo("memory", name, "vector", metric, array.shape[1])
 
     @property
@@ -86,23 +98,35 @@ class MemoryCollection:
         """Return the number of keys."""
         return len(self._ids)
 
-    def insert(self, ids: Sequence[Id], vectors: FloatArray) -> None:
-        """Add keys without a cell, as a writer does who knows nothing of cells.
+    def upsert(
+        self,
+        ids: Sequence[Id],
+        vectors: FloatArray,
+        fields: Sequence[Mapping[str, Any]] | None = None,
+        cells: IntArray | None = None,
+    ) -> None:
+        """Write keys, in place of those with the same ids; without ``cells`` as overflow."""
+        check_keys(self._info.dim, self._layout, ids, vectors, fields, cells)
+        self.delete(ids)
+        for row, (key, vector) in enumerate(zip(ids, vectors, strict=True)):
+            place = bisect.bisect(self._ids, key)
+            self._ids.insert(place, key)
+            self._fields.insert(place, {} if fields is None else fields[row])
+            self._vectors = np.insert(self._vectors, place, vector, axis=0)
+            self._cells = np.insert(self._cells, place, OVERFLOW if cells is None else cells[row])
 
-        Raises
-        ------
-        InvalidInput
-            An id is there already, or a vector has another dimension.
-        """
-        added, _ = as_queries(vectors, self._info.dim)
-        if len(ids) != len(added) or set(ids) & set(self._ids):
-            raise InvalidInput("Every vector needs one new id.")
-        for key, vector in zip(ids, added, strict=True):
-            row = bisect.bisect(self._ids, key)
-            self._ids.insert(row, key)
-            self._fields.insert(row, {})
-            self._vectors = np.insert(self._vectors, row, vector, axis=0)
-            self._cells = np.insert(self._cells, row, _OVERFLOW)
+    def delete(self, ids: Sequence[Id]) -> None:
+        """Delete keys; ids that are not there are none of its business."""
+        gone = set(ids)
+        kept = [row for row, key in enumerate(self._ids) if key not in gone]
+        self._ids = [self._ids[row] for row in kept]
+        self._fields = [self._fields[row] for row in kept]
+        self._vectors = self._vectors[kept]
+        self._cells = self._cells[kept]
+
+    def current(self) -> MemoryCollection:
+        """Return this object: there is nothing behind it that could change."""
+        return self
 
     def scan(self, batch_size: int, after: Cursor | None = None) -> Iterator[KeyBatch]:
         """Read every key once, in the order of the ids, behind the id ``after``."""
@@ -117,6 +141,7 @@ class MemoryCollection:
         A rewritten query chooses the candidates; the original query scores them.
         """
         check_layout(plan, self._layout, self._info.name)
+        everything = searches_everything(plan, self.break_even)
         allowed = np.ones(len(self._ids), dtype=bool)
         if request.filter is not None:
             allowed[:] = [
@@ -124,7 +149,10 @@ class MemoryCollection:
                 for key, fields in zip(self._ids, self._fields, strict=True)
             ]
         return [
-            self._search_one(request, plan, row, allowed) for row in range(len(request.queries))
+            self._search_one(
+                request, NATIVE if everything[row : row + 1].any() else plan, row, allowed
+            )
+            for row in range(len(request.queries))
         ]
 
     def _search_one(
@@ -135,7 +163,7 @@ class MemoryCollection:
         allowed: np.typing.NDArray[np.bool_],
     ) -> list[Hit]:
         if plan.cells is not None:
-            allowed = allowed & np.isin(self._cells, [_OVERFLOW, *plan.cells[row]])
+            allowed = allowed & np.isin(self._cells, [OVERFLOW, *plan.cells[row]])
         rows = np.flatnonzero(allowed)
         if plan.rewritten is not None:
             found = self._best(plan.rewritten[row], rows, max(plan.rescore, request.k))
@@ -160,19 +188,87 @@ class MemoryCollection:
         """Return the identifier of the cells, or None."""
         return self._layout
 
-    def lay_out(
-        self,
-        layout: str,
-        n_cells: int,  # noqa: ARG002 - the protocol's signature
-        assign: AssignCells,
-        progress: Progress = no_progress,
-    ) -> MemoryCollection:
-        """Give every key its cell, in place."""
-        with progress("cells", len(self._ids), 0, "keys") as step:
-            self._cells = assign(self._ids, self._vectors)
-            step.advance(len(self._ids))
-        self._layout = layout
-        return self
+    def _place(self, cells: Mapping[Id, int]) -> None:
+        # A key written since is overflow.
+        self._cells = np.array([cells.get(key, OVERFLOW) for key in self._ids], dtype=np.int64)
+
+    def overflow(self) -> int:
+        """Return the number of keys without a cell; 0 without a layout."""
+        return 0 if self._layout is None else int((self._cells == OVERFLOW).sum())
+
+    @property
+    def layouts(self) -> MemoryLayouts:
+        """Builds, shows, mends and takes back the cells."""
+        return MemoryLayouts(self)
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""
+
+
+class MemoryLayouts:
+    """The cells of a ``MemoryCollection``."""
+
+    def __init__(self, collection: MemoryCollection) -> None:
+        self._of = collection
+
+    def plan(self, spec: LayoutSpec) -> LayoutPlan:
+        """Say what ``build`` would do."""
+        check_name(spec)
+        if spec.layout == self._of._layout:
+            raise InvalidInput(f"{self._of.info.name!r} has the cells {spec.layout!r} already.")
+        keys = self._of.count()
+        return LayoutPlan((f"give {keys} keys one of {spec.n_cells} cells",), keys, 8 * keys, 0.0)
+
+    def build(self, spec: LayoutSpec, progress: Progress = no_progress) -> MemoryCollection:
+        """Give every key its cell, in place."""
+        of, plan = self._of, self.plan(spec)
+        ids, before = list(of._ids), dict(zip(of._ids, of._cells.tolist(), strict=True))
+        with progress("cells", plan.keys, 0, "keys") as step:
+            found = check_assigned(spec.assign(ids, of._vectors), len(ids), spec.n_cells)
+            step.advance(plan.keys)
+        of._before.append((of._layout, of._version, before))
+        of._layout, of._version = spec.layout, spec.version
+        of._place(dict(zip(ids, found.tolist(), strict=True)))
+        return of
+
+    def status(self) -> LayoutStatus:
+        """Say which cells there are."""
+        of = self._of
+        older = tuple(layout for layout, _, _ in of._before if layout is not None)
+        storage = None if of._layout is None else "memory"
+        version = of._version or None
+        return LayoutStatus(
+            of.info.name,
+            of._layout,
+            version,
+            storage,
+            of.count(),
+            of.overflow(),
+            older=older,
+        )
+
+    def roll_back(self) -> MemoryCollection:
+        """Serve the cells from before; keys written since are overflow."""
+        of = self._of
+        if not of._before:
+            raise InvalidInput(f"{of.info.name!r} has no earlier cells to roll back to.")
+        of._layout, of._version, cells = of._before.pop()
+        of._place(cells)
+        return of
+
+    def drop_old(self, *, anyway: bool = False) -> list[str]:  # noqa: ARG002 - the same keys
+        """Forget the cells from before."""
+        dropped = [layout for layout, _, _ in self._of._before if layout is not None]
+        self._of._before.clear()
+        return dropped
+
+    def backfill(self, assign: AssignCells, progress: Progress = no_progress) -> int:
+        """Give the overflow its cells."""
+        of = self._of
+        if of._layout is None:
+            raise InvalidInput(f"{of.info.name!r} has no cells; lay it out first.")
+        rows = np.flatnonzero(of._cells == OVERFLOW)
+        with progress("backfill", len(rows), 0, "keys") as step:
+            of._cells[rows] = assign([of._ids[row] for row in rows], of._vectors[rows])
+            step.advance(len(rows))
+        return len(rows)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from amips_plugins.adapters.memory import MemoryCollection
     from amips_plugins.adapters.milvus import MilvusCollection
     from amips_plugins.adapters.qdrant import QdrantCollection
+    from amips_plugins.adapters.qdrant_edge import QdrantEdgeCollection
     from amips_plugins.errors import AmipsError
     from amips_plugins.plan import PreQueryHook, QueryPlan, Target
     from amips_plugins.registry import Registry
@@ -32,6 +33,7 @@ _HOMES = {
     "MilvusCollection": "adapters.milvus",
     "PreQueryHook": "plan",
     "QdrantCollection": "adapters.qdrant",
+    "QdrantEdgeCollection": "adapters.qdrant_edge",
     "QueryPlan": "plan",
     "Registry": "registry",
     "Target": "plan",
@@ -47,6 +49,7 @@ __all__ = [
     "MilvusCollection",
     "PreQueryHook",
     "QdrantCollection",
+    "QdrantEdgeCollection",
     "QueryPlan",
     "Registry",
     "Target",

@@ -36,8 +36,8 @@ MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 CELLS = "cells.npz"
 CALIBRATION = "calibration.npz"
-IDS = "ids.jsonl"
-KNOWN_CELLS = "known_cells.npy"
+IDS = "ids.jsonl"  # the snapshot's keys, one a line
+KNOWN_CELLS = "known_cells.npy"  # (n, 2) int32: cell and sketch of each of them
 
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]*")  # it becomes a folder of the registry
 

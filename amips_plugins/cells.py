@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from amips_plugins.errors import BundleCorrupt
 from amips_plugins.vectors import FloatArray, IntArray, Metric, normalise
 
-__all__ = ["Cells", "KnownCells", "View", "place_keys"]
+__all__ = ["Cells", "KnownCells", "View", "place_keys", "sketch"]
 
 _BLOCK = 16_384
+_SKETCHED = 31  # coordinates: the bits of an int32 without its sign
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,35 @@ def place_keys(keys: FloatArray, metric: Metric) -> FloatArray:
     return keys if metric is Metric.L2 else normalise(keys)
 
 
+def sketch(vectors: FloatArray) -> npt.NDArray[np.int32]:
+    """Return the signs of each vector's first 31 coordinates, one bit each.
+
+    Scaling and rounding leave it as it is, but for a coordinate that becomes zero.
+
+    Parameters
+    ----------
+    vectors
+        ``(n, dim)`` float32.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n,)`` int32, not negative; bit i is set where coordinate i is above zero.
+    """
+    packed = np.empty((len(vectors), 4), dtype=np.uint8)
+    for start in range(0, len(vectors), _BLOCK):
+        block = np.asarray(vectors[start : start + _BLOCK, :_SKETCHED])
+        signs = np.zeros((len(block), 32), dtype=np.bool_)
+        signs[:, : block.shape[1]] = block > 0
+        packed[start : start + _BLOCK] = np.packbits(signs, axis=1, bitorder="little")
+    return packed.view("<i4")[:, 0].astype(np.int32)
+
+
 class KnownCells:
-    """The cells of a snapshot's keys by id, and the rule for every other key.
+    """The recorded cells of a snapshot's keys, and the rule for every other key.
+
+    A key keeps its recorded cell as long as its vector is about the one of the snapshot; written
+    again with another vector, it is another key and goes by the rule. Takes 16 bytes a key.
 
     Parameters
     ----------
@@ -178,19 +207,47 @@ class KnownCells:
         The partition.
     metric
         Metric of the collection.
-    known
-        Cell of each key of the snapshot.
+    ids
+        The ids of the snapshot's keys.
+    recorded
+        ``(n, 2)`` int32: the cell and the sketch of each of them.
     """
 
-    def __init__(self, cells: Cells, metric: Metric, known: Mapping[int | str, int]) -> None:
+    def __init__(
+        self,
+        cells: Cells,
+        metric: Metric,
+        ids: Iterable[int | str],
+        recorded: npt.NDArray[np.int32],
+    ) -> None:
+        # Hashes in place of ids: two keys that share one are still told apart by their sketches,
+        # and a key taken for unknown only goes by the rule.
+        hashes = np.fromiter(map(hash, ids), dtype=np.int64)
+        order = np.argsort(hashes, kind="stable")
         self._cells = cells
         self._metric = metric
-        self._known = known
+        self._hashes = hashes[order]
+        self._recorded = recorded[order]
 
     def __call__(self, ids: Sequence[int | str], vectors: FloatArray) -> IntArray:
-        """Give each key its cell (``adapters.base.AssignCells``)."""
-        chosen = np.array([self._known.get(key, -1) for key in ids], dtype=np.int64)
-        new = np.flatnonzero(chosen < 0)
+        """Give each key its cell (``adapters.layouts.AssignCells``)."""
+        chosen, known = self._look_up(ids, vectors)
+        new = np.flatnonzero(~known)
         if len(new):
             chosen[new] = self._cells.assign(vectors[new], self._metric)
         return chosen
+
+    def _look_up(
+        self, ids: Sequence[int | str], vectors: FloatArray
+    ) -> tuple[IntArray, npt.NDArray[np.bool_]]:
+        """Return recorded cells, and of which keys they are."""
+        if not len(self._hashes) or not len(ids):
+            return np.zeros(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=np.bool_)
+        wanted = np.fromiter(map(hash, ids), dtype=np.int64, count=len(ids))
+        places = np.searchsorted(self._hashes, wanted).clip(max=len(self._hashes) - 1)
+        differing = (sketch(vectors) ^ self._recorded[places, 1]).view(np.uint8).reshape(-1, 4)
+        # A coordinate near zero may change its sign on the way through a database.
+        tolerated = min(2, vectors.shape[1] // 16)
+        same = np.unpackbits(differing, axis=1).sum(axis=1) <= tolerated
+        known: npt.NDArray[np.bool_] = (self._hashes[places] == wanted) & same
+        return self._recorded[places, 0].astype(np.int64), known

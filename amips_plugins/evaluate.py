@@ -10,11 +10,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from amips_plugins.checks import check_target
 from amips_plugins.errors import InvalidInput
 from amips_plugins.hooks import NativeHook
 from amips_plugins.plan import Target
 from amips_plugins.progress import Progress, no_progress
-from amips_plugins.router import LearnedRouter, check_target
+from amips_plugins.router import LearnedRouter
 from amips_plugins.vectors import FloatArray, as_queries, lift_keys, lift_queries
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def evaluate(
     if not 1 <= k <= count:
         raise InvalidInput(f"k={k} does not fit the {count} keys of {collection.info.name!r}.")
     truth = exact_neighbours(collection, rows, k, progress)
-    native = LearnedRouter(collection, hook=NativeHook())
+    native = LearnedRouter(collection, hook=NativeHook(), refresh=None)
     result = [_measure("native", native, rows, Target(k), truth, progress)]
     if not router.learned:
         return result

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from amips_plugins.bundle import CALIBRATION, MODEL, Bundle
+from amips_plugins.bundle import CALIBRATION, CELLS, MODEL, Bundle
 from amips_plugins.calibration import Calibration
+from amips_plugins.cells import Cells
 from amips_plugins.errors import BundleCorrupt, InvalidInput
 from amips_plugins.model import OnnxModel
 from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
@@ -93,12 +94,16 @@ class RouteHook:
         Identifies the cells.
     default_recall
         The target when the caller names none.
+    shares
+        ``(n_cells + 1,)`` share of the keys in every cell, and 0 at the end, where the -1 of
+        unused places points.
     """
 
     model: OnnxModel
     calibration: Calibration
     layout: str
     default_recall: float
+    shares: FloatArray
 
     def plan(self, queries: FloatArray, target: Target) -> QueryPlan:
         """Choose the cells; every cell is the native search.
@@ -122,7 +127,7 @@ class RouteHook:
             cells = np.argsort(-priority, axis=1, kind="stable")[:, : target.n_probes]
         else:
             return NATIVE
-        return QueryPlan(cells=cells, layout=self.layout)
+        return QueryPlan(cells=cells, layout=self.layout, shares=self.shares[cells].sum(axis=1))
 
     def _threshold(self, target: Target) -> float:
         if target.n_probes is not None:
@@ -174,7 +179,11 @@ def load_hook(bundle: Bundle, threads: int = 1) -> PreQueryHook:
         return RewriteHook(model)
     _check(model, bundle, {"queries": manifest.dim}, {"priority": manifest.n_cells})
     calibration = Calibration.from_bytes(bundle.read(CALIBRATION))
-    return RouteHook(model, calibration, manifest.layout, manifest.default_recall)
+    sizes = Cells.from_bytes(bundle.read(CELLS)).sizes
+    if len(sizes) != manifest.n_cells:
+        raise BundleCorrupt(f"The cells of {bundle.location} do not fit its manifest.")
+    shares = np.append(sizes / max(1, sizes.sum()), 0.0).astype(np.float32)
+    return RouteHook(model, calibration, manifest.layout, manifest.default_recall, shares)
 
 
 def _check(

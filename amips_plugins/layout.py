@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
 
 from amips_plugins.bundle import CELLS, IDS, KNOWN_CELLS, Bundle
 from amips_plugins.cells import Cells, KnownCells
-from amips_plugins.errors import BundleCorrupt, InvalidInput
+from amips_plugins.errors import BundleCorrupt, BundleMismatch, InvalidInput
 from amips_plugins.progress import Progress, no_progress
-from amips_plugins.registry import collection_key
+from amips_plugins.registry import Registry, collection_key
 
 if TYPE_CHECKING:
     from amips_plugins.adapters.base import Collection
+    from amips_plugins.adapters.layouts import LayoutPlan, LayoutSpec, Storage
 
-__all__ = ["known_cells", "lay_out"]
+__all__ = ["backfill", "check_bundle", "known_cells", "lay_out", "plan_layout", "serving_bundle"]
+
+_log = logging.getLogger(__name__)
 
 
-def lay_out(collection: Collection, bundle: Bundle, progress: Progress = no_progress) -> Collection:
-    """Put every key of a collection into its cell.
+def lay_out(
+    collection: Collection,
+    bundle: Bundle,
+    progress: Progress = no_progress,
+    *,
+    storage: Storage | None = None,
+    index: Literal["FLAT", "source"] = "FLAT",
+    alias: str | None = None,
+    work: Path | None = None,
+) -> Collection:
+    """Put every key of a collection into its cell, while others go on reading and writing.
+
+    Killed at any point and called again, it goes on from there.
 
     Parameters
     ----------
@@ -31,6 +47,8 @@ def lay_out(collection: Collection, bundle: Bundle, progress: Progress = no_prog
         A bundle with cells.
     progress
         Watches the work.
+    storage, index, alias, work
+        As in ``adapters.layouts.LayoutSpec``.
 
     Returns
     -------
@@ -40,21 +58,114 @@ def lay_out(collection: Collection, bundle: Bundle, progress: Progress = no_prog
     Raises
     ------
     InvalidInput
-        The bundle has no cells, or the collection is laid out in them already.
+        The bundle has no cells, or the collection has them already or cannot have them.
     BundleMismatch
         The bundle was made for another collection.
+    BundleCorrupt
+        A file of the bundle is not what its manifest says.
+    CollectionError
+        The database refuses, or has too little room.
     """
-    manifest, info = bundle.manifest, collection.info
-    key = collection_key(info)
-    manifest.check_serves(key.database, key.name, key.field, info.metric, info.dim)
-    if not manifest.layout:
+    return collection.layouts.build(
+        _spec(collection, bundle, storage, index, alias, work), progress
+    )
+
+
+def plan_layout(
+    collection: Collection,
+    bundle: Bundle,
+    *,
+    storage: Storage | None = None,
+    index: Literal["FLAT", "source"] = "FLAT",
+    alias: str | None = None,
+    work: Path | None = None,
+) -> LayoutPlan:
+    """Say what ``lay_out`` would do, or refuse as it would; nothing is changed."""
+    return collection.layouts.plan(_spec(collection, bundle, storage, index, alias, work))
+
+
+def backfill(collection: Collection, bundle: Bundle, progress: Progress = no_progress) -> int:
+    """Give the keys that have no cell theirs.
+
+    Parameters
+    ----------
+    collection
+        A collection in the cells of the bundle.
+    bundle
+        The bundle.
+    progress
+        Watches the work.
+
+    Returns
+    -------
+    int
+        How many keys got a cell.
+
+    Raises
+    ------
+    InvalidInput
+        The collection has no cells, or those of another bundle.
+    BundleMismatch, BundleCorrupt
+        As for ``lay_out``.
+    """
+    check_bundle(collection, bundle)
+    layout, manifest = collection.layout(), bundle.manifest
+    if layout is None:
         raise InvalidInput(
-            f"Bundle {manifest.version} rewrites queries and has no cells: the collection stays as "
-            f"it is."
+            f"{collection.info.name!r} has no cells to give; lay it out first: amips layout."
         )
-    if collection.layout() == manifest.layout:
-        raise InvalidInput(f"{info.name!r} is laid out in the cells of {manifest.version} already.")
-    return collection.lay_out(manifest.layout, manifest.n_cells, known_cells(bundle), progress)
+    if layout != manifest.layout:
+        raise InvalidInput(
+            f"{collection.info.name!r} is laid out in the cells {layout!r}, not in those of bundle "
+            f"{manifest.version} ({manifest.layout!r}); backfill with the bundle they come from."
+        )
+    return collection.layouts.backfill(known_cells(bundle), progress)
+
+
+def check_bundle(collection: Collection, bundle: Bundle) -> None:
+    """Refuse a bundle that was made for another collection.
+
+    Raises
+    ------
+    BundleMismatch
+        Name, field, metric or dimension differ.
+    """
+    info = collection.info
+    key = collection_key(info)
+    bundle.manifest.check_serves(key.database, key.name, key.field, info.metric, info.dim)
+
+
+def serving_bundle(collection: Collection, registry: Registry) -> Bundle:
+    """Open the bundle to search a collection with: the latest one that its cells come from.
+
+    A newer bundle has to wait until the collection is laid out in its cells.
+
+    Raises
+    ------
+    BundleNotFound, BundleCorrupt
+        Nothing sound is published for the collection.
+    BundleMismatch
+        The collection has cells that no published bundle knows.
+    """
+    key, name = collection_key(collection.info), collection.info.name
+    latest = registry.open(key)
+    layout = collection.layout() if latest.manifest.layout else None
+    if layout is None or layout == latest.manifest.layout:
+        return latest
+    version = collection.layouts.status().version
+    older = latest if version is None else registry.open(key, version)
+    if older.manifest.layout != layout:
+        raise BundleMismatch(
+            f"{name!r} is laid out in the cells {layout!r}, which are not those of bundle "
+            f"{older.manifest.version}; lay it out again: amips layout."
+        )
+    _log.info(
+        "Bundle %s serves %r until it is laid out in the cells of the latest one, %s.",
+        older.manifest.version,
+        name,
+        latest.manifest.version,
+    )
+    return older
 
 
 def known_cells(bundle: Bundle) -> KnownCells:
@@ -67,16 +178,48 @@ def known_cells(bundle: Bundle) -> KnownCells:
     """
     cells = Cells.from_bytes(bundle.read(CELLS))
     lines, array = bundle.read(IDS).splitlines(), bundle.read(KNOWN_CELLS)
+    decoder = msgspec.json.Decoder(int | str)
     try:
-        decoder = msgspec.json.Decoder(int | str)
-        ids = [decoder.decode(line) for line in lines]
-        chosen = np.load(io.BytesIO(array), allow_pickle=False)
-        fits = chosen.shape == (len(ids),) and chosen.dtype.kind in "iu"
-        fits = fits and bool(((chosen >= 0) & (chosen < cells.n_cells)).all())
+        recorded = np.load(io.BytesIO(array), allow_pickle=False)
+        fits = recorded.shape == (len(lines), 2) and recorded.dtype == np.int32
+        fits = fits and bool(((recorded[:, 0] >= 0) & (recorded[:, 0] < cells.n_cells)).all())
+        fits = fits and cells.n_cells == bundle.manifest.n_cells
+        ids = (decoder.decode(line) for line in lines)
+        known = KnownCells(cells, bundle.manifest.metric, ids, recorded) if fits else None
     except Exception as exc:  # a damaged array raises whatever numpy raises
         raise BundleCorrupt(
             f"The cells of {bundle.location} cannot be read ({exc}); publish it again."
         ) from exc
-    if not fits or cells.n_cells != bundle.manifest.n_cells:
+    if known is None:
         raise BundleCorrupt(f"The cells of {bundle.location} do not fit its manifest.")
-    return KnownCells(cells, bundle.manifest.metric, dict(zip(ids, chosen.tolist(), strict=True)))
+    return known
+
+
+def _spec(
+    collection: Collection,
+    bundle: Bundle,
+    storage: Storage | None,
+    index: Literal["FLAT", "source"],
+    alias: str | None,
+    work: Path | None,
+) -> LayoutSpec:
+    """Check a bundle against the collection it is to be laid out in."""
+    from amips_plugins.adapters.layouts import LayoutSpec
+
+    manifest = bundle.manifest
+    check_bundle(collection, bundle)
+    if not manifest.layout:
+        raise InvalidInput(
+            f"Bundle {manifest.version} rewrites queries and has no cells: the collection stays as "
+            f"it is."
+        )
+    return LayoutSpec(
+        manifest.layout,
+        manifest.n_cells,
+        known_cells(bundle),
+        manifest.version,
+        storage,
+        index,
+        alias,
+        work,
+    )

@@ -45,12 +45,16 @@ class QueryPlan:
         None searches the whole collection.
     layout
         Identifies the cells that ``cells`` counts; a collection laid out otherwise must refuse.
+    shares
+        ``(n_queries,)`` share of the keys in each query's cells. Above the collection's
+        ``break_even`` a query is answered by a full, exact scan, which is then the cheaper one.
     """
 
     rewritten: FloatArray | None = None
     rescore: int = 0
     cells: IntArray | None = None
     layout: str | None = None
+    shares: FloatArray | None = None
 
 
 NATIVE = QueryPlan()

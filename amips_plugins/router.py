@@ -3,99 +3,34 @@
 from __future__ import annotations
 
 import logging
-import numbers
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from amips_plugins.bundle import CELLS, MANIFEST, Bundle, Manifest
-from amips_plugins.cells import Cells
-from amips_plugins.errors import BundleCorrupt, InvalidInput
-from amips_plugins.hooks import ModelFault, load_hook
+from amips_plugins.answering import answer, traces
+from amips_plugins.bundle import Bundle, Manifest
+from amips_plugins.checks import as_ids, as_keys, check_k, check_plan, check_target
+from amips_plugins.errors import CollectionError, InvalidInput
+from amips_plugins.fallbacks import Fallbacks
 from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
-from amips_plugins.registry import Registry, collection_key
-from amips_plugins.vectors import FloatArray, IntArray, as_queries
+from amips_plugins.refresher import Refresher
+from amips_plugins.registry import Registry
+from amips_plugins.serving import Serving, bundle_in, follow, serve_bundle, serve_latest
+from amips_plugins.trace import Hits, Trace
+from amips_plugins.vectors import FloatArray, as_queries
+from amips_plugins.writes import Assigner
 
 if TYPE_CHECKING:
-    from amips_plugins.adapters.base import Collection, Hit, SearchRequest
+    from amips_plugins.adapters.base import Collection, Id
 
 __all__ = ["Hits", "LearnedRouter", "Trace"]
 
 _log = logging.getLogger(__name__)
-_TOO_FEW = "cells: fewer than k hits"
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """How a query was answered.
-
-    Attributes
-    ----------
-    mode
-        ``route``, ``rewrite`` or ``native``.
-    n_probes
-        Cells searched; None when the whole collection was.
-    version
-        Version of the bundle that planned; None without one.
-    fallback
-        Why the native search answered in place of the model; None when nothing went wrong.
-    cells
-        With ``explain=True``, the cells searched, best first.
-    scanned
-        With ``explain=True``, the share of the snapshot's keys in those cells, plus the model's
-        own multiplications expressed in keys.
-    plan_us, search_ms
-        With ``explain=True``, microseconds spent on the plan of the whole batch and milliseconds
-        in the database's client.
-    """
-
-    mode: str
-    n_probes: int | None = None
-    version: str | None = None
-    fallback: str | None = None
-    cells: tuple[int, ...] | None = None
-    scanned: float | None = None
-    plan_us: float | None = None
-    search_ms: float | None = None
-
-
-class Hits(Sequence["Hit"]):
-    """The hits of one query, best first, and how they were found.
-
-    Attributes
-    ----------
-    trace
-        How the query was answered.
-    """
-
-    __slots__ = ("_hits", "trace")
-
-    def __init__(self, hits: Sequence[Hit], trace: Trace) -> None:
-        self._hits = tuple(hits)
-        self.trace = trace
-
-    @overload
-    def __getitem__(self, index: int) -> Hit: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Hit, ...]: ...
-
-    def __getitem__(self, index: int | slice) -> Hit | tuple[Hit, ...]:
-        return self._hits[index]
-
-    def __len__(self) -> int:
-        return len(self._hits)
-
-    def __iter__(self) -> Iterator[Hit]:
-        return iter(self._hits)
-
-    def __repr__(self) -> str:
-        return f"Hits({list(self._hits)!r}, trace={self.trace!r})"
+_SWITCHES = 10  # generations that one write follows: more in a row is a fault
 
 
 class LearnedRouter:
@@ -116,11 +51,17 @@ class LearnedRouter:
         A pre-query hook of your own, in place of any bundle.
     threads
         Threads of one model call.
+    refresh
+        Seconds after which a search has the database and the registry looked at again, on a
+        thread of its own (see ``refresh``); None to do so only on request.
+    overflow_warning
+        Share of keys without a cell past which a refresh logs a warning.
 
     Raises
     ------
     InvalidInput
-        More than one of ``registry``, ``bundle`` and ``hook`` is given.
+        More than one of ``registry``, ``bundle`` and ``hook`` is given, or another argument
+        cannot be used.
     BundleError
         The ``bundle`` given cannot serve the collection. (A registry's bundle that cannot is
         logged, and the native search serves.)
@@ -147,37 +88,54 @@ class LearnedRouter:
         bundle: Bundle | str | Path | None = None,
         hook: PreQueryHook | None = None,
         threads: int = 1,
+        refresh: float | None = 30.0,
+        overflow_warning: float = 0.05,
     ) -> None:
         if sum(given is not None for given in (registry, bundle, hook)) > 1:
             raise InvalidInput("Give the router one of registry, bundle and hook, not several.")
-        self._collection = collection
+        if refresh is not None and not refresh > 0:
+            raise InvalidInput(f"refresh={refresh!r} is no time; pass seconds above 0, or None.")
+        if not 0.0 <= overflow_warning <= 1.0:
+            raise InvalidInput(f"overflow_warning={overflow_warning!r} is no share from 0 to 1.")
         self._threads = threads
-        self._hook: PreQueryHook | None = hook
-        self._manifest: Manifest | None = None
-        self._sizes: IntArray | None = None
-        self._no_hook = "no bundle"
+        self._registry: Registry | None = None
         self._count = collection.count()
-        self.fallbacks: Counter[str] = Counter()
-        self._logged: set[str] = set()
+        self._assigner = Assigner()
+        self._overflow_warning = overflow_warning
+        self._overflows = False
+        self._fallbacks = Fallbacks()
+        self._refreshing = threading.Lock()
+        self._problem: str | None = None
+        self._serving = Serving(collection, hook)
         if bundle is not None:
-            self._load(bundle if isinstance(bundle, Bundle) else _bundle_in(Path(bundle)))
+            opened = bundle if isinstance(bundle, Bundle) else bundle_in(Path(bundle))
+            self._serving = serve_bundle(collection, opened, threads)
         elif hook is None:
-            self._load_latest(registry if isinstance(registry, Registry) else Registry(registry))
+            self._registry = registry if isinstance(registry, Registry) else Registry(registry)
+            serving, problem = self._load_latest(self._registry, self._serving)
+            self._adopt(serving)
+            self._say(problem)
+        self._refresher = Refresher(self.refresh, refresh)
 
     @property
     def collection(self) -> Collection:
-        """The collection searched."""
-        return self._collection
+        """The collection searched, as it was last looked at."""
+        return self._serving.collection
+
+    @property
+    def fallbacks(self) -> Counter[str]:
+        """How often the native search answered in place of the model, by reason."""
+        return self._fallbacks.counts
 
     @property
     def manifest(self) -> Manifest | None:
         """The manifest of the bundle in use, or None."""
-        return self._manifest
+        return self._serving.manifest
 
     @property
     def learned(self) -> bool:
         """Whether there is a hook to plan with; without one every search is native."""
-        return self._hook is not None
+        return self._serving.hook is not None
 
     def search(
         self,
@@ -228,8 +186,11 @@ class LearnedRouter:
         """
         from amips_plugins.adapters.base import SearchRequest
 
-        rows, single = as_queries(queries, self._collection.info.dim)
-        self._check_k(k)
+        self._refresher.look()
+        serving = self._serving  # taken once: a refresh meanwhile is the next search's
+        rows, single = as_queries(queries, serving.collection.info.dim)
+        check_k(k)
+        self._check_count(k, serving.collection)
         check_target(recall, n_probes)
         if isinstance(fields, str):
             raise InvalidInput(f"fields={fields!r} is one name; pass a list of names.")
@@ -237,168 +198,200 @@ class LearnedRouter:
         target = Target(k=k, recall=recall, n_probes=n_probes)
         request = SearchRequest(rows, k, filter, tuple(fields), params, timeout)
         started = time.perf_counter()
-        plan, fallback = self._plan(rows, target)
+        plan, fallback = self._plan(serving, rows, target)
         planned = time.perf_counter()
-        found, plan, fallback = self._search(request, plan, fallback, started)
-        completed = self._complete(request, plan, found, started)
-        version = None if self._manifest is None else self._manifest.version
-        base = Trace(_mode(plan), version=version, fallback=fallback)
+        answered = answer(
+            serving.collection, request, plan, started, self._fall_back, self._refresher.hurry
+        )
+        version = None if serving.manifest is None else serving.manifest.version
+        base = Trace(_mode(answered.plan), version=version, fallback=fallback or answered.fallback)
         if explain:
             base = replace(
                 base,
                 plan_us=(planned - started) * 1e6,
                 search_ms=(time.perf_counter() - planned) * 1e3,
             )
-        traces = [self._row_trace(base, plan, row, explain) for row in range(len(found))]
-        for row in completed:
-            routed = traces[row].scanned
-            scanned = None if routed is None else routed + 1.0  # the cells, and then every key
-            traces[row] = replace(traces[row], mode="native", fallback=_TOO_FEW, scanned=scanned)
-        answers = [Hits(hits, trace) for hits, trace in zip(found, traces, strict=True)]
+        rows_traced = traces(
+            answered, base, serving.collection, serving.model_share, explain=explain
+        )
+        answers = [Hits(hits, t) for hits, t in zip(answered.found, rows_traced, strict=True)]
         return answers[0] if single else answers
 
-    def _check_k(self, k: int) -> None:
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-            raise InvalidInput(f"k={k!r} asks for nothing; pass a whole number of 1 or more.")
+    def upsert(
+        self,
+        ids: Sequence[Id],
+        vectors: Any,
+        fields: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Write keys, in place of those with the same ids; safe and searched when it returns.
+
+        Each key gets the cell that the bundle gives it: for a key of the snapshot that has kept
+        its vector the recorded one, which takes 16 bytes of memory a key of the snapshot from the
+        first call on. Where there is no bundle, or the collection has no cells of it, keys are
+        written without (``amips backfill`` gives them theirs), and are searched all the same.
+
+        Parameters
+        ----------
+        ids
+            One int or string a key, each once.
+        vectors
+            ``(n, dim)``, finite numbers.
+        fields
+            Stored fields of each key.
+
+        Raises
+        ------
+        InvalidInput
+            An argument cannot be used; nothing has been written.
+        CollectionError
+            The collection was replaced time and again during the call.
+        """
+        keys, rows = as_keys(ids, vectors, fields, self.collection.info.dim)
+
+        def write(serving: Serving) -> None:
+            cells = None
+            if serving.bundle is not None and serving.has_cells_of_bundle():
+                try:
+                    cells = self._assigner.assign(serving.bundle, keys, rows)
+                except Exception as exc:  # noqa: BLE001 - the write must not suffer from a bundle
+                    self._fall_back(f"write: {type(exc).__name__}", exc)
+            serving.collection.upsert(keys, rows, fields, cells)
+
+        self._write(write)
+
+    def delete(self, ids: Sequence[Id]) -> None:
+        """Delete keys; ids that are not there are none of its business.
+
+        Raises
+        ------
+        InvalidInput
+            The ids cannot be used.
+        CollectionError
+            The collection was replaced time and again during the call.
+        """
+        keys = as_ids(ids)
+        self._write(lambda serving: serving.collection.delete(keys))
+
+    def overflow_share(self) -> float:
+        """Count the keys that have no cell, which every query searches.
+
+        Returns
+        -------
+        float
+            Their share of all keys; 0 where the collection has no cells.
+        """
+        collection = self.collection
+        if collection.layout() is None:
+            return 0.0
+        share = collection.overflow() / max(1, collection.count())
+        crossed, self._overflows = not self._overflows, share > self._overflow_warning
+        if self._overflows and crossed:
+            _log.warning(
+                "%.1f %% of the keys of %r have no cell and are searched by every query; to give "
+                "them theirs: amips backfill.",
+                100 * share,
+                collection.info.name,
+            )
+        return share
+
+    def refresh(self) -> bool:
+        """Look at the database and the registry again now, and serve what is new there.
+
+        A moved alias, new cells and a newly published bundle show here. The next searches use
+        them; those under way end as they began. A bundle that cannot serve is refused, which is
+        logged, and the one that runs serves on; so does everything while the database or the
+        registry cannot be reached.
+
+        Returns
+        -------
+        bool
+            Whether something else serves now.
+        """
+        with self._refreshing:
+            before, problem = self._serving, None
+            try:
+                serving = follow(before)
+                if self._registry is not None:
+                    serving, problem = self._load_latest(self._registry, serving)
+                self._adopt(serving)
+                self.overflow_share()
+            except Exception as exc:  # noqa: BLE001 - whatever is out of reach, the router serves on
+                problem = f"{before.collection.info.name!r} cannot be looked at again: {exc}"
+            self._say(problem)
+            return self._serving is not before
+
+    def _load_latest(self, registry: Registry, running: Serving) -> tuple[Serving, str | None]:
+        """Return what the registry has for the collection, or what runs and why it still does."""
+        name = running.collection.info.name
+        try:
+            return serve_latest(running, registry, self._threads), None
+        except Exception as exc:  # noqa: BLE001 - whatever the registry's storage raises, native serves
+            if running.hook is not None:
+                return running, f"The bundle that runs serves {name!r} on: {exc}"
+            obstacle = f"bundle: {type(exc).__name__}"
+            if running.obstacle != obstacle:
+                running = replace(running, obstacle=obstacle)
+            return running, f"No bundle serves {name!r}: {exc}"
+
+    def _adopt(self, serving: Serving) -> None:
+        """Let the searches to come use another state."""
+        if serving is self._serving:
+            return
+        self._serving = serving
+        # What goes wrong from now on is news; why there is no bundle is said where it is known.
+        self._fallbacks.start_over(*([serving.obstacle or ""] if serving.hook is None else []))
+        _log.info(
+            "%r is searched with bundle %s.",
+            serving.collection.info.name,
+            None if serving.manifest is None else serving.manifest.version,
+        )
+
+    def _say(self, problem: str | None) -> None:
+        """Log what a look around found wrong, once until it is another matter."""
+        if problem is not None and problem != self._problem:
+            _log.warning("%s", problem)
+        self._problem = problem
+
+    def _write(self, write: Callable[[Serving], None]) -> None:
+        """Write until the generation written to is the one that serves."""
+        for _ in range(_SWITCHES):
+            serving = self._serving
+            if serving.collection.current() is not serving.collection:
+                self.refresh()
+                serving = self._serving
+            write(serving)
+            if serving.collection.current() is serving.collection:
+                return
+        raise CollectionError(
+            f"The collection behind {self.collection.info.name!r} was replaced {_SWITCHES} times "
+            f"during one write; write again when it has come to rest."
+        )
+
+    def _check_count(self, k: int, collection: Collection) -> None:
         if k > self._count:
-            self._count = self._collection.count()  # it may have grown since
+            self._count = collection.count()  # it may have grown since
             if k > self._count:
                 raise InvalidInput(
-                    f"k={k} is more than the {self._count} keys of "
-                    f"{self._collection.info.name!r}; ask for at most that many."
+                    f"k={k} is more than the {self._count} keys of {collection.info.name!r}; "
+                    f"ask for at most that many."
                 )
 
-    def _plan(self, queries: FloatArray, target: Target) -> tuple[QueryPlan, str | None]:
-        if self._hook is None:
-            return NATIVE, self._fall_back(self._no_hook)
+    def _plan(
+        self, serving: Serving, queries: FloatArray, target: Target
+    ) -> tuple[QueryPlan, str | None]:
+        if serving.obstacle is not None or serving.hook is None:
+            return NATIVE, self._fall_back(serving.obstacle or "no bundle", serving.hint)
         try:
-            plan = self._hook.plan(queries, target)
-            _check_plan(plan, queries)
+            plan = serving.hook.plan(queries, target)
+            check_plan(plan, queries)
         except InvalidInput:
             raise  # the caller's own argument
         except Exception as exc:  # noqa: BLE001 - whatever a model does, the native search answers
             return NATIVE, self._fall_back(f"model: {type(exc).__name__}", exc)
-        return plan, None  # the adapter refuses cells of another layout; asking here costs a call
+        return plan, None
 
-    def _search(
-        self, request: SearchRequest, plan: QueryPlan, fallback: str | None, started: float
-    ) -> tuple[list[list[Hit]], QueryPlan, str | None]:
-        if plan.cells is None and plan.rewritten is None:
-            return self._collection.search(request), plan, fallback
-        try:
-            return self._collection.search(request, plan), plan, None
-        except Exception as exc:
-            left = _what_is_left(request, started)
-            if left is None:
-                raise
-            found = self._collection.search(left)  # an error of the database shows here too
-            return found, NATIVE, self._fall_back(f"search: {type(exc).__name__}", exc)
-
-    def _complete(
-        self, request: SearchRequest, plan: QueryPlan, found: list[list[Hit]], started: float
-    ) -> set[int]:
-        """Search natively where a plan found fewer than k hits: small cells, a narrow filter."""
-        if plan.cells is None and plan.rewritten is None:
-            return set()
-        short = [row for row, hits in enumerate(found) if len(hits) < request.k]
-        left = _what_is_left(request, started) if short else None
-        if left is None:
-            return set()
-        again = self._collection.search(replace(left, queries=request.queries[short]))
-        for row, hits in zip(short, again, strict=True):
-            found[row] = hits
-        self._fall_back(_TOO_FEW)
-        return set(short)
-
-    def _row_trace(self, base: Trace, plan: QueryPlan, row: int, explain: bool) -> Trace:
-        if plan.cells is None:
-            return base
-        cells = tuple(cell for cell in plan.cells[row].tolist() if cell >= 0)
-        if not explain:
-            return replace(base, n_probes=len(cells))
-        return replace(base, n_probes=len(cells), cells=cells, scanned=self._scanned(cells))
-
-    def _scanned(self, cells: tuple[int, ...]) -> float | None:
-        if self._sizes is None or self._manifest is None:
-            return None
-        model = self._manifest.parameters / self._manifest.dim
-        return (float(self._sizes[list(cells)].sum()) + model) / self._manifest.count
-
-    def _fall_back(self, reason: str, cause: BaseException | None = None) -> str:
-        """Count a reason, and log it the first time."""
-        self.fallbacks[reason] += 1
-        if reason not in self._logged:
-            self._logged.add(reason)
-            _log.warning(
-                "The native search answers for %r: %s%s",
-                self._collection.info.name,
-                reason,
-                f" ({cause})" if cause is not None else "",
-            )
-        return reason
-
-    def _load(self, bundle: Bundle) -> None:
-        info = self._collection.info
-        key = collection_key(info)
-        bundle.manifest.check_serves(key.database, key.name, key.field, info.metric, info.dim)
-        hook = load_hook(bundle, self._threads)
-        if bundle.manifest.layout:
-            sizes = Cells.from_bytes(bundle.read(CELLS)).sizes
-            if len(sizes) != bundle.manifest.n_cells:
-                raise BundleCorrupt(f"The cells of {bundle.location} do not fit its manifest.")
-            self._sizes = sizes
-        self._hook, self._manifest = hook, bundle.manifest
-
-    def _load_latest(self, registry: Registry) -> None:
-        try:
-            self._load(registry.open(collection_key(self._collection.info)))
-        except Exception as exc:  # noqa: BLE001 - whatever the registry's storage raises, native serves
-            self._no_hook = f"bundle: {type(exc).__name__}"
-            _log.warning("No bundle serves %r: %s", self._collection.info.name, exc)
-            self._logged.add(self._no_hook)
-
-
-def _bundle_in(folder: Path) -> Bundle:
-    inner = folder / "bundle"  # the folder that training wrote holds the bundle
-    home = inner if (inner / MANIFEST).exists() else folder
-    return Bundle.open(str(home), lambda name: (home / name).read_bytes())
-
-
-def _what_is_left(request: SearchRequest, started: float) -> SearchRequest | None:
-    """Return the request for another search within the caller's one deadline, or None."""
-    if request.timeout is None:
-        return request
-    left = request.timeout - (time.perf_counter() - started)
-    return replace(request, timeout=left) if left > 0 else None
-
-
-def check_target(recall: Any, n_probes: Any) -> None:
-    """Refuse a target that makes no sense for any model; None is no target.
-
-    Raises
-    ------
-    InvalidInput
-        The recall is no share, or the probes are no whole number of 1 or more.
-    """
-    real = isinstance(recall, numbers.Real) and not isinstance(recall, bool)
-    if recall is not None and not (real and 0.0 < recall <= 1.0):
-        raise InvalidInput(f"recall={recall!r} is no share; pass a number in (0, 1].")
-    whole = isinstance(n_probes, (int, np.integer)) and not isinstance(n_probes, bool)
-    if n_probes is not None and not (whole and n_probes >= 1):
-        raise InvalidInput(
-            f"n_probes={n_probes!r} searches nothing; pass a whole number of 1 or more."
-        )
-
-
-def _check_plan(plan: QueryPlan, queries: FloatArray) -> None:
-    """Refuse a plan that does not fit its queries: a hook may be anyone's."""
-    rewritten, cells = plan.rewritten, plan.cells
-    if rewritten is not None and rewritten.shape != queries.shape:
-        raise ModelFault(f"{len(queries)} queries were rewritten to shape {rewritten.shape}.")
-    if rewritten is not None and not np.isfinite(rewritten).all():
-        raise ModelFault("A rewritten query is not finite.")
-    if cells is not None and (cells.ndim != 2 or len(cells) != len(queries)):
-        raise ModelFault(f"{len(queries)} queries got cells of shape {cells.shape}.")
+    def _fall_back(self, reason: str, cause: object = None) -> str:
+        return self._fallbacks.note(self.collection.info.name, reason, cause)
 
 
 def _mode(plan: QueryPlan) -> str:

@@ -55,8 +55,10 @@ class Metric(str, Enum):
         return self is not Metric.L2
 
 
-def as_queries(queries: Any, dim: int) -> tuple[FloatArray, bool]:
-    """Check query vectors and bring them into one form.
+def as_queries(
+    queries: Any, dim: int, noun: tuple[str, str] = ("Query", "Queries")
+) -> tuple[FloatArray, bool]:
+    """Check query vectors, or other vectors, and bring them into one form.
 
     Parameters
     ----------
@@ -64,6 +66,8 @@ def as_queries(queries: Any, dim: int) -> tuple[FloatArray, bool]:
         ``(dim,)`` or ``(n_queries, dim)``, anything numpy can turn into float32.
     dim
         Dimension of the collection's vectors.
+    noun
+        What to call one and several of them in a message.
 
     Returns
     -------
@@ -75,6 +79,7 @@ def as_queries(queries: Any, dim: int) -> tuple[FloatArray, bool]:
     InvalidInput
         Not numeric, of another dimension, empty, or with a NaN or infinite entry.
     """
+    one, many = noun
     try:
         given = np.asarray(queries)
         if given.dtype.kind in "SUMmc":  # numpy would make numbers of text, dates and complex
@@ -83,24 +88,24 @@ def as_queries(queries: Any, dim: int) -> tuple[FloatArray, bool]:
             array = np.ascontiguousarray(given, dtype=np.float32)
     except (TypeError, ValueError) as exc:
         raise InvalidInput(
-            f"Queries must be numbers of shape ({dim},) or (n, {dim}), "
+            f"{many} must be numbers of shape ({dim},) or (n, {dim}), "
             f"but got {type(queries).__name__}."
         ) from exc
     single = given.ndim == 1
     if given.ndim not in (1, 2) or given.shape[-1] != dim:
         raise InvalidInput(
-            f"Queries have shape {given.shape}, but the collection holds vectors of "
+            f"{many} have shape {given.shape}, but the collection holds vectors of "
             f"dimension {dim}; pass ({dim},) or (n, {dim})."
         )
     array = array.reshape(-1, dim)
     if len(array) == 0:
-        raise InvalidInput("Queries are empty; pass at least one vector.")
+        raise InvalidInput(f"{many} are empty; pass at least one vector.")
     # One sum finds any NaN or inf without a mask; an overflow only costs the slower look.
     with np.errstate(over="ignore", invalid="ignore"):
         total = float(array.sum())
     if not np.isfinite(total) and not bool(np.isfinite(array).all()):
         row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
-        raise InvalidInput(f"Query {row} holds a NaN or infinite number; remove or re-embed it.")
+        raise InvalidInput(f"{one} {row} holds a NaN or infinite number; remove or re-embed it.")
     return array, single
 
 

@@ -92,7 +92,8 @@ def hooks(queries: FloatArray, n_cells: int, probes: int) -> dict[str, PreQueryH
         levels = np.array([threshold, -np.inf], dtype=np.float32)
         recall = np.tile(np.array([0.95, 1.0], dtype=np.float32), (_K, 1))
         calibration = Calibration(levels, recall, recall, recall[0], 0.95)
-        result[kind] = RouteHook(model, calibration, "overhead", 0.95)
+        shares = np.append(np.full(n_cells, 1.0 / n_cells), 0.0).astype(np.float32)
+        result[kind] = RouteHook(model, calibration, "overhead", 0.95, shares)
     keynet = KeyNet(dim, presets["keynet"].width, presets["keynet"].depth)
     result["keynet"] = RewriteHook(OnnxModel(to_onnx(keynet, dim, Metric.COSINE)))
     return result

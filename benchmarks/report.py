@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.rows import Row
 
-__all__ = ["TITLES", "cost_table", "promise_table"]
+__all__ = ["TITLES", "cost_table", "promise_table", "table"]
 
 TITLES = {
     "unseen": "Queries never seen",
@@ -37,7 +37,7 @@ def cost_table(rows: Iterable[Row], protocol: str) -> str:
         seeds = len(cells[_COLUMNS[0]])
         totals = [_mean([row.total for row in cells[column]]) for column in _COLUMNS]
         lines.append([str(key[0]), key[1], key[2], str(seeds), f"{model:.4f}", *totals])
-    return _table(heading, lines)
+    return table(heading, lines)
 
 
 def promise_table(rows: Iterable[Row], protocol: str) -> str:
@@ -55,7 +55,7 @@ def promise_table(rows: Iterable[Row], protocol: str) -> str:
     for key in sorted(found, key=_order):
         entries = [_promise(found[key][column]) for column in _COLUMNS]
         lines.append([str(key[0]), key[1], key[2], *entries])
-    return _table(heading, lines)
+    return table(heading, lines)
 
 
 def _promise(rows: Sequence[Row]) -> str:
@@ -92,7 +92,8 @@ def _mean(values: Sequence[float | None]) -> str:
     return text + (f" ({len(known)} of {len(values)})" if len(known) < len(values) else "")
 
 
-def _table(heading: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def table(heading: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Write a table in Markdown."""
     widths = [max(len(line[at]) for line in (heading, *lines)) for at in range(len(heading))]
     rule = ["-" * width for width in widths]
     return "\n".join(

@@ -26,6 +26,7 @@ from amips_plugins.bundle import (
     describe_file,
 )
 from amips_plugins.calibration import Calibration
+from amips_plugins.cells import sketch
 from amips_plugins.export.choice import choose, to_publish
 from amips_plugins.export.measure import (
     calibrate,
@@ -40,7 +41,7 @@ from amips_plugins.export.queries import QuerySplits
 from amips_plugins.export.snapshot import Snapshot
 from amips_plugins.export.to_onnx import to_onnx
 from amips_plugins.files import replace_file
-from amips_plugins.vectors import FloatArray, IntArray
+from amips_plugins.vectors import FloatArray
 
 __all__ = ["write_bundle"]
 
@@ -59,7 +60,8 @@ def write_bundle(
     if published.priority is not None:
         files[CALIBRATION] = _calibrate(published, published.priority, problem).to_bytes()
         files[CELLS] = published.cells.to_bytes()
-        files[KNOWN_CELLS] = _npy(published.assignment.astype(np.int32))
+        recorded = [published.assignment.astype(np.int32), sketch(snapshot.vectors())]
+        files[KNOWN_CELLS] = _npy(np.stack(recorded, axis=1))
         files[IDS] = snapshot.ids_bytes()
     ks = tuple(sorted({1, options.k}))
     measured_figures = [
@@ -120,7 +122,7 @@ def _calibrate(
     return calibrate(measured, thresholds, hit_cells.shape[1])
 
 
-def _npy(array: IntArray | np.typing.NDArray[np.int32]) -> bytes:
+def _npy(array: np.typing.NDArray[np.int32]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()

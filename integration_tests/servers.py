@@ -1,61 +1,278 @@
-"""Servers for the integration tests, each started once in a folder of its own."""
+"""Milvus servers that tests may kill: one interface, here as a plain process of the wheel.
+
+A server never outlives the test run, even if that is killed: a :class:`Leash` ends it.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import os
+import random
+import shlex
+import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
-__all__ = ["MILVUS_HINT", "milvus_server"]
+__all__ = ["MILVUS_HINT", "Leash", "MilvusProcess", "MilvusServer", "ServerError", "free_ports"]
 
 MILVUS_HINT = (
-    "no Milvus server: run `docker compose -f docker/compose.yaml up -d --wait milvus` and set "
-    "AMIPS_MILVUS_URI=http://127.0.0.1:19530, or run `pip install --no-deps milvus==2.3.5`, the "
-    "wheel that holds a standalone server"
+    "no Milvus server: run `docker/start-engine`, or run `docker compose -f docker/compose.yaml up "
+    "-d --wait milvus` and set AMIPS_MILVUS_URI=http://127.0.0.1:19530, or run `pip install "
+    "--no-deps milvus==2.3.5`, the wheel that holds a standalone server"
 )
 
-_START_SECONDS = 120.0
-_STOP_SECONDS = 5.0  # SIGTERM takes Milvus over 30 s, and its folder is thrown away anyway
+_READY_SECONDS = 120.0
+_STOP_SECONDS = 30.0
 
 
-@contextmanager
-def milvus_server() -> Iterator[str]:
-    """Run the standalone server of the ``milvus`` wheel and yield its address.
+class ServerError(Exception):
+    """A server could not be started or did not become ready."""
 
-    Its folder is temporary and every port is a free one. The embedded etcd listens on loopback;
-    Milvus 2.3.5 itself has no setting for that and listens on all interfaces.
+
+class Leash:
+    """Runs a shell command when this process ends, however it ends, unless released before."""
+
+    def __init__(self, command: str) -> None:
+        # The pipe closes with this process; a session of its own spares the waiting shell Ctrl-C.
+        self._shell = subprocess.Popen(
+            ["sh", "-c", 'cat >/dev/null; eval "$1"', "leash", command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def release(self) -> None:
+        os.killpg(self._shell.pid, signal.SIGKILL)
+        self._shell.communicate()
+
+
+class MilvusServer(ABC):
+    """A Milvus server on loopback whose data and address survive :meth:`kill` and :meth:`stop`.
+
+    As a context manager it starts, waits until it answers, and is removed with its data.
+
+    Parameters
+    ----------
+    session_ttl
+        Seconds for which a killed server's part in the cluster stays reserved. After a kill,
+        collections are served again after 36 s with 30 (the server's own default) and after 11 s
+        with 5. But a server paused for longer than about half of it may never answer again: take
+        the default in tests that pause.
+    """
+
+    uri: str
+    description: str
+
+    def __init__(self, session_ttl: int = 30) -> None:
+        # A graceful stop would move the data to other query nodes, and there are none.
+        self.settings = {
+            "COMMON_SESSION_TTL": str(session_ttl),
+            "COMMON_GRACEFULSTOPTIMEOUT": "1",
+        }
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start, or start again with the same data and address; does not wait for readiness."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """Kill at once, as a crash does."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Stop in an orderly way."""
+
+    @abstractmethod
+    def pause(self) -> None:
+        """Freeze: connections stay open, and nothing answers."""
+
+    @abstractmethod
+    def unpause(self) -> None:
+        """Let a paused server go on."""
+
+    @abstractmethod
+    def is_running(self) -> bool:
+        """Whether the server's process is there, paused or not."""
+
+    @abstractmethod
+    def logs(self) -> str:
+        """The last lines that the server logged."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Kill it and delete its data."""
+
+    def restart(self) -> None:
+        """Stop in an orderly way and start again."""
+        self.stop()
+        self.start()
+
+    def wait_until_ready(self, *collections: str, timeout: float = _READY_SECONDS) -> float:
+        """Wait for the server and for a real query of each collection; return the seconds it took.
+
+        The health page is no readiness: it answers before the server does, and a collection is
+        served tens of seconds later. Collections that were loaded load by themselves.
+
+        Raises
+        ------
+        ServerError
+            It ended, or was not ready in time; the message has the end of its log.
+        """
+        begun = time.monotonic()
+        problem = "it ended"
+        while self.is_running():
+            found = _problem(self.uri, collections)
+            if found is None:
+                return time.monotonic() - begun
+            problem = found
+            if time.monotonic() - begun > timeout:
+                break
+            time.sleep(0.2)
+        raise ServerError(
+            f"Milvus ({self.description}) was not ready after {time.monotonic() - begun:.0f} s: "
+            f"{problem}; its log ends with:\n{self.logs()}"
+        )
+
+    def __enter__(self) -> MilvusServer:
+        try:
+            self.start()
+            self.wait_until_ready()
+        except BaseException:
+            self.remove()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+
+class MilvusProcess(MilvusServer):
+    """The standalone server of the ``milvus`` wheel, in a temporary folder, on free ports.
+
+    Its etcd listens on loopback; Milvus 2.3.5 itself has no setting for that and listens on all
+    interfaces.
 
     Raises
     ------
-    ModuleNotFoundError
+    ServerError
         The wheel is not installed.
     """
-    if importlib.util.find_spec("milvus") is None:
-        raise ModuleNotFoundError("milvus", name="milvus")
+
+    description = "plain process of the wheel milvus"
+
+    def __init__(self, session_ttl: int = 30) -> None:
+        super().__init__(session_ttl)
+        if importlib.util.find_spec("milvus") is None:
+            raise ServerError(MILVUS_HINT)
+        self._folder = Path(tempfile.mkdtemp(prefix="amips-milvus-"))
+        self._leashes = [Leash(f"sleep 1; rm -rf {shlex.quote(str(self._folder))}")]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.uri, self._command, self._environment = _configure(self._folder)
+        self._environment.update(self.settings)
+
+    def start(self) -> None:
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=self._folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self._leashes.append(Leash(f"kill -KILL {self._process.pid}"))
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def pause(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def unpause(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    @property
+    def pid(self) -> int:
+        """The process id, for what the system counts of it."""
+        if self._process is None:
+            raise ServerError("The Milvus process has not been started.")
+        return self._process.pid
+
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def logs(self) -> str:
+        log = self._folder / "server.log"
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        return "\n".join(lines[-20:])
+
+    def remove(self) -> None:
+        if self.is_running():
+            self.kill()
+        while self._leashes:
+            self._leashes.pop().release()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is None:
+            raise ServerError("The Milvus process has not been started.")
+        self._process.send_signal(number)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.send_signal(number)
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._leashes.pop().release()  # its process id may soon be another process's
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nothing listens on.
+
+    They lie below the range that the system hands to outgoing connections, so that none of those
+    takes the port of a server that is down for a moment.
+    """
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
-        address, command, environment = _configure_milvus(folder)
-        log = stack.enter_context((folder / "server.log").open("wb"))
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
-        )
-        stack.callback(_stop, process)
-        _wait_until_it_answers(address, process, folder / "server.log")
-        yield address
+        ports: list[int] = []
+        for port in random.sample(range(20_000, 32_000), 1000):
+            listener = stack.enter_context(socket.socket())
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            ports.append(port)
+            if len(ports) == count:
+                return ports
+    raise ServerError(f"There are no {count} free ports.")
 
 
-def _configure_milvus(folder: Path) -> tuple[str, list[str], dict[str, str]]:
+def _configure(folder: Path) -> tuple[str, list[str], dict[str, str]]:
     milvus = importlib.import_module("milvus")
     # The embedded etcd ignores the port of the Milvus configuration: two servers on one host would
     # meet on 2379 and 2380, so it gets a file of its own.
-    ports = _free_ports(12)
+    ports = free_ports(12)
     config = milvus.MilvusServerConfig(data_dir=str(folder))
     names = [name for name in config.configurable_items if name.endswith("_port")]
     config.update(**dict(zip(names, ports, strict=False)))
@@ -90,51 +307,25 @@ def _configure_milvus(folder: Path) -> tuple[str, list[str], dict[str, str]]:
     return address, [str(folder / "bin" / "milvus"), "run", "standalone"], environment
 
 
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        ports = []
-        for _ in range(count):
-            listener = stack.enter_context(socket.socket())
-            listener.bind(("127.0.0.1", 0))
-            ports.append(listener.getsockname()[1])
-        return ports
-
-
-def _wait_until_it_answers(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait for a real query: the health page answers before the server does."""
-    deadline = time.monotonic() + _START_SECONDS
-    reason = "it ended"
-    while time.monotonic() < deadline and process.poll() is None:
-        problem = _problem(address)
-        if problem is None:
-            return
-        reason = problem
-        time.sleep(0.5)
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-    raise RuntimeError(f"The Milvus server did not start ({reason}); its log ends with:\n{tail}")
-
-
-def _problem(address: str) -> str | None:
+def _problem(uri: str, collections: tuple[str, ...]) -> str | None:
+    """What keeps the server from answering, or None if nothing does."""
     from pymilvus import MilvusClient
     from pymilvus.exceptions import MilvusException
 
+    grpc = importlib.import_module("grpc")
+
     try:
-        client = MilvusClient(address, timeout=2)
+        client: Any = MilvusClient(uri, timeout=2)
         try:
-            client.create_collection("ready", dimension=2)
-            client.query("ready", "id >= 0", ["count(*)"])
-            client.drop_collection("ready")
+            client.list_collections(timeout=2)
+            for name in collections:
+                state = client.get_load_state(name, timeout=2)["state"].name
+                if state != "Loaded":
+                    return f"collection {name} is {state}"
+                # Strong: the answer must hold what was written last.
+                client.query(name, "", ["count(*)"], timeout=5, consistency_level="Strong")
         finally:
             client.close()
-    except MilvusException as exc:
+    except (MilvusException, grpc.RpcError) as exc:  # a paused server's deadlines come through bare
         return str(exc)
     return None
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

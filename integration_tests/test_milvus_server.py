@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from amips_plugins.adapters.base import SearchRequest
+from amips_plugins.adapters.layouts import LayoutSpec, Storage
 from amips_plugins.adapters.milvus import MilvusCollection
 from amips_plugins.errors import CollectionError, CollectionNotFound
 from amips_plugins.plan import QueryPlan
@@ -30,6 +31,10 @@ class TestMilvusServer(MilvusContract):
         cls.set_up(pymilvus.MilvusClient(milvus_uri, token=TOKEN))
         yield
         cls.tear_down()
+
+
+class TestMilvusServerWithACellField(TestMilvusServer):
+    storage: Storage | None = "field"
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +119,7 @@ def test_rewritten_queries_search_an_ivf_index(ivf: MilvusCollection) -> None:
 
 
 def test_laying_out_keeps_generated_ids_and_dynamic_fields(ivf: MilvusCollection) -> None:
-    copy = ivf.lay_out("abc", 8, lambda ids, _: np.asarray(ids) % 8)
+    copy = ivf.layouts.build(LayoutSpec("abc", 8, lambda ids, _: np.asarray(ids) % 8))
     assert copy.info.name == f"{ivf.info.name}__g2"
     assert copy.count() == COUNT
     before = [key for batch in ivf.scan(4000) for key in batch.ids]
@@ -122,13 +127,13 @@ def test_laying_out_keeps_generated_ids_and_dynamic_fields(ivf: MilvusCollection
     assert found_rows(copy, k=10) == exact_rows(10)
     cells = np.tile(np.arange(8), (20, 1))
     assert found_rows(copy, k=10, plan=QueryPlan(cells=cells, layout="abc")) == exact_rows(10)
-    again = copy.lay_out("def", 2, lambda ids, _: np.asarray(ids) % 2)
+    again = copy.layouts.build(LayoutSpec("def", 2, lambda ids, _: np.asarray(ids) % 2))
     assert again.info.name == f"{ivf.info.name}__g3"
     assert (ivf.layout(), copy.layout(), again.layout()) == (None, "abc", "def")
 
 
 def test_a_dropped_partition_is_the_databases_own_error(ivf: MilvusCollection, client: Any) -> None:
-    copy = ivf.lay_out("fff", 2, lambda ids, _: np.asarray(ids) % 2)
+    copy = ivf.layouts.build(LayoutSpec("fff", 2, lambda ids, _: np.asarray(ids) % 2))
     assert copy.layout() == "fff"
     client.release_partitions(copy.info.name, ["cell_fff_0001"])
     client.drop_partition(copy.info.name, "cell_fff_0001")

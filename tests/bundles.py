@@ -27,12 +27,12 @@ from amips_plugins.bundle import (
     describe_file,
 )
 from amips_plugins.calibration import Calibration
-from amips_plugins.cells import Cells
+from amips_plugins.cells import Cells, sketch
 from amips_plugins.export.clustering import nearest_offsets
 from amips_plugins.export.measure import calibrate, curve, levels_by_threshold, thresholds_for
 from amips_plugins.export.nets import KeyNet, LinearRouter
 from amips_plugins.export.to_onnx import Order, to_onnx
-from amips_plugins.layout import known_cells
+from amips_plugins.layout import lay_out
 from amips_plugins.registry import collection_key
 from amips_plugins.vectors import (
     FloatArray,
@@ -64,6 +64,14 @@ def memory(
     """The collection that the bundles are made for, with stored fields to filter by."""
     fields = [{"group": row % 3} for row in range(COUNT)]
     return MemoryCollection(vectors(), ids, metric, name, fields)
+
+
+def known_file(cells: IntArray) -> bytes:
+    """The file of recorded cells, for the keys of ``memory()``."""
+    buffer = io.BytesIO()
+    recorded = np.stack([cells.astype(np.int32), sketch(vectors())], axis=1)
+    np.save(buffer, recorded, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def make_files(metric: Metric = Metric.COSINE, model: str = "linear") -> dict[str, bytes]:
@@ -106,13 +114,11 @@ def _files(metric: Metric, model: str) -> Mapping[str, bytes]:
     priority, hit_cells = asked(seed=1)
     levels = levels_by_threshold(priority, thresholds)
     measured = curve(levels, len(thresholds), hit_cells, cells.sizes, N_CELLS)
-    known = io.BytesIO()
-    np.save(known, drawn.astype(np.int32), allow_pickle=False)
     return {
         MODEL: to_onnx(net, DIM, metric, order),
         CELLS: cells.to_bytes(),
         CALIBRATION: calibrate(measured, thresholds, K).to_bytes(),
-        KNOWN_CELLS: known.getvalue(),
+        KNOWN_CELLS: known_file(drawn),
         IDS: b"".join(msgspec.json.encode(row) + b"\n" for row in range(COUNT)),
     }
 
@@ -187,11 +193,22 @@ def weaken(best: float, confidence: float = 0.95) -> Callable[[dict[str, bytes]]
     return change
 
 
+def other_cells(files: dict[str, bytes]) -> None:
+    """A change for ``write_bundle``: the same cells, the first two of them with swapped names."""
+    cells = Cells.from_bytes(files[CELLS])
+    order = [1, 0, *range(2, N_CELLS)]
+    swapped = Cells(cells.centroids[order], cells.offsets[order], cells.sizes[order])
+    files[CELLS] = swapped.to_bytes()
+    recorded = np.load(io.BytesIO(files[KNOWN_CELLS]))[:, 0]
+    files[KNOWN_CELLS] = known_file(np.array(order)[recorded])
+
+
 def open_bundle(folder: Path) -> Bundle:
     return Bundle.open(str(folder), lambda name: (folder / name).read_bytes())
 
 
 def laid_out(folder: Path, metric: Metric = Metric.COSINE) -> MemoryCollection:
     """``memory(metric)``, in the cells of the bundle in the folder."""
-    collection, bundle = memory(metric), open_bundle(folder)
-    return collection.lay_out(bundle.manifest.layout, bundle.manifest.n_cells, known_cells(bundle))
+    collection = memory(metric)
+    lay_out(collection, open_bundle(folder))
+    return collection

@@ -90,9 +90,20 @@ def test_the_main_job(folder: Path) -> None:
     assert "linear" in out
     out, _ = amips(folder, "publish", "run", "--anyway")
     assert "Published" in out
-    out, _ = amips(folder, "layout", uri)
+    out, _ = amips(folder, "layout", uri, "--dry-run")
+    assert "'docs', 600 keys:" in out
+    assert "more to store" in out
+    out, err = amips(folder, "layout", uri)
     assert "'docs__g2' has 600 keys in 12 cells" in out
+    assert "From now on search collection=docs__g2" in out
+    assert "Go on?" not in err
     laid_out = uri.replace("=docs", "=docs__g2")
+    out, _ = amips(folder, "layout", "status", laid_out, "--json")
+    status = json.loads(out)
+    assert (status["name"], status["count"], status["overflow"]) == ("docs__g2", 600, 0)
+    assert (status["storage"], status["older"]) == ("partitions", ["docs"])
+    out, _ = amips(folder, "backfill", laid_out)
+    assert out == "0 keys got their cells; 0 have none.\n"
     out, err = amips(folder, "evaluate", laid_out, "--queries", "test.npy", "--json")
     rows = json.loads(out)
     assert [row["search"] for row in rows][:2] == ["native", "learned, recall 0.80"]
@@ -103,6 +114,8 @@ def test_the_main_job(folder: Path) -> None:
     out, _ = amips(folder, "registry", "list", "milvus/docs/vector", "--json")
     listed = json.loads(out)
     assert listed["current"] == listed["versions"][0]
+    out, _ = amips(folder, "layout", "rollback", laid_out)
+    assert out == "From now on search collection=docs, without cells.\n"
 
 
 @pytest.mark.parametrize(

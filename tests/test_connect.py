@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from amips_plugins import MilvusCollection, QdrantCollection, connect
+from amips_plugins import MilvusCollection, QdrantCollection, QdrantEdgeCollection, connect
 from amips_plugins.errors import CollectionNotFound, InvalidInput
 from tests.bundles import memory
 
@@ -29,6 +29,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     monkeypatch.setattr(MilvusCollection, "connect", noting("milvus"))
     monkeypatch.setattr(QdrantCollection, "connect", noting("qdrant"))
+    monkeypatch.setattr(QdrantEdgeCollection, "connect", noting("qdrant-edge"))
     monkeypatch.delenv("AMIPS_MILVUS_TOKEN", raising=False)
     monkeypatch.delenv("AMIPS_QDRANT_API_KEY", raising=False)
     return noted
@@ -57,6 +58,26 @@ def test_every_form(
 ) -> None:
     connect(f"{database}{rest}")
     assert calls == [(database, address, name, field, None)]
+
+
+@pytest.mark.parametrize(
+    ("uri", "address", "field"),
+    [
+        ("qdrant-edge:///folder?collection=docs", "/folder", None),
+        ("qdrant-edge:folder/of%20mine?collection=docs&field=title", "folder/of mine", "title"),
+    ],
+)
+def test_an_edge_shard_is_a_folder_in_a_folder(
+    calls: Calls, uri: str, address: str, field: str | None
+) -> None:
+    connect(uri)
+    assert calls == [("qdrant-edge", address, "docs", field, None)]
+
+
+def test_an_edge_shard_has_no_host(calls: Calls) -> None:
+    with pytest.raises(InvalidInput, match="has no host; write for example qdrant-edge:///folder"):
+        connect("qdrant-edge://localhost:6333?collection=docs")
+    assert calls == []
 
 
 def test_credentials_come_from_the_environment(
@@ -90,6 +111,9 @@ def test_credentials_come_from_the_environment(
         ("milvus+https:///docs.db?collection=docs", "no host and no file"),
         ("milvus://folder/docs.db?collection=docs", "both a host and the path '/docs.db'"),
         ("milvus://[::1?collection=docs", "names no host"),
+        ("qdrant-edge+https://localhost?collection=docs", "not a collection URI"),
+        ("qdrant-edge:///?collection=docs", "no host and no file"),
+        ("qdrant-edge:///folder", "names no collection"),
     ],
 )
 def test_bad_uris_get_one_sentence_with_an_example(calls: Calls, uri: str, says: str) -> None:
@@ -143,7 +167,7 @@ def test_a_wrong_name_shows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         connect("milvus:///docs.db?collection=docs")
 
 
-@pytest.mark.parametrize("database", ["milvus", "qdrant"])
+@pytest.mark.parametrize("database", ["milvus", "qdrant", "qdrant-edge"])
 def test_a_path_that_is_not_there_creates_nothing(database: str, tmp_path: Path) -> None:
     with pytest.raises(CollectionNotFound):
         connect(f"{database}://{tmp_path}/docs.db?collection=docs")

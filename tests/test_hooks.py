@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def test_probes_override_the_target(route: RouteHook) -> None:
 
 def test_what_cannot_be_promised_by_default_is_the_native_search(route: RouteHook) -> None:
     assert route.plan(QUERIES, Target(k=K + 1)) is NATIVE
-    bold = RouteHook(route.model, route.calibration, route.layout, 0.99999)
+    bold = replace(route, default_recall=0.99999)
     assert bold.plan(QUERIES, Target(k=3)) is NATIVE
 
 
@@ -241,7 +242,7 @@ def test_an_untrained_residual_keynet_asks_for_the_direction_of_the_query(
 def test_output_that_is_not_finite_is_a_fault(fill: float, route: RouteHook) -> None:
     router = OnnxModel(graph(ROUTER_IN, ROUTER_OUT, fill))
     with pytest.raises(ModelFault, match="not finite"):
-        RouteHook(router, route.calibration, "x", 0.9).plan(QUERIES, Target(k=1, n_probes=1))
+        replace(route, model=router).plan(QUERIES, Target(k=1, n_probes=1))
     keynet = OnnxModel(graph({"queries": ["n", DIM]}, {"rewritten": ["n", DIM]}, fill))
     with pytest.raises(ModelFault, match="not finite"):
         RewriteHook(keynet).plan(QUERIES, Target(k=1))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +9,31 @@ import msgspec
 import numpy as np
 import pytest
 
-from amips_plugins import LearnedRouter
+from amips_plugins import LearnedRouter, MemoryCollection, Registry
 from amips_plugins.adapters.base import SearchRequest
+from amips_plugins.adapters.layouts import LayoutPlan, LayoutSpec
+from amips_plugins.adapters.memory import MemoryLayouts
 from amips_plugins.bundle import CELLS, IDS, KNOWN_CELLS, CollectionKey
 from amips_plugins.cells import Cells
-from amips_plugins.errors import BundleCorrupt, BundleMismatch, InvalidInput
-from amips_plugins.layout import known_cells, lay_out
+from amips_plugins.errors import BundleCorrupt, BundleMismatch, BundleNotFound, InvalidInput
+from amips_plugins.layout import (
+    backfill,
+    known_cells,
+    lay_out,
+    plan_layout,
+    serving_bundle,
+)
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import Metric
 from tests.bundles import (
     COUNT,
     DIM,
     N_CELLS,
+    known_file,
     make_files,
     memory,
     open_bundle,
+    other_cells,
     vectors,
     write_bundle,
 )
@@ -42,10 +53,10 @@ def test_recorded_keys_keep_their_cell_and_new_ones_follow_the_rule(
     rule = Cells.from_bytes(make_files(metric)[CELLS])
     recorded = (rule.assign(vectors(), metric) + 1) % N_CELLS  # none as the rule would have it
     folder = write_bundle(
-        tmp_path, metric, change=lambda files: files.update({KNOWN_CELLS: npy(recorded)})
+        tmp_path, metric, change=lambda files: files.update({KNOWN_CELLS: known_file(recorded)})
     )
     collection, new = memory(metric), vectors(seed=8, count=20)
-    collection.insert(range(1000, 1020), new)
+    collection.upsert(range(1000, 1020), new)
     bundle, recorder = open_bundle(folder), Recorder()
     laid = lay_out(collection, bundle, recorder)
     assert laid is collection
@@ -67,8 +78,9 @@ def test_a_laid_out_collection_is_routed(tmp_path: Path) -> None:
 def test_twice_is_refused(tmp_path: Path) -> None:
     bundle = open_bundle(write_bundle(tmp_path))
     collection = lay_out(memory(), bundle)
-    with pytest.raises(InvalidInput, match="'docs' is laid out in the cells of v1 already"):
-        lay_out(collection, bundle)
+    for refuse in (lay_out, plan_layout):
+        with pytest.raises(InvalidInput, match=r"'docs' has the cells .* already"):
+            refuse(collection, bundle)
 
 
 def test_a_bundle_without_cells_is_refused(tmp_path: Path) -> None:
@@ -95,7 +107,7 @@ def test_the_bundle_of_another_collection_is_refused(
     assert collection.layout() is None
 
 
-CELL = np.zeros(COUNT, dtype=np.int32)
+RECORDED = np.zeros((COUNT, 2), dtype=np.int32)
 
 
 @pytest.mark.parametrize(
@@ -110,11 +122,14 @@ CELL = np.zeros(COUNT, dtype=np.int32)
         (KNOWN_CELLS, b"no array"),
         (KNOWN_CELLS, make_files()[CELLS]),
         (KNOWN_CELLS, make_files()[KNOWN_CELLS][:-1]),
-        (KNOWN_CELLS, npy(CELL[:-1])),
-        (KNOWN_CELLS, npy(CELL[:, None])),
-        (KNOWN_CELLS, npy(CELL + 0.5)),
-        (KNOWN_CELLS, npy(CELL - 1)),
-        (KNOWN_CELLS, npy(CELL + N_CELLS)),
+        (KNOWN_CELLS, npy(RECORDED[:-1])),
+        (KNOWN_CELLS, npy(RECORDED[:, 0])),
+        (KNOWN_CELLS, npy(RECORDED[:, :1])),
+        (KNOWN_CELLS, npy(RECORDED.astype(np.int64))),
+        (KNOWN_CELLS, npy(RECORDED + 0.5)),
+        (KNOWN_CELLS, npy(RECORDED - [[1, 0]])),
+        (KNOWN_CELLS, npy(RECORDED - np.array([[1, 0]], dtype=np.int32))),
+        (KNOWN_CELLS, npy(RECORDED + np.array([[N_CELLS, 0]], dtype=np.int32))),
     ],
 )
 def test_files_that_do_not_fit_are_corrupt(tmp_path: Path, name: str, data: bytes) -> None:
@@ -138,7 +153,136 @@ def test_a_flipped_bit_is_refused_before_anything_is_changed(tmp_path: Path) -> 
 def test_ids_may_be_strings(tmp_path: Path) -> None:
     names = [f'a "quoted"\n{row}' for row in range(COUNT)]
     lines = b"".join(msgspec.json.encode(name) + b"\n" for name in names)
-    folder = write_bundle(tmp_path, change=lambda files: files.update({IDS: lines}))
+    recorded = np.arange(COUNT) % N_CELLS
+    change = {IDS: lines, KNOWN_CELLS: known_file(recorded)}
+    folder = write_bundle(tmp_path, change=lambda files: files.update(change))
     assign = known_cells(open_bundle(folder))
-    recorded = np.load(io.BytesIO(make_files()[KNOWN_CELLS]))
-    assert assign(names, np.zeros((COUNT, DIM), dtype=np.float32)).tolist() == recorded.tolist()
+    assert assign(names, vectors()).tolist() == recorded.tolist()
+
+
+def test_a_plan_says_what_would_happen_and_changes_nothing(tmp_path: Path) -> None:
+    collection, bundle = memory(), open_bundle(write_bundle(tmp_path))
+    plan = plan_layout(collection, bundle)
+    assert plan.keys == COUNT
+    assert plan.steps
+    assert collection.layout() is None
+
+
+class Remembers(MemoryCollection):
+    """Notes the specs it is to build."""
+
+    specs: list[LayoutSpec]
+
+    @property
+    def layouts(self) -> MemoryLayouts:
+        outer = self
+
+        class Noting(MemoryLayouts):
+            def plan(self, spec: LayoutSpec) -> LayoutPlan:
+                outer.specs.append(spec)
+                return super().plan(spec)
+
+        return Noting(self)
+
+
+def test_options_reach_the_database(tmp_path: Path) -> None:
+    bundle = open_bundle(write_bundle(tmp_path))
+    collection = Remembers(vectors(), name="docs")
+    collection.specs = []
+    plan_layout(collection, bundle)
+    lay_out(
+        collection, bundle, storage="field", index="source", alias="live", work=tmp_path / "work"
+    )
+    plain, chosen = collection.specs
+    manifest = bundle.manifest
+    for spec in (plain, chosen):
+        assert (spec.layout, spec.n_cells) == (manifest.layout, manifest.n_cells)
+        assert spec.version == "v1"
+    assert (plain.storage, plain.index, plain.alias, plain.work) == (None, "FLAT", None, None)
+    assert (chosen.storage, chosen.index, chosen.alias) == ("field", "source", "live")
+    assert chosen.work == tmp_path / "work"
+    assert collection.layouts.status().version == "v1"
+
+
+# Backfill
+
+
+def test_the_overflow_gets_the_cells_of_the_rule(tmp_path: Path) -> None:
+    bundle, new = open_bundle(write_bundle(tmp_path)), vectors(seed=8, count=20)
+    collection = lay_out(memory(), bundle)
+    collection.upsert(range(1000, 1020), new)
+    assert collection.overflow() == 20
+    recorder = Recorder()
+    assert backfill(collection, bundle, recorder) == 20
+    assert recorder.done == 20
+    assert collection.overflow() == 0
+    rule = Cells.from_bytes(bundle.read(CELLS)).assign(new, Metric.COSINE)
+    for key, cell in zip(range(1000, 1020), rule, strict=True):
+        plan = QueryPlan(cells=np.array([[cell]]), layout=collection.layout())
+        (hits,) = collection.search(SearchRequest(vectors(1, 1), k=COUNT + 20), plan)
+        assert key in {hit.id for hit in hits}
+    assert backfill(collection, bundle) == 0
+
+
+def test_backfill_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    bundle = open_bundle(write_bundle(tmp_path / "a"))
+    with pytest.raises(InvalidInput, match="no cells to give; lay it out first"):
+        backfill(memory(), bundle)
+    collection = memory()
+    collection.layouts.build(LayoutSpec("others", 2, lambda ids, _: np.zeros(len(ids), dtype=int)))
+    with pytest.raises(InvalidInput, match=r"in the cells 'others', not in those of .* v1"):
+        backfill(collection, bundle)
+    with pytest.raises(BundleMismatch, match="dimension"):
+        backfill(memory(), open_bundle(write_bundle(tmp_path / "b", dim=DIM + 1)))
+    assert collection.layout() == "others"
+
+
+# Which bundle serves
+
+
+def test_the_latest_bundle_serves_where_its_cells_are(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    registry.publish(write_bundle(tmp_path / "a"))
+    registry.publish(write_bundle(tmp_path / "b", version="v2"))  # the same cells
+    collection = memory()
+    assert serving_bundle(collection, registry).manifest.version == "v2"
+    lay_out(collection, open_bundle(tmp_path / "a"))
+    assert serving_bundle(collection, registry).manifest.version == "v2"
+
+
+def test_a_new_bundle_waits_for_its_cells(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    registry = Registry(tmp_path / "registry")
+    registry.publish(write_bundle(tmp_path / "a"))
+    collection = lay_out(memory(), open_bundle(tmp_path / "a"))
+    registry.publish(write_bundle(tmp_path / "b", version="v2", change=other_cells))
+    with caplog.at_level(logging.INFO, "amips_plugins"):
+        assert serving_bundle(collection, registry).manifest.version == "v1"
+    assert "Bundle v1 serves 'docs' until it is laid out in the cells of the latest one, v2" in (
+        caplog.text
+    )
+    laid = lay_out(collection, open_bundle(tmp_path / "b"))
+    assert serving_bundle(laid, registry).manifest.version == "v2"
+
+
+def test_a_keynet_needs_no_cells(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    registry.publish(write_bundle(tmp_path / "a"))
+    registry.publish(write_bundle(tmp_path / "b", version="v2", model="keynet"))
+    collection = lay_out(memory(), open_bundle(tmp_path / "a"))
+    assert serving_bundle(collection, registry).manifest.version == "v2"
+
+
+def test_cells_that_no_bundle_knows_are_refused(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    registry.publish(write_bundle(tmp_path / "a"))
+    for version in ("", "v1"):
+        collection = memory()
+        spec = LayoutSpec("others", 2, lambda ids, _: np.zeros(len(ids), dtype=int), version)
+        collection.layouts.build(spec)
+        with pytest.raises(BundleMismatch, match="laid out in the cells 'others', which are not"):
+            serving_bundle(collection, registry)
+    collection = memory()
+    spec = LayoutSpec("others", 2, lambda ids, _: np.zeros(len(ids), dtype=int), "v0")
+    collection.layouts.build(spec)
+    with pytest.raises(BundleNotFound):
+        serving_bundle(collection, registry)

@@ -19,7 +19,8 @@ _COMMANDS = {
     "snapshot": "Copy a collection's ids and vectors to a folder.",
     "train": "Train a router on a snapshot and a log of queries.",
     "publish": "Put a trained bundle into a registry.",
-    "layout": "Put a collection into the cells of its bundle.",
+    "layout": "Put a collection into the cells of its bundle; status, rollback, drop-old.",
+    "backfill": "Give the keys that others have written their cells.",
     "evaluate": "Compare native and learned search on your own queries.",
     "registry": "List, pin and roll back published bundles.",
 }
@@ -47,7 +48,7 @@ class _Commands(click.Group):
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.pass_context
 def _amips(ctx: click.Context, debug: bool) -> None:
-    r"""Make a Milvus or Qdrant collection cheaper to search by learning from its queries.
+    """Make a Milvus or Qdrant collection cheaper to search by learning from its queries.
 
     A collection is named by a URI:
 
@@ -68,7 +69,7 @@ def _amips(ctx: click.Context, debug: bool) -> None:
       amips publish run/ --registry ./registry
       amips layout URI
       amips evaluate URI --queries test.npy
-    """
+    """  # noqa: D301 - click wants the backspace itself, to keep the lines
     ctx.obj = {"debug": debug}
 
 

@@ -1,35 +1,250 @@
-"""``amips layout``."""
+"""``amips layout``, and what belongs to it: ``status``, ``rollback``, ``drop-old``."""
 
 from __future__ import annotations
 
+import hashlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, quote, urlsplit
+
 import click
 
+from amips_plugins.cli.output import duration, echo_json, share, size
 from amips_plugins.cli.progress import show_progress
 from amips_plugins.cli.publish import registry_option
 
+if TYPE_CHECKING:
+    from amips_plugins.adapters.base import Collection
+    from amips_plugins.adapters.layouts import LayoutPlan, LayoutStatus
+    from amips_plugins.bundle import Bundle
+
 __all__ = ["command"]
 
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask, also on a terminal.")
 
-@click.command("layout")
+
+class _Layout(click.Group):
+    """A group whose first argument may also be a URI or an option: then it builds the cells."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = [_build.name or "", *args]
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return [name for name in self.commands if name != _build.name]
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(ctx.command_path, "[OPTIONS] URI")
+        formatter.write_usage(ctx.command_path, "status|rollback|drop-old [OPTIONS] URI")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        click.Command.format_options(_build, ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+@click.command("build")
 @click.argument("uri")
+@click.option("--bundle", "version", metavar="VERSION", help="A version other than the latest.")
 @registry_option
-def command(uri: str, registry: str | None) -> None:
-    """Put the collection URI into the cells of its latest bundle.
+@click.option(
+    "--storage",
+    type=click.Choice(["partitions", "field"]),
+    help="Milvus: what holds a cell.  [default: partitions where they are few enough]",
+)
+@click.option(
+    "--index",
+    type=click.Choice(["FLAT", "source"]),
+    default="FLAT",
+    show_default=True,
+    help="Milvus: the index inside the cells: exact, or the one the collection has now.",
+)
+@click.option(
+    "--alias",
+    help="Milvus: the alias to point at the result.  [default: the one in the URI, if it is one]",
+)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    help="Folder to go on from after a crash.  "
+    "[default: .amips/DATABASE-NAME-LAYOUT-ADDRESS where the command runs]",
+)
+@click.option("--dry-run", is_flag=True, help="Print what would happen, and change nothing.")
+@_yes_option
+@click.option("--drop-old", is_flag=True, help="Afterwards drop what rollback would need.")
+@_json_option
+def _build(
+    uri: str,
+    version: str | None,
+    registry: str | None,
+    dry_run: bool,
+    yes: bool,
+    drop_old: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Put the collection URI into the cells of its bundle, while others read and write it.
 
-    Qdrant gets a payload key in place. Milvus gets a new collection, NAME__g2, with a partition
-    for every cell; the old one stays as it is.
+    Qdrant gets a payload key in place. Milvus gets a new collection, NAME__g2, with a partition for
+    every cell; the old one stays as it is until it is dropped.
+
+    On a terminal it shows what will happen and asks. Interrupted at any point, the same command
+    goes on from there.
     """
-    from amips_plugins.adapters.connect import connect
-    from amips_plugins.layout import lay_out
+    from amips_plugins.layout import lay_out, plan_layout
     from amips_plugins.registry import Registry, collection_key
+
+    def job(collection: Collection) -> None:
+        bundle = Registry(registry).open(collection_key(collection.info), version)
+        options["work"] = options["work"] or _work(uri, bundle)
+        asks = not yes and sys.stdin.isatty()
+        if dry_run or asks:
+            plan = plan_layout(collection, bundle, **options)
+            if dry_run and as_json:
+                echo_json(plan)
+            else:
+                _show_plan(plan, collection, to_stderr=not dry_run)
+            if dry_run or not click.confirm("Go on?", default=True, err=True):
+                return
+        placed = lay_out(collection, bundle, show_progress, **options)
+        try:
+            dropped = placed.layouts.drop_old() if drop_old else []
+            status = placed.layouts.status()
+        finally:
+            placed.close()
+        if as_json:
+            echo_json(status)
+            return
+        click.echo(
+            f"{status.name!r} has {status.count:,} keys in {bundle.manifest.n_cells} cells "
+            f"(layout {status.layout})."
+        )
+        if options["alias"] is None and _is_elsewhere(uri, collection, status):
+            click.echo(
+                f"From now on search collection={status.name}. (An alias, --alias NAME, would lead "
+                f"there by itself.)"
+            )
+        if dropped:
+            click.echo(f"Dropped: {', '.join(dropped)}.")
+        elif status.older:
+            click.echo(
+                f"Kept to roll back to: {', '.join(status.older)}. To drop it: amips layout "
+                f"drop-old URI"
+            )
+
+    _with_collection(uri, job)
+
+
+@click.group("layout", cls=_Layout, help=_build.help)
+def command() -> None:  # noqa: D103 - its help is that of building
+    pass
+
+
+command.add_command(_build)
+
+
+@command.command("status")
+@click.argument("uri")
+@_json_option
+def _status(uri: str, as_json: bool) -> None:
+    """Show the cells of the collection URI, and what is kept beside them."""
+
+    def job(collection: Collection) -> None:
+        status = collection.layouts.status()
+        if as_json:
+            echo_json(status)
+        else:
+            _show_status(status)
+
+    _with_collection(uri, job)
+
+
+@command.command("rollback")
+@click.argument("uri")
+def _roll_back(uri: str) -> None:
+    """Serve what the collection URI was before its cells were built."""
+
+    def job(collection: Collection) -> None:
+        earlier = collection.layouts.roll_back()
+        try:
+            status = earlier.layouts.status()
+        finally:
+            earlier.close()
+        cells = "without cells" if status.layout is None else f"in the cells {status.layout}"
+        if _is_elsewhere(uri, collection, status):
+            click.echo(f"From now on search collection={status.name}, {cells}.")
+        else:
+            click.echo(f"{status.name!r} serves, {cells}.")
+
+    _with_collection(uri, job)
+
+
+@command.command("drop-old")
+@click.argument("uri")
+@_yes_option
+@click.option("--anyway", is_flag=True, help="Also where it holds keys that what serves has not.")
+def _drop_old(uri: str, yes: bool, anyway: bool) -> None:
+    """Drop what rollback would need, and what unfinished builds have left."""
+
+    def job(collection: Collection) -> None:
+        status = collection.layouts.status()
+        old = [*status.older, *status.unfinished]
+        if old and not yes and sys.stdin.isatty():
+            click.echo(f"{status.name!r} serves. This drops: {', '.join(old)}.", err=True)
+            if not click.confirm("Go on?", default=False, err=True):
+                return
+        dropped = collection.layouts.drop_old(anyway=anyway)
+        click.echo(f"Dropped: {', '.join(dropped)}." if dropped else "There is nothing to drop.")
+
+    _with_collection(uri, job)
+
+
+def _with_collection(uri: str, job: Any) -> None:
+    from amips_plugins.adapters.connect import connect
 
     collection = connect(uri)
     try:
-        bundle = Registry(registry).open(collection_key(collection.info))
-        placed = lay_out(collection, bundle, show_progress)
-        click.echo(
-            f"{placed.info.name!r} has {placed.count():,} keys in {bundle.manifest.n_cells} cells "
-            f"(layout {bundle.manifest.layout})."
-        )
+        job(collection)
     finally:
         collection.close()
+
+
+def _work(uri: str, bundle: Bundle) -> Path:
+    """Return the folder of this job: one for each collection, layout and database."""
+    parts, key = urlsplit(uri), bundle.manifest.collection
+    address = hashlib.sha256(f"{parts.netloc}{parts.path}".encode()).hexdigest()[:8]
+    # Of the name without the generation: an alias names another one when it has been moved.
+    name = quote(key.name, safe="")
+    return Path(".amips") / f"{key.database}-{name}-{bundle.manifest.layout}-{address}"
+
+
+def _is_elsewhere(uri: str, collection: Collection, status: LayoutStatus) -> bool:
+    """Tell whether the URI still leads to what served before: it names no alias that moved."""
+    before = collection.info.name
+    return before != status.name and parse_qs(urlsplit(uri).query)["collection"] == [before]
+
+
+def _show_plan(plan: LayoutPlan, collection: Collection, *, to_stderr: bool) -> None:
+    lines = [f"{collection.info.name!r}, {plan.keys:,} keys:"]
+    lines += [f"  {number}. {step}" for number, step in enumerate(plan.steps, 1)]
+    lines.append(f"About {size(plan.n_bytes)} more to store, {duration(plan.seconds)}.")
+    lines += [f"Note: {note}" for note in plan.notes]
+    click.echo("\n".join(lines), err=to_stderr)
+
+
+def _show_status(status: LayoutStatus) -> None:
+    overflow = f"{status.overflow:,} ({share(status.overflow / max(1, status.count))})"
+    rows = {
+        "collection": status.name,
+        "layout": status.layout or "none",
+        "bundle": status.version or "-",
+        "storage": status.storage or "-",
+        "keys": f"{status.count:,}",
+        "overflow": overflow if status.layout else "-",
+        "unfinished": ", ".join(status.unfinished) or "-",
+        "older": ", ".join(status.older) or "-",
+    }
+    for name, value in rows.items():
+        click.echo(f"{name:<11} {value}")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-__all__ = ["echo_json", "share", "table"]
+__all__ = ["duration", "echo_json", "share", "size", "table"]
 
 
 def echo_json(value: Any) -> None:
@@ -19,6 +19,25 @@ def echo_json(value: Any) -> None:
 def share(value: float | None) -> str:
     """Write a share as a percentage; ``-`` where it is unknown."""
     return "-" if value is None else f"{value:.1%}"
+
+
+def size(n_bytes: float) -> str:
+    """Write a number of bytes for people, in powers of 1,000."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people, roughly."""
+    if seconds < 1:
+        return "less than a second"
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -23,14 +23,14 @@ def command(run: Path, registry: str | None, anyway: bool) -> None:
 
     Readers see the old version or the new one, never half of one.
     """
-    from amips_plugins.bundle import MANIFEST, Bundle
     from amips_plugins.errors import InvalidInput
     from amips_plugins.registry import Registry
+    from amips_plugins.serving import bundle_in
 
-    folder = run / "bundle" if (run / "bundle" / MANIFEST).exists() else run
-    manifest = Bundle.open(str(folder), lambda name: (folder / name).read_bytes()).manifest
+    bundle = bundle_in(run)
+    manifest = bundle.manifest
     if manifest.choice == "native" != manifest.model and not anyway:
         raise InvalidInput(f"{manifest.reason} To publish {manifest.model} all the same: --anyway.")
     store = Registry(registry)
-    published = store.publish(folder)
+    published = store.publish(bundle.location)
     click.echo(f"Published {published} to {store.root}.")

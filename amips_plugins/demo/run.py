@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ def _learn_and_measure(
                 if other.layout() == bundle.manifest.layout
             ),
             None,
-        ) or lay_out(collection, bundle, progress)
+        ) or lay_out(collection, bundle, progress, work=work / f"layout-{model}")
         router = LearnedRouter(laid_out, registry=registry)
         # The baseline gets the probes that reach each recall on the held-out part of the log.
         probes = _probes_of_native(trained.manifest) if model == "native" else ()
@@ -254,11 +255,13 @@ def _milvus_generations(collection: Collection) -> Iterator[Collection]:
     from amips_plugins.adapters.milvus import MilvusCollection
 
     if isinstance(collection, MilvusCollection):
-        yield from collection.generations()
+        for name in sorted(collection.client.list_collections()):
+            if re.fullmatch(rf"{_NAME}__g\d+", name):
+                yield MilvusCollection(collection.client, name)
 
 
 def _itself(collection: Collection) -> Iterator[Collection]:
-    yield collection
+    yield collection.current()
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from amips_plugins.adapters.base import Collection, Id, SearchRequest
+from amips_plugins.adapters.layouts import AssignCells, LayoutSpec, Storage
 from amips_plugins.adapters.memory import MemoryCollection
 from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import QueryPlan
@@ -36,6 +38,22 @@ def cells_of(ids: Sequence[Id]) -> np.typing.NDArray[np.int64]:
     )
 
 
+GROUPS = [{"group": "new"}] * 8
+
+
+def found_in(collection: Collection, cell: int, layout: str = "abc123") -> dict[Id, float]:
+    """Ids and scores (of one query) that a search of one cell finds, overflow included."""
+    plan = QueryPlan(cells=np.array([[cell]]), layout=layout)
+    (hits,) = collection.search(SearchRequest(vectors(1, 1), k=COUNT * 2), plan)
+    assert len({hit.id for hit in hits}) == len(hits)
+    return {hit.id: hit.score for hit in hits}
+
+
+def everywhere(collection: Collection, layout: str = "abc123") -> list[Id]:
+    """Ids as often as a cell finds them; for a collection without overflow."""
+    return sorted(key for cell in range(4) for key in found_in(collection, cell, layout))
+
+
 class CollectionContract:
     """Inherit, and override ``make`` and what the database does differently."""
 
@@ -43,6 +61,15 @@ class CollectionContract:
     l2_scores_are_squared = True
     string_ids: tuple[str, ...] = tuple(f"doc-{row:03d}" for row in range(COUNT))
     """String ids this database accepts, sorted as the database sorts them."""
+
+    storage: Storage | None = None
+    """How the cells are stored, where the database has a choice."""
+
+    def spec(
+        self, layout: str = "abc123", n_cells: int = 4, assign: AssignCells | None = None
+    ) -> LayoutSpec:
+        chosen = assign or (lambda ids, _: cells_of(ids) % n_cells)
+        return LayoutSpec(layout, n_cells, chosen, version="v1", storage=self.storage)
 
     def make(
         self, keys: FloatArray, ids: Sequence[Id], metric: Metric, groups: Sequence[str]
@@ -55,7 +82,7 @@ class CollectionContract:
         raise NotImplementedError
 
     def add_without_cell(self, collection: Collection, ids: Sequence[Id], keys: FloatArray) -> None:
-        """Write keys as another client does, who knows nothing of cells."""
+        """Upsert keys as another client does, who knows nothing of cells."""
         raise NotImplementedError
 
     def build(self, metric: Metric = Metric.COSINE, ids: Sequence[Id] | None = None) -> Collection:
@@ -166,7 +193,14 @@ class CollectionContract:
             assert all(int(hit.id) % 3 == 2 for hit in hits)
 
     def laid_out(self, metric: Metric = Metric.COSINE) -> Collection:
-        return self.build(metric).lay_out("abc123", 4, lambda ids, _: cells_of(ids))
+        return self.build(metric).layouts.build(self.spec())
+
+    def fresh(self, metric: Metric = Metric.COSINE) -> Collection:
+        """What ``build`` makes, for a test that writes to it."""
+        return self.build(metric)
+
+    def fresh_laid_out(self, metric: Metric = Metric.COSINE) -> Collection:
+        return self.fresh(metric).layouts.build(self.spec())
 
     def test_without_cells_there_is_no_layout(self) -> None:
         assert self.build().layout() is None
@@ -205,7 +239,7 @@ class CollectionContract:
         assert sorted(ids) == [r for r in range(0, COUNT, 3) if cells_of([r])[0] in (1, 3)]
 
     def test_keys_without_a_cell_are_always_found(self) -> None:
-        collection = self.laid_out()
+        collection = self.fresh_laid_out()
         new = vectors(seed=3, count=2)
         self.add_without_cell(collection, [1000, 1001], new)
         for cell in range(4):
@@ -219,6 +253,189 @@ class CollectionContract:
         for collection in (self.build(), self.laid_out()):
             with pytest.raises(InvalidInput, match="layout"):
                 collection.search(SearchRequest(vectors(1, 1), k=1), plan)
+
+    def test_a_batch_of_different_cells_is_the_sum_of_its_queries(self) -> None:
+        collection = self.laid_out()
+        rng = np.random.default_rng(4)
+        for count in (3, 12):
+            queries = vectors(1, count)
+            cells = np.where(rng.random((count, 4)) < 0.5, np.arange(4), -1)
+            together = collection.search(
+                SearchRequest(queries, k=20), QueryPlan(cells=cells, layout="abc123")
+            )
+            for row, hits in enumerate(together):
+                plan = QueryPlan(cells=cells[row : row + 1], layout="abc123")
+                (alone,) = collection.search(SearchRequest(queries[row : row + 1], k=20), plan)
+                assert [hit.id for hit in hits] == [hit.id for hit in alone]
+
+    def test_cells_that_hold_most_keys_are_not_worth_a_filter(self) -> None:
+        collection = self.laid_out()
+        shares = np.array([collection.break_even + 0.1, 0.0], dtype=np.float32)
+        plan = QueryPlan(cells=np.array([[0], [0]]), layout="abc123", shares=shares)
+        everything, cell = collection.search(SearchRequest(vectors(1, 2), k=COUNT), plan)
+        assert len(everything) == COUNT
+        assert {hit.id for hit in cell} == {r for r in range(COUNT) if cells_of([r])[0] == 0}
+
+    def test_writing_to_a_collection_without_cells(self) -> None:
+        collection = self.fresh(Metric.IP)
+        collection.upsert([1000], vectors(3, 1), [{"group": "new"}])
+        collection.upsert([7], vectors(3, 2)[1:], [{"group": "changed"}])
+        assert collection.count() == COUNT + 1
+        hits = collection.search(SearchRequest(vectors(3, 2), k=COUNT + 1, fields=("group",)))
+        groups = {hit.id: hit.fields["group"] for hit in hits[0]}
+        assert (groups[1000], groups[7], groups[8]) == ("new", "changed", "g2")
+        collection.delete([1000, 8, 4711])
+        assert collection.count() == COUNT - 1
+        assert collection.overflow() == 0
+        with pytest.raises(InvalidInput, match="no cells"):
+            collection.upsert([1], vectors(3, 1), cells=np.array([0]))
+        with pytest.raises(InvalidInput, match="no cells"):
+            collection.layouts.backfill(self.spec().assign)
+
+    def test_writing_keys_that_cannot_be(self) -> None:
+        collection = self.fresh_laid_out()
+        one = vectors(3, 1)
+        bad: list[tuple[list[Id], FloatArray, Any, Any, str]] = [
+            ([1, 1], vectors(3, 2), None, None, "twice"),
+            ([1], vectors(3, 2), None, None, "shape"),
+            ([1], one[:, :-1], None, None, "shape"),
+            ([1], one, [{}, {}], None, "fields"),
+            ([1], one, None, np.array([1, 2]), "cells"),
+        ]
+        for ids, keys, fields, cells, reason in bad:
+            with pytest.raises(InvalidInput, match=reason):
+                collection.upsert(ids, keys, fields, cells)
+        assert everywhere(collection) == list(range(COUNT))
+
+    def test_a_key_written_with_a_cell_is_there_and_nowhere_else(self) -> None:
+        collection = self.fresh_laid_out()
+        collection.upsert([1000, 1001], vectors(3, 2), GROUPS[:2], np.array([2, 0]))
+        assert collection.count() == COUNT + 2
+        assert collection.overflow() == 0
+        assert everywhere(collection) == [*range(COUNT), 1000, 1001]
+        assert 1000 in found_in(collection, 2)
+        assert 1001 in found_in(collection, 0)
+
+    def test_a_key_that_moves_leaves_no_copy_behind(self) -> None:
+        collection = self.fresh_laid_out(Metric.IP)
+        moved = list(range(8))
+        cells = (cells_of(moved) + np.array([0, 1, 2, 3] * 2)) % 4
+        collection.upsert(moved, vectors(3, 8), GROUPS, cells)
+        assert collection.count() == COUNT
+        assert everywhere(collection) == list(range(COUNT))
+        scores = vectors(3, 8) @ vectors(1, 1)[0]
+        for key, cell, score in zip(moved, cells, scores, strict=True):
+            assert found_in(collection, cell)[key] == pytest.approx(score, rel=1e-4)
+
+    def test_a_key_may_lose_its_cell_and_a_deleted_key_is_in_none(self) -> None:
+        collection = self.fresh_laid_out()
+        collection.upsert([3], vectors(3, 1), GROUPS[:1])
+        assert collection.overflow() == 1
+        assert all(3 in found_in(collection, cell) for cell in range(4))
+        collection.delete([3, 4])
+        assert collection.overflow() == 0
+        assert collection.count() == COUNT - 2
+        assert everywhere(collection) == [key for key in range(COUNT) if key not in (3, 4)]
+
+    def test_backfill_gives_the_overflow_its_cells(self) -> None:
+        collection = self.fresh_laid_out(Metric.IP)
+        assert collection.layouts.backfill(self.spec().assign) == 0
+        others = [5, 6, 1000, 1001, 1002]  # two of them are there already
+        new = vectors(3, len(others))
+        self.add_without_cell(collection, others, new)
+        assert collection.overflow() == len(others)
+        assert collection.layouts.status().overflow == len(others)
+        assert collection.layouts.backfill(self.spec().assign) == len(others)
+        assert collection.overflow() == 0
+        assert collection.count() == COUNT + 3
+        assert everywhere(collection) == [*range(COUNT), 1000, 1001, 1002]
+        for key, score in zip(others, new @ vectors(1, 1)[0], strict=True):
+            assert found_in(collection, cells_of([key])[0])[key] == pytest.approx(score, rel=1e-4)
+
+    def test_a_plan_of_a_layout_changes_nothing(self) -> None:
+        collection = self.build()
+        plan = collection.layouts.plan(self.spec())
+        assert plan.keys == COUNT
+        assert plan.n_bytes > 0
+        assert plan.steps
+        assert collection.current().layout() is None
+        status = collection.layouts.status()
+        assert (status.layout, status.count, status.unfinished) == (None, COUNT, ())
+        with pytest.raises(InvalidInput, match="already"):
+            self.laid_out().layouts.plan(self.spec())
+        for bad in (self.spec("No good"), replace(self.spec(), n_cells=0)):
+            with pytest.raises(InvalidInput):
+                collection.layouts.plan(bad)
+
+    def test_status_names_the_cells_and_the_bundle(self) -> None:
+        status = self.laid_out().layouts.status()
+        assert (status.layout, status.version) == ("abc123", "v1")
+        assert (status.count, status.overflow) == (COUNT, 0)
+        assert status.storage
+
+    def test_new_cells_roll_back_to_the_old_ones(self) -> None:
+        first = self.fresh_laid_out()
+        second = first.layouts.build(self.spec("def456", 2))
+        assert second.layout() == "def456"
+        assert second.count() == COUNT
+        assert len(found_in(second, 0, "def456")) + len(found_in(second, 1, "def456")) == COUNT
+        assert second.layouts.status().older
+        back = second.layouts.roll_back()
+        assert back.layout() == "abc123"
+        assert everywhere(back) == list(range(COUNT))
+
+    def test_what_is_old_can_be_dropped(self) -> None:
+        second = self.fresh_laid_out().layouts.build(
+            LayoutSpec("def456", 2, lambda i, _: cells_of(i) % 2)
+        )
+        assert second.layouts.drop_old()
+        assert second.layouts.status().older == ()
+        assert second.count() == COUNT
+        with pytest.raises(InvalidInput, match="roll back"):
+            second.layouts.roll_back()
+
+    def test_a_build_goes_on_after_an_interruption(self) -> None:
+        collection = self.fresh()
+        seen: list[int] = []
+
+        def interrupted(ids: Sequence[Id], _: FloatArray) -> np.typing.NDArray[np.int64]:
+            seen.append(len(ids))
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            collection.layouts.build(self.spec(assign=interrupted))
+        assert collection.current().layout() is None
+        assert collection.count() == COUNT
+        built = collection.layouts.build(self.spec())
+        assert everywhere(built) == list(range(COUNT))
+        assert built.layouts.status().unfinished == ()
+
+    def test_what_others_write_during_a_build_is_in_it(self) -> None:
+        collection = self.fresh(Metric.IP)
+        new = vectors(3, 3)
+        done: list[bool] = []
+
+        def meddled(ids: Sequence[Id], _: FloatArray) -> np.typing.NDArray[np.int64]:
+            if not done:
+                done.append(True)
+                self.add_without_cell(collection, [1000, 2, 57], new)
+                collection.delete([3, 56])
+            return cells_of(ids)
+
+        built = collection.layouts.build(self.spec(assign=meddled))
+        kept = [key for key in range(COUNT) if key not in (3, 56)]
+        (hits,) = built.search(SearchRequest(vectors(1, 1), k=COUNT * 2))
+        scores = {hit.id: hit.score for hit in hits}
+        assert sorted(scores) == [*kept, 1000]
+        for key, score in zip([1000, 2, 57], new @ vectors(1, 1)[0], strict=True):
+            assert scores[key] == pytest.approx(score, rel=1e-4)
+        cells = [found_in(built, cell) for cell in range(4)]
+        assert {key for found in cells for key in found} == {*kept, 1000}
+
+    def test_looking_again_finds_nothing_new(self) -> None:
+        for collection in (self.build(), self.laid_out()):
+            again = collection.current()
+            assert (again.layout(), again.info) == (collection.layout(), collection.info)
 
     def test_close_twice(self) -> None:
         collection = self.build()

@@ -20,4 +20,4 @@ class TestMemoryCollection(CollectionContract):
 
     def add_without_cell(self, collection: Collection, ids: Sequence[Id], keys: FloatArray) -> None:
         assert isinstance(collection, MemoryCollection)
-        collection.insert(ids, keys)
+        collection.upsert(ids, keys)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from amips_plugins.adapters.base import Collection, Id
+from amips_plugins.adapters.layouts import Storage
 from amips_plugins.adapters.milvus import MilvusCollection
 from amips_plugins.vectors import FloatArray, Metric
-from tests.contract.collection_contract import DIM, CollectionContract
+from tests.contract.collection_contract import COUNT, DIM, CollectionContract, vectors
 
 pymilvus = pytest.importorskip("pymilvus")
 
@@ -51,7 +52,7 @@ class MilvusContract(CollectionContract):
     def create(
         self, keys: FloatArray, ids: Sequence[Id], metric: Metric, groups: Sequence[str]
     ) -> Collection:
-        name = f"{self.prefix}_{len(self.built)}"
+        name = f"{self.prefix}_{secrets.token_hex(4)}"
         schema = self.client.create_schema(auto_id=False)
         if isinstance(ids[0], str):
             schema.add_field("key", pymilvus.DataType.VARCHAR, is_primary=True, max_length=64)
@@ -77,6 +78,10 @@ class MilvusContract(CollectionContract):
         self.client.load_collection(name)
         return MilvusCollection(self.client, name)
 
+    def fresh(self, metric: Metric = Metric.COSINE) -> Collection:
+        self.built.pop((metric, vectors().tobytes(), *range(COUNT)), None)
+        return self.build(metric)
+
     def group_filter(self, group: str) -> Any:
         return f'group == "{group}"'
 
@@ -86,8 +91,7 @@ class MilvusContract(CollectionContract):
         return MilvusCollection(self.client, self.built[metric,].info.name)
 
     def add_without_cell(self, collection: Collection, ids: Sequence[Id], keys: FloatArray) -> None:
-        self.built.pop((collection.info.metric,))  # no longer what the other tests expect
-        self.client.insert(
+        self.client.upsert(
             collection.info.name,
             [
                 {"key": key, "embedding": vector, "group": ""}
@@ -104,3 +108,7 @@ class TestMilvusLite(MilvusContract):
         cls.set_up(pymilvus.MilvusClient(str(tmp_path_factory.mktemp("milvus") / "contract.db")))
         yield
         cls.tear_down()
+
+
+class TestMilvusLiteWithACellField(TestMilvusLite):
+    storage: Storage | None = "field"

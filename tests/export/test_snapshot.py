@@ -199,12 +199,12 @@ def test_an_unfinished_copy_that_lost_keys_is_not_resumed(
 
 def insert_first(collection: Moving) -> None:
     if collection.count() == N:
-        collection.insert([-1], gaussian(1, DIM, 9))
+        collection.upsert([-1], gaussian(1, DIM, 9))
 
 
 def insert_last(collection: Moving) -> None:
     if collection.count() == N:
-        collection.insert([10_000], gaussian(1, DIM, 9))
+        collection.upsert([10_000], gaussian(1, DIM, 9))
 
 
 def shrink(collection: Moving) -> None:

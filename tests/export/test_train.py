@@ -184,7 +184,7 @@ def test_promises_come_from_calibration_and_figures_from_test_queries(
 ) -> None:
     """Both recomputed from nothing but the bundle and the log."""
     bundle, keys = opened(run_of(model, metric)), snapshot_of(metric).vectors()
-    known = np.load(io.BytesIO(bundle.read("known_cells.npy")))
+    known = np.load(io.BytesIO(bundle.read("known_cells.npy")))[:, 0]
     onnx, splits = OnnxModel(bundle.read("model.onnx")), split_queries(QUERIES, 0)
     sizes = np.bincount(known, minlength=bundle.manifest.n_cells)
 

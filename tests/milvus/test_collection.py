@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from amips_plugins.adapters.base import Collection, Id, SearchRequest
+from amips_plugins.adapters.base import SearchRequest
 from amips_plugins.adapters.milvus import MilvusCollection
 from amips_plugins.errors import (
     CollectionError,
@@ -23,88 +22,11 @@ from amips_plugins.errors import (
     MissingExtra,
 )
 from amips_plugins.plan import QueryPlan
-from amips_plugins.vectors import FloatArray, IntArray, Metric
+from amips_plugins.vectors import Metric
+from tests.milvus.docs import COUNT, DIM, make, search, spec, vectors
 
 pymilvus = pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
-
-DIM = 4
-COUNT = 40
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("milvus") / "docs.db"
-
-
-@pytest.fixture(scope="module")
-def client(path: Path) -> Iterator[Any]:
-    client = pymilvus.MilvusClient(str(path))
-    yield client
-    client.close()
-
-
-@pytest.fixture(autouse=True)
-def leave_nothing_behind(client: Any) -> Iterator[None]:
-    yield
-    for name in client.list_collections():
-        client.drop_collection(name)
-
-
-def vectors() -> FloatArray:
-    return np.random.default_rng(0).standard_normal((COUNT, DIM)).astype(np.float32)
-
-
-def make(
-    client: Any,
-    name: str = "docs",
-    *,
-    metric: str | None = "IP",
-    fields: Sequence[str] = ("embedding",),
-    ids: Sequence[Id] = tuple(range(COUNT)),
-    auto_id: bool = False,
-    partition_key: bool = False,
-) -> MilvusCollection:
-    schema = client.create_schema(auto_id=auto_id, enable_dynamic_field=True)
-    kind = pymilvus.DataType.VARCHAR if isinstance(ids[0], str) else pymilvus.DataType.INT64
-    schema.add_field("key", kind, is_primary=True, max_length=100)
-    for field in fields:
-        schema.add_field(field, pymilvus.DataType.FLOAT_VECTOR, dim=DIM)
-    schema.add_field("title", pymilvus.DataType.VARCHAR, max_length=50, nullable=True)
-    schema.add_field(
-        "tenant",
-        pymilvus.DataType.INT64,
-        default_value=7,
-        **({"is_partition_key": True} if partition_key else {}),
-    )
-    schema.add_field("extra", pymilvus.DataType.JSON)
-    index = client.prepare_index_params()
-    for field in fields:
-        if metric is not None:
-            index.add_index(field, index_type="HNSW", metric_type=metric, M=8, efConstruction=32)
-    client.create_collection(name, schema=schema, index_params=index)
-    rows = [
-        {
-            **({} if auto_id else {"key": key}),
-            **{field: vector * (place + 1) for place, field in enumerate(fields)},
-            "title": None if row % 2 else f"title {row}",
-            "extra": {"nested": [row, None, "é"]},
-            "free": row,
-        }
-        for row, (key, vector) in enumerate(zip(ids, vectors(), strict=True))
-    ]
-    client.insert(name, rows)
-    return MilvusCollection(client, name)
-
-
-def halves(ids: Sequence[Id], _: FloatArray) -> IntArray:
-    return np.asarray(ids, dtype=np.int64) % 2
-
-
-def search(collection: Collection, plan: QueryPlan | None = None, **request: Any) -> Any:
-    return collection.search(
-        SearchRequest(vectors()[:1], **{"k": 3, **request}), plan or QueryPlan()
-    )
 
 
 # What it is
@@ -303,7 +225,7 @@ def test_stored_and_dynamic_fields_come_as_asked(client: Any) -> None:
 
 
 def test_a_dropped_partition_is_not_an_empty_one(client: Any) -> None:
-    copy = make(client).lay_out("abc", 2, halves)
+    copy = make(client).layouts.build(spec())
     plan = QueryPlan(cells=np.array([[1]]), layout="abc")
     assert len(search(copy, plan)[0]) == 3
     client.drop_partition(copy.info.name, "cell_abc_0001")
@@ -315,7 +237,7 @@ def test_a_dropped_partition_is_not_an_empty_one(client: Any) -> None:
 def test_queries_of_the_same_cells_are_one_call(
     client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = make(client).lay_out("abc", 4, lambda ids, _: np.asarray(ids) % 4)
+    copy = make(client).layouts.build(spec(n_cells=4))
     asked = []
     real = type(client).search
 
@@ -332,144 +254,3 @@ def test_queries_of_the_same_cells_are_one_call(
         (1, ["_default"]),
     ]
     assert [len(hits) for hits in found] == [2, 2, 2, 0]
-
-
-# Laying out
-
-
-def test_generations_follow_one_another(client: Any) -> None:
-    first = make(client)
-    second = first.lay_out("abc", 2, halves)
-    third = second.lay_out("def", 2, halves)
-    fourth = first.lay_out("abc", 2, halves)
-    assert [c.info.name for c in (second, third, fourth)] == ["docs__g2", "docs__g3", "docs__g4"]
-    assert [c.layout() for c in (first, second, third, fourth)] == [None, "abc", "def", "abc"]
-    assert MilvusCollection(client, "docs__g3").layout() == "def"
-    client.drop_collection("docs__g2")
-    assert [c.count() for c in (first, third, fourth)] == [COUNT] * 3
-
-
-def test_a_copy_keeps_rows_ids_and_other_indexes(client: Any) -> None:
-    original = make(client, fields=("body", "heading"), auto_id=True)
-    source = MilvusCollection(client, "docs", "body")
-    ids = [key for batch in source.scan(100) for key in batch.ids]
-    copy = source.lay_out("abc", 3, lambda keys, _: np.arange(len(keys)) % 4 - 1)
-    everything = {"filter": "", "output_fields": ["*"], "limit": COUNT}
-    rows, copied = (
-        sorted(client.query(name, **everything), key=lambda row: row["key"])
-        for name in (original._name, copy.info.name)
-    )
-    assert [row["key"] for row in copied] == sorted(ids)
-    assert copied == rows
-    assert client.describe_index("docs__g2", "body")["index_type"] == "FLAT"
-    assert client.describe_index("docs__g2", "heading")["index_type"] == "HNSW"
-    overflow = client.query("docs__g2", partition_names=["_default"], limit=COUNT)
-    assert len(overflow) == COUNT // 4  # -1 is no cell
-    other = search(MilvusCollection(client, "docs__g2", "heading"))
-    assert [hit.id for hit in other[0]] == [
-        hit.id for hit in search(MilvusCollection(client, "docs", "heading"))[0]
-    ]
-
-
-def test_a_copy_through_connect_owns_its_client(client: Any, path: Path) -> None:
-    make(client)
-    source = MilvusCollection.connect(str(path), "docs")
-    copy = source.lay_out("abc", 2, halves)
-    source.close()
-    assert copy.count() == COUNT
-    copy.close()
-
-
-def wrong_shape(ids: Sequence[Id], _: FloatArray) -> IntArray:
-    return np.zeros(len(ids) - 1, dtype=np.int64)
-
-
-def too_large(ids: Sequence[Id], _: FloatArray) -> IntArray:
-    return np.full(len(ids), 2, dtype=np.int64)
-
-
-def fractions(ids: Sequence[Id], _: FloatArray) -> Any:
-    return np.zeros(len(ids))
-
-
-@pytest.mark.parametrize("assign", [wrong_shape, too_large, fractions])
-def test_what_fails_half_way_is_dropped(client: Any, assign: Any) -> None:
-    source = make(client)
-    with pytest.raises(InvalidInput, match="assign"):
-        source.lay_out("abc", 2, assign)
-    assert client.list_collections() == ["docs"]
-    assert source.count() == COUNT
-
-
-def test_an_interruption_leaves_nothing_half_written(client: Any) -> None:
-    def interrupted(_ids: Sequence[Id], _found: FloatArray) -> IntArray:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        make(client).lay_out("abc", 2, interrupted)
-    assert client.list_collections() == ["docs"]
-
-
-def test_a_copy_has_no_generation_name_before_it_is_complete(client: Any) -> None:
-    def look(ids: Sequence[Id], found: FloatArray) -> IntArray:
-        names = [name for name in client.list_collections() if name != "docs"]
-        assert [name.partition("_building_")[0] for name in names] == ["docs_"]
-        return halves(ids, found)
-
-    assert make(client).lay_out("abc", 2, look).info.name == "docs__g2"
-
-
-def test_a_collection_that_changes_meanwhile_is_refused(client: Any) -> None:
-    source = make(client)
-
-    def write(ids: Sequence[Id], found: FloatArray) -> IntArray:
-        row = {"key": -1, "embedding": found[0], "extra": {}}  # behind the cursor
-        client.insert("docs", [row])
-        return halves(ids, found)
-
-    with pytest.raises(CollectionError, match="changed while it was copied"):
-        source.lay_out("abc", 2, write)
-    assert client.list_collections() == ["docs"]
-
-
-def test_layouts_that_cannot_be_are_refused_before_anything_is_made(client: Any) -> None:
-    source = make(client)
-    for layout in ("", "ABC", "a_b", "a" * 17):
-        with pytest.raises(InvalidInput, match="lower-case"):
-            source.lay_out(layout, 2, halves)
-    for n_cells in (0, 1025):
-        with pytest.raises(InvalidInput, match="1 to 1024"):
-            source.lay_out("abc", n_cells, halves)
-    client.create_partition("docs", "archive")
-    with pytest.raises(InvalidInput, match="archive"):
-        source.lay_out("abc", 2, halves)
-    with pytest.raises(InvalidInput, match="partition key"):
-        make(client, "tenants", partition_key=True).lay_out("abc", 2, halves)
-    assert sorted(client.list_collections()) == ["docs", "tenants"]
-
-
-def test_many_cells_warn(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amips_plugins.adapters.milvus._MANY_CELLS", 1)
-    with pytest.warns(UserWarning, match="2 partitions"):
-        make(client).lay_out("abc", 2, halves)
-
-
-def test_progress_is_told_of_every_key(client: Any) -> None:
-    told: list[tuple[Any, ...]] = []
-
-    class Watch:
-        def __call__(self, *step: Any) -> Watch:
-            told.append(step)
-            return self
-
-        def __enter__(self) -> Watch:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            return None
-
-        def advance(self, amount: int = 1, note: str = "") -> None:
-            told.append((amount,))
-
-    make(client).lay_out("abc", 2, halves, Watch())
-    assert told == [("cells", COUNT, 0, "keys"), (COUNT,)]

@@ -1,0 +1,198 @@
+"""Searching by a plan, and natively wherever the plan does not do: all from one generation."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from amips_plugins.plan import NATIVE, QueryPlan
+from amips_plugins.trace import Trace
+
+if TYPE_CHECKING:
+    from amips_plugins.adapters.base import BoolArray, Collection, Hit, SearchRequest
+
+__all__ = ["Answer", "FallBack", "answer", "traces"]
+
+_log = logging.getLogger(__name__)
+_TOO_FEW = "cells: fewer than k hits"
+
+FallBack = Callable[..., str]
+"""Notes the reason why the native search answers, and its cause; returns the reason."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a search found.
+
+    Attributes
+    ----------
+    found
+        Each query's hits.
+    plan
+        The plan that found them.
+    fallback
+        Why the native search answered in place of the model, or None.
+    completed
+        Rows that the native search answered because the plan found fewer than k hits.
+    """
+
+    found: list[list[Hit]]
+    plan: QueryPlan
+    fallback: str | None = None
+    completed: set[int] = field(default_factory=set)
+
+
+def answer(
+    collection: Collection,
+    request: SearchRequest,
+    plan: QueryPlan,
+    started: float,
+    fall_back: FallBack,
+    on_fault: Callable[[], None],
+) -> Answer:
+    """Search by a plan. Where the generation is gone, the one that serves now answers instead.
+
+    Parameters
+    ----------
+    collection
+        The generation to search.
+    request
+        What the caller asked for; its timeout is one deadline for every search it takes.
+    plan
+        How to search; the empty plan is the native search.
+    started
+        When the caller's time began, by ``time.perf_counter``.
+    fall_back
+        Notes why the native search answers.
+    on_fault
+        Called when the database was not as it should have been.
+    """
+    try:
+        return _answer_here(collection, request, plan, started, fall_back, on_fault)
+    except Exception as exc:
+        left = _what_is_left(request, started)
+        now = None if left is None else _elsewhere(collection)
+        if left is None or now is None:
+            raise
+        on_fault()
+        # Natively: the plan may name cells that are no more. Every row, so that none is older.
+        return Answer(now.search(left), NATIVE, fall_back(f"search: {type(exc).__name__}", exc))
+
+
+def _answer_here(
+    collection: Collection,
+    request: SearchRequest,
+    plan: QueryPlan,
+    started: float,
+    fall_back: FallBack,
+    on_fault: Callable[[], None],
+) -> Answer:
+    """Search one generation by a plan, and natively where that fails."""
+    if plan.cells is None and plan.rewritten is None:
+        return Answer(collection.search(request), plan)
+    try:
+        routed = Answer(collection.search(request, plan), plan)
+    except Exception as exc:
+        on_fault()
+        left = _what_is_left(request, started)
+        if left is None:
+            raise
+        found = collection.search(left)  # an error of the database shows here too
+        return Answer(found, NATIVE, fall_back(f"search: {type(exc).__name__}", exc))
+    _complete(collection, request, routed, started, fall_back)
+    return routed
+
+
+def _complete(
+    collection: Collection,
+    request: SearchRequest,
+    routed: Answer,
+    started: float,
+    fall_back: FallBack,
+) -> None:
+    """Search natively where a plan found fewer than k hits: small cells, a narrow filter."""
+    short = [row for row, hits in enumerate(routed.found) if len(hits) < request.k]
+    if short and routed.plan.shares is not None:
+        whole = _scanned_whole(collection, routed.plan)
+        short = [row for row in short if not whole[row]]  # there is nothing more to find
+    left = _what_is_left(request, started) if short else None
+    if left is None:
+        return
+    again = collection.search(replace(left, queries=request.queries[short]))
+    for row, hits in zip(short, again, strict=True):
+        routed.found[row] = hits
+    fall_back(_TOO_FEW)
+    routed.completed.update(short)
+
+
+def traces(
+    answered: Answer, base: Trace, collection: Collection, model_share: float, *, explain: bool
+) -> list[Trace]:
+    """Say of every row how it was answered.
+
+    Parameters
+    ----------
+    answered
+        What was found.
+    base
+        What all rows have in common.
+    collection
+        What was searched.
+    model_share
+        What the model costs, as a share of a full scan.
+    explain
+        Whether to name cells and count what was scanned.
+    """
+    plan, count = answered.plan, len(answered.found)
+    rows = [base] * count
+    if plan.cells is not None:
+        chosen = [tuple(c for c in cells if c >= 0) for cells in plan.cells.tolist()]
+        rows = [replace(base, n_probes=len(cells)) for cells in chosen]
+        if explain:
+            scanned = _scanned(collection, plan, model_share)
+            rows = [
+                replace(trace, cells=cells, scanned=share)
+                for trace, cells, share in zip(rows, chosen, scanned, strict=True)
+            ]
+    for row in answered.completed:
+        routed = rows[row].scanned
+        scanned_too = None if routed is None else routed + 1.0  # the cells, and then every key
+        rows[row] = replace(rows[row], mode="native", fallback=_TOO_FEW, scanned=scanned_too)
+    return rows
+
+
+def _scanned(collection: Collection, plan: QueryPlan, model_share: float) -> list[float | None]:
+    if plan.shares is None:
+        return [None] * (0 if plan.cells is None else len(plan.cells))
+    whole = _scanned_whole(collection, plan).tolist()
+    return [
+        (1.0 if everything else share) + model_share
+        for everything, share in zip(whole, plan.shares.tolist(), strict=True)
+    ]
+
+
+def _scanned_whole(collection: Collection, plan: QueryPlan) -> BoolArray:
+    from amips_plugins.adapters.base import searches_everything
+
+    return searches_everything(plan, collection.break_even)
+
+
+def _what_is_left(request: SearchRequest, started: float) -> SearchRequest | None:
+    """Return the request for another search within the caller's one deadline, or None."""
+    if request.timeout is None:
+        return request
+    left = request.timeout - (time.perf_counter() - started)
+    return replace(request, timeout=left) if left > 0 else None
+
+
+def _elsewhere(collection: Collection) -> Collection | None:
+    """Return what serves now in place of a generation that failed; None if it is the same."""
+    try:
+        now = collection.current()
+    except Exception as exc:  # noqa: BLE001 - the error of the search says more than this one
+        _log.debug("%r cannot be looked at again: %s", collection.info.name, exc)
+        return None
+    return None if now is collection else now

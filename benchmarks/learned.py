@@ -1,0 +1,109 @@
+"""Models for the serving benchmark, as values that can go to another process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from amips_plugins.adapters.base import Id
+from amips_plugins.calibration import Calibration
+from amips_plugins.export.clustering import native_cells, query_aware_cells
+from amips_plugins.export.measure import thresholds_for
+from amips_plugins.export.presets import PRESETS, Preset
+from amips_plugins.export.problem import Problem
+from amips_plugins.export.rewriter import train_keynet
+from amips_plugins.export.routers import train_router
+from amips_plugins.export.to_onnx import to_onnx
+from amips_plugins.hooks import RewriteHook, RouteHook
+from amips_plugins.model import OnnxModel
+from amips_plugins.vectors import FloatArray, IntArray
+
+__all__ = ["Routing", "train_rewriting", "train_routing"]
+
+
+@dataclass(frozen=True)
+class Routing:
+    """A trained router and its cells.
+
+    Attributes
+    ----------
+    model
+        The router's ONNX file.
+    calibration
+        Its thresholds. What counts as guaranteed is the mean recall on the calibration queries,
+        without a margin: every other method is tuned to just reach the target there, too.
+    layout
+        Identifies the cells.
+    sizes
+        ``(n_cells,)`` keys in each cell.
+    assignment
+        ``(n,)`` the cell of each key.
+    """
+
+    model: bytes
+    calibration: Calibration
+    layout: str
+    sizes: IntArray
+    assignment: IntArray
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return len(self.sizes)
+
+    def assign(self, ids: Sequence[Id], vectors: FloatArray) -> IntArray:  # noqa: ARG002
+        """Give keys, whose ids are rows, their cells (``adapters.layouts.AssignCells``)."""
+        return self.assignment[np.asarray(ids, dtype=np.int64)]
+
+    def hook(self) -> RouteHook:
+        """Load the model."""
+        shares = np.append(self.sizes / self.sizes.sum(), 0.0).astype(np.float32)
+        return RouteHook(OnnxModel(self.model), self.calibration, self.layout, 0.95, shares)
+
+
+def train_routing(problem: Problem, n_cells: int, epochs: int | None) -> Routing:
+    """Cut query-aware cells and train a linear router over them, as ``amips train`` does.
+
+    Parameters
+    ----------
+    problem
+        What to train on; its calibration split is only measured on.
+    n_cells
+        Number of cells.
+    epochs
+        Passes over the training queries; None for the recipe's own.
+    """
+    train = problem.train
+    cells, assignment = query_aware_cells(
+        problem.keys, problem.metric, n_cells, problem.seed, train.queries, train.hits
+    )
+    candidate = train_router("linear", _recipe("linear", epochs), problem, cells, assignment)
+    assert candidate.priority is not None
+    validated = candidate.priority(problem.validate)
+    thresholds = thresholds_for(validated, assignment[problem.validate.hits[:, : problem.k]])
+    measured = candidate.measure(problem.calibrate)
+    recall: FloatArray = np.array(
+        [measured.mean_recall(k) for k in range(1, problem.k + 1)], dtype=np.float32
+    )
+    scanned = measured.scanned.mean(axis=0)
+    calibration = Calibration(thresholds, recall, recall, scanned, 0.0)
+    model = to_onnx(candidate.net, problem.keys.shape[1], problem.metric, candidate.order)
+    return Routing(model, calibration, cells.layout(), cells.sizes, assignment)
+
+
+def train_rewriting(problem: Problem, n_cells: int, epochs: int | None) -> bytes:
+    """Train a KeyNet, which looks at cells of about this number, and return its ONNX file."""
+    cells, assignment = native_cells(problem.keys, problem.metric, n_cells, problem.seed + 1)
+    candidates = RewriteHook.candidates(problem.k)
+    recipe = _recipe("keynet", epochs)
+    trained = train_keynet(recipe, problem, cells, assignment, candidates)
+    return to_onnx(trained.net, problem.keys.shape[1], problem.metric)
+
+
+def _recipe(kind: str, epochs: int | None) -> Preset:
+    preset = PRESETS["default"][kind]
+    if epochs is None:
+        return preset
+    return replace(preset, schedule=replace(preset.schedule, epochs=epochs))

@@ -1,0 +1,138 @@
+"""What crash tests need: a client that is watched, a writer that remembers, and a check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from amips_plugins.adapters.base import Id
+from amips_plugins.adapters.milvus import MilvusCollection
+from amips_plugins.vectors import FloatArray
+
+_CHANGING = {
+    "alter_alias",
+    "create_alias",
+    "create_collection",
+    "create_index",
+    "create_partition",
+    "delete",
+    "drop_collection",
+    "flush",
+    "insert",
+    "load_collection",
+    "rename_collection",
+    "upsert",
+}
+
+
+class Killed(BaseException):
+    """The process ended here."""
+
+
+class Watched:
+    """A client that tells of every call that changes something, before and after it."""
+
+    def __init__(self, client: Any, told: Callable[[str, bool], None]) -> None:
+        self._client = client
+        self._told = told
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        if name not in _CHANGING:
+            return method
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._told(name, False)
+            answer = method(*args, **kwargs)
+            self._told(name, True)
+            return answer
+
+        return call
+
+
+class Writer:
+    """Writes through an alias as the router does, and remembers what it was told is safe.
+
+    Parameters
+    ----------
+    client
+        Its own client.
+    alias
+        What it writes to; ids are whole numbers, and cells their remainders.
+    n_cells
+        Number of cells.
+    fields
+        Stored fields of every row.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        alias: str = "live",
+        n_cells: int = 2,
+        fields: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.live = MilvusCollection(client, alias)
+        self.n_cells = n_cells
+        self.fields = {} if fields is None else fields
+        self.rng = np.random.default_rng(0)
+        self.expected: dict[Id, FloatArray] = {
+            key: vector
+            for batch in self.live.scan(100)
+            for key, vector in zip(batch.ids, batch.vectors, strict=True)
+        }
+
+    def write(self, ids: Sequence[int]) -> None:
+        """Upsert these ids, or delete them, until that is in the collection that serves."""
+        vectors = self.rng.standard_normal((len(ids), self.live.info.dim)).astype(np.float32)
+        gone = self.rng.random() < 0.3
+        while True:
+            collection = self.live.current()
+            if gone:
+                collection.delete(ids)
+            else:
+                cells = np.array(ids) % self.n_cells if collection.layout() else None
+                collection.upsert(ids, vectors, [self.fields] * len(ids), cells)
+            self.live = collection
+            if collection.current() is collection:
+                break
+        for key, vector in zip(ids, vectors, strict=True):
+            self.expected.pop(key, None)
+            if not gone:
+                self.expected[key] = vector
+
+
+def contents(collection: MilvusCollection) -> dict[Id, list[float]]:
+    found = [
+        (key, vector.tolist())
+        for batch in collection.scan(100)
+        for key, vector in zip(batch.ids, batch.vectors, strict=True)
+    ]
+    assert len(dict(found)) == len(found)
+    return dict(found)
+
+
+def check(
+    collection: MilvusCollection, expected: Mapping[Id, FloatArray], n_cells: int = 2
+) -> None:
+    """The keys are there, each once, in the cell that it belongs to."""
+    there = contents(collection)
+    lost = sorted(set(expected) - set(there))
+    risen = sorted(set(there) - set(expected))
+    other = [k for k in there if k in expected and there[k] != expected[k].tolist()]
+    assert (lost, risen, other) == ([], [], []), f"lost {lost}, risen {risen}, other {other}"
+    table = collection.table()
+    cells = table.cells
+    assert cells is not None
+    for cell in range(n_cells):
+        where, partitions = f"amips_cell == {cell}", None
+        if cells.storage == "partitions":
+            where, partitions = "", [cells.partition(cell)]
+        pages = table.pages(1000, 8 << 20, [table.key], where=where, partitions=partitions)
+        assert [row[table.key] for page in pages for row in page] == sorted(
+            key for key in expected if int(key) % n_cells == cell
+        )
+    assert collection.overflow() == 0
+    assert collection.count() == len(expected)

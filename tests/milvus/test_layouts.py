@@ -1,0 +1,271 @@
+"""Laying out in Milvus: what the contract does not say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from amips_plugins.adapters.base import Id
+from amips_plugins.adapters.layouts import Storage
+from amips_plugins.adapters.milvus import MilvusCollection
+from amips_plugins.adapters.milvus_plan import choose_storage, has_clustering_keys
+from amips_plugins.errors import CollectionError, InvalidInput
+from amips_plugins.vectors import FloatArray, IntArray
+from tests.milvus.docs import COUNT, make, pymilvus, search, spec, vectors
+from tests.progress_recorder import Recorder
+
+
+def aliased(client: Any) -> MilvusCollection:
+    make(client)
+    client.create_alias("docs", "live")
+    return MilvusCollection(client, "live")
+
+
+def test_generations_follow_one_another(client: Any) -> None:
+    first = make(client)
+    second = first.layouts.build(spec())
+    third = second.layouts.build(spec("def"))
+    assert [c.info.name for c in (second, third)] == ["docs__g2", "docs__g3"]
+    assert [c.layout() for c in (first, second, third)] == [None, "abc", "def"]
+    assert MilvusCollection(client, "docs__g3").layouts.status().older == ("docs", "docs__g2")
+    client.drop_collection("docs__g2")
+    assert [c.count() for c in (first, third)] == [COUNT] * 2
+    assert third.layouts.roll_back().info.name == "docs"
+
+
+@pytest.mark.parametrize("storage", ["partitions", "field"])
+def test_a_copy_keeps_rows_ids_and_other_indexes(client: Any, storage: Storage) -> None:
+    make(client, fields=("body", "heading"), auto_id=True)
+    source = MilvusCollection(client, "docs", "body")
+    ids = [key for batch in source.scan(100) for key in batch.ids]
+    of_four = lambda keys, _: np.arange(len(keys)) % 4 - 1  # noqa: E731
+    copy = source.layouts.build(spec(n_cells=3, assign=of_four, storage=storage))
+    everything = {"filter": "", "output_fields": ["*"], "limit": COUNT}
+    rows, copied = (
+        sorted(client.query(name, **everything), key=lambda row: row["key"])
+        for name in ("docs", copy.info.name)
+    )
+    assert [row["key"] for row in copied] == sorted(ids)
+    assert [copy.table().bare(row) for row in copied] == rows
+    assert client.describe_index("docs__g2", "body")["index_type"] == "FLAT"
+    assert client.describe_index("docs__g2", "heading")["index_type"] == "HNSW"
+    assert copy.overflow() == COUNT // 4  # -1 is no cell
+    assert "amips_cell" not in copy.info.schema
+    other = search(MilvusCollection(client, "docs__g2", "heading"))
+    assert [hit.id for hit in other[0]] == [
+        hit.id for hit in search(MilvusCollection(client, "docs", "heading"))[0]
+    ]
+
+
+def test_the_cells_may_keep_the_index(client: Any) -> None:
+    make(client).layouts.build(spec(index="source"))
+    assert client.describe_index("docs__g2", "embedding")["index_type"] == "HNSW"
+
+
+def test_a_copy_through_connect_owns_its_client(client: Any, path: Path) -> None:
+    make(client)
+    source = MilvusCollection.connect(str(path), "docs")
+    copy = source.layouts.build(spec())
+    source.close()
+    assert copy.count() == COUNT
+    copy.close()
+
+
+def wrong_shape(ids: Sequence[Id], _: FloatArray) -> IntArray:
+    return np.zeros(len(ids) - 1, dtype=np.int64)
+
+
+def too_large(ids: Sequence[Id], _: FloatArray) -> IntArray:
+    return np.full(len(ids), 2, dtype=np.int64)
+
+
+def fractions(ids: Sequence[Id], _: FloatArray) -> Any:
+    return np.zeros(len(ids))
+
+
+@pytest.mark.parametrize("assign", [wrong_shape, too_large, fractions])
+def test_cells_that_cannot_be_are_refused(client: Any, assign: Any) -> None:
+    source = make(client)
+    with pytest.raises(InvalidInput, match="assign"):
+        source.layouts.build(spec(assign=assign))
+    assert source.count() == COUNT
+    assert source.layouts.status().unfinished == ("docs__building_abc",)
+    assert source.layouts.drop_old() == ["docs__building_abc"]
+    assert client.list_collections() == ["docs"]
+
+
+def test_a_copy_has_no_generation_name_before_it_is_complete(client: Any) -> None:
+    def look(ids: Sequence[Id], _: FloatArray) -> IntArray:
+        assert sorted(client.list_collections()) == ["docs", "docs__building_abc"]
+        unfinished = MilvusCollection(client, "docs__building_abc")
+        assert (unfinished.layout(), unfinished.overflow()) == (None, 0)
+        return np.asarray(ids, dtype=np.int64) % 2
+
+    assert make(client).layouts.build(spec(assign=look)).info.name == "docs__g2"
+
+
+def test_an_unfinished_copy_with_other_options_is_begun_again(client: Any) -> None:
+    source = make(client)
+    with pytest.raises(InvalidInput):
+        source.layouts.build(spec(assign=too_large))
+    copy = source.layouts.build(spec(storage="field"))
+    assert copy.layouts.status().storage == "field"
+    assert copy.layouts.status().unfinished == ()
+
+
+def test_what_a_copy_would_lose_is_refused_before_anything_is_made(client: Any) -> None:
+    source = make(client)
+    with pytest.raises(InvalidInput, match="at most 1024"):
+        source.layouts.build(spec(n_cells=1025, storage="partitions"))
+    with pytest.raises(InvalidInput, match="'docs' is a collection"):
+        source.layouts.build(spec(alias="docs"))
+    client.create_partition("docs", "archive")
+    with pytest.raises(InvalidInput, match="archive"):
+        source.layouts.build(spec())
+    with pytest.raises(InvalidInput, match="partition key"):
+        make(client, "tenants", partition_key=True).layouts.build(spec())
+    assert sorted(client.list_collections()) == ["docs", "tenants"]
+
+
+def test_a_field_of_that_name_is_refused(client: Any) -> None:
+    schema = client.create_schema()
+    schema.add_field("key", pymilvus.DataType.INT64, is_primary=True)
+    schema.add_field("v", pymilvus.DataType.FLOAT_VECTOR, dim=4)
+    schema.add_field("amips_cell", pymilvus.DataType.INT64)
+    index = client.prepare_index_params()
+    index.add_index("v", index_type="FLAT", metric_type="IP")
+    client.create_collection("docs", schema=schema, index_params=index)
+    with pytest.raises(InvalidInput, match="amips_cell"):
+        MilvusCollection(client, "docs").layouts.plan(spec())
+
+
+def test_too_little_disk_is_found_out_before(
+    client: Any, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(client)
+    collection = MilvusCollection.connect(str(path), "docs")
+    plan = collection.layouts.plan(spec())
+    usage = type("usage", (), {"free": plan.n_bytes})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(CollectionError, match="make room"):
+        collection.layouts.build(spec())
+    assert client.list_collections() == ["docs"]
+    collection.close()
+
+
+def test_a_plan_says_what_an_operator_should_know(client: Any) -> None:
+    plan = make(client, auto_id=True).layouts.plan(spec(n_cells=200, storage="partitions"))
+    assert "docs__g2" in plan.steps[0]
+    assert ["200 partitions" in note for note in plan.notes] == [True, False, False]
+    assert "bring their own" in plan.notes[1]
+    assert "no alias" in plan.notes[2]
+    assert plan.n_bytes > COUNT * 4 * 4
+    collection = aliased_plan(client)
+    assert "'live'" in collection.steps[3]
+
+
+def aliased_plan(client: Any) -> Any:
+    client.create_alias("docs", "live")
+    return MilvusCollection(client, "live").layouts.plan(spec())
+
+
+def test_cells_go_where_they_fit() -> None:
+    assert choose_storage(spec(n_cells=128)) == "partitions"
+    assert choose_storage(spec(n_cells=129)) == "field"
+    assert choose_storage(spec(n_cells=2, storage="field")) == "field"
+    versions = ("v2.3.5-lite", "milvus_lite-3.2.2", "v2.4.0", "2.6.9", "v3.0")
+    assert [has_clustering_keys(version) for version in versions] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
+
+
+def test_progress_is_told_of_every_key(client: Any) -> None:
+    recorder = Recorder()
+    make(client).layouts.build(spec(), recorder)
+    assert recorder.totals == [COUNT, COUNT]  # the copy, and the pass that finds nothing to do
+    assert recorder.done == COUNT
+
+
+def test_the_alias_moves_and_back_again(client: Any, tmp_path: Path) -> None:
+    before = aliased(client)
+    assert before.info.name == "docs"
+    after = before.layouts.build(spec(work=tmp_path))
+    assert client.describe_alias("live")["collection_name"] == after.info.name == "docs__g2"
+    assert (before.info.name, before.layout()) == ("docs", None)  # stays where it was
+    moved = before.current()
+    assert (moved.info.name, moved.layout(), moved.alias) == ("docs__g2", "abc", "live")
+    assert list(tmp_path.iterdir()) == []
+
+    moved.upsert([100], vectors()[:1], [{"extra": {}}], np.array([1]))
+    moved.upsert([1], vectors()[:1], [{"extra": {}}], np.array([0]))
+    moved.delete([2])
+    back = moved.layouts.roll_back()
+    assert client.describe_alias("live")["collection_name"] == back.info.name == "docs"
+    ids = [key for batch in back.scan(100) for key in batch.ids]
+    assert ids == [key for key in range(COUNT) if key != 2] + [100]
+    rewritten = next(iter(back.scan(100, after=0))).vectors[0]  # of key 1
+    np.testing.assert_array_equal(rewritten, vectors()[0])
+
+
+def test_a_new_alias_is_made(client: Any) -> None:
+    copy = make(client).layouts.build(spec(alias="live"))
+    assert client.describe_alias("live")["collection_name"] == copy.info.name
+
+
+def test_an_old_generation_that_has_what_the_new_one_lacks_is_not_dropped(client: Any) -> None:
+    copy = make(client).layouts.build(spec())
+    client.create_alias("docs", "still")
+    with pytest.raises(CollectionError, match="'still'"):
+        copy.layouts.drop_old()
+    client.drop_alias("still")
+    client.insert("docs", [{"key": 77, "embedding": vectors()[0], "extra": {}}])
+    with pytest.raises(CollectionError, match="77"):
+        copy.layouts.drop_old()
+    assert copy.layouts.drop_old(anyway=True) == ["docs"]
+    assert client.list_collections() == ["docs__g2"]
+
+
+def test_a_complete_copy_is_not_overwritten(client: Any, tmp_path: Path) -> None:
+    source = make(client)
+    copy = source.layouts.build(spec(work=tmp_path))
+    with pytest.raises(InvalidInput, match="docs__g2"):
+        source.layouts.build(spec())
+    # With what it remembers of the copy, it brings over what changed in the source since.
+    source.upsert([1000], vectors()[:1], [{"extra": {}}])
+    source.delete([3])
+    copy.delete([4])
+    again = source.layouts.build(spec(work=tmp_path))
+    assert again.info.name == "docs__g2"
+    ids = [key for batch in again.scan(100) for key in batch.ids]
+    assert ids == [key for key in range(COUNT) if key not in (3, 4)] + [1000]
+
+
+def test_ids_that_come_twice_are_refused(client: Any) -> None:
+    copy = make(client).layouts.build(spec())
+    rows = [{"key": 0, "embedding": vectors()[0], "extra": {}}]
+    client.upsert("docs__g2", rows)  # Milvus Lite shows one of the two rows only
+    plan = copy.layouts.plan(spec("def"))
+    assert plan.keys == COUNT
+
+
+def test_a_copy_that_finds_worse_neighbours_is_not_switched_to(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = aliased(client)
+    monkeypatch.setattr(
+        "amips_plugins.adapters.milvus_copy._nearest",
+        lambda table, queries, _: (
+            [{table.name: float("building" not in table.name)}] * len(queries)
+        ),
+    )
+    with pytest.raises(CollectionError, match=r"only 0% .* 32 sampled keys"):
+        source.layouts.build(spec())
+    assert client.describe_alias("live")["collection_name"] == "docs"

@@ -23,14 +23,18 @@ unit: $(READY)
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 integration: $(READY)
-	$(BIN)/python -m pytest integration_tests
+	$(BIN)/python -m pytest integration_tests -n 2 --dist loadfile
 
-# What takes longer than a developer waits for: both demos, and the benchmarks on part of the data.
+# What takes longer than a developer waits for: over a hundred kills of servers and clients, both
+# demos, and the benchmarks on part of the data.
 nightly: test
+	AMIPS_NIGHTLY=1 AMIPS_KILLS=10 $(BIN)/python -m pytest integration_tests/test_milvus_crashes.py \
+	  integration_tests/test_milvus_server.py -n 2 --dist loadfile --timeout 900
 	$(BIN)/amips demo --database milvus
 	$(BIN)/amips demo --database qdrant
 	$(BIN)/python benchmarks/routing.py pydocs --quick --limit 5000
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/serving.py pydocs --quick --limit 5000 --keys 20000
 
 # Exact versions for every supported Python; ranges for users stand in pyproject.toml.
 lock:

@@ -165,13 +165,20 @@ class Layouts(Protocol):
         """Say which cells there are."""
         ...
 
-    def roll_back(self) -> Collection:
+    def roll_back(self, *, anyway: bool = False) -> Collection:
         """Serve what served before the cells that serve now, and return that.
+
+        Parameters
+        ----------
+        anyway
+            Also where that holds keys which the serving collection has not.
 
         Raises
         ------
         InvalidInput
             Nothing is kept to roll back to.
+        CollectionError
+            It holds keys which the serving collection has not.
         """
         ...
 

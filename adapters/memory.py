@@ -247,7 +247,7 @@ class MemoryLayouts:
             older=older,
         )
 
-    def roll_back(self) -> MemoryCollection:
+    def roll_back(self, *, anyway: bool = False) -> MemoryCollection:  # noqa: ARG002 - the same keys
         """Serve the cells from before; keys written since are overflow."""
         of = self._of
         if not of._before:

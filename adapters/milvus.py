@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -22,13 +24,13 @@ from amips_plugins.adapters.base import (
 )
 from amips_plugins.adapters.grouping import OVERFLOW, group_by_cells, merge_hits
 from amips_plugins.adapters.milvus_layouts import MilvusLayouts
-from amips_plugins.adapters.milvus_table import BUILDING, CELL_FIELD, Table, draining, open_table
+from amips_plugins.adapters.milvus_names import BUILDING, CELL_FIELD, draining
+from amips_plugins.adapters.milvus_opening import connect_lite, connect_server, open_table
+from amips_plugins.adapters.milvus_table import Table
 from amips_plugins.errors import (
     CollectionError,
     CollectionNotFound,
-    DatabaseUnreachable,
     InvalidInput,
-    require,
 )
 from amips_plugins.plan import NATIVE, QueryPlan
 from amips_plugins.vectors import FloatArray, IntArray, native_scores
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MilvusCollection"]
 
-_CONNECT_SECONDS = 5.0
+_NO_TIME = 1e-3  # pymilvus takes 0 for no limit
 _PAGE_BYTES = 32 << 20  # well under the 100 MB of one answer
 
 
@@ -64,8 +66,6 @@ class MilvusCollection:
     >>> collection.info.metric  # doctest: +SKIP
     <Metric.COSINE: 'cosine'>
     """
-
-    break_even = 1.0
 
     def __init__(self, client: MilvusClient, name: str, field: str | None = None) -> None:
         self.client = client
@@ -103,9 +103,9 @@ class MilvusCollection:
             The address is neither a path nor a URL.
         """
         if urlsplit(address).scheme in ("http", "https"):
-            client = _connect_server(address, token)
+            client = connect_server(address, token)
         else:
-            client = _connect_lite(address)
+            client = connect_lite(address)
         collection = cls(client, name, field)
         collection._own = (address, token)
         return collection
@@ -132,6 +132,12 @@ class MilvusCollection:
         if self._table is None:
             self._table = open_table(self.client, self._name, self._field)
         return self._table
+
+    @property
+    def break_even(self) -> float:
+        """Share of the keys above which a full scan is cheaper: .3, or .1 with a cell field."""
+        cells = self.table().cells
+        return 0.1 if cells is not None and cells.storage == "field" else 0.3
 
     @property
     def alias(self) -> str | None:
@@ -230,7 +236,12 @@ class MilvusCollection:
         name = draining(self.table().name)
         if not self.client.has_collection(name):
             return None
-        return open_table(self.client, name, self.info.field)
+        try:
+            return open_table(self.client, name, self.info.field)
+        except Exception:
+            if self.client.has_collection(name):
+                raise
+            return None  # the build has ended in this moment
 
     def overflow(self) -> int:
         """Return the number of keys without a cell; 0 without a layout."""
@@ -269,9 +280,13 @@ class MilvusCollection:
         whole, some = np.flatnonzero(everything), np.flatnonzero(~everything)
         calls: list[tuple[list[int] | None, IntArray]] = [(None, whole)] if len(whole) else []
         calls += [(cells, some[rows]) for cells, rows in group_by_cells(plan.cells[some])]
+        started = time.monotonic()
         for cells, chosen in calls:
-            rows = chosen.tolist()
-            for row, hits in zip(rows, self._search(request, plan, rows, cells), strict=True):
+            rows, one = chosen.tolist(), request
+            if request.timeout is not None:  # one deadline for all calls; the database says so
+                left = request.timeout - (time.monotonic() - started)
+                one = replace(request, timeout=max(left, _NO_TIME))
+            for row, hits in zip(rows, self._search(one, plan, rows, cells), strict=True):
                 answers[row].append(hits)
         better = self.info.metric.larger_is_better
         return [
@@ -368,36 +383,3 @@ class MilvusCollection:
         """Close the client if ``connect`` opened it; safe to call twice."""
         if self._own is not None:
             self.client.close()
-
-
-def _connect_server(address: str, token: str | None) -> MilvusClient:
-    pymilvus = require("pymilvus", "milvus")
-    exceptions = require("pymilvus.exceptions", "milvus")
-    try:
-        return pymilvus.MilvusClient(address, token=token or "", timeout=_CONNECT_SECONDS)
-    except exceptions.MilvusException as exc:
-        host = urlsplit(address).netloc.rpartition("@")[2]  # the rest may hold a password
-        raise DatabaseUnreachable(
-            f"No Milvus server lets us in at {host} ({exc.message}); "
-            f"start it, or check the address and the token."
-        ) from exc
-
-
-def _connect_lite(address: str) -> MilvusClient:
-    if not address.endswith(".db"):
-        raise InvalidInput(
-            f"{address!r} is no Milvus address; pass the path of a .db database, or "
-            f"http(s)://host:port."
-        )
-    pymilvus = require("pymilvus", "milvus-lite")
-    require("milvus_lite", "milvus-lite")
-    exceptions = require("pymilvus.exceptions", "milvus-lite")
-    if not Path(address).exists():
-        raise CollectionNotFound(f"There is no Milvus Lite database {address!r}; check the path.")
-    try:
-        return pymilvus.MilvusClient(address, timeout=_CONNECT_SECONDS)
-    except exceptions.MilvusException as exc:
-        raise DatabaseUnreachable(
-            f"Milvus Lite cannot open {address!r}; close the other process that has it open "
-            f"(one at a time may), or make it anew if an older Milvus Lite wrote it."
-        ) from exc

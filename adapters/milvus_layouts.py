@@ -29,29 +29,22 @@ from amips_plugins.adapters.layouts import (
     check_assigned,
 )
 from amips_plugins.adapters.milvus_copy import Copy
-from amips_plugins.adapters.milvus_plan import choose_storage, has_clustering_keys, plan_copy
-from amips_plugins.adapters.milvus_table import (
-    BUILDING,
-    CELL_FIELD,
-    Cells,
-    Table,
-    draining,
-    generation_of,
-    open_table,
-)
+from amips_plugins.adapters.milvus_generation import prepare_copy
+from amips_plugins.adapters.milvus_names import BUILDING, draining, generation_of, read_cells
+from amips_plugins.adapters.milvus_opening import open_table
+from amips_plugins.adapters.milvus_plan import plan_copy
+from amips_plugins.adapters.milvus_table import Table
 from amips_plugins.adapters.replay import Base, digest
-from amips_plugins.errors import CollectionError, InvalidInput, require
+from amips_plugins.errors import CollectionError, InvalidInput
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import IntArray
 
 if TYPE_CHECKING:
-    from pymilvus import MilvusClient
-
     from amips_plugins.adapters.milvus import MilvusCollection
 
 __all__ = ["MilvusLayouts"]
 
-_GRACE_SECONDS = 1.0  # for writes that were on their way when the alias moved
+_GRACE_SECONDS = 5.0  # what a reader may be behind, and a write on its way when the alias moved
 _INDEX_SECONDS = 3600.0
 _BACKFILL = 500  # rows from reading to writing: the time in which another writer may be overtaken
 _ENOUGH = 100  # ids that show that some are missing
@@ -87,8 +80,15 @@ class MilvusLayouts:
         if self._undrained(spec):
             step = f"copy to {table.name!r} what was written to its source before the switch"
             return LayoutPlan((step,), table.count(), 0, 0.0)
-        target = self._complete(spec.layout) or self._next_name()
-        return plan_copy(table, spec, alias, target, self.of.path)
+        self._check_drained()
+        complete = self._complete(spec.layout)
+        if complete is not None and self._base_of(spec, complete) is None:
+            way_out = "drop it: amips layout drop-old" if self.of.alias else "drop it"
+            raise InvalidInput(
+                f"{complete!r} has these cells already, and may have been written to since it was "
+                f"copied; use that, or {way_out}, and lay out again."
+            )
+        return plan_copy(table, spec, alias, complete or self._next_name(), self.of.path)
 
     def build(self, spec: LayoutSpec, progress: Progress = no_progress) -> MilvusCollection:
         """Copy the collection into its cells, switch to the copy, and return that.
@@ -107,19 +107,14 @@ class MilvusLayouts:
             return self._drain(self._open(draining(table.name)), table, spec, progress)
         self.plan(spec)
         source, alias = self.of.table(), self._alias(spec)
+        served = None if alias is None else self.of.target_of(alias)
         name = self._complete(spec.layout)
         if name is not None:
-            base = _load_base(spec, name)
-            if base is None:
-                raise InvalidInput(
-                    f"{source.name!r} is copied to {name!r} already, which may have been written "
-                    f"to since; use that, or drop it and lay out again."
-                )
             copy = Copy(source, self._open(name), spec.assign, progress)
-            base = copy.settle(base)
+            base = copy.settle(self._base_of(spec, name))
             _save_base(spec, name, base)
         else:
-            building, new = self._prepare(spec, source)
+            building, new = prepare_copy(spec, source)
             copy = Copy(source, self._open(building), spec.assign, progress)
             base = copy.settle(new=new)
             self._finish_index(copy.target)
@@ -130,6 +125,12 @@ class MilvusLayouts:
             self.of.client.load_collection(name)  # Milvus Lite forgets that it was loaded
         if alias is None:
             return self.of.sibling(name)
+        now = self.of.target_of(alias)
+        if now not in (served, name):
+            raise CollectionError(
+                f"Somebody has moved the alias {alias!r} from {served!r} to {now!r} meanwhile; "
+                f"nothing was switched. Lay out what it names now, or drop the copy {name!r}."
+            )
         self._switch(alias, source, name)
         return self._drain(source, self._open(name), spec, progress, base)
 
@@ -138,6 +139,25 @@ class MilvusLayouts:
         table = self.of.table()
         ours = table.cells is not None and table.cells.layout == spec.layout
         return ours and self.of.client.has_collection(draining(table.name))
+
+    def _check_drained(self) -> None:
+        """Refuse to go on from a switch that is not finished: keys would stay behind."""
+        table = self.of.table()
+        left = self.of.target_of(draining(table.name))
+        if left is None:
+            return
+        back = generation_of(left)[1] > generation_of(table.name)[1]
+        again = "roll back again" if back else "lay out with the same bundle again"
+        raise InvalidInput(
+            f"What was written to {left!r} shortly before the switch to {table.name!r} is not "
+            f"copied yet; {again} first, which finishes that."
+        )
+
+    def _base_of(self, spec: LayoutSpec, name: str) -> Base | None:
+        """Return what is known of a complete copy, if it is one of this source."""
+        cells = read_cells(self.of.client, name)
+        ours = cells is not None and cells.source == self.of.table().name
+        return _load_base(spec, name) if ours else None
 
     def _switch(self, alias: str, source: Table, target: str) -> None:
         """Move the alias; from before until it is drained the source hears of every write."""
@@ -152,14 +172,17 @@ class MilvusLayouts:
         progress: Progress,
         base: Base | None = None,
     ) -> MilvusCollection:
-        time.sleep(0.0 if source.is_lite else _GRACE_SECONDS)
         if base is None:  # the run before has died; without its notes only what is missing comes
             base = _load_base(spec, target.name) or Base()
-        Copy(source, target, spec.assign, progress).drain(base)
-        self.of.client.drop_alias(draining(target.name))
+        self._finish_switch(Copy(source, target, spec.assign, progress), base)
         if spec.work is not None:
             _base_file(spec.work, target.name).unlink(missing_ok=True)
         return self.of.sibling(target.name)
+
+    def _finish_switch(self, copy: Copy, base: Base) -> None:
+        time.sleep(0.0 if copy.source.is_lite else _GRACE_SECONDS)
+        copy.drain(base)
+        self.of.client.drop_alias(draining(copy.target.name))
 
     def status(self) -> LayoutStatus:
         """Say which cells there are."""
@@ -167,11 +190,15 @@ class MilvusLayouts:
         cells = None if BUILDING in table.name else table.cells
         base, number = generation_of(table.name)
         names = self.of.client.list_collections()
-        older = sorted(
-            (n for n in names if generation_of(n)[0] == base and generation_of(n)[1] < number),
-            key=lambda n: generation_of(n)[1],
-        )
+        numbers = {n: generation_of(n)[1] for n in names if generation_of(n)[0] == base}
+        # Another's collection may be called as ours are.
+        numbers = {n: at for n, at in numbers.items() if n == base or self._is_ours(n)}
+        older = sorted((n for n, at in numbers.items() if at < number), key=numbers.__getitem__)
         unfinished = sorted(n for n in names if n.startswith(f"{base}{BUILDING}"))
+        unfinished = [n for n in unfinished if self._is_ours(n)]
+        if self.of.alias is not None:  # else nobody knows which of them serves
+            newer = sorted((n for n, at in numbers.items() if at > number), key=numbers.__getitem__)
+            unfinished += [n for n in newer if not self.of.client.list_aliases(n)["aliases"]]
         if self.of.client.has_collection(draining(table.name)):
             unfinished.append(draining(table.name))
         return LayoutStatus(
@@ -185,19 +212,36 @@ class MilvusLayouts:
             older=tuple(older),
         )
 
-    def roll_back(self) -> MilvusCollection:
+    def _is_ours(self, name: str) -> bool:
+        return read_cells(self.of.client, name) is not None
+
+    def roll_back(self, *, anyway: bool = False) -> MilvusCollection:
         """Serve the collection that these cells were copied from, and return it.
 
-        Opened by an alias, the alias moves back, after and before what was written to this
-        generation is copied to the old one (there it is overflow). Opened by its own name nothing
-        moves: the caller goes on with what is returned.
+        Opened by an alias, the alias moves back, and before and after that what was written to
+        this generation is copied to the old one (there it is overflow). Opened by its own name
+        nothing moves: the caller goes on with what is returned.
+
+        Parameters
+        ----------
+        anyway
+            Also where the old one holds ids that this generation has not; they are deleted.
 
         Raises
         ------
         InvalidInput
             The collection was not copied from another one, or that one is gone.
+        CollectionError
+            The old one holds such ids: keys deleted since the switch, or written to it by its own
+            name.
         """
         table = self.of.table()
+        left = self.of.target_of(draining(table.name))
+        if left is not None and generation_of(left)[1] > generation_of(table.name)[1]:
+            # A rollback to here died behind the switch.
+            self._finish_switch(Copy(self._open(left), table, None, no_progress), Base())
+            return self.of.sibling(table.name)
+        self._check_drained()
         older = self.status().older
         source = table.cells.source if table.cells is not None else ""
         earlier = source if source in older else (older[-1] if older else None)
@@ -206,11 +250,16 @@ class MilvusLayouts:
         if self.of.alias is None:
             return self.of.sibling(earlier)
         copy = Copy(table, self._open(earlier), None, no_progress)
+        lost = [] if anyway else _missing(copy.target, table)
+        if lost:
+            raise CollectionError(
+                f"{earlier!r} holds {len(lost)} ids that {table.name!r} has not, such as "
+                f"{lost[0]!r}: they were deleted since, or written to it by its own name; "
+                f"to delete them and roll back: --anyway."
+            )
         base = copy.settle()
         self._switch(self.of.alias, table, earlier)
-        time.sleep(0.0 if table.is_lite else _GRACE_SECONDS)
-        copy.drain(base)
-        self.of.client.drop_alias(draining(earlier))
+        self._finish_switch(copy, base)
         return self.of.sibling(earlier)
 
     def drop_old(self, *, anyway: bool = False) -> list[str]:
@@ -234,16 +283,16 @@ class MilvusLayouts:
                 raise CollectionError(
                     f"{name!r} is still what the alias {aliases[0]!r} names; move that first."
                 )
-        if status.older and not anyway:
-            lost = _missing(self._open(status.older[-1]), table)
+        left = [name for name in status.unfinished if name != draining(table.name)]
+        dropped = [*status.older, *left]
+        for name in () if anyway else dropped:
+            lost = [] if BUILDING in name else _missing(self._open(name), table)
             if lost:
                 raise CollectionError(
-                    f"{status.older[-1]!r} holds {len(lost)} ids that {table.name!r} has not, such "
-                    f"as {lost[0]!r}: they were deleted since, or written to it by its own name; "
+                    f"{name!r} holds {len(lost)} ids that {table.name!r} has not, such as "
+                    f"{lost[0]!r}: they were deleted since, or written to it by its own name; "
                     f"to drop it all the same: --anyway."
                 )
-        building = [name for name in status.unfinished if name != draining(table.name)]
-        dropped = [*status.older, *building]
         for name in dropped:
             self.of.client.drop_collection(name)
         return dropped
@@ -311,27 +360,6 @@ class MilvusLayouts:
             number += 1
         return f"{base}__g{number}"
 
-    def _prepare(self, spec: LayoutSpec, source: Table) -> tuple[str, bool]:
-        """Create the copy, or what is missing of it; return its name and whether it is new."""
-        client, storage = self.of.client, choose_storage(spec)
-        building = f"{generation_of(source.name)[0]}{BUILDING}{spec.layout}"
-        cells = Cells(spec.layout, spec.n_cells, spec.version, storage, source.name, spec.index)
-        new = not client.has_collection(building)
-        if not new and read_cells(client, building) != cells:
-            client.drop_collection(building)  # of an earlier build with other options
-            new = True
-        if new:
-            _create(source, building, cells)
-        if storage == "partitions":
-            there = set(client.list_partitions(building))
-            for cell in range(spec.n_cells):
-                if cells.partition(cell) not in there:
-                    client.create_partition(building, cells.partition(cell))
-        if len(client.list_indexes(building)) < len(client.list_indexes(source.name)):
-            _create_indexes(source, building, spec.index)
-        client.load_collection(building)
-        return building, new
-
     def _finish_index(self, target: Table) -> None:
         """Write out what is in memory, and wait for the index, so that it is what is measured."""
         client = self.of.client
@@ -367,57 +395,6 @@ def _save_base(spec: LayoutSpec, target: str, base: Base) -> None:
 
 def _load_base(spec: LayoutSpec, target: str) -> Base | None:
     return None if spec.work is None else Base.load(_base_file(spec.work, target))
-
-
-def read_cells(client: MilvusClient, name: str) -> Cells | None:
-    """Read the cells of a collection from its properties."""
-    return Cells.read(client.describe_collection(name).get("properties") or {})
-
-
-def _create(source: Table, building: str, cells: Cells) -> None:
-    orm = require("pymilvus", "milvus")
-    fields = [
-        # The ids stay what they are, also where Milvus made them.
-        {**field, "auto_id": False} if field.get("is_primary") else field
-        for field in source.raw["fields"]
-        if field["name"] != CELL_FIELD
-    ]
-    raw = {**source.raw, "fields": fields, "auto_id": False}
-    schema = orm.CollectionSchema.construct_from_dict(raw)
-    if cells.storage == "field":
-        version = str(source.client.get_server_version())
-        schema.add_field(
-            CELL_FIELD,
-            orm.DataType.INT64,
-            default_value=OVERFLOW,
-            **({"is_clustering_key": True} if has_clustering_keys(version) else {}),
-        )
-    theirs = {
-        name: value
-        for name, value in (source.raw.get("properties") or {}).items()
-        if name not in cells.properties()
-    }
-    source.client.create_collection(
-        building,
-        schema=schema,
-        num_shards=raw.get("num_shards") or 1,
-        consistency_level=raw["consistency_level"],
-        properties={**theirs, **cells.properties()},
-    )
-
-
-def _create_indexes(source: Table, building: str, kind: str) -> None:
-    client, info = source.client, source.info
-    indexes = client.prepare_index_params()
-    for index in client.list_indexes(source.name):
-        found = client.describe_index(source.name, index)
-        if found["field_name"] == info.field and kind == "FLAT":
-            indexes.add_index(
-                info.field, index_type="FLAT", index_name=info.field, metric_type=info.metric.name
-            )
-        elif found["field_name"] != CELL_FIELD:
-            indexes.add_index(**{k: v for k, v in found.items() if k not in _INDEX_STATE})
-    client.create_index(building, indexes)
 
 
 def _missing(old: Table, table: Table) -> list[Id]:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from amips_plugins.adapters.layouts import LayoutPlan, LayoutSpec, Storage, check_name
-from amips_plugins.adapters.milvus_table import CELL_FIELD, Table
+from amips_plugins.adapters.milvus_names import CELL_FIELD
+from amips_plugins.adapters.milvus_table import Table
 from amips_plugins.adapters.replay import encoded
 from amips_plugins.errors import CollectionError, InvalidInput
 
@@ -17,6 +18,7 @@ __all__ = ["choose_storage", "has_clustering_keys", "plan_copy"]
 
 _MANY_PARTITIONS = 128  # 256 took a server a minute to load
 _MAX_PARTITIONS = 1024  # the documented limit of Milvus 2.4 and later
+_IDS = 5_000  # in one expression
 _SAMPLE = 512  # rows read to estimate size and speed
 _PASSES = 4  # one to copy, of which writing takes as long as reading, and one to compare
 _OVERHEAD = 1.3  # of what Milvus stores over the rows themselves
@@ -91,6 +93,12 @@ def _check(table: Table, spec: LayoutSpec, storage: Storage, alias: str | None) 
             f"Collection {name!r} has a field {CELL_FIELD!r} that holds no cells of ours; "
             f"lay out a collection without it."
         )
+    if alias is not None and table.raw.get("auto_id"):
+        raise InvalidInput(
+            f"Milvus makes the ids of {name!r}, which a copy has to keep, so behind the alias "
+            f"{alias!r} writers would have to bring their own; lay out the collection by its own "
+            f"name, and let the writers go over when they do."
+        )
     if alias is not None and alias in table.client.list_collections():
         raise InvalidInput(
             f"{alias!r} is a collection, and Milvus allows no alias of that name; choose another "
@@ -101,8 +109,14 @@ def _check(table: Table, spec: LayoutSpec, storage: Storage, alias: str | None) 
 def _count_ids(table: Table) -> int:
     before = table.count()
     distinct = sum(len(page) for page in table.pages(16_384, 1 << 30, [table.key]))
-    twice = min(before, table.count()) - distinct
-    if twice > 0:
+    if table.cells is not None and table.cells.storage == "partitions":
+        return distinct  # others upsert beside the row in a cell, and the newer one is copied
+    twice = 0
+    if min(before, table.count()) > distinct:  # or others wrote and deleted meanwhile
+        for page in table.pages(_IDS, 1 << 30, [table.key]):
+            ids = [row[table.key] for row in page]
+            twice += max(0, table.count(table.where_ids(ids)) - len(ids))
+    if twice:
         raise InvalidInput(
             f"Collection {table.name!r} holds {twice} rows whose id another row has too, and a "
             f"copy would keep one of each; delete these ids and write them once."

@@ -1,14 +1,11 @@
-"""One physical collection of Milvus: what it is, its rows, and where they lie.
-
-A laid-out collection says so in the properties it was created with (a server forgets properties
-altered later when it restarts). Its cells are partitions, with the overflow in Milvus' own
-``_default``, or values of the field ``amips_cell``, where the overflow is -1.
-"""
+"""One physical collection of Milvus: what it is, its rows, and where they lie."""
 
 from __future__ import annotations
 
 import json
+import random
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,78 +14,23 @@ import numpy as np
 
 from amips_plugins.adapters.base import CollectionInfo, Cursor, Id
 from amips_plugins.adapters.grouping import OVERFLOW
-from amips_plugins.adapters.layouts import Storage
-from amips_plugins.errors import (
-    CollectionError,
-    CollectionNotFound,
-    FieldNotFound,
-    InvalidInput,
-    MetricNotSupported,
-)
-from amips_plugins.vectors import FloatArray, IntArray, Metric
+from amips_plugins.adapters.milvus_names import CELL_FIELD, DEFAULT_PARTITION, Cells
+from amips_plugins.adapters.replay import encoded
+from amips_plugins.errors import CollectionError, InvalidInput
+from amips_plugins.vectors import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
-__all__ = ["BUILDING", "CELL_FIELD", "Cells", "Table", "draining", "generation_of", "open_table"]
+__all__ = ["Table"]
 
-CELL_FIELD = "amips_cell"
-BUILDING = "__building_"  # in the name of a copy that is not complete
-
-_METRICS = {"IP": Metric.IP, "COSINE": Metric.COSINE, "L2": Metric.L2}
-_DEFAULT = "_default"  # where Milvus puts a row that names no partition
-_GENERATION = re.compile(r"(.*)__g(\d+)")
-_PROPERTY = "amips."
 _MAX_PAGE = 16_384  # rows Milvus returns for one query
 _FIRST_PAGE = 256
+_ANSWER_BYTES = 16 << 20  # of the 64 MiB that a server sends at most; rows differ
 _WRITE_BYTES = 8 << 20  # the fields beside the vector come on top
 _MAX_IDS = 5_000  # in one expression
-
-
-@dataclass(frozen=True, slots=True)
-class Cells:
-    """The cells of a laid-out table, as its properties name them.
-
-    Attributes
-    ----------
-    layout, n_cells, version, storage
-        As in ``LayoutSpec``.
-    source
-        The collection it was copied from.
-    index
-        As in ``LayoutSpec``.
-    """
-
-    layout: str
-    n_cells: int
-    version: str
-    storage: Storage
-    source: str
-    index: str
-
-    def properties(self) -> dict[str, str]:
-        """Write them as properties of a collection."""
-        return {f"{_PROPERTY}{name}": str(getattr(self, name)) for name in self.__slots__}
-
-    @classmethod
-    def read(cls, properties: Mapping[str, str]) -> Cells | None:
-        """Read what ``properties`` wrote, or None."""
-        found = {name: properties.get(f"{_PROPERTY}{name}") for name in cls.__slots__}
-        storage = found["storage"]
-        if storage not in ("partitions", "field") or not str(found["n_cells"]).isdigit():
-            return None
-        return cls(
-            layout=str(found["layout"]),
-            n_cells=int(str(found["n_cells"])),
-            version=found["version"] or "",
-            storage="partitions" if storage == "partitions" else "field",
-            source=found["source"] or "",
-            index=found["index"] or "FLAT",
-        )
-
-    def partition(self, cell: int) -> str:
-        """Return the partition of a cell, the overflow's too."""
-        return _DEFAULT if cell == OVERFLOW else f"cell_{self.layout}_{cell:04d}"
+_CONTESTS = 10  # times that one key is fought for with other writers
+_TICK_SECONDS = 0.2  # in which a server answers two strongly consistent readers at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +75,9 @@ class Table:
     def own_partitions(self) -> list[str]:
         """Return the partitions that are neither Milvus' default nor cells, sorted."""
         ours = re.compile(r"cell_[a-z0-9]{1,16}_\d{4}")
-        return sorted(p for p in self.partitions() if p != _DEFAULT and not ours.fullmatch(p))
+        return sorted(
+            p for p in self.partitions() if p != DEFAULT_PARTITION and not ours.fullmatch(p)
+        )
 
     def count(self, where: str = "", partitions: Sequence[str] | None = None) -> int:
         """Count rows; one that lies in two partitions counts twice (Milvus Lite: once)."""
@@ -158,7 +102,7 @@ class Table:
     def overflow_scope(self) -> tuple[str, list[str] | None]:
         """Return the filter and the partitions that hold the overflow, and nothing else."""
         if self.cells is None or self.cells.storage == "partitions":
-            return "", [_DEFAULT]
+            return "", [DEFAULT_PARTITION]
         return f"{CELL_FIELD} == {OVERFLOW}", None
 
     def where_ids(self, ids: Sequence[Id]) -> str:
@@ -186,16 +130,20 @@ class Table:
             )
         limit = min(limit, _MAX_PAGE, max(64, max_bytes // (4 * self.info.dim)))
         asked = min(limit, _FIRST_PAGE)
+        mixed = partitions is None and self._in_partitions
         widest = 1.0
         end: Cursor | None = None
+        if not self.is_lite:
+            # With the flag of an iterator, pymilvus drops the consistency level asked for, and the
+            # collection's own may be seconds behind: have the server catch up first.
+            self.count()
         while end is None or after != end:
             behind = "" if after is None else f"{self.key} > {_literal(after)}"
-            until = "" if end is None else f"{self.key} <= {_literal(end)}"
             # These are the requests of pymilvus' QueryIterator, whose flag makes Milvus order the
             # rows by id (a plain query of Milvus Lite does not); its own cursor quotes no strings.
             rows = self.client.query(
                 self.name,
-                filter=_all_of(behind, until, where),
+                filter=_all_of(behind, where),
                 output_fields=list(fields),
                 limit=asked,
                 partition_names=partitions,
@@ -206,19 +154,70 @@ class Table:
             )
             if not rows:
                 return
-            after = rows[-1][self.key]
-            yield from (list(rows[row : row + limit]) for row in range(0, len(rows), limit))
-            if end is None and len(rows) < asked:
-                end = self._end(after, where, partitions)
+            before, after = after, rows[-1][self.key]
+            for row in range(0, len(rows), limit):
+                some = list(rows[row : row + limit])
+                yield self._newest(some, before, fields, where) if mixed else some
+                before = some[-1][self.key]
+            if len(rows) < asked:
+                left = self._left(after, where, partitions)
+                if left is not None:
+                    size = max(1, min(limit, _MAX_IDS, _ANSWER_BYTES // self._row_bytes(rows)))
+                    for ids in _chunks(left, size):
+                        found = self._read(ids, fields, where, partitions)
+                        if mixed:
+                            found |= self._read(ids, fields, where, [DEFAULT_PARTITION])
+                        if found:
+                            yield [found[key] for key in ids if key in found]
+                    return
             # A server answers with up to ``asked`` rows of every segment, so ask for fewer where
             # there are many, and find that out with a small page.
             widest = max(widest, len(rows) / asked)
-            asked = min(2 * asked, max(1, int(limit / widest)))
+            fitting = min(limit, _ANSWER_BYTES // self._row_bytes(rows))
+            asked = min(2 * asked, max(1, int(fitting / widest)))
 
-    def _end(self, after: Cursor, where: str, partitions: Sequence[str] | None) -> Cursor | None:
-        """Return the last id where few are left, or reading might follow a busy writer for ever.
+    def _row_bytes(self, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Estimate what one of these rows takes in an answer, its texts and other fields too."""
+        some = rows[:: max(1, len(rows) // 32)]
+        size = sum(len(encoded(row)) for row in some) // len(some)
+        return max(size - 5 * self.info.dim, 1)  # vectors travel as 4 bytes a number, not 9
 
-        A page that is not full does not say so: a server ends it where one segment ends.
+    @property
+    def _in_partitions(self) -> bool:
+        return self.cells is not None and self.cells.storage == "partitions"
+
+    def _newest(
+        self,
+        rows: list[dict[str, Any]],
+        after: Cursor | None,
+        fields: Sequence[str],
+        where: str,
+    ) -> list[dict[str, Any]]:
+        """Put the overflow's rows in the place of others with their ids.
+
+        Others upsert into the overflow and leave the row from before in its cell; the database
+        answers with either.
+        """
+        behind = "" if after is None else f"{self.key} > {_literal(after)}"
+        until = f"{self.key} <= {_literal(rows[-1][self.key])}"
+        newer = self.client.query(
+            self.name,
+            filter=_all_of(behind, until, where),
+            output_fields=list(fields),
+            limit=len(rows),
+            partition_names=[DEFAULT_PARTITION],
+            consistency_level="Strong",
+        )
+        by_id = {row[self.key]: row for row in newer}
+        return [by_id.get(row[self.key], row) for row in rows]
+
+    def _left(
+        self, after: Cursor, where: str, partitions: Sequence[str] | None
+    ) -> list[Any] | None:
+        """Return the ids that are left where they are few, in their order; else None.
+
+        The last pages are small, because a server ends each where one segment ends: with many
+        partitions it takes a hundred of them. And behind a busy writer reading might never end.
         """
         rows = self.client.query(
             self.name,
@@ -228,14 +227,18 @@ class Table:
             partition_names=partitions,
             consistency_level="Strong",
         )
-        left = [row[self.key] for row in rows]
-        return max(left, default=after) if len(left) < _MAX_PAGE else None
+        return sorted({row[self.key] for row in rows}) if len(rows) < _MAX_PAGE else None
 
     def read(
         self, ids: Sequence[Id], fields: Sequence[str] = ("*",), where: str = ""
     ) -> dict[Id, dict[str, Any]]:
         """Read rows by their ids."""
-        return self._read(ids, fields, where, None)
+        found = self._read(ids, fields, where, None)
+        return (
+            found | self._read(ids, fields, where, [DEFAULT_PARTITION])
+            if self._in_partitions
+            else found
+        )
 
     def read_overflow(self, ids: Sequence[Id]) -> dict[Id, dict[str, Any]]:
         """Read those of the rows that are overflow."""
@@ -300,9 +303,18 @@ class Table:
         self, rows: Sequence[dict[str, Any]], cells: IntArray, *, new: bool, moved: bool
     ) -> None:
         ids = [row[self.key] for row in rows]
-        put = self.client.insert if new or self.is_lite else self.client.upsert
         if self.is_lite and not new and self.count(self.where_ids(ids)):
             self.delete(ids)
+        self._put(rows, cells, new=new)
+        if not self._in_partitions or self.is_lite:
+            return
+        if moved:
+            self.delete_in(OVERFLOW, ids)
+        if not new:
+            self._keep_one(rows, cells)
+
+    def _put(self, rows: Sequence[dict[str, Any]], cells: IntArray, *, new: bool = False) -> None:
+        put = self.client.insert if new or self.is_lite else self.client.upsert
         if self.cells is None:
             put(self.name, list(rows))
             return
@@ -313,10 +325,32 @@ class Table:
         for cell in np.unique(cells).tolist():
             here = [rows[place] for place in np.flatnonzero(cells == cell).tolist()]
             put(self.name, here, partition_name=self.cells.partition(cell))
-        if moved and not self.is_lite:
-            self.delete_in(OVERFLOW, ids)
-        if not new and not self.is_lite and self.count(self.where_ids(ids)) > len(ids):
+
+    def _keep_one(self, rows: Sequence[dict[str, Any]], cells: IntArray) -> None:
+        """Delete the copies that rows just written have in other cells.
+
+        Two writers who move one key at the same time take each the other's row for such a copy,
+        and both rows are gone. So whoever has deleted looks again, and writes again if need be.
+
+        Raises
+        ------
+        CollectionError
+            Others write the same keys all the time.
+        """
+        ids = [row[self.key] for row in rows]
+        for attempt in range(_CONTESTS):
+            if self.count(self.where_ids(ids)) <= len(ids):
+                return
             self._delete_elsewhere(ids, cells)
+            if len(self.which(ids)) == len(ids):
+                return
+            time.sleep(random.uniform(0.0, _TICK_SECONDS * 2**attempt))  # noqa: S311 - to take turns
+            there = self.which(ids)
+            gone = [place for place, key in enumerate(ids) if key not in there]
+            self._put([rows[place] for place in gone], cells[gone])
+        raise CollectionError(
+            f"Others write some of these keys of {self.name!r} all the time; write them again."
+        )
 
     def _delete_elsewhere(self, ids: Sequence[Id], cells: IntArray) -> None:
         # Nothing says where a row lies, so every partition is told which ids are not its own.
@@ -329,14 +363,16 @@ class Table:
     def delete_in(self, cell: int, ids: Sequence[Id]) -> None:
         """Delete ids in the partition of one cell; a server's other copies stay."""
         assert self.cells is not None  # noqa: S101 - for the type checker
-        self.client.delete(self.name, ids=list(ids), partition_name=self.cells.partition(cell))
+        partition = self.cells.partition(cell)
+        self.client.delete(self.name, filter=self.where_ids(ids), partition_name=partition)
 
     def delete(self, ids: Sequence[Id]) -> None:
         """Delete ids wherever they lie."""
         if not ids:
             return
         for some in _chunks(ids, _MAX_IDS):
-            self.client.delete(self.name, ids=list(some))
+            # pymilvus would put string ids between quotes as they are, quotes and backslashes too.
+            self.client.delete(self.name, filter=self.where_ids(some))
         if self.is_lite:
             self.client.flush(self.name)
 
@@ -344,92 +380,6 @@ class Table:
         """Return a row as its writer knows it: without its cell and what Milvus computes."""
         computed = {f["name"] for f in self.raw["fields"] if f.get("is_function_output")}
         return {name: row[name] for name in row if name != CELL_FIELD and name not in computed}
-
-
-def open_table(client: MilvusClient, name: str, field: str | None = None) -> Table:
-    """Find out what a collection, or an alias of one, is.
-
-    Raises
-    ------
-    CollectionNotFound
-        There is no such collection or alias.
-    FieldNotFound
-        There is no such vector field, or several and none was named.
-    MetricNotSupported
-        The index compares otherwise than by IP, COSINE or L2.
-    CollectionError
-        The field has no index, or a server has not loaded the collection.
-    """
-    if not client.has_collection(name):
-        names = ", ".join(sorted(client.list_collections())) or "none"
-        raise CollectionNotFound(
-            f"Milvus has no collection {name!r}; it has: {names}. Correct the name."
-        )
-    raw = client.describe_collection(name)
-    name = raw["collection_name"]
-    vector = _vector_field(raw["fields"], name, field)
-    metric = _metric(client, name, vector["name"])
-    key = next(entry for entry in raw["fields"] if entry.get("is_primary"))
-    is_lite = str(client.get_server_version()).startswith("milvus_lite")
-    if client.get_load_state(name)["state"].name == "NotLoad":
-        if not is_lite:  # how much memory a server spends is its operator's to decide
-            raise CollectionError(
-                f"Collection {name!r} is not loaded; call client.load_collection({name!r})."
-            )
-        client.load_collection(name)
-    schema = {
-        entry["name"]: entry["type"].name for entry in raw["fields"] if entry["name"] != CELL_FIELD
-    }
-    dim = int(vector["params"]["dim"])
-    info = CollectionInfo("milvus", name, vector["name"], metric, dim, schema)
-    cells = Cells.read(raw.get("properties") or {})
-    return Table(client, info, raw, key["name"], key["type"].name == "VARCHAR", is_lite, cells)
-
-
-def draining(target: str) -> str:
-    """Return the alias that names the source of a switch while late writes are copied from it."""
-    return f"{target}__draining"
-
-
-def generation_of(name: str) -> tuple[str, int]:
-    """Split the name of a generation: ``docs__g3`` is number 3 of ``docs``, itself number 1."""
-    match = _GENERATION.fullmatch(name)
-    return (match[1], int(match[2])) if match else (name, 1)
-
-
-def _vector_field(
-    fields: Sequence[Mapping[str, Any]], name: str, wanted: str | None
-) -> Mapping[str, Any]:
-    vectors = {field["name"]: field for field in fields if field["type"].name == "FLOAT_VECTOR"}
-    if wanted is None and len(vectors) == 1:
-        return next(iter(vectors.values()))
-    if wanted is not None and wanted in vectors:
-        return vectors[wanted]
-    names = ", ".join(sorted(vectors)) or "none"
-    if wanted is None:
-        raise FieldNotFound(
-            f"Collection {name!r} has {len(vectors)} float vector fields ({names}); "
-            f"name the one to search."
-        )
-    raise FieldNotFound(
-        f"Collection {name!r} has no float vector field {wanted!r}; it has: {names}."
-    )
-
-
-def _metric(client: MilvusClient, name: str, field: str) -> Metric:
-    indexes = client.list_indexes(name, field_name=field)
-    if not indexes:
-        raise CollectionError(
-            f"Field {field!r} of collection {name!r} has no index, which is where Milvus keeps "
-            f"the metric; create one with client.create_index."
-        )
-    metric = str(client.describe_index(name, indexes[0]).get("metric_type")).upper()
-    if metric not in _METRICS:
-        raise MetricNotSupported(
-            f"Field {field!r} of collection {name!r} compares by {metric}; "
-            f"use an index with one of {', '.join(_METRICS)}."
-        )
-    return _METRICS[metric]
 
 
 def _all_of(*conditions: str) -> str:

@@ -150,7 +150,7 @@ class QdrantLayouts:
             older=tuple(one.layout for one in kept if one.complete),
         )
 
-    def roll_back(self) -> Collection:
+    def roll_back(self, *, anyway: bool = False) -> Collection:  # noqa: ARG002 - the same keys
         """Serve the layout from before, or none, and return that; ``drop_old`` removes the other.
 
         Raises

@@ -121,7 +121,11 @@ def _complete(
     left = _what_is_left(request, started) if short else None
     if left is None:
         return
-    again = collection.search(replace(left, queries=request.queries[short]))
+    try:
+        again = collection.search(replace(left, queries=request.queries[short]))
+    except Exception as exc:  # noqa: BLE001 - an answer is at hand, if a short one
+        fall_back(f"complete: {type(exc).__name__}", exc)
+        return
     for row, hits in zip(short, again, strict=True):
         routed.found[row] = hits
     fall_back(_TOO_FEW)

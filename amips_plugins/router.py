@@ -357,7 +357,8 @@ class LearnedRouter:
         for _ in range(_SWITCHES):
             serving = self._serving
             if serving.collection.current() is not serving.collection:
-                self.refresh()
+                if not self.refresh():
+                    self._adopt(follow(serving))  # so that its own error shows
                 serving = self._serving
             write(serving)
             if serving.collection.current() is serving.collection:

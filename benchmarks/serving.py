@@ -339,7 +339,10 @@ def main(
         raise click.ClickException(str(exc)) from exc
     rows = [row for row in store.rows if row.data == dataset.name]
     click.echo(f"### {dataset.name}\n\n{cost_table(rows)}")
-    click.echo(f"\nCPU s/1,000 = fixed + slope * keys/100,000\n\n{growth_table(rows)}")
+    click.echo(
+        f"\nCPU s/1,000 = fixed + slope * keys/100,000 (of three sizes or more)\n\n"
+        f"{growth_table(rows)}"
+    )
     click.echo(f"\nQueries after which the graph of HNSW pays\n\n{payback_table(rows)}")
     draw(rows, out / "serving")
     click.echo(f"\nPicture: {out / 'serving.png'}", err=True)

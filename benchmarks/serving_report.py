@@ -12,6 +12,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.report import table
 from benchmarks.serving_rows import Served, cheaper, growth
@@ -190,9 +191,22 @@ def _panel(axis: Axes, rows: Sequence[Served]) -> None:
         for target in targets
         if (label := "exact" if target == 1.0 else f"recall@10 {target:.2f}")
     ]
+    sizes = sorted({row.keys for row in rows})
     axis.set_xscale("log")
     axis.set_yscale("log")
+    axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        which(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.tick_params(labelsize="small", which="both")
     axis.set_xlabel("keys")
     axis.set_ylabel("CPU seconds of the server for 1,000 queries")
     axis.grid(alpha=0.3, which="both")
-    axis.legend(handles=handles, fontsize="x-small", handlelength=3.0)
+    axis.legend(
+        handles=handles,
+        fontsize="x-small",
+        handlelength=3.0,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.13),
+        ncol=4,
+    )

@@ -15,6 +15,8 @@ from amips_plugins.files import replace_file
 
 __all__ = ["Growth", "Served", "ServedStore", "cheaper", "growth"]
 
+_SIZES = 3  # that show how cost grows
+
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
     """What one method costs one engine at one recall.
@@ -131,10 +133,13 @@ class Growth:
 
 
 def growth(rows: Sequence[Served]) -> Growth | None:
-    """Fit how the cost of one method at one recall grows; None for fewer than two sizes."""
+    """Fit how the cost of one method at one recall grows; None for fewer than three sizes.
+
+    A line through two measurements always fits, and the noise of both is then taken for growth.
+    """
     sizes = np.array([row.keys for row in rows], dtype=np.float64) / 1e5
     costs = np.array([row.cpu for row in rows])
-    if len(set(sizes.tolist())) < 2:
+    if len(set(sizes.tolist())) < _SIZES:
         return None
     # Relative residuals: the largest collection shall not decide alone.
     design = np.stack([np.ones_like(sizes), sizes], axis=1) / costs[:, None]

@@ -20,7 +20,7 @@ QDRANT_HINT = (
     "no Qdrant server: start `docker compose -f docker/compose.yaml up -d --wait qdrant` "
     "and set AMIPS_QDRANT_URL, for example to http://127.0.0.1:6333"
 )
-KILL_TTL = 5  # seconds; see MilvusServer
+KILL_TTL = 8  # seconds; see MilvusServer
 
 SERVERS = pytest.StashKey[dict[str, str]]()
 

@@ -20,7 +20,7 @@ from amips_plugins.vectors import FloatArray, IntArray
 
 __all__ = ["COUNT", "DIM", "N_CELLS", "Build", "by_remainder", "make", "spec", "until_it_works"]
 
-COUNT = 2500
+COUNT = 1500
 DIM = 8
 N_CELLS = 4
 ROOT = Path(__file__).parent.parent
@@ -39,9 +39,7 @@ def make(client: Any) -> str:
     schema.add_field("v", pymilvus.DataType.FLOAT_VECTOR, dim=DIM)
     index = client.prepare_index_params()
     index.add_index("v", index_type="FLAT", metric_type="IP")
-    client.create_collection(
-        name, schema=schema, index_params=index, num_shards=1, consistency_level="Strong"
-    )
+    client.create_collection(name, schema=schema, index_params=index, num_shards=1)
     rows = [{"key": key, "v": vector} for key, vector in enumerate(vectors())]
     client.insert(name, rows)
     client.create_alias(name, f"{name}_live")

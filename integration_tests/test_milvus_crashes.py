@@ -144,7 +144,7 @@ def test_the_server_dies_at_any_moment_of_a_build_and_a_backfill(
     check(live, writer.expected, N_CELLS)
 
 
-@pytest.mark.parametrize("seed", range(3 * KILLS))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_the_builder_dies_at_any_moment(
     milvus_to_kill: MilvusServer, client: Any, tmp_path: Path, seed: int
 ) -> None:

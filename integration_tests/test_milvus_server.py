@@ -33,6 +33,7 @@ class TestMilvusServer(MilvusContract):
         cls.tear_down()
 
 
+@pytest.mark.skipif("AMIPS_NIGHTLY" not in os.environ, reason="takes minutes: set AMIPS_NIGHTLY")
 class TestMilvusServerWithACellField(TestMilvusServer):
     storage: Storage | None = "field"
 

@@ -57,6 +57,7 @@ def _amips(ctx: click.Context, debug: bool) -> None:
       milvus://localhost:19530?collection=docs    Milvus server
       qdrant:///path/folder?collection=docs       Qdrant, embedded
       qdrant://localhost:6333?collection=docs     Qdrant server
+      qdrant-edge:///path/folder?collection=docs  Qdrant Edge, embedded
 
     Add &field=NAME where there are several vector fields, and +https to the scheme for TLS.
     Credentials come from AMIPS_MILVUS_TOKEN and AMIPS_QDRANT_API_KEY.
@@ -92,6 +93,18 @@ def main(args: list[str] | None = None) -> None:
             raise
         click.echo(f"Error: {exc}", err=True)
         sys.exit(1)
+    except Exception as exc:
+        if "--debug" in arguments or not _is_the_databases(exc):
+            raise
+        said = " ".join(str(getattr(exc, "message", "") or exc).split())
+        click.echo(f"Error: The database says: {said[:500]} (--debug shows more.)", err=True)
+        sys.exit(1)
+
+
+def _is_the_databases(exc: Exception) -> bool:
+    """Whether an error comes from a database or its client, and not from a fault of ours."""
+    origins = {kind.__module__.partition(".")[0] for kind in type(exc).__mro__}
+    return not origins.isdisjoint({"pymilvus", "grpc", "qdrant_client", "httpx", "qdrant_edge"})
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

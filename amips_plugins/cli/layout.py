@@ -163,11 +163,12 @@ def _status(uri: str, as_json: bool) -> None:
 
 @command.command("rollback")
 @click.argument("uri")
-def _roll_back(uri: str) -> None:
+@click.option("--anyway", is_flag=True, help="Also where it holds keys that what serves has not.")
+def _roll_back(uri: str, anyway: bool) -> None:
     """Serve what the collection URI was before its cells were built."""
 
     def job(collection: Collection) -> None:
-        earlier = collection.layouts.roll_back()
+        earlier = collection.layouts.roll_back(anyway=anyway)
         try:
             status = earlier.layouts.status()
         finally:

@@ -163,11 +163,12 @@ class TestGrowth:
         assert found.at(1_000_000) == pytest.approx(21.5)
 
     def test_cost_never_falls_with_the_keys(self) -> None:
-        found = growth([served(keys=30_000, cpu=2.0), served(keys=300_000, cpu=1.0)])
-        assert found == Growth(1.5, 0.0)
+        sizes = (30_000, 100_000, 300_000)
+        falling = [served(keys=n, cpu=cpu) for n, cpu in zip(sizes, (2.0, 1.5, 1.0), strict=True)]
+        assert growth(falling) == Growth(1.5, 0.0)
 
-    def test_one_size_says_nothing(self) -> None:
-        assert growth([served()]) is None
+    def test_two_sizes_say_nothing(self) -> None:
+        assert growth([served(), served(keys=200_000), served(keys=200_000)]) is None
 
     @pytest.mark.parametrize(
         ("one", "other", "where"),
@@ -189,7 +190,7 @@ class TestGrowth:
 class TestReport:
     ROWS = tuple(
         served(keys=keys, engine=engine, method=method, target=target, cpu=cpu)
-        for keys, factor in ((30_000, 0.3), (100_000, 1.0))
+        for keys, factor in ((30_000, 0.3), (100_000, 1.0), (200_000, 2.0))
         for engine, method, target, cpu in (
             ("milvus", "IVF_FLAT", 0.9, 1.0 + 2.0 * factor),
             ("milvus", "cell field", 0.9, 1.5 + factor),

@@ -353,7 +353,7 @@ class CollectionContract:
             assert found_in(collection, cells_of([key])[0])[key] == pytest.approx(score, rel=1e-4)
 
     def test_a_plan_of_a_layout_changes_nothing(self) -> None:
-        collection = self.build()
+        collection = self.fresh()
         plan = collection.layouts.plan(self.spec())
         assert plan.keys == COUNT
         assert plan.n_bytes > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from amips_plugins.adapters.base import SearchRequest
+from amips_plugins.adapters.layouts import Storage
 from amips_plugins.adapters.milvus import MilvusCollection
 from amips_plugins.errors import (
     CollectionError,
@@ -171,6 +173,19 @@ def test_awkward_string_ids_are_read_once_at_any_batch_size(client: Any) -> None
         assert rest == ids[place + 1 :]
 
 
+@pytest.mark.parametrize("storage", ["partitions", "field"])
+def test_awkward_string_ids_are_written_and_deleted_alone(client: Any, storage: Storage) -> None:
+    ids = sorted([*AWKWARD, "a', 'b", *(f"doc {row}" for row in range(COUNT - len(AWKWARD) - 1))])
+    by_length = lambda keys, _: np.array([len(key) % 2 for key in keys])  # noqa: E731
+    copy = make(client, ids=ids).layouts.build(spec(assign=by_length, storage=storage))
+    for key in [*AWKWARD, "a', 'b"]:
+        copy.upsert([key], vectors()[:1], [{"extra": {}}], np.array([0]))
+        assert copy.count() == len(ids)
+        copy.delete([key])
+        ids.remove(key)
+        assert [found for batch in copy.scan(100) for found in batch.ids] == ids
+
+
 def test_scan_refuses_what_it_cannot_do(client: Any) -> None:
     collection = make(client)
     with pytest.raises(InvalidInput, match="at least 1"):
@@ -254,3 +269,41 @@ def test_queries_of_the_same_cells_are_one_call(
         (1, ["_default"]),
     ]
     assert [len(hits) for hits in found] == [2, 2, 2, 0]
+
+
+def test_the_calls_of_a_batch_share_one_deadline(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = make(client).layouts.build(spec(n_cells=4))
+    allowed = []
+    real = type(client).search
+
+    def slow(self: Any, *args: Any, **kwargs: Any) -> Any:
+        allowed.append(kwargs["timeout"])
+        time.sleep(0.2)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(client), "search", slow)
+    plan = QueryPlan(cells=np.array([[0], [1], [2]]), layout="abc")
+    copy.search(SearchRequest(vectors()[:3], k=2, timeout=0.3), plan)
+    assert 0.2 < allowed[0] <= 0.3
+    assert 0.0 < allowed[1] <= 0.1
+    assert 0.0 < allowed[2] < 0.01  # pymilvus would take 0 for no limit at all
+
+
+def test_a_write_in_the_moment_in_which_a_build_ends(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = make(client).layouts.build(spec())
+    client.create_alias("docs", "docs__g2__draining")
+    copy.table()
+    real = type(client).describe_collection
+
+    def late(self: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "docs__g2__draining":
+            client.drop_alias(name)
+        return real(self, name, *args, **kwargs)
+
+    monkeypatch.setattr(type(client), "describe_collection", late)
+    copy.upsert([100], vectors()[:1], [{"extra": {}}], np.array([0]))
+    assert copy.count() == COUNT + 1

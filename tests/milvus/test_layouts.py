@@ -15,6 +15,7 @@ from amips_plugins.adapters.milvus import MilvusCollection
 from amips_plugins.adapters.milvus_plan import choose_storage, has_clustering_keys
 from amips_plugins.errors import CollectionError, InvalidInput
 from amips_plugins.vectors import FloatArray, IntArray
+from tests.milvus.crashing import Killed, Watched, contents
 from tests.milvus.docs import COUNT, make, pymilvus, search, spec, vectors
 from tests.progress_recorder import Recorder
 
@@ -158,19 +159,19 @@ def test_too_little_disk_is_found_out_before(
 
 
 def test_a_plan_says_what_an_operator_should_know(client: Any) -> None:
-    plan = make(client, auto_id=True).layouts.plan(spec(n_cells=200, storage="partitions"))
+    source = make(client, auto_id=True)
+    plan = source.layouts.plan(spec(n_cells=200, storage="partitions"))
     assert "docs__g2" in plan.steps[0]
     assert ["200 partitions" in note for note in plan.notes] == [True, False, False]
     assert "bring their own" in plan.notes[1]
     assert "no alias" in plan.notes[2]
     assert plan.n_bytes > COUNT * 4 * 4
-    collection = aliased_plan(client)
-    assert "'live'" in collection.steps[3]
+    with pytest.raises(InvalidInput, match="bring their own"):
+        source.layouts.plan(spec(alias="live"))
 
 
-def aliased_plan(client: Any) -> Any:
-    client.create_alias("docs", "live")
-    return MilvusCollection(client, "live").layouts.plan(spec())
+def test_a_plan_says_which_alias_moves(client: Any) -> None:
+    assert "'live'" in aliased(client).layouts.plan(spec()).steps[3]
 
 
 def test_cells_go_where_they_fit() -> None:
@@ -207,7 +208,9 @@ def test_the_alias_moves_and_back_again(client: Any, tmp_path: Path) -> None:
     moved.upsert([100], vectors()[:1], [{"extra": {}}], np.array([1]))
     moved.upsert([1], vectors()[:1], [{"extra": {}}], np.array([0]))
     moved.delete([2])
-    back = moved.layouts.roll_back()
+    with pytest.raises(CollectionError, match="--anyway"):
+        moved.layouts.roll_back()
+    back = moved.layouts.roll_back(anyway=True)
     assert client.describe_alias("live")["collection_name"] == back.info.name == "docs"
     ids = [key for batch in back.scan(100) for key in batch.ids]
     assert ids == [key for key in range(COUNT) if key != 2] + [100]
@@ -269,3 +272,131 @@ def test_a_copy_that_finds_worse_neighbours_is_not_switched_to(
     with pytest.raises(CollectionError, match=r"only 0% .* 32 sampled keys"):
         source.layouts.build(spec())
     assert client.describe_alias("live")["collection_name"] == "docs"
+
+
+class Busy:
+    """A client with another one writing: at each reading of rows something is called first."""
+
+    def __init__(self, client: Any, meanwhile: Any) -> None:
+        self._client = client
+        self._meanwhile = meanwhile
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def query(self, *args: Any, **kwargs: Any) -> Any:
+        answer = self._client.query(*args, **kwargs)
+        if "iterator" in kwargs and answer:
+            self._meanwhile()
+        return answer
+
+
+def test_keys_that_come_and_go_are_no_double_ids(client: Any) -> None:
+    make(client)
+    numbers = iter(range(1, 100))
+
+    def meanwhile() -> None:  # behind what has been read, and ahead of it
+        number = next(numbers)
+        row = {"key": -number, "embedding": vectors()[0], "extra": {}}
+        client.insert("docs", [row, {**row, "key": 1000 + number}])
+        client.delete("docs", ids=[1000 + number])
+        client.delete("docs", ids=[COUNT - number])
+
+    plan = MilvusCollection(Busy(client, meanwhile), "docs").layouts.plan(spec())
+    assert plan.keys <= COUNT
+
+
+def row(key: int) -> dict[str, Any]:
+    return {"key": key, "embedding": vectors()[0], "extra": {}}
+
+
+def around_the_switch(client: Any, before: Any, after: Any) -> MilvusCollection:
+    """Open ``live`` so that something happens just before and just after the alias moves."""
+
+    def told(name: str, done: bool) -> None:
+        if name == "alter_alias":
+            (after if done else before)()
+
+    return MilvusCollection(Watched(client, told), "live")
+
+
+def die() -> None:
+    raise Killed
+
+
+def test_a_rollback_waits_for_the_end_of_the_build(client: Any, tmp_path: Path) -> None:
+    aliased(client)
+    dying = around_the_switch(client, lambda: client.insert("docs", [row(777)]), die)
+    with pytest.raises(Killed):
+        dying.layouts.build(spec(work=tmp_path))
+    live = MilvusCollection(client, "live")
+    with pytest.raises(InvalidInput, match=r"'docs' .* is not copied yet; lay out .* again"):
+        live.layouts.roll_back()
+    back = live.layouts.build(spec(work=tmp_path)).layouts.roll_back()
+    assert 777 in contents(back)
+
+
+def test_a_rollback_that_died_is_finished_by_another_one(client: Any, tmp_path: Path) -> None:
+    aliased(client).layouts.build(spec(work=tmp_path))
+    dying = around_the_switch(client, lambda: client.insert("docs__g2", [row(777)]), die)
+    with pytest.raises(Killed):
+        dying.layouts.roll_back()
+    live = MilvusCollection(client, "live")
+    assert live.layouts.status().unfinished == ("docs__draining",)
+    with pytest.raises(InvalidInput, match="roll back again"):
+        live.layouts.build(spec("def"))
+    back = live.layouts.roll_back()
+    assert back.info.name == "docs"
+    assert MilvusCollection(client, "live").layouts.status().unfinished == ("docs__g2",)
+    assert 777 in contents(back)
+
+
+def test_cells_that_were_rolled_back_are_built_again_when_they_are_dropped(
+    client: Any, tmp_path: Path
+) -> None:
+    aliased(client).layouts.build(spec(work=tmp_path))
+    MilvusCollection(client, "live").layouts.roll_back()
+    live = MilvusCollection(client, "live")
+    for refused in (live.layouts.plan, live.layouts.build):
+        with pytest.raises(InvalidInput, match="drop-old"):
+            refused(spec(work=tmp_path))
+    assert live.layouts.drop_old() == ["docs__g2"]
+    assert live.layouts.build(spec(work=tmp_path)).layout() == "abc"
+
+
+def test_an_alias_that_somebody_moved_meanwhile_stays_there(client: Any) -> None:
+    aliased(client)
+    make(client, "other")
+
+    def told(name: str, done: bool) -> None:
+        if (name, done) == ("rename_collection", True):
+            client.alter_alias("other", "live")
+
+    with pytest.raises(CollectionError, match="from 'docs' to 'other' meanwhile"):
+        MilvusCollection(Watched(client, told), "live").layouts.build(spec())
+    assert client.describe_alias("live")["collection_name"] == "other"
+
+
+def test_what_is_remembered_of_one_source_is_not_used_for_another(
+    client: Any, tmp_path: Path
+) -> None:
+    second = make(client).layouts.build(spec(work=tmp_path))
+    third = second.layouts.build(spec("def", work=tmp_path))
+    third.upsert([1], 9 * vectors()[:1], [{"extra": {}}], np.array([1]))
+    with pytest.raises(InvalidInput, match="'docs__g2' has these cells already"):
+        third.layouts.build(spec(work=tmp_path))
+
+
+def test_every_old_generation_is_looked_at_before_any_is_dropped(client: Any) -> None:
+    third = make(client).layouts.build(spec()).layouts.build(spec("def"))
+    client.insert("docs", [row(777)])
+    with pytest.raises(CollectionError, match=r"'docs' holds 1 ids .* 777"):
+        third.layouts.drop_old()
+
+
+def test_anothers_collection_is_not_dropped_for_its_name(client: Any) -> None:
+    copy = make(client).layouts.build(spec())
+    for name in ("docs__building_permits", "docs__g1"):
+        make(client, name)
+    assert copy.layouts.status().unfinished == ()
+    assert copy.layouts.drop_old() == ["docs"]

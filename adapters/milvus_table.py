@@ -132,12 +132,11 @@ class Table:
         asked = min(limit, _FIRST_PAGE)
         mixed = partitions is None and self._in_partitions
         widest = 1.0
-        end: Cursor | None = None
         if not self.is_lite:
             # With the flag of an iterator, pymilvus drops the consistency level asked for, and the
             # collection's own may be seconds behind: have the server catch up first.
             self.count()
-        while end is None or after != end:
+        while True:
             behind = "" if after is None else f"{self.key} > {_literal(after)}"
             # These are the requests of pymilvus' QueryIterator, whose flag makes Milvus order the
             # rows by id (a plain query of Milvus Lite does not); its own cursor quotes no strings.
@@ -250,7 +249,11 @@ class Table:
         return set(self._read(ids, [self.key], "", None))
 
     def _read(
-        self, ids: Sequence[Id], fields: Sequence[str], where: str, partitions: list[str] | None
+        self,
+        ids: Sequence[Id],
+        fields: Sequence[str],
+        where: str,
+        partitions: Sequence[str] | None,
     ) -> dict[Id, dict[str, Any]]:
         found: dict[Id, dict[str, Any]] = {}
         for some in _chunks(ids, _MAX_IDS):

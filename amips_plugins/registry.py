@@ -22,9 +22,9 @@ from urllib.parse import quote
 
 import msgspec
 
-from amips_plugins.bundle import MANIFEST, Bundle, CollectionKey
+from amips_plugins.bundle import MANIFEST, MANIFEST_LIMIT, Bundle, CollectionKey
 from amips_plugins.errors import BundleCorrupt, BundleError, BundleNotFound, InvalidInput
-from amips_plugins.files import replace_file
+from amips_plugins.files import read_file, replace_file
 
 if TYPE_CHECKING:
     from amips_plugins.adapters.base import CollectionInfo
@@ -97,8 +97,8 @@ class Registry:
             The registry holds another bundle under this version.
         """
         source = Path(folder)
-        bundle = Bundle.open(str(source), lambda name: (source / name).read_bytes())
-        manifest, content = bundle.manifest, (source / MANIFEST).read_bytes()
+        bundle = Bundle.in_folder(source)
+        manifest, content = bundle.manifest, read_file(source / MANIFEST, MANIFEST_LIMIT)
         home = self._home(manifest.collection)
         path = f"{home}/{manifest.version}/{MANIFEST}"
         if not self._fs.exists(path):
@@ -151,7 +151,7 @@ class Registry:
                 f"{key.name!r}, field {key.field!r}; train one and run: amips publish."
             )
         home = f"{self._home(key)}/{_safe(chosen)}"
-        return Bundle.open(home, lambda name: self._read(f"{home}/{name}"))
+        return Bundle.open(home, lambda name, limit: self._read(f"{home}/{name}", limit))
 
     def pin(self, key: CollectionKey, version: str) -> None:
         """Serve this version, whatever is published later."""
@@ -213,8 +213,11 @@ class Registry:
     def _store(self, key: CollectionKey, latest: _Latest) -> None:
         self._write(f"{self._home(key)}/{_LATEST}", msgspec.json.encode(latest))
 
-    def _read(self, path: str) -> bytes:
-        data: bytes = self._fs.cat_file(path)
+    def _read(self, path: str, limit: int = MANIFEST_LIMIT) -> bytes:
+        """Read a file, and no more than one byte past a limit of it."""
+        if self._local:
+            return read_file(Path(path), limit)
+        data: bytes = self._fs.cat_file(path, start=0, end=limit + 1)
         return data
 
     def _write(self, path: str, data: bytes) -> None:

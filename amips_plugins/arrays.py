@@ -31,7 +31,10 @@ def read_npy(data: bytes) -> npt.NDArray[Any]:
     stream = io.BytesIO(data)
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("an array of another format version")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream, _LONGEST_HEADER)
+    try:
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream, _LONGEST_HEADER)
+    except Exception as exc:  # it is parsed as Python literals, and raises what those do
+        raise ValueError("an array whose header is none") from exc
     if dtype.kind not in "fi" or dtype.hasobject or fortran or not dtype.isnative:
         raise ValueError(f"an array of {str(dtype)[:40]!r}, which is not what is written")
     if any(size < 0 for size in shape):

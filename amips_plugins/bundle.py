@@ -237,7 +237,7 @@ class Bundle:
                     f"amips-plugins reads {FORMAT}; upgrade the package or publish it again."
                 )
             manifest = msgspec.json.decode(data, type=Manifest)
-        except msgspec.MsgspecError as exc:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
             raise BundleCorrupt(
                 f"The manifest of {location} cannot be read ({exc}); publish it again."
             ) from exc

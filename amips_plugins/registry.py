@@ -61,12 +61,22 @@ class Registry:
     root
         A folder, or an fsspec URL such as ``s3://bucket/models`` (whose protocol package has to
         be installed). Left out: ``default_registry()``.
+
+    Raises
+    ------
+    InvalidInput
+        It cannot be opened, or the URL has credentials in it.
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
         import fsspec
 
         self.root = str(root) if root is not None else default_registry()
+        if "://" in self.root and "@" in self.root.partition("://")[2].partition("/")[0]:
+            raise InvalidInput(
+                "Credentials do not belong into a registry's URL, where logs would show them; give "
+                "them to its storage, by its own environment variables or fsspec's configuration."
+            )
         try:
             self._fs, path = fsspec.core.url_to_fs(self.root)
         except (ImportError, ValueError) as exc:
@@ -195,7 +205,7 @@ class Registry:
             return msgspec.json.decode(self._read(path), type=_Latest)
         except FileNotFoundError:
             return None
-        except msgspec.MsgspecError as exc:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
             raise BundleCorrupt(
                 f"{path} cannot be read ({exc}); pin a version to mend it."
             ) from exc

@@ -27,9 +27,9 @@ integration: $(READY)
 
 # What takes longer than a developer waits for: both demos, and the benchmarks on part of the data.
 nightly: test
-	AMIPS_FUZZ=100000 $(BIN)/python -m pytest tests/faults/test_bundle_fuzz.py
 	$(BIN)/amips demo --database milvus
 	$(BIN)/amips demo --database qdrant
+	AMIPS_FUZZ=100000 $(BIN)/python -m pytest tests/faults/test_bundle_fuzz.py
 	$(BIN)/python benchmarks/routing.py pydocs --quick --limit 5000
 	$(BIN)/python benchmarks/overhead.py
 

@@ -32,6 +32,7 @@ nightly: test
 	  integration_tests/test_milvus_server.py -n 2 --dist loadfile --timeout 900
 	$(BIN)/amips demo --database milvus
 	$(BIN)/amips demo --database qdrant
+	AMIPS_FUZZ=100000 $(BIN)/python -m pytest tests/faults/test_bundle_fuzz.py
 	$(BIN)/python benchmarks/routing.py pydocs --quick --limit 5000
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/serving.py pydocs --quick --limit 5000 --keys 20000

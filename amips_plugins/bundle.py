@@ -7,11 +7,13 @@ import posixpath
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
 
 from amips_plugins.errors import BundleCorrupt, BundleMismatch, BundleNotFound
+from amips_plugins.files import read_file
 from amips_plugins.vectors import Metric
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "IDS",
     "KNOWN_CELLS",
     "MANIFEST",
+    "MANIFEST_LIMIT",
     "MODEL",
     "Bundle",
     "CollectionKey",
@@ -39,16 +42,30 @@ CALIBRATION = "calibration.npz"
 IDS = "ids.jsonl"  # the snapshot's keys, one a line
 KNOWN_CELLS = "known_cells.npy"  # (n, 2) int32: cell and sketch of each of them
 
-_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]*")  # it becomes a folder of the registry
+MANIFEST_LIMIT = 1 << 20  # bytes
+_MOST_FILES = 16
+_LIMITS = {  # bytes; the last two grow with the collection, and serving never reads them
+    MODEL: 512 << 20,
+    CELLS: 512 << 20,
+    CALIBRATION: 64 << 20,
+    KNOWN_CELLS: 16 << 30,
+    IDS: 64 << 30,
+}
+_LIMIT = 64 << 20  # of any other file
+
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")  # it becomes a folder of the registry
 
 ModelKind = Literal["native", "linear", "supportnet", "keynet"]
+
+_Size = Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)]
+_Positive = Annotated[int, msgspec.Meta(ge=1, lt=1 << 40)]
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a file of the bundle must be."""
 
     sha256: str
-    bytes: int
+    bytes: _Size
 
 
 class CollectionKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -130,17 +147,17 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     created: str
     collection: CollectionKey
     metric: Metric
-    dim: int
+    dim: _Positive
     snapshot: str
-    count: int
+    count: _Positive
     model: ModelKind
     preset: str
-    parameters: int
-    n_cells: int
+    parameters: _Size
+    n_cells: _Size
     layout: str
     queries: Literal["log", "guess"]
-    default_k: int
-    default_recall: float
+    default_k: _Positive
+    default_recall: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
     choice: str
     reason: str
     figures: list[Figure]
@@ -181,15 +198,20 @@ class Bundle:
     location
         Where it is, for messages.
     fetch
-        Reads a file of the bundle whole.
+        Reads a file of the bundle: all of it, or at least one byte more than the limit given.
     """
 
     manifest: Manifest
     location: str
-    fetch: Callable[[str], bytes]
+    fetch: Callable[[str, int], bytes]
 
     @classmethod
-    def open(cls, location: str, fetch: Callable[[str], bytes]) -> Bundle:
+    def in_folder(cls, folder: Path) -> Bundle:
+        """Open the bundle in a local folder, as ``open`` does."""
+        return cls.open(str(folder), lambda name, limit: read_file(folder / name, limit))
+
+    @classmethod
+    def open(cls, location: str, fetch: Callable[[str, int], bytes]) -> Bundle:
         """Read and check the manifest; no other file is touched.
 
         Raises
@@ -200,9 +222,13 @@ class Bundle:
             The manifest is not one, or of a newer format than this version reads.
         """
         try:
-            data = fetch(MANIFEST)
+            data = fetch(MANIFEST, MANIFEST_LIMIT)
         except (FileNotFoundError, NotADirectoryError) as exc:
             raise BundleNotFound(f"There is no bundle at {location}.") from exc
+        if len(data) > MANIFEST_LIMIT:
+            raise BundleCorrupt(
+                f"The manifest of {location} is larger than {MANIFEST_LIMIT} bytes."
+            )
         try:
             version = msgspec.json.decode(data, type=_Peek).format
             if version != FORMAT:
@@ -211,7 +237,7 @@ class Bundle:
                     f"amips-plugins reads {FORMAT}; upgrade the package or publish it again."
                 )
             manifest = msgspec.json.decode(data, type=Manifest)
-        except msgspec.MsgspecError as exc:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
             raise BundleCorrupt(
                 f"The manifest of {location} cannot be read ({exc}); publish it again."
             ) from exc
@@ -220,9 +246,16 @@ class Bundle:
                 f"The manifest of {location} has the version {manifest.version!r}; a version is "
                 f"letters, digits, '-' and '_'."
             )
-        for name in manifest.files:
+        if len(manifest.files) > _MOST_FILES:
+            raise BundleCorrupt(f"The manifest of {location} names more than {_MOST_FILES} files.")
+        for name, entry in manifest.files.items():
             if name != posixpath.basename(name) or name in ("", ".", "..", MANIFEST):
                 raise BundleCorrupt(f"The manifest of {location} names the file {name!r}.")
+            limit = _LIMITS.get(name, _LIMIT)
+            if entry.bytes > limit:
+                raise BundleCorrupt(
+                    f"{name} of {location} has {entry.bytes} bytes, and {limit} are the limit."
+                )
         return cls(manifest, location, fetch)
 
     def read(self, name: str) -> bytes:
@@ -237,7 +270,7 @@ class Bundle:
         if entry is None:
             raise BundleCorrupt(f"The bundle at {self.location} has no file {name!r}.")
         try:
-            data = self.fetch(name)
+            data = self.fetch(name, entry.bytes)
         except (FileNotFoundError, IsADirectoryError) as exc:
             raise BundleCorrupt(f"{name} is missing from the bundle at {self.location}.") from exc
         if describe_file(data) != entry:

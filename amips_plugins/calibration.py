@@ -19,10 +19,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from amips_plugins.arrays import read_npz
 from amips_plugins.errors import BundleCorrupt, InvalidInput
 from amips_plugins.vectors import FloatArray
 
 __all__ = ["Calibration"]
+
+_ARRAYS = ("thresholds", "recall", "guaranteed", "scanned")
 
 
 @dataclass(frozen=True)
@@ -112,12 +115,11 @@ class Calibration:
             Not such an archive, or its shapes do not fit each other.
         """
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-                arrays: list[npt.NDArray[np.float32]] = [
-                    np.asarray(archive[name], dtype=np.float32)
-                    for name in ("thresholds", "recall", "guaranteed", "scanned")
-                ]
-                confidence = float(archive["confidence"][0])
+            archive = read_npz(data, (*_ARRAYS, "confidence"))
+            arrays: list[npt.NDArray[np.float32]] = [
+                np.asarray(archive[name], dtype=np.float32) for name in _ARRAYS
+            ]
+            confidence = float(archive["confidence"][0])
         except Exception as exc:  # a damaged archive raises whatever zipfile and numpy raise
             raise BundleCorrupt(
                 f"The bundle's calibration cannot be read ({exc}); publish it again."
@@ -131,4 +133,7 @@ class Calibration:
             or not np.isneginf(thresholds[-1:]).any()  # nor is there none
         ):
             raise BundleCorrupt("The bundle's calibration has unfitting shapes; publish it again.")
+        finite = all(np.isfinite(array).all() for array in (thresholds[:-1], *arrays[1:]))
+        if not finite or not 0.0 <= confidence <= 1.0:
+            raise BundleCorrupt("The bundle's calibration has impossible values; publish it again.")
         return cls(thresholds, recall, guaranteed, scanned, confidence)

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from amips_plugins.arrays import read_npz
 from amips_plugins.errors import BundleCorrupt
 from amips_plugins.vectors import FloatArray, IntArray, Metric, normalise
 
 __all__ = ["Cells", "KnownCells", "View", "place_keys", "sketch"]
 
 _BLOCK = 16_384
+_ARRAYS = ("centroids", "offsets", "sizes", "view", "weight", "heat")
 _SKETCHED = 31  # coordinates: the bits of an int32 without its sign
 
 
@@ -135,15 +137,17 @@ class Cells:
             Not such an archive, or its shapes do not fit each other.
         """
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-                centroids = np.asarray(archive["centroids"], dtype=np.float32)
-                offsets = np.asarray(archive["offsets"], dtype=np.float32)
-                sizes = np.asarray(archive["sizes"], dtype=np.int64)
-                view = None
-                if "view" in archive:
-                    matrix = np.asarray(archive["view"], dtype=np.float32)
-                    heat = np.asarray(archive["heat"], dtype=np.float32)
-                    view = View(matrix, float(archive["weight"][0]), heat)
+            archive = read_npz(data, _ARRAYS)
+            centroids = np.asarray(archive["centroids"], dtype=np.float32)
+            offsets = np.asarray(archive["offsets"], dtype=np.float32)
+            sizes = np.asarray(archive["sizes"], dtype=np.int64)
+            view = None
+            if "view" in archive:
+                matrix = np.asarray(archive["view"], dtype=np.float32)
+                heat = np.asarray(archive["heat"], dtype=np.float32)
+                view = View(matrix, float(archive["weight"][0]), heat)
+            sound = all(np.isfinite(array).all() for array in archive.values())
+            sound = sound and not (sizes < 0).any()
         except Exception as exc:  # a damaged archive raises whatever zipfile and numpy raise
             raise BundleCorrupt(
                 f"The bundle's cells cannot be read ({exc}); publish it again."
@@ -155,6 +159,8 @@ class Cells:
             fits = view.matrix.shape == (dim, dim) and view.heat.shape == (dim + 1,)
         if not fits:
             raise BundleCorrupt("The bundle's cells have unfitting shapes; publish it again.")
+        if not sound:
+            raise BundleCorrupt("The bundle's cells have impossible values; publish it again.")
         return cls(centroids, offsets, sizes, view)
 
 

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from pathlib import Path
 
-__all__ = ["replace_file"]
+__all__ = ["read_file", "replace_file"]
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """Read a file, and no more than one byte past a limit of it.
+
+    Raises
+    ------
+    OSError
+        It cannot be read, or is no plain file: a pipe would never end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise IsADirectoryError(f"{path} is no file.")
+    with path.open("rb") as file:
+        return file.read(limit + 1)
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 import numpy as np
 
+from amips_plugins.arrays import read_npy
 from amips_plugins.bundle import CELLS, IDS, KNOWN_CELLS, Bundle
 from amips_plugins.cells import Cells, KnownCells
 from amips_plugins.errors import BundleCorrupt, BundleMismatch, InvalidInput
@@ -180,7 +180,7 @@ def known_cells(bundle: Bundle) -> KnownCells:
     lines, array = bundle.read(IDS).splitlines(), bundle.read(KNOWN_CELLS)
     decoder = msgspec.json.Decoder(int | str)
     try:
-        recorded = np.load(io.BytesIO(array), allow_pickle=False)
+        recorded = read_npy(array)
         fits = recorded.shape == (len(lines), 2) and recorded.dtype == np.int32
         fits = fits and bool(((recorded[:, 0] >= 0) & (recorded[:, 0] < cells.n_cells)).all())
         fits = fits and cells.n_cells == bundle.manifest.n_cells

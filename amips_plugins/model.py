@@ -8,12 +8,13 @@ from typing import Any
 import numpy.typing as npt
 
 from amips_plugins.errors import BundleCorrupt
+from amips_plugins.onnx_check import check_onnx
 
 __all__ = ["OnnxModel"]
 
 
 class OnnxModel:
-    """A model loaded from verified bytes.
+    """A model loaded from bytes that ``onnx_check`` has passed.
 
     Parameters
     ----------
@@ -22,14 +23,22 @@ class OnnxModel:
     threads
         Threads that one call may use. One is fastest for single queries, and a server with many
         workers is not oversubscribed.
+
+    Raises
+    ------
+    BundleCorrupt
+        The file holds anything but what ``export.to_onnx`` writes.
     """
 
     def __init__(self, data: bytes, threads: int = 1) -> None:
         import onnxruntime
 
+        check_onnx(data)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        # Else the runtime guesses, and may take the bytes for its own, unchecked format.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         options.log_severity_level = 4  # the library reports through exceptions, not on stderr
         try:
             self._session = onnxruntime.InferenceSession(

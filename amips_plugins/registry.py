@@ -22,9 +22,9 @@ from urllib.parse import quote
 
 import msgspec
 
-from amips_plugins.bundle import MANIFEST, Bundle, CollectionKey
+from amips_plugins.bundle import MANIFEST, MANIFEST_LIMIT, Bundle, CollectionKey
 from amips_plugins.errors import BundleCorrupt, BundleError, BundleNotFound, InvalidInput
-from amips_plugins.files import replace_file
+from amips_plugins.files import read_file, replace_file
 
 if TYPE_CHECKING:
     from amips_plugins.adapters.base import CollectionInfo
@@ -61,12 +61,22 @@ class Registry:
     root
         A folder, or an fsspec URL such as ``s3://bucket/models`` (whose protocol package has to
         be installed). Left out: ``default_registry()``.
+
+    Raises
+    ------
+    InvalidInput
+        It cannot be opened, or the URL has credentials in it.
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
         import fsspec
 
         self.root = str(root) if root is not None else default_registry()
+        if "://" in self.root and "@" in self.root.partition("://")[2].partition("/")[0]:
+            raise InvalidInput(
+                "Credentials do not belong into a registry's URL, where logs would show them; give "
+                "them to its storage, by its own environment variables or fsspec's configuration."
+            )
         try:
             self._fs, path = fsspec.core.url_to_fs(self.root)
         except (ImportError, ValueError) as exc:
@@ -97,8 +107,8 @@ class Registry:
             The registry holds another bundle under this version.
         """
         source = Path(folder)
-        bundle = Bundle.open(str(source), lambda name: (source / name).read_bytes())
-        manifest, content = bundle.manifest, (source / MANIFEST).read_bytes()
+        bundle = Bundle.in_folder(source)
+        manifest, content = bundle.manifest, read_file(source / MANIFEST, MANIFEST_LIMIT)
         home = self._home(manifest.collection)
         path = f"{home}/{manifest.version}/{MANIFEST}"
         if not self._fs.exists(path):
@@ -151,7 +161,7 @@ class Registry:
                 f"{key.name!r}, field {key.field!r}; train one and run: amips publish."
             )
         home = f"{self._home(key)}/{_safe(chosen)}"
-        return Bundle.open(home, lambda name: self._read(f"{home}/{name}"))
+        return Bundle.open(home, lambda name, limit: self._read(f"{home}/{name}", limit))
 
     def pin(self, key: CollectionKey, version: str) -> None:
         """Serve this version, whatever is published later."""
@@ -195,7 +205,7 @@ class Registry:
             return msgspec.json.decode(self._read(path), type=_Latest)
         except FileNotFoundError:
             return None
-        except msgspec.MsgspecError as exc:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
             raise BundleCorrupt(
                 f"{path} cannot be read ({exc}); pin a version to mend it."
             ) from exc
@@ -213,8 +223,11 @@ class Registry:
     def _store(self, key: CollectionKey, latest: _Latest) -> None:
         self._write(f"{self._home(key)}/{_LATEST}", msgspec.json.encode(latest))
 
-    def _read(self, path: str) -> bytes:
-        data: bytes = self._fs.cat_file(path)
+    def _read(self, path: str, limit: int = MANIFEST_LIMIT) -> bytes:
+        """Read a file, and no more than one byte past a limit of it."""
+        if self._local:
+            return read_file(Path(path), limit)
+        data: bytes = self._fs.cat_file(path, start=0, end=limit + 1)
         return data
 
     def _write(self, path: str, data: bytes) -> None:

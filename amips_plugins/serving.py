@@ -87,7 +87,7 @@ def bundle_in(folder: Path) -> Bundle:
     """
     inner = folder / "bundle"
     home = inner if (inner / MANIFEST).exists() else folder
-    return Bundle.open(str(home), lambda name: (home / name).read_bytes())
+    return Bundle.in_folder(home)
 
 
 def follow(serving: Serving) -> Serving:

@@ -329,4 +329,4 @@ def _recipes(options: TrainOptions) -> dict[str, Preset]:
 
 
 def _open(folder: Path) -> Bundle:
-    return Bundle.open(str(folder), lambda name: (folder / name).read_bytes())
+    return Bundle.in_folder(folder)

@@ -204,7 +204,7 @@ def other_cells(files: dict[str, bytes]) -> None:
 
 
 def open_bundle(folder: Path) -> Bundle:
-    return Bundle.open(str(folder), lambda name: (folder / name).read_bytes())
+    return Bundle.in_folder(folder)
 
 
 def laid_out(folder: Path, metric: Metric = Metric.COSINE) -> MemoryCollection:

@@ -36,7 +36,7 @@ def test_every_file_reads_back(folder: Path) -> None:
 def test_opening_touches_the_manifest_only(folder: Path) -> None:
     fetched = []
 
-    def fetch(name: str) -> bytes:
+    def fetch(name: str, limit: int) -> bytes:  # noqa: ARG001 - it is far below
         fetched.append(name)
         return (folder / name).read_bytes()
 

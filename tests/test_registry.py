@@ -425,3 +425,10 @@ def test_publishing_leaves_no_temporary_files(tmp_path: Path) -> None:
     Registry(tmp_path / "registry").publish(make(tmp_path, "v1"))
     names = {path.name for path in (tmp_path / "registry").rglob("*") if path.is_file()}
     assert names == {*make_files(), MANIFEST, "latest.json"}
+
+
+@pytest.mark.parametrize("url", ["ftp://user:secret@host/models", "s3://key:secret@bucket"])
+def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(InvalidInput, match="Credentials do not belong") as caught:
+        Registry(url)
+    assert "secret" not in str(caught.value)

@@ -97,7 +97,7 @@ def run_of(
 
 
 def opened(run: Run) -> Bundle:
-    return Bundle.open(str(run.bundle), lambda name: (run.bundle / name).read_bytes())
+    return Bundle.in_folder(run.bundle)
 
 
 @pytest.mark.parametrize(("model", "metric"), TRAININGS)

@@ -1,0 +1,126 @@
+"""The check of models allows what training writes, and knows what a graph will do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from amips_plugins.errors import BundleCorrupt
+from amips_plugins.export.nets import KeyNet
+from amips_plugins.export.to_onnx import Order, to_onnx
+from amips_plugins.onnx_check import IR_VERSION, OPERATORS, OPSET, check_onnx
+from amips_plugins.vectors import Metric, lifted_dim
+from tests.export.data import every_net
+
+DIM, CELLS = 6, 9
+
+
+def written() -> list[Any]:
+    """Every kind of graph that training writes."""
+    models = []
+    for metric in Metric:
+        for net in every_net(lifted_dim(DIM, metric), CELLS).values():
+            order = Order(1.7, np.zeros(CELLS, dtype=np.float32))
+            data = to_onnx(net, DIM, metric, None if isinstance(net, KeyNet) else order)
+            check_onnx(data)
+            models.append(onnx.load_from_string(data))
+    return models
+
+
+def test_what_is_allowed_is_what_training_writes_and_no_more() -> None:
+    seen: dict[str, Any] = {}
+    for model in written():
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
+        assert model.ir_version == IR_VERSION
+        for node in model.graph.node:
+            values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            assert seen.setdefault(node.op_type, plain) == plain
+    assert seen == OPERATORS
+
+
+WIDEST = 6
+OUTPUTS_ONE = ("ArgMax", "Identity", "LogSoftmax", "ReduceL2", "Relu", "Sign", "Slice")
+
+
+def passes(data: bytes) -> bool:
+    try:
+        check_onnx(data)
+    except BundleCorrupt:
+        return False
+    return True
+
+
+def random_graph(rng: np.random.Generator) -> bytes:
+    """Random nodes over random constants, each of them one that passes."""
+    dim = int(rng.integers(1, 4))
+    names = ["queries", "c0", "c1", "c2", "c3", "best"]
+    constants = [
+        numpy_helper.from_array(np.array([value], np.int64), f"i{value}") for value in (0, 1, 2)
+    ]
+    for place in range(4):
+        shape = rng.integers(1, 4, size=rng.choice([0, 1, 2, 2]))
+        constants.append(numpy_helper.from_array(np.full(shape, 0.5, np.float32), f"c{place}"))
+
+    def model(nodes: list[Any], output: str, width: int) -> bytes:
+        info = helper.make_tensor_value_info
+        inputs = [info("queries", TensorProto.FLOAT, ["n", dim])]
+        outputs = [info(output, TensorProto.FLOAT, ["n", width])]
+        graph = helper.make_graph(nodes, "random", inputs, outputs, constants)
+        opset = [helper.make_opsetid("", OPSET)]
+        made = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
+        data: bytes = made.SerializeToString()
+        return data
+
+    nodes = [helper.make_node("ArgMax", ["queries"], ["best"], axis=1, keepdims=0)]
+    best = b""
+    for place in range(30):
+        operator = str(rng.choice([*OPERATORS, "Gemm", "Gemm", "MatMul"]))
+        count = 1 if operator in OUTPUTS_ONE else rng.choice([2, 2, 3])
+        taken = [str(name) for name in rng.choice(names, count)]
+        if operator == "Gather":
+            taken = [taken[0], "best"]
+        if operator in ("Gemm", "MatMul"):  # else they hardly ever fit
+            taken[:2] = str(rng.choice([names[0], *names[6:]])), str(rng.choice(names[1:5]))
+        taken += ["i0", rng.choice(["i1", "i2"]), "i1"] if operator == "Slice" else []
+        node = helper.make_node(operator, taken, [name := f"v{place}"])
+        for key, value in OPERATORS[operator].items():
+            plain = list(value) if isinstance(value, tuple) else value
+            node.attribute.append(helper.make_attribute(key, plain))
+        for width in range(1, WIDEST + 1):
+            data = model([*nodes, node], name, width)
+            if passes(data):
+                best = data
+                nodes.append(node)
+                names.append(name)
+                break
+    return best
+
+
+def test_what_passes_gives_the_shapes_worked_out() -> None:
+    rng = np.random.default_rng(0)
+    seen: Counter[str] = Counter()
+    for data in filter(None, (random_graph(rng) for _ in range(80))):
+        graph = onnx.load_from_string(data).graph
+        (source,), (target,) = graph.input, graph.output
+        dim, width = (v.type.tensor_type.shape.dim[1].dim_value for v in (source, target))
+        seen.update(node.op_type for node in graph.node)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        for count in (1, 2, 3, 5):
+            try:
+                (output,) = session.run(None, {"queries": np.ones((count, dim), np.float32)})
+            except Exception as exc:  # noqa: BLE001 - its classes are not public
+                # It looks at the rows that a Gather takes, and refuses those that are not there.
+                assert "indices element out of data bounds" in str(exc)  # noqa: PT017
+                continue
+            assert output.shape == (count, width)
+            assert output.dtype == np.float32
+    assert min(seen[operator] for operator in OPERATORS) >= 3, seen

@@ -73,7 +73,7 @@ class RouterMetrics(Collector):
     >>> _ = router.search([0.0, 1.0, 0.0], k=1)
     >>> labels = {"database": "memory", "collection": "memory", "field": "vector"}
     >>> registry.get_sample_value("amips_queries_total", {**labels, "mode": "native"})
-    1.0
+    1
     """
 
     def __init__(

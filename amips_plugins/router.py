@@ -16,6 +16,7 @@ from amips_plugins.bundle import Bundle, Manifest
 from amips_plugins.checks import as_ids, as_keys, check_k, check_plan, check_target
 from amips_plugins.errors import CollectionError, InvalidInput
 from amips_plugins.fallbacks import Fallbacks
+from amips_plugins.observe.observers import Observer, Observers
 from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
 from amips_plugins.refresher import Refresher
 from amips_plugins.registry import Registry
@@ -56,6 +57,8 @@ class LearnedRouter:
         thread of its own (see ``refresh``); None to do so only on request.
     overflow_warning
         Share of keys without a cell past which a refresh logs a warning.
+    observers
+        Told of every answered search, see ``observe``: a ``QueryLog``, ``SearchSpans``, your own.
 
     Raises
     ------
@@ -90,6 +93,7 @@ class LearnedRouter:
         threads: int = 1,
         refresh: float | None = 30.0,
         overflow_warning: float = 0.05,
+        observers: Sequence[Observer] = (),
     ) -> None:
         if sum(given is not None for given in (registry, bundle, hook)) > 1:
             raise InvalidInput("Give the router one of registry, bundle and hook, not several.")
@@ -103,6 +107,8 @@ class LearnedRouter:
         self._assigner = Assigner()
         self._overflow_warning = overflow_warning
         self._overflows = False
+        self._last_overflow: float | None = None
+        self._observers = Observers(observers)
         self._fallbacks = Fallbacks()
         self._refreshing = threading.Lock()
         self._problem: str | None = None
@@ -136,6 +142,24 @@ class LearnedRouter:
     def learned(self) -> bool:
         """Whether there is a hook to plan with; without one every search is native."""
         return self._serving.hook is not None
+
+    @property
+    def last_overflow_share(self) -> float | None:
+        """What ``overflow_share`` last found, for every refresh asks it; None before the first."""
+        return self._last_overflow
+
+    def observe(self, observer: Observer) -> None:
+        """Tell an observer of every search to come, once it is answered.
+
+        It is called on the caller's thread before the hits are returned. What it raises is logged
+        once and never reaches the caller. A search that raises is not told of.
+
+        Raises
+        ------
+        InvalidInput
+            It cannot be called.
+        """
+        self._observers.add(observer)
 
     def search(
         self,
@@ -203,17 +227,27 @@ class LearnedRouter:
         answered = answer(
             serving.collection, request, plan, started, self._fall_back, self._refresher.hurry
         )
+        ended = time.perf_counter()
         version = None if serving.manifest is None else serving.manifest.version
         base = Trace(_mode(answered.plan), version=version, fallback=fallback or answered.fallback)
         if explain:
             base = replace(
                 base,
                 plan_us=(planned - started) * 1e6,
-                search_ms=(time.perf_counter() - planned) * 1e3,
+                search_ms=(ended - planned) * 1e3,
             )
         rows_traced = traces(
             answered, base, serving.collection, serving.model_share, explain=explain
         )
+        if self._observers:
+            self._observers.tell(
+                serving.collection,
+                request,
+                answered,
+                rows_traced,
+                serving.model_share,
+                (planned - started, ended - planned),
+            )
         answers = [Hits(hits, t) for hits, t in zip(answered.found, rows_traced, strict=True)]
         return answers[0] if single else answers
 
@@ -282,8 +316,9 @@ class LearnedRouter:
         """
         collection = self.collection
         if collection.layout() is None:
+            self._last_overflow = 0.0
             return 0.0
-        share = collection.overflow() / max(1, collection.count())
+        self._last_overflow = share = collection.overflow() / max(1, collection.count())
         crossed, self._overflows = not self._overflows, share > self._overflow_warning
         if self._overflows and crossed:
             _log.warning(

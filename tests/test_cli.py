@@ -128,6 +128,7 @@ def test_the_main_job(folder: Path) -> None:
         (["snapshot", "qdrant://127.0.0.1:1?collection=docs", "-o", "x"], "127.0.0.1:1"),
         (["snapshot", "milvus://127.0.0.1:1?collection=docs", "-o", "x"], "127.0.0.1:1"),
         (["train", "nowhere", "-o", "x"], "no snapshot"),
+        (["train", "s", "--queries", "q", "--queries-log", "l", "-o", "x"], "Pass one of"),
         (["publish", "nowhere"], "no bundle"),
         (["layout", URI, "--registry", "empty"], "amips publish"),
         (["evaluate", URI, "--queries", "nowhere.npy"], "nowhere.npy"),

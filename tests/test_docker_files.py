@@ -42,8 +42,19 @@ def test_a_health_check_asks_for_readiness(name: str) -> None:
     assert "healthz" not in check
 
 
-def test_the_wheels_image_is_started_only_when_named() -> None:
-    assert [name for name in SERVICES if SERVICES[name].get("profiles")] == ["milvus-wheel"]
+def test_only_the_databases_are_started_when_none_is_named() -> None:
+    assert [name for name in SERVICES if not SERVICES[name].get("profiles")] == ["milvus", "qdrant"]
+
+
+@pytest.mark.parametrize("name", ["prometheus", "grafana"])
+def test_what_the_monitoring_mounts_is_there(name: str) -> None:
+    service = SERVICES[name]
+    assert service["profiles"] == ["monitoring"]
+    assert re.search("/-/ready|/api/health", " ".join(service["healthcheck"]["test"]))
+    sources = [volume.split(":")[0] for volume in service["volumes"]]
+    mounted = [source for source in sources if source.startswith("./")]
+    assert mounted
+    assert all((DOCKER / source).exists() for source in mounted)
 
 
 def test_the_wheels_version_is_the_same_everywhere() -> None:

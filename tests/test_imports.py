@@ -27,8 +27,12 @@ HEAVY = {
     "sentence_transformers",
     "tqdm",
     "click",
+    "opentelemetry",
+    "prometheus_client",
+    "pyarrow",
 }
 TRAINING = {"torch", "faiss", "onnx", "onnxscript", "safetensors"}
+WATCHING = {"opentelemetry", "prometheus_client", "pyarrow"}
 CLIENTS = {"pymilvus", "milvus_lite", "qdrant_client"}
 
 
@@ -59,6 +63,7 @@ def loaded(code: str, *arguments: str) -> set[str]:
         "from amips_plugins import Target, connect",
         "import amips_plugins.evaluate, amips_plugins.layout, amips_plugins.hooks",
         "import amips_plugins.export, amips_plugins.adapters, amips_plugins.demo",
+        "import amips_plugins.observe.query_log, amips_plugins.observe.observers",
     ],
 )
 def test_importing_is_cheap(code: str) -> None:
@@ -89,7 +94,7 @@ def test_serving_loads_no_training_library_and_no_client(tmp_path: Path) -> None
     np.save(tmp_path / "keys.npy", vectors())
     folder = write_bundle(tmp_path / "bundle")
     modules = loaded(SERVE, str(folder), str(tmp_path / "registry"), str(tmp_path / "keys.npy"))
-    assert modules & (TRAINING | CLIENTS) == set()
+    assert modules & (TRAINING | CLIENTS | WATCHING) == set()
     assert "onnxruntime" in modules
 
 
@@ -101,6 +106,13 @@ def test_serving_loads_no_training_library_and_no_client(tmp_path: Path) -> None
         ("milvus_lite", "connect('milvus:///docs.db?collection=docs')", "milvus-lite"),
         ("qdrant_client", "connect('qdrant:///docs?collection=docs')", "qdrant"),
         ("qdrant_client", "from amips_plugins import QdrantCollection", "qdrant"),
+        ("prometheus_client", "import amips_plugins.observe.metrics", "metrics"),
+        ("opentelemetry", "import amips_plugins.observe.tracing", "tracing"),
+        (
+            "pyarrow",
+            "import amips_plugins.observe.query_log as log; log.QueryLog('x')",
+            "query-log",
+        ),
     ],
 )
 def test_a_missing_extra_is_named(blocked: str, code: str, extra: str) -> None:
@@ -131,7 +143,8 @@ def test_a_snapshot_needs_no_extra() -> None:
 
 
 def test_without_any_extra_the_core_works() -> None:
-    blocks = f"import sys\nfor name in {sorted(TRAINING | CLIENTS)}: sys.modules[name] = None\n"
+    absent = sorted(TRAINING | CLIENTS | WATCHING)
+    blocks = f"import sys\nfor name in {absent}: sys.modules[name] = None\n"
     done = run(
         blocks + "import numpy as np\n"
         "from amips_plugins import LearnedRouter, MemoryCollection\n"

@@ -22,6 +22,11 @@ __all__ = ["command"]
     "from the keys, and the result is only as good as that guess.",
 )
 @click.option(
+    "--queries-log",
+    type=click.Path(path_type=Path),
+    help="The folder, or one file, of a QueryLog of this collection, in place of --queries.",
+)
+@click.option(
     "--model",
     type=click.Choice(["auto", "linear", "supportnet", "keynet", "native"]),
     default="auto",
@@ -53,23 +58,34 @@ __all__ = ["command"]
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def command(
-    snapshot: Path, queries: Path | None, out: Path, cells: int, as_json: bool, **options: Any
+    snapshot: Path,
+    queries: Path | None,
+    queries_log: Path | None,
+    out: Path,
+    cells: int,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Train on a SNAPSHOT folder and write a bundle to OUT/bundle.
 
     Every candidate is compared with the native search on queries it has never seen, its own cost
     included. Interrupted, the same command goes on where it stopped.
     """
-    from amips_plugins.errors import require
+    from amips_plugins.errors import InvalidInput, require
 
+    if queries is not None and queries_log is not None:
+        raise InvalidInput("Pass one of --queries and --queries-log, not both.")
     require("torch", "train")
     require("faiss", "train")
-    from amips_plugins.export.queries import load_queries
+    from amips_plugins.export.queries import load_queries, load_query_log
     from amips_plugins.export.snapshot import Snapshot
     from amips_plugins.export.train import TrainOptions, train
 
     taken = Snapshot.open(snapshot)
     log = None if queries is None else load_queries(queries, taken.manifest.dim)
+    if queries_log is not None:
+        about = taken.manifest
+        log = load_query_log(queries_log, about.collection, about.metric, about.dim)
     run = train(taken, log, out, TrainOptions(n_cells=cells, **options), show_progress)
     manifest = run.manifest
     if as_json:

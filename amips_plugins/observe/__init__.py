@@ -1,0 +1,1 @@
+"""Watching a router: metrics, traces and a sample of its queries, each an extra of its own."""

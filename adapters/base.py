@@ -168,7 +168,7 @@ class Collection(Protocol):
     def break_even(self) -> float:
         """Share of the keys above which a full scan is cheaper than a search of cells.
 
-        Measured by ``benchmarks/break_even.py``; 1 where the cells are always cheaper.
+        ``docs/performance.md`` says how it was measured; 1 where cells are always cheaper.
         """
         ...
 

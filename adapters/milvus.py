@@ -135,9 +135,11 @@ class MilvusCollection:
 
     @property
     def break_even(self) -> float:
-        """Share of the keys above which a full scan is cheaper: .3, or .1 with a cell field."""
-        cells = self.table().cells
-        return 0.1 if cells is not None and cells.storage == "field" else 0.3
+        """Share of the keys above which a full scan is cheaper (docs/performance.md)."""
+        table = self.table()
+        if table.is_lite:  # it loops over the rows in scope, so fewer are always cheaper
+            return 1.0
+        return 0.1 if table.cells is not None and table.cells.storage == "field" else 0.3
 
     @property
     def alias(self) -> str | None:

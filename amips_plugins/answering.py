@@ -123,8 +123,10 @@ def _complete(
         return
     try:
         again = collection.search(replace(left, queries=request.queries[short]))
-    except Exception as exc:  # noqa: BLE001 - an answer is at hand, if a short one
-        fall_back(f"complete: {type(exc).__name__}", exc)
+    except Exception as exc:
+        if _what_is_left(request, started) is not None:
+            raise
+        fall_back(f"complete: {type(exc).__name__}", exc)  # too late; a short answer is at hand
         return
     for row, hits in zip(short, again, strict=True):
         routed.found[row] = hits

@@ -217,3 +217,20 @@ def test_shares_of_a_users_own_hook(folder: Path) -> None:
     found = LearnedRouter(spy, hook=Hook(lambda _: plan)).search(QUERIES, k=1, explain=True)
     expected = [0.1, 1.0, 0.2, 1.0, 0.0, 1.0]
     assert [hits.trace.scanned for hits in found] == pytest.approx(expected)
+
+
+def test_a_completion_that_comes_too_late_costs_no_answer(folder: Path) -> None:
+    """The short answer is at hand when the time runs out."""
+
+    class Slow(Spy):
+        def search(self, request: SearchRequest, plan: QueryPlan = NATIVE) -> list[list[Hit]]:
+            if plan is not NATIVE:
+                return super().search(request, plan)
+            time.sleep(0.2)
+            raise TimeoutError
+
+    router = LearnedRouter(Slow(laid_out(folder)), bundle=folder)
+    hits = router.search(QUERIES[0], k=COUNT - 1, n_probes=1, timeout=0.1)
+    assert 0 < len(hits) < COUNT - 1
+    assert hits.trace.mode == "route"
+    assert router.fallbacks == {"complete: TimeoutError": 1}

@@ -139,7 +139,7 @@ class MilvusCollection:
         table = self.table()
         if table.is_lite:  # it loops over the rows in scope, so fewer are always cheaper
             return 1.0
-        return 0.1 if table.cells is not None and table.cells.storage == "field" else 0.3
+        return 0.1 if table.cells is not None and table.cells.storage == "field" else 0.5
 
     @property
     def alias(self) -> str | None:

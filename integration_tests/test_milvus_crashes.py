@@ -223,6 +223,9 @@ def test_searches_and_two_writers_during_a_build(
     target = 30.0 * np.ones(DIM, dtype=np.float32)
     routed.live.upsert([COUNT + 999], target[None])  # the best key of every search below
     routed.expected[COUNT + 999] = target
+    deadline = time.monotonic() + 30
+    while router.search(np.ones(DIM), k=1)[0].id != COUNT + 999:  # readers may be behind writers
+        assert time.monotonic() < deadline
 
     def search() -> None:
         hits = router.search(np.ones(DIM), k=5)

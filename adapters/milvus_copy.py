@@ -60,17 +60,17 @@ class Copy:
         """
         before = float("inf")
         for number in range(_MAX_PASSES):
-            now, changed = self.run(base, new=new and number == 0)
-            if changed <= _FEW * len(now.ids) or changed > before / 2:
+            now = self.run(base, new=new and number == 0)
+            if self.changed <= _FEW * len(now.ids) or self.changed > before / 2:
                 break
-            base, before = None if base is None else now, changed
+            base, before = None if base is None else now, self.changed
         return now
 
     def drain(self, base: Base) -> None:
         """After the switch: bring over what was written to the source until there is no more."""
         for _ in range(_MAX_PASSES):
-            base, changed = self.run(base)
-            if not changed:
+            base = self.run(base)
+            if not self.changed:
                 return
         raise CollectionError(
             f"{self.source.name!r} is still being written to after the switch to "
@@ -78,8 +78,8 @@ class Copy:
             f"run the same command again."
         )
 
-    def run(self, base: Base | None, *, new: bool = False) -> tuple[Base, int]:
-        """Make one pass; return the source as it read it and the number of keys changed.
+    def run(self, base: Base | None, *, new: bool = False) -> Base:
+        """Make one pass, and return the source as it read it.
 
         Parameters
         ----------
@@ -93,13 +93,12 @@ class Copy:
         with self.progress(title, self.source.count(), 0, "keys") as step:
             rows = self._watched(_rows(self.source), seen, step)
             there: Iterator[Row] = iter(()) if new else _rows(self.target)
-            changed = 0
+            self.changed = 0
             for found in _batches(changes(rows, there, base), _BATCH):
                 some = found if base is None else self._still_due(found)
                 self._apply(some, new=new)
-                changed += len(some)
-        self.changed = changed
-        return seen, changed
+                self.changed += len(some)
+        return seen
 
     @staticmethod
     def _watched(rows: Iterator[Row], seen: Base, step: Step) -> Iterator[Row]:
@@ -155,8 +154,8 @@ class Copy:
             problem = self._problem(base)
             if problem is None:
                 return base
-            base, changed = self.run(None)
-            if not changed:
+            base = self.run(None)
+            if not self.changed:
                 break
         raise CollectionError(f"{problem}; nothing was switched.")
 

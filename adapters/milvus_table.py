@@ -228,16 +228,12 @@ class Table:
         )
         return sorted({row[self.key] for row in rows}) if len(rows) < _MAX_PAGE else None
 
-    def read(
-        self, ids: Sequence[Id], fields: Sequence[str] = ("*",), where: str = ""
-    ) -> dict[Id, dict[str, Any]]:
+    def read(self, ids: Sequence[Id], fields: Sequence[str] = ("*",)) -> dict[Id, dict[str, Any]]:
         """Read rows by their ids."""
-        found = self._read(ids, fields, where, None)
-        return (
-            found | self._read(ids, fields, where, [DEFAULT_PARTITION])
-            if self._in_partitions
-            else found
-        )
+        found = self._read(ids, fields, "", None)
+        if self._in_partitions:  # others may have upserted beside a row in a cell
+            found |= self._read(ids, fields, "", [DEFAULT_PARTITION])
+        return found
 
     def read_overflow(self, ids: Sequence[Id]) -> dict[Id, dict[str, Any]]:
         """Read those of the rows that are overflow."""

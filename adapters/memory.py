@@ -247,7 +247,7 @@ class MemoryLayouts:
             older=older,
         )
 
-    def roll_back(self, *, anyway: bool = False) -> MemoryCollection:  # noqa: ARG002 - the same keys
+    def roll_back(self, *, anyway: bool = False) -> MemoryCollection:  # noqa: ARG002 - all cells hold the same keys
         """Serve the cells from before; keys written since are overflow."""
         of = self._of
         if not of._before:
@@ -256,7 +256,7 @@ class MemoryLayouts:
         of._place(cells)
         return of
 
-    def drop_old(self, *, anyway: bool = False) -> list[str]:  # noqa: ARG002 - the same keys
+    def drop_old(self, *, anyway: bool = False) -> list[str]:  # noqa: ARG002 - all cells hold the same keys
         """Forget the cells from before."""
         dropped = [layout for layout, _, _ in self._of._before if layout is not None]
         self._of._before.clear()

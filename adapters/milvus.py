@@ -240,7 +240,7 @@ class MilvusCollection:
             return None
         try:
             return open_table(self.client, name, self.info.field)
-        except Exception:
+        except Exception:  # each kind of Milvus has its own error for an alias that is gone
             if self.client.has_collection(name):
                 raise
             return None  # the build has ended in this moment

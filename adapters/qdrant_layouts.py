@@ -150,7 +150,7 @@ class QdrantLayouts:
             older=tuple(one.layout for one in kept if one.complete),
         )
 
-    def roll_back(self, *, anyway: bool = False) -> Collection:  # noqa: ARG002 - the same keys
+    def roll_back(self, *, anyway: bool = False) -> Collection:  # noqa: ARG002 - all cells hold the same keys
         """Serve the layout from before, or none, and return that; ``drop_old`` removes the other.
 
         Raises
@@ -165,7 +165,7 @@ class QdrantLayouts:
         self._write(LayoutState(state.before[-1], state.before[:-1], idle))
         return self._collection.current()
 
-    def drop_old(self, *, anyway: bool = False) -> list[str]:  # noqa: ARG002 - no key goes
+    def drop_old(self, *, anyway: bool = False) -> list[str]:  # noqa: ARG002 - cells go, no key does
         """Remove the cells of every layout that does not serve; return their names."""
         state = self._state()
         dropped = list(state.kept().values())

@@ -26,7 +26,9 @@ from amips_plugins.model import OnnxModel
 from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
 from amips_plugins.vectors import FloatArray, IntArray
 
-__all__ = ["ModelFault", "NativeHook", "RewriteHook", "RouteHook", "load_hook"]
+__all__ = ["ModelFault", "NativeHook", "RewriteHook", "RouteHook", "is_quick", "load_hook"]
+
+_QUICK = 1 << 26  # multiplications: some ten milliseconds on one core
 
 
 class ModelFault(RuntimeError):
@@ -162,6 +164,16 @@ def cells_above(priority: FloatArray, threshold: float) -> IntArray:
     cells = np.full((len(priority), counts.max()), -1, dtype=np.int64)
     cells[np.arange(cells.shape[1]) < counts[:, None]] = np.nonzero(chosen)[1]
     return cells
+
+
+def is_quick(hook: PreQueryHook, n_queries: int) -> bool:
+    """Tell whether a plan is sure to take no longer than a caller can wait for.
+
+    A bundle's own model does work that is known beforehand; what a user's hook does nobody knows.
+    """
+    if isinstance(hook, (RouteHook, RewriteHook)):
+        return hook.model.multiplications * n_queries <= _QUICK
+    return isinstance(hook, NativeHook)
 
 
 def load_hook(bundle: Bundle, threads: int = 1) -> PreQueryHook:

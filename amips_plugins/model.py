@@ -24,6 +24,11 @@ class OnnxModel:
         Threads that one call may use. One is fastest for single queries, and a server with many
         workers is not oversubscribed.
 
+    Attributes
+    ----------
+    multiplications
+        What one query takes.
+
     Raises
     ------
     BundleCorrupt
@@ -33,7 +38,7 @@ class OnnxModel:
     def __init__(self, data: bytes, threads: int = 1) -> None:
         import onnxruntime
 
-        check_onnx(data)
+        self.multiplications = check_onnx(data)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from amips_plugins.async_router import AsyncLearnedRouter
     from amips_plugins.errors import AmipsError
     from amips_plugins.plan import PreQueryHook, QueryPlan, Target
+    from amips_plugins.proxies import route
     from amips_plugins.registry import Registry
     from amips_plugins.router import Hits, LearnedRouter
     from amips_plugins.vectors import Metric
@@ -40,6 +41,7 @@ _HOMES = {
     "Registry": "registry",
     "Target": "plan",
     "connect": "adapters.connect",
+    "route": "proxies",
 }
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "Registry",
     "Target",
     "connect",
+    "route",
 ]
 
 

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from amips_plugins.bounded import start
 from amips_plugins.plan import PreQueryHook, QueryPlan, Target
@@ -86,7 +86,18 @@ class Aside:
         return await asyncio.to_thread(self.job)
 
 
-Step = Search | Plan | Aside
+class Step(Protocol):
+    """Something to do before a search goes on: one of the above, or a caller's own."""
+
+    def perform(self) -> Any:
+        """Do it."""
+        ...
+
+    async def perform_async(self, client: Any) -> Any:
+        """Do it while other tasks run."""
+        ...
+
+
 Steps = Generator[Step, Any, _T]
 
 

@@ -1,0 +1,92 @@
+"""An object that behaves as another one, but for what its class defines."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from amips_plugins.proxies.calls import Dialect, Routing
+from amips_plugins.proxies.late import LateRouter
+from amips_plugins.router import LearnedRouter
+
+__all__ = ["ClientProxy"]
+
+
+class ClientProxy:
+    """Stands in for a client: attributes are read from it and set on it, private ones too.
+
+    Parameters
+    ----------
+    client
+        The client.
+    routing
+        How its searches are routed.
+    """
+
+    __slots__ = ("_amips_client", "_amips_routing")
+
+    _amips_client: Any
+    _amips_routing: Routing
+
+    def __init__(self, client: Any, routing: Routing) -> None:
+        object.__setattr__(self, "_amips_client", client)
+        object.__setattr__(self, "_amips_routing", routing)
+
+    @classmethod
+    def around(
+        cls,
+        client: Any,
+        method: str,
+        kind: type,
+        dialect: Dialect,
+        router: LearnedRouter | LateRouter,
+        recall: float | None,
+    ) -> ClientProxy:
+        """Return a proxy that routes the calls of one method.
+
+        Parameters
+        ----------
+        client
+            The client.
+        method
+            Name of the method.
+        kind
+            The class that says what the method takes; a subclass may take ``*args``.
+        dialect
+            What is particular to the database.
+        router, recall
+            As for ``route``.
+        """
+        takes = inspect.signature(getattr(kind, method))
+        takes = takes.replace(parameters=list(takes.parameters.values())[1:])
+        return cls(client, Routing(getattr(client, method), takes, dialect, router, recall))
+
+    @property
+    def amips_router(self) -> LearnedRouter | None:
+        """The router; None while it waits for a collection that is not there yet."""
+        return self._amips_routing.router
+
+    @property  # type: ignore[misc] # what isinstance asks
+    def __class__(self) -> type:
+        return self._amips_client.__class__  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._amips_client, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._amips_client, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._amips_client, name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*dir(self._amips_client), "amips_router"})
+
+    def __repr__(self) -> str:
+        return f"<routed {self._amips_client!r}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "A routed client holds connections and threads and cannot be pickled or copied; make "
+            "one in every process."
+        )

@@ -436,9 +436,10 @@ def test_the_target_is_the_bundles_or_the_one_given(database: Database) -> None:
         database.watched.calls.clear()
         for query in queries(3, 40):
             done(client.query_points("docs", query.tolist()))
-        probed = [kwargs["query_filter"].should[1].match.any for _, kwargs in database.watched.calls]
-        found[recall] = sum(map(len, probed))
-    assert 40 * 2 < found[0.5] < found[None]  # one of them is the overflow
+        filters = [kwargs.get("query_filter") for _, kwargs in database.watched.calls]
+        # Without a filter every cell is searched: that is the cheaper one where they are many.
+        found[recall] = sum(len(f.should[1].match.any) if f else 9 for f in filters)
+    assert 40 * 2 <= found[0.5] < found[None]  # one of them is the overflow
 
 
 def test_the_recall_of_unseen_queries(database: Database) -> None:

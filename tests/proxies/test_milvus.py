@@ -1,0 +1,380 @@
+"""Milvus clients, routed: the engine is Milvus Lite."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from qdrant_client import QdrantClient, models
+
+from amips_plugins import LearnedRouter, route
+from amips_plugins.adapters.milvus import MilvusCollection
+from amips_plugins.adapters.qdrant import QdrantCollection
+from amips_plugins.errors import InvalidInput
+from amips_plugins.plan import NATIVE, QueryPlan, Target
+from amips_plugins.vectors import FloatArray
+from tests.handmade import publish
+from tests.proxies.data import COUNT, DIM, Broken, EveryCell, OneCell, Rewrite, keys, queries
+
+pymilvus = pytest.importorskip("pymilvus")
+pytest.importorskip("milvus_lite")
+
+QUERY = queries(7, 1)[0].tolist()
+
+
+class Watched(pymilvus.MilvusClient):  # type: ignore[name-defined,misc]
+    """Notes every search; ``failures`` are raised first, one a search."""
+
+    calls: list[tuple[Any, dict[str, Any]]]
+    failures: list[Exception]
+
+    def search(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append((args, kwargs))
+        if self.failures:
+            raise self.failures.pop(0)
+        return super().search(*args, **kwargs)
+
+
+class WatchedAsync(pymilvus.AsyncMilvusClient):  # type: ignore[name-defined,misc]
+    calls: list[tuple[Any, dict[str, Any]]]
+    failures: list[Exception]
+
+    async def search(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append((args, kwargs))
+        if self.failures:
+            raise self.failures.pop(0)
+        return await super().search(*args, **kwargs)
+
+
+class Database:
+    """A collection in cells, a plain client of it, and one to be routed, of either kind."""
+
+    def __init__(self, folder: Path, path: Path, kind: str, storage: str, metric: str) -> None:
+        self.bare = pymilvus.MilvusClient(str(path))
+        self.kind = kind
+        source = f"source_{storage}_{metric}".lower()
+        schema = self.bare.create_schema(auto_id=False, enable_dynamic_field=True)
+        schema.add_field("key", pymilvus.DataType.VARCHAR, is_primary=True, max_length=20)
+        schema.add_field("vector", pymilvus.DataType.FLOAT_VECTOR, dim=DIM)
+        schema.add_field("group", pymilvus.DataType.INT64)
+        index = self.bare.prepare_index_params()
+        index.add_index("vector", index_type="FLAT", metric_type=metric)
+        self.bare.create_collection(source, schema=schema, index_params=index)
+        rows = [
+            {"key": f"k{row}", "vector": key.tolist(), "group": row % 3, "more": f"row {row}"}
+            for row, key in enumerate(keys())
+        ]
+        self.bare.insert(source, rows)
+        collection = MilvusCollection(self.bare, source)
+        built = publish(collection, queries(1, 400), folder, storage=storage)
+        self.registry = folder / "registry"
+        self.name = built.info.name
+        self.layout = built.layout() or ""
+        self.storage = storage
+        self.path = path
+        self.calls: list[tuple[Any, dict[str, Any]]] = []
+        self.failures: list[Exception] = []
+
+    def router(self, hook: Any = None, name: str | None = None) -> LearnedRouter:
+        collection = MilvusCollection(self.bare, name or self.name)
+        if hook is not None:
+            return LearnedRouter(collection, hook=hook)
+        return LearnedRouter(collection, registry=self.registry)
+
+    def every_cell(self) -> EveryCell:
+        return EveryCell(self.layout, 8)
+
+    def search(self, router: LearnedRouter, *args: Any, **kwargs: Any) -> Any:
+        """Search through a routed client."""
+        more = {"recall": kwargs.pop("recall")} if "recall" in kwargs else {}
+        if self.kind == "sync":
+            client = Watched(str(self.path))
+            client.calls, client.failures = self.calls, self.failures
+            try:
+                return route(client, router, **more).search(*args, **kwargs)
+            finally:
+                client.close()
+
+        async def one() -> Any:  # a client belongs to the loop that it was first used in
+            client = WatchedAsync(str(self.path))
+            client.calls, client.failures = self.calls, self.failures
+            async with route(client, router, **more) as routed:
+                return await routed.search(*args, **kwargs)
+
+        return asyncio.run(one())
+
+
+@pytest.fixture(scope="module", params=["sync", "async"])
+def built(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Database]]:
+    made: dict[Any, Database] = {}
+    path = tmp_path_factory.mktemp("milvus") / "docs.db"
+
+    def build(storage: str = "partitions", metric: str = "COSINE") -> Database:
+        if (storage, metric) not in made:
+            folder = tmp_path_factory.mktemp("bundle")
+            made[storage, metric] = Database(folder, path, request.param, storage, metric)
+        return made[storage, metric]
+
+    yield build
+    for database in made.values():
+        database.bare.close()
+
+
+@pytest.fixture
+def database(built: Callable[..., Database]) -> Database:
+    found = built()
+    found.calls.clear()
+    return found
+
+
+def names_cells(kwargs: Any) -> bool:
+    return bool(kwargs.get("partition_names")) or "amips_cell in" in kwargs.get("filter", "")
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Equal but for the last bits of the scores."""
+    assert type(found) is type(expected)
+    assert found.extra == expected.extra
+    assert found.recalls == expected.recalls
+    (hits,), (wanted,) = found, expected
+    assert type(hits) is type(wanted)
+    assert list(hits.ids) == list(wanted.ids)
+    assert list(hits.distances) == pytest.approx(list(wanted.distances), rel=1e-4, abs=1e-5)
+    for hit, other in zip(hits, wanted, strict=True):
+        assert type(hit) is type(other)
+        assert hit["distance"] == pytest.approx(other["distance"], rel=1e-4, abs=1e-5)
+        assert {**hit, "distance": 0} == {**other, "distance": 0}
+        assert hit.fields == other.fields
+        assert hit.get("group") == other.get("group")
+
+
+ARGUMENTS: list[dict[str, Any]] = [
+    {},
+    {"limit": 7, "output_fields": ["group"]},
+    {"limit": 5, "search_params": {"offset": 4}},
+    {"limit": 5, "offset": 3},
+    {"filter": "group == 1 or key < 'k3'", "limit": 8, "output_fields": ["*"]},
+    {"output_fields": ["vector", "more"], "timeout": 5.0},
+    {"anns_field": "vector", "search_params": {"params": {"nprobe": 4}}},
+    {"search_params": {}, "output_fields": ["$meta", "group"], "consistency_level": "Strong"},
+]
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
+@pytest.mark.parametrize("hook", ["cells", "rewrite"])
+@pytest.mark.parametrize(
+    ("storage", "metric"), [("partitions", "COSINE"), ("field", "L2"), ("partitions", "IP")]
+)
+def test_results_are_the_clients_own(
+    built: Callable[..., Database], storage: str, metric: str, hook: str, arguments: dict[str, Any]
+) -> None:
+    database = built(storage, metric)
+    given = {"collection_name": database.name, "data": [QUERY], **arguments}
+    expected = database.bare.search(**given)
+    database.calls.clear()
+    router = database.router(database.every_cell() if hook == "cells" else Rewrite())
+    found = database.search(router, **given)
+    assert len(expected[0]) == given.get("limit", 10)
+    assert_same(found, expected)
+    ((args, kwargs),) = database.calls
+    assert args == ()
+    if hook == "cells":
+        assert names_cells(kwargs)
+        kept = set(given) - {"filter", "timeout"}
+        assert {name: kwargs[name] for name in kept} == {name: given[name] for name in kept}
+    else:
+        assert kwargs["data"][0].tolist() != QUERY
+        assert kwargs["limit"] == COUNT
+
+
+def test_arguments_by_position(database: Database) -> None:
+    router = database.router(database.every_cell())
+    given = (database.name, np.array([QUERY], np.float32), "group == 1", 6, ["group"])
+    assert_same(database.search(router, *given), database.bare.search(*given))
+    assert names_cells(database.calls[-1][1])
+
+
+def ranker() -> Any:
+    return pymilvus.Function(
+        name="decay",
+        input_field_names=["group"],
+        function_type=pymilvus.FunctionType.RERANK,
+        params={"reranker": "decay", "function": "gauss", "origin": 0, "scale": 1},
+    )
+
+
+UNTOUCHED: dict[str, dict[str, Any]] = {
+    "several queries": {"data": [QUERY, QUERY]},
+    "a flat vector": {"data": QUERY},
+    "text": {"data": ["what is it"]},
+    "ids": {"ids": ["k1"]},
+    "a range": {"data": [QUERY], "search_params": {"params": {"radius": 0.1}}},
+    "another metric": {"data": [QUERY], "search_params": {"metric_type": "L2"}},
+    "partitions": {"data": [QUERY], "partition_names": ["_default"]},
+    "groups": {"data": [QUERY], "group_by_field": "group"},
+    "rounded": {"data": [QUERY], "round_decimal": 2},
+    "ranker": {"data": [QUERY], "ranker": ranker()},
+    "unknown argument": {"data": [QUERY], "no_such": 1},
+    "another field": {"data": [QUERY], "anns_field": "nope"},
+    "another collection": {"data": [QUERY], "collection_name": "nope"},
+    "too short": {"data": [QUERY[:-1]]},
+    "not finite": {"data": [[float("nan")] * DIM]},
+    "no limit": {"data": [QUERY], "limit": 0},
+    "a filter that is none": {"data": [QUERY], "filter": 3},
+}
+
+
+@pytest.mark.parametrize("arguments", UNTOUCHED.values(), ids=UNTOUCHED.keys())
+def test_everything_else_passes_untouched(database: Database, arguments: dict[str, Any]) -> None:
+    router = database.router(Broken())
+    given = {"collection_name": database.name, **arguments}
+
+    def answer(ask: Callable[[], Any]) -> str:
+        try:
+            return str(list(ask()[0]))
+        except Exception as exc:  # noqa: BLE001 - whatever the client raises
+            return type(exc).__name__
+
+    expected = answer(lambda: database.bare.search(**given))
+    if database.kind == "sync":  # the two clients do not raise the same everywhere
+        assert answer(lambda: database.search(router, **given)) == expected
+    else:
+        answer(lambda: database.search(router, **given))
+    ((args, kwargs),) = database.calls
+    assert args == ()
+    assert set(kwargs) == set(given)
+    assert all(kwargs[name] is given[name] for name in given)
+    assert not router.fallbacks  # the model was not even asked
+
+
+def test_a_native_plan_is_the_callers_call(database: Database) -> None:
+    class Native:
+        def plan(self, queries: FloatArray, target: Target) -> QueryPlan:
+            return NATIVE
+
+    data = [QUERY]
+    database.search(database.router(Native()), database.name, data, limit=3)
+    assert database.calls == [((database.name, data), {"limit": 3})]
+    assert database.calls[0][0][1] is data
+
+
+def test_a_broken_model_leaves_the_callers_call(database: Database) -> None:
+    router = database.router(Broken())
+    found = database.search(router, database.name, [QUERY], filter="group == 1")
+    assert_same(found, database.bare.search(database.name, [QUERY], filter="group == 1"))
+    assert database.calls == [((database.name, [QUERY]), {"filter": "group == 1"})]
+    assert router.fallbacks == {"model: RuntimeError": 1}
+
+
+@pytest.mark.parametrize("storage", ["partitions", "field"])
+def test_too_few_hits_are_made_up_for(built: Callable[..., Database], storage: str) -> None:
+    database = built(storage)
+    router = database.router(OneCell(database.layout, 8))
+    database.calls.clear()
+    found = database.search(router, database.name, [QUERY], limit=200)
+    assert_same(found, database.bare.search(database.name, [QUERY], limit=200))
+    routed, native = database.calls
+    assert names_cells(routed[1])
+    assert native == ((database.name, [QUERY]), {"limit": 200})
+    assert router.fallbacks == {"cells: fewer than k hits": 1}
+
+
+def test_a_dropped_partition_is_made_up_for(tmp_path: Path) -> None:
+    database = Database(tmp_path, tmp_path / "own.db", "sync", "partitions", "COSINE")
+    router = database.router(database.every_cell())
+    table = MilvusCollection(database.bare, database.name).table()
+    assert table.cells is not None
+    lost = table.cells.partition(3)
+    database.bare.release_collection(database.name)
+    database.bare.drop_partition(database.name, lost)
+    database.bare.load_collection(database.name)
+    found = database.search(router, database.name, [QUERY])
+    assert_same(found, database.bare.search(database.name, [QUERY]))
+    assert router.fallbacks == {"search: CollectionError": 1}
+    database.bare.close()
+
+
+def test_the_databases_error_is_the_databases(database: Database) -> None:
+    router = database.router(database.every_cell())
+    errors: list[Exception] = [RuntimeError("routed"), KeyError("native")]
+    database.failures[:] = errors
+    with pytest.raises(KeyError) as caught:
+        database.search(router, database.name, [QUERY])
+    assert caught.value is errors[1]
+    assert len(database.calls) == 2
+
+
+def test_time_is_one_deadline(database: Database) -> None:
+    database.failures[:] = [RuntimeError("routed")]
+    router = database.router(database.every_cell())
+    database.search(router, database.name, [QUERY], timeout=30.0)
+    first, second = (kwargs["timeout"] for _, kwargs in database.calls)
+    assert second < first <= 30
+
+
+def test_a_fault_of_ours_leaves_the_callers_call(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router = database.router(database.every_cell())
+
+    def faulty(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(router, "search_steps", faulty)
+    found = database.search(router, database.name, [QUERY])
+    assert_same(found, database.bare.search(database.name, [QUERY]))
+    assert router.fallbacks == {"proxy: ZeroDivisionError": 1}
+
+
+def test_the_recall_of_unseen_queries(database: Database) -> None:
+    router = database.router()
+    hit = []
+    for query in queries(2, 100).tolist():
+        best = set(database.bare.search(database.name, [query])[0].ids)
+        hit.append(len(best & set(database.search(router, database.name, [query])[0].ids)) / 10)
+    assert np.mean(hit) >= 0.9
+    routed = [kwargs for _, kwargs in database.calls if names_cells(kwargs)]
+    assert len(routed) > 70
+    assert np.mean([len(kwargs["partition_names"]) for kwargs in routed]) < 9
+
+
+def test_an_alias_is_the_collection(database: Database) -> None:
+    database.bare.create_alias(database.name, "now")
+    database.bare.create_collection("unlike", dimension=DIM)
+    try:
+        for name in (database.name, "now"):
+            router = database.router(database.every_cell(), name)
+            for asked in (database.name, "now"):
+                found = database.search(router, asked, [QUERY])
+                assert_same(found, database.bare.search(database.name, [QUERY]))
+                _, kwargs = database.calls[-1]
+                assert names_cells(kwargs)
+                assert kwargs["collection_name"] == database.name
+            database.search(router, "unlike", [QUERY])
+            assert database.calls[-1] == (("unlike", [QUERY]), {})
+    finally:
+        database.bare.drop_alias("now")
+        database.bare.drop_collection("unlike")
+
+
+def test_it_behaves_as_the_client(database: Database) -> None:
+    client: Any = route(database.bare, database.router(database.every_cell()))
+    assert isinstance(client, pymilvus.MilvusClient)
+    assert client._using == database.bare._using
+    assert client.list_collections() == database.bare.list_collections()
+    client._mine = 5
+    assert database.bare._mine == 5
+
+
+def test_a_router_of_another_database_is_refused(database: Database) -> None:
+    other = QdrantClient(":memory:")
+    other.create_collection("docs", models.VectorParams(size=2, distance=models.Distance.DOT))
+    router = LearnedRouter(QdrantCollection(other, "docs"), hook=Broken())
+    with pytest.raises(InvalidInput, match="client is of milvus"):
+        route(database.bare, router)

@@ -1,0 +1,192 @@
+"""What every integration promises; a framework brings a ``World``."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import pytest
+
+from amips_plugins import LearnedRouter
+from amips_plugins.adapters.base import Collection
+from tests.handmade import publish
+from tests.integrations.corpus import TARGET, calibration, unseen
+from tests.proxies.data import EveryCell, Rewrite
+
+N_CELLS = 10
+
+Found = list[tuple[Any, ...]]
+Ask = Callable[[Any], Any]
+
+
+class World(Protocol):
+    """A collection, and stores of it that the framework builds."""
+
+    registry: Path
+
+    def store(self) -> Any:
+        """Build a store as the framework's README does."""
+        ...
+
+    def routed(self, router: LearnedRouter | None, **options: Any) -> Any:
+        """Build a store with the integration's one argument or line more."""
+        ...
+
+    def collection(self) -> Collection:
+        """The collection that the stores are of, as it is now."""
+        ...
+
+    def asks(self) -> Mapping[str, Ask]:
+        """Every way to search that the framework has; each gives what was found, best first."""
+        ...
+
+    def best(self, store: Any, text: str) -> list[Any]:
+        """The ids of the ten best."""
+        ...
+
+    def add(self, store: Any, text: str) -> Any:
+        """Add a text, and return its id."""
+        ...
+
+    def delete(self, store: Any, key: Any) -> None:
+        """Delete it again."""
+        ...
+
+    def router_of(self, store: Any) -> LearnedRouter:
+        """The router of a routed store."""
+        ...
+
+
+def lay_out(collection: Collection, folder: Path) -> Path:
+    """Lay a collection out in cells; return the registry of its bundle."""
+    publish(collection, calibration(), folder, n_cells=N_CELLS, recall=TARGET)
+    return folder / "registry"
+
+
+class Counted:
+    """A hook that counts what it planned."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.planned = 0
+
+    def plan(self, queries: Any, target: Any) -> Any:
+        self.planned += 1
+        return self.inner.plan(queries, target)
+
+
+class Congruence:
+    """The suite. ``unrouted`` names the ways to search that pass the router by."""
+
+    unrouted: ClassVar[frozenset[str]] = frozenset()
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def world(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+        raise NotImplementedError
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def loop(cls) -> Iterator[asyncio.AbstractEventLoop]:
+        loop = asyncio.new_event_loop()  # one for all calls: clients belong to theirs
+        yield loop
+        loop.close()
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "way" in metafunc.fixturenames:
+            metafunc.parametrize("way", sorted(self.ways))
+
+    ways: ClassVar[Mapping[str, Ask]] = {}
+
+    @pytest.mark.parametrize("hook", ["cells", "rewrite", "none"])
+    def test_equals_the_bare_store(
+        self, world: World, way: str, hook: str, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        collection = world.collection()
+        layout = collection.layout()
+        assert layout is not None
+        kinds = {"cells": EveryCell(layout, N_CELLS), "rewrite": Rewrite(), "none": Broken()}
+        counted = Counted(kinds[hook])
+        store = world.routed(LearnedRouter(collection, hook=counted))
+        expected = answer(self.ways[way], world.store(), loop)
+        found = answer(self.ways[way], store, loop)
+        assert expected
+        assert_same(found, expected)
+        assert (counted.planned == 0) == (way in self.unrouted)
+        fallbacks = world.router_of(store).fallbacks
+        if hook != "none":
+            assert not fallbacks
+        elif way not in self.unrouted:
+            assert set(fallbacks) == {"model: RuntimeError"}
+
+    def test_a_broken_bundle_leaves_the_bare_store(
+        self, world: World, loop: asyncio.AbstractEventLoop, tmp_path: Path
+    ) -> None:
+        registry = tmp_path / "registry"
+        shutil.copytree(world.registry, registry)
+        (model,) = registry.glob("*/*/*/*/model.onnx")
+        model.write_bytes(model.read_bytes()[:-1] + b"?")
+        store, bare = world.routed(None, registry=str(registry)), world.store()
+        for way, ask in self.ways.items():
+            assert_same(answer(ask, store, loop), answer(ask, bare, loop))
+            if way not in self.unrouted:
+                assert set(world.router_of(store).fallbacks) == {"bundle: BundleCorrupt"}
+
+    def test_keeps_the_recall_of_unseen_questions(self, world: World) -> None:
+        store, bare = world.routed(None, registry=str(world.registry)), world.store()
+        router, seen, found = world.router_of(store), [], []
+        router.observe(seen.append)
+        for text in unseen():
+            expected = world.best(bare, text)
+            found.append(len(set(world.best(store, text)) & set(expected)) / len(expected))
+        assert router.manifest is not None
+        assert not router.fallbacks
+        assert np.mean(found) >= TARGET
+        assert sum(one.routed for one in seen) > 0.9 * len(found)
+        assert sum(one.probes for one in seen) < 0.8 * N_CELLS * len(found)
+
+    def test_what_is_added_is_found_and_what_is_deleted_is_not(self, world: World) -> None:
+        store = world.routed(None, registry=str(world.registry))
+        text = "zebra quagga okapi tapir: a text like no other"
+        key = world.add(store, text)
+        assert world.best(store, text)[0] == key
+        assert world.best(world.store(), text)[0] == key
+        world.delete(store, key)
+        assert key not in world.best(store, text)
+        assert key not in world.best(world.store(), text)
+
+
+class Broken:
+    """A model that raises."""
+
+    def plan(self, queries: Any, target: Any) -> Any:
+        raise RuntimeError("the model is broken")
+
+
+def answer(ask: Ask, store: Any, loop: asyncio.AbstractEventLoop) -> Found:
+    """What a way to search finds in a store."""
+    result = ask(store)
+    found: Found = loop.run_until_complete(result) if inspect.isawaitable(result) else result
+    return found
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Equal, types and order included, but for the last bits of numbers."""
+    assert type(found) is type(expected)
+    if isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+    elif isinstance(expected, dict):
+        assert list(found) == list(expected)
+        for key, value in expected.items():
+            assert_same(found[key], value)
+    else:
+        assert found == expected

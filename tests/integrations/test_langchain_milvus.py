@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+pytest.importorskip("langchain_milvus", reason="run it by: make frameworks")
+
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_milvus import BM25BuiltInFunction, Milvus
+from langchain_tests.integration_tests.vectorstores import VectorStoreIntegrationTests
+
+from amips_plugins import LearnedRouter
+from amips_plugins.adapters.milvus import MilvusCollection
+from amips_plugins.errors import InvalidInput
+from amips_plugins.integrations.langchain_milvus import routed
+from amips_plugins.proxies import late
+from tests.integrations.congruence import Ask, Congruence, Found, World, lay_out
+from tests.integrations.corpus import documents, embed
+from tests.integrations.langchain_standard import expect_failures
+from tests.proxies.data import Rewrite
+
+TEXT = "Return the names of all files that lie in a folder"
+
+
+class Hashed(Embeddings):
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [embed(text) for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        return embed(text)
+
+
+def scored(pairs: list[tuple[Document, float]]) -> Found:
+    return [(doc.id, doc.page_content, doc.metadata, score) for doc, score in pairs]
+
+
+def unscored(docs: list[Document]) -> Found:
+    return [(type(doc), doc.id, doc.page_content, doc.metadata) for doc in docs]
+
+
+async def later(store: Any) -> Found:
+    return scored(await store.asimilarity_search_with_score(TEXT, k=6, expr="group < 2"))
+
+
+async def mmr_later(store: Any) -> Found:
+    return unscored(await store.amax_marginal_relevance_search(TEXT, k=4, fetch_k=10))
+
+
+WAYS: dict[str, Ask] = {
+    "search": lambda s: unscored(s.similarity_search(TEXT)),
+    "search of k": lambda s: unscored(s.similarity_search(TEXT, k=9)),
+    "scores": lambda s: scored(s.similarity_search_with_score(TEXT, k=5)),
+    "relevance": lambda s: scored(s.similarity_search_with_relevance_scores(TEXT, k=5)),
+    "vector": lambda s: unscored(s.similarity_search_by_vector(embed(TEXT), k=5)),
+    "vector with scores": lambda s: scored(s.similarity_search_with_score_by_vector(embed(TEXT))),
+    "filter": lambda s: scored(s.similarity_search_with_score(TEXT, k=7, expr="group == 1")),
+    "parameters": lambda s: scored(
+        s.similarity_search_with_score(TEXT, param={"metric_type": "COSINE"}, timeout=20)
+    ),
+    "mmr": lambda s: unscored(s.max_marginal_relevance_search(TEXT, k=4, fetch_k=10)),
+    "retriever": lambda s: unscored(s.as_retriever(search_kwargs={"k": 3}).invoke(TEXT)),
+    "asynchronous": later,
+    "asynchronous mmr": mmr_later,
+    "by metadata": lambda s: unscored(s.search_by_metadata("row < 5")),
+}
+
+
+class LangChainMilvus:
+    def __init__(self, folder: Path, **more: Any) -> None:
+        self.uri = str(folder / "docs.db")
+        self.more = more
+        first = Milvus(
+            Hashed(),
+            collection_name="first",
+            connection_args={"uri": self.uri},
+            index_params={"index_type": "FLAT", "metric_type": "COSINE"},
+            **more,
+        )
+        texts = documents()
+        first.add_documents(
+            [Document(page_content=text, metadata=known) for text, known in texts],
+            ids=[f"k{row}" for row in range(len(texts))],
+        )
+        self.client = first.client
+        self.client.create_alias("first", "docs")
+        self.registry = lay_out(MilvusCollection(self.client, "docs"), folder)
+
+    def store(self) -> Milvus:
+        return Milvus(
+            Hashed(), collection_name="docs", connection_args={"uri": self.uri}, **self.more
+        )
+
+    def routed(self, router: LearnedRouter | None, **options: Any) -> Milvus:
+        return routed(self.store(), router, **options)
+
+    def collection(self) -> MilvusCollection:
+        return MilvusCollection(self.client, "docs")
+
+    def best(self, store: Milvus, text: str) -> list[Any]:
+        return [doc.metadata["pk"] for doc in store.similarity_search(text, k=10)]
+
+    def add(self, store: Milvus, text: str) -> Any:
+        more = {"title": "", "group": 0, "row": -1}
+        return store.add_texts([text], [more], ids=["added"])[0]
+
+    def delete(self, store: Milvus, key: Any) -> None:
+        store.delete([key])
+
+    def router_of(self, store: Milvus) -> LearnedRouter:
+        router: LearnedRouter = store.client.amips_router
+        return router
+
+
+class TestDense(Congruence):
+    ways: ClassVar[Mapping[str, Ask]] = WAYS
+    unrouted = frozenset({"by metadata"})
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def world(cls, tmp_path_factory: pytest.TempPathFactory) -> World:
+        return LangChainMilvus(tmp_path_factory.mktemp("lc"))
+
+
+class TestDynamicFields(Congruence):
+    ways: ClassVar[Mapping[str, Ask]] = {name: WAYS[name] for name in ("search", "filter")}
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def world(cls, tmp_path_factory: pytest.TempPathFactory) -> World:
+        return LangChainMilvus(tmp_path_factory.mktemp("lc"), enable_dynamic_field=True)
+
+
+class Standard(VectorStoreIntegrationTests):
+    """LangChain's own tests."""
+
+    @property
+    def has_async(self) -> bool:
+        return True
+
+    def empty(self, folder: Path) -> Milvus:
+        return Milvus(
+            self.get_embeddings(),
+            connection_args={"uri": str(folder / "docs.db")},
+            index_params={"index_type": "FLAT", "metric_type": "COSINE"},
+            consistency_level="Strong",
+        )
+
+
+class TestStandardOfTheBareStore(Standard):
+    @pytest.fixture
+    def vectorstore(self, tmp_path: Path) -> Milvus:
+        return self.empty(tmp_path)
+
+
+class TestStandardOfRewriting(Standard):
+    @pytest.fixture
+    def vectorstore(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Milvus]:
+        monkeypatch.setattr(late, "_AGAIN", 0.0)  # the collection comes with the first write
+        store = routed(self.empty(tmp_path), hook=Rewrite(), refresh=None)
+        yield store
+        router = store.client.amips_router
+        assert router is None or set(router.fallbacks) <= {"cells: fewer than k hits"}
+
+
+def test_another_store_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="langchain_milvus Milvus, but was given a object"):
+        routed(object())
+
+
+_ = BM25BuiltInFunction, expect_failures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from amips_plugins.async_router import AsyncLearnedRouter
@@ -40,7 +41,7 @@ def check_store(store: object, kind: type, helper: str) -> None:
 def qdrant_router(
     client: Any,
     name: str,
-    field: str | None,
+    field: Callable[[], str | None],
     router: LearnedRouter | AsyncLearnedRouter | None,
     options: dict[str, Any],
 ) -> Router:
@@ -50,8 +51,10 @@ def qdrant_router(
     ----------
     client
         The store's own client.
-    name, field
-        The collection and its vector, as ``QdrantCollection`` takes them.
+    name
+        The collection.
+    field
+        Tells which vector the store searches, once the collection is there.
     router
         The caller's router, or None.
     options
@@ -68,7 +71,7 @@ def qdrant_router(
     def make() -> LearnedRouter:
         from amips_plugins.adapters.qdrant import QdrantCollection
 
-        return LearnedRouter(QdrantCollection(client, name, field), **options)
+        return LearnedRouter(QdrantCollection(client, name, field()), **options)
 
     return make() if client.collection_exists(name) else LateRouter(name, make)
 

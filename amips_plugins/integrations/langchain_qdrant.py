@@ -63,6 +63,8 @@ def routed(
     check_store(store, _framework.QdrantVectorStore, "langchain_qdrant.routed")
     inner: Any = store
     client = unrouted(inner.client)
-    planner = qdrant_router(client, inner.collection_name, inner.vector_name, router, options)
+    planner = qdrant_router(
+        client, inner.collection_name, lambda: str(inner.vector_name), router, options
+    )
     inner._client = route(client, planner, recall=recall)
     return store

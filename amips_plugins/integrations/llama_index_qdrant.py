@@ -39,7 +39,7 @@ def routed(
     Parameters
     ----------
     store
-        A ``QdrantVectorStore``. Its clients are replaced by proxies.
+        A ``QdrantVectorStore``, hybrid or not. Its clients are replaced by proxies.
     router
         A router of the store's collection; left out, one is made with the store's client. A store
         that has an asynchronous client alone needs one.
@@ -68,7 +68,9 @@ def routed(
             "The store has an asynchronous client alone, and a router looks at its collection "
             "through an ordinary one; pass a router, or give the store a client= too."
         )
-    planner = qdrant_router(client, inner.collection_name, inner.dense_vector_name, router, options)
+    planner = qdrant_router(
+        client, inner.collection_name, lambda: str(inner.dense_vector_name), router, options
+    )
     if client is not None:
         inner._client = route(client, planner, recall=recall)
     if aclient is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from amips_plugins.proxies.calls import Dialect, Routing
@@ -19,52 +20,40 @@ class ClientProxy:
     ----------
     client
         The client.
-    routing
-        How its searches are routed.
+    kind
+        The class that says what its methods take; a subclass of the client's may take ``*args``.
+    dialects
+        What is particular to the database, by the name of each method that is routed.
+    router, recall
+        As for ``route``.
     """
 
     __slots__ = ("_amips_client", "_amips_routing")
 
     _amips_client: Any
-    _amips_routing: Routing
+    _amips_routing: Mapping[str, Routing]
 
-    def __init__(self, client: Any, routing: Routing) -> None:
-        object.__setattr__(self, "_amips_client", client)
-        object.__setattr__(self, "_amips_routing", routing)
-
-    @classmethod
-    def around(
-        cls,
+    def __init__(
+        self,
         client: Any,
-        method: str,
         kind: type,
-        dialect: Dialect,
+        dialects: Mapping[str, Dialect],
         router: LearnedRouter | LateRouter,
         recall: float | None,
-    ) -> ClientProxy:
-        """Return a proxy that routes the calls of one method.
-
-        Parameters
-        ----------
-        client
-            The client.
-        method
-            Name of the method.
-        kind
-            The class that says what the method takes; a subclass may take ``*args``.
-        dialect
-            What is particular to the database.
-        router, recall
-            As for ``route``.
-        """
-        takes = inspect.signature(getattr(kind, method))
-        takes = takes.replace(parameters=list(takes.parameters.values())[1:])
-        return cls(client, Routing(getattr(client, method), takes, dialect, router, recall))
+    ) -> None:
+        routing = {
+            method: Routing(
+                getattr(client, method), _parameters(kind, method), dialect, router, recall
+            )
+            for method, dialect in dialects.items()
+        }
+        object.__setattr__(self, "_amips_client", client)
+        object.__setattr__(self, "_amips_routing", routing)
 
     @property
     def amips_router(self) -> LearnedRouter | None:
         """The router; None while it waits for a collection that is not there yet."""
-        return self._amips_routing.router
+        return next(iter(self._amips_routing.values())).router
 
     @property  # type: ignore[misc] # what isinstance asks
     def __class__(self) -> type:
@@ -90,3 +79,9 @@ class ClientProxy:
             "A routed client holds connections and threads and cannot be pickled or copied; make "
             "one in every process."
         )
+
+
+def _parameters(kind: type, method: str) -> inspect.Signature:
+    """Return what a method takes, without ``self``."""
+    takes = inspect.signature(getattr(kind, method))
+    return takes.replace(parameters=list(takes.parameters.values())[1:])

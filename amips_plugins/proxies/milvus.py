@@ -57,7 +57,7 @@ def wrap(
     """Return the proxy of a client of these classes, or None if it is of no kind known here."""
     for name, proxy in (("MilvusClient", _MilvusProxy), ("AsyncMilvusClient", _AsyncMilvusProxy)):
         if name in kinds:
-            return proxy.around(client, "search", kinds[name], _Milvus(client), router, recall)
+            return proxy(client, kinds[name], {"search": _Milvus(client)}, router, recall)
     return None
 
 
@@ -65,14 +65,14 @@ class _MilvusProxy(ClientProxy):
     __slots__ = ()
 
     def search(self, *args: Any, **kwargs: Any) -> Any:
-        return run(self._amips_routing.search(args, kwargs))
+        return run(self._amips_routing["search"].search(args, kwargs))
 
 
 class _AsyncMilvusProxy(ClientProxy):
     __slots__ = ()
 
     async def search(self, *args: Any, **kwargs: Any) -> Any:
-        return await run_async(self._amips_routing.search(args, kwargs), None)
+        return await run_async(self._amips_routing["search"].search(args, kwargs), None)
 
     async def __aenter__(self) -> Any:
         await self._amips_client.__aenter__()

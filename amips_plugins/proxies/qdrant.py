@@ -1,4 +1,4 @@
-"""Qdrant clients: ``query_points`` of one dense vector."""
+"""Qdrant clients: ``query_points`` of one dense vector, or a batch of one such query."""
 
 from __future__ import annotations
 
@@ -45,6 +45,14 @@ _KEPT = frozenset(
     }
 )
 _PARAMS = frozenset({"hnsw_ef", "quantization", "acorn"})
+# What the arguments of query_points are called in a batch.
+_BATCHED = {
+    "query_filter": "filter",
+    "search_params": "params",
+    "shard_key_selector": "shard_key",
+    "with_vectors": "with_vector",
+}
+_ALONE = {batched: alone for alone, batched in _BATCHED.items()}
 
 
 def wrap(
@@ -58,8 +66,11 @@ def wrap(
         if name in kinds:
             options = client.init_options
             local = options.get("location") == ":memory:" or options.get("path") is not None
-            dialect = _Qdrant(client, local)
-            return proxy.around(client, "query_points", kinds[name], dialect, router, recall)
+            dialects = {
+                "query_points": _Qdrant(client, local),
+                "query_batch_points": _QdrantBatch(client, local),
+            }
+            return proxy(client, kinds[name], dialects, router, recall)
     return None
 
 
@@ -67,19 +78,26 @@ class _QdrantProxy(ClientProxy):
     __slots__ = ()
 
     def query_points(self, *args: Any, **kwargs: Any) -> Any:
-        return run(self._amips_routing.search(args, kwargs))
+        return run(self._amips_routing["query_points"].search(args, kwargs))
+
+    def query_batch_points(self, *args: Any, **kwargs: Any) -> Any:
+        return run(self._amips_routing["query_batch_points"].search(args, kwargs))
 
 
 class _AsyncQdrantProxy(ClientProxy):
     __slots__ = ()
 
     async def query_points(self, *args: Any, **kwargs: Any) -> Any:
-        return await run_async(self._amips_routing.search(args, kwargs), None)
+        return await run_async(self._amips_routing["query_points"].search(args, kwargs), None)
+
+    async def query_batch_points(self, *args: Any, **kwargs: Any) -> Any:
+        routing = self._amips_routing["query_batch_points"]
+        return await run_async(routing.search(args, kwargs), None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Qdrant:
-    """How Qdrant is asked."""
+    """How ``query_points`` is asked."""
 
     client: Any
     local: bool  # always exact, and warns of parameters
@@ -103,6 +121,24 @@ class _Qdrant:
         found = yield Call(self.client.get_aliases)
         named = {alias.alias_name: alias.collection_name for alias in found.aliases}
         return bool(named.get(name, name) == named.get(info.name, info.name))
+
+
+class _QdrantBatch(_Qdrant):
+    """How ``query_batch_points`` is asked: one query may be routed, as if it came alone."""
+
+    def read(self, arguments: Mapping[str, Any]) -> Asked | None:
+        requests = arguments.get("requests")
+        if not isinstance(requests, (list, tuple)) or len(requests) != 1:
+            return None
+        (request,) = requests
+        if not isinstance(request, models.QueryRequest):
+            return None
+        alone = {_ALONE.get(name, name): value for name, value in request if value is not None}
+        alone |= {name: value for name, value in arguments.items() if name != "requests"}
+        asked = super().read(alone)
+        if not isinstance(asked, _QueryPoints):
+            return None
+        return _QueryBatch(asked.arguments, asked.params, asked.local, arguments, request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +176,7 @@ class _QueryPoints:
         return request, limit + offset
 
     def natively(self, timeout: float | None) -> Mapping[str, Any]:
-        # Qdrant counts whole seconds, and 0 would mean no time at all.
-        seconds = None if timeout is None else max(1, math.ceil(timeout))
-        return {**self.arguments, "timeout": seconds}
+        return {**self.arguments, "timeout": _seconds(timeout)}
 
     def routed(self, plain: Call, step: Search, depth: int) -> Steps[Found]:
         collection = step.collection
@@ -155,25 +189,61 @@ class _QueryPoints:
             collection.break_even,
             exact=not self.local,
         )
-        arguments = {**self.arguments, "query_filter": query.filter, "search_params": query.params}
+        changes: dict[str, Any] = {"query_filter": query.filter, "search_params": query.params}
         if query.prefetch is not None:
-            arguments["prefetch"] = query.prefetch
+            changes["prefetch"] = query.prefetch
         if step.request.timeout != self.arguments.get("timeout"):
-            arguments["timeout"] = self.natively(step.request.timeout)["timeout"]
-        threshold = arguments.pop("score_threshold", None)
-        response = yield plain.instead(arguments)
-        hits = list(response.points)
+            changes["timeout"] = _seconds(step.request.timeout)
+        threshold = self.arguments.get("score_threshold")
         if threshold is None:
-            return Found(response, hits)
+            response = yield self.changed(plain, changes)
+            return Found(response, self.hits(response))
         # Without the threshold, to tell a plan that found too little from hits that are cut off.
+        response = yield self.changed(plain, {**changes, "score_threshold": None})
+        hits = self.hits(response)
         scores = np.array([hit.score for hit in hits], dtype=np.float32)
         edge = np.float32(threshold)
         if (scores == edge).any():  # whether the edge itself passes is the database's to say
-            response = yield plain.instead({**arguments, "score_threshold": threshold})
+            response = yield self.changed(plain, changes)
         else:
             better = scores > edge if info.metric.larger_is_better else scores < edge
-            response.points = [hit for hit, ok in zip(hits, better.tolist(), strict=True) if ok]
+            kept = [hit for hit, ok in zip(hits, better.tolist(), strict=True) if ok]
+            self.answer(response).points = kept
         return Found(response, hits)
 
+    def changed(self, plain: Call, changes: Mapping[str, Any]) -> Call:
+        """Return the caller's call with these arguments changed."""
+        return plain.instead({**self.arguments, **changes})
+
+    def answer(self, response: Any) -> Any:
+        """Return the answer to the query."""
+        return response
+
     def hits(self, response: Any) -> list[Any]:
-        return list(response.points)
+        return list(self.answer(response).points)
+
+
+@dataclass(frozen=True, slots=True)
+class _QueryBatch(_QueryPoints):
+    """A call of ``query_batch_points`` with one query."""
+
+    given: Mapping[str, Any]
+    only: models.QueryRequest
+
+    def natively(self, timeout: float | None) -> Mapping[str, Any]:
+        return {**self.given, "timeout": _seconds(timeout)}
+
+    def changed(self, plain: Call, changes: Mapping[str, Any]) -> Call:
+        timeout = {name: value for name, value in changes.items() if name == "timeout"}
+        update = {_BATCHED.get(name, name): value for name, value in changes.items()}
+        update.pop("timeout", None)
+        requests = [self.only.model_copy(update=update)]
+        return plain.instead({**self.given, **timeout, "requests": requests})
+
+    def answer(self, response: Any) -> Any:
+        return response[0]
+
+
+def _seconds(timeout: float | None) -> int | None:
+    # Qdrant counts whole seconds, and 0 would mean no time at all.
+    return None if timeout is None else max(1, math.ceil(timeout))

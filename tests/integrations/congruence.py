@@ -14,6 +14,7 @@ import pytest
 
 from amips_plugins import LearnedRouter
 from amips_plugins.adapters.base import Collection
+from amips_plugins.observe.observers import Observation
 from tests.handmade import publish
 from tests.integrations.corpus import TARGET, calibration, unseen
 from tests.proxies.data import EveryCell, Rewrite
@@ -39,10 +40,6 @@ class World(Protocol):
 
     def collection(self) -> Collection:
         """The collection that the stores are of, as it is now."""
-        ...
-
-    def asks(self) -> Mapping[str, Ask]:
-        """Every way to search that the framework has; each gives what was found, best first."""
         ...
 
     def best(self, store: Any, text: str) -> list[Any]:
@@ -81,8 +78,13 @@ class Counted:
 
 
 class Congruence:
-    """The suite. ``unrouted`` names the ways to search that pass the router by."""
+    """The suite.
 
+    ``ways`` are the ways to search that the framework has, each giving what it found, best first;
+    ``unrouted`` names those that pass the router by.
+    """
+
+    ways: ClassVar[Mapping[str, Ask]] = {}
     unrouted: ClassVar[frozenset[str]] = frozenset()
 
     @pytest.fixture(scope="class")
@@ -100,8 +102,6 @@ class Congruence:
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "way" in metafunc.fixturenames:
             metafunc.parametrize("way", sorted(self.ways))
-
-    ways: ClassVar[Mapping[str, Ask]] = {}
 
     @pytest.mark.parametrize("hook", ["cells", "rewrite", "none"])
     def test_equals_the_bare_store(
@@ -139,7 +139,9 @@ class Congruence:
 
     def test_keeps_the_recall_of_unseen_questions(self, world: World) -> None:
         store, bare = world.routed(None, registry=str(world.registry)), world.store()
-        router, seen, found = world.router_of(store), [], []
+        router = world.router_of(store)
+        seen: list[Observation] = []
+        found = []
         router.observe(seen.append)
         for text in unseen():
             expected = world.best(bare, text)

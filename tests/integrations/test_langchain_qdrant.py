@@ -185,7 +185,8 @@ class WithIds(QdrantVectorStore):
         return super().delete([self._as_uuid(name) for name in ids], **more)
 
     def get_by_ids(self, ids: Sequence[Any], /) -> list[Document]:
-        return super().get_by_ids([self._as_uuid(name) for name in ids])
+        found: list[Document] = super().get_by_ids([self._as_uuid(name) for name in ids])
+        return found
 
     @classmethod
     def _document_from_point(cls, *args: Any) -> Document:
@@ -203,7 +204,9 @@ class Standard(VectorStoreIntegrationTests):
 
     def empty(self) -> QdrantVectorStore:
         client = QdrantClient(":memory:")
-        client.create_collection("docs", models.VectorParams(size=6, distance="Cosine"))
+        client.create_collection(
+            "docs", models.VectorParams(size=6, distance=models.Distance.COSINE)
+        )
         return WithIds(client, "docs", embedding=self.get_embeddings())
 
 

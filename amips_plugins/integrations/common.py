@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from amips_plugins.async_router import AsyncLearnedRouter
@@ -11,11 +12,19 @@ from amips_plugins.proxies.client import ClientProxy
 from amips_plugins.proxies.late import LateRouter
 from amips_plugins.router import LearnedRouter
 
-__all__ = ["Router", "check_store", "milvus_router", "qdrant_router", "unrouted"]
+__all__ = [
+    "Router",
+    "check_store",
+    "given_or_late",
+    "milvus_router",
+    "qdrant_router",
+    "unrouted",
+]
 
 _T = TypeVar("_T")
 
 Router = LearnedRouter | LateRouter
+Given = LearnedRouter | AsyncLearnedRouter | None
 
 
 def unrouted(client: _T) -> _T:
@@ -42,8 +51,8 @@ def qdrant_router(
     client: Any,
     name: str,
     field: Callable[[], str | None],
-    router: LearnedRouter | AsyncLearnedRouter | None,
-    options: dict[str, Any],
+    router: Given,
+    options: Mapping[str, Any],
 ) -> Router:
     """Return the router given, or one for a collection of a Qdrant client.
 
@@ -65,37 +74,47 @@ def qdrant_router(
     LearnedRouter or LateRouter
         The latter where the collection is not there yet.
     """
-    if router is not None:
-        return _given(router, options)
 
     def make() -> LearnedRouter:
         from amips_plugins.adapters.qdrant import QdrantCollection
 
         return LearnedRouter(QdrantCollection(client, name, field()), **options)
 
-    return make() if client.collection_exists(name) else LateRouter(name, make)
+    if router is None and client.collection_exists(name):
+        return make()
+    return given_or_late(router, options, name, make)
 
 
 def milvus_router(
-    client: Any,
-    name: str,
-    field: str | None,
-    router: LearnedRouter | AsyncLearnedRouter | None,
-    options: dict[str, Any],
+    client: Any, name: str, field: str | None, router: Given, options: Mapping[str, Any]
 ) -> Router:
-    """Return the router given, or one for a collection of a Milvus client."""
-    if router is not None:
-        return _given(router, options)
+    """Return the router given, or one for a collection of a Milvus client (see above)."""
 
     def make() -> LearnedRouter:
         from amips_plugins.adapters.milvus import MilvusCollection
 
         return LearnedRouter(MilvusCollection(client, name, field), **options)
 
-    return make() if client.has_collection(name) else LateRouter(name, make)
+    if router is None and client.has_collection(name):
+        return make()
+    return given_or_late(router, options, name, make)
 
 
-def _given(router: LearnedRouter | AsyncLearnedRouter, options: dict[str, Any]) -> LearnedRouter:
+def given_or_late(
+    router: Given, options: Mapping[str, Any], name: str, make: Callable[[], LearnedRouter]
+) -> Router:
+    """Return the router given, or one that is made with the first search.
+
+    Raises
+    ------
+    InvalidInput
+        There is a router, and also what to make one with.
+    TypeError
+        ``LearnedRouter`` does not take the options.
+    """
+    if router is None:
+        inspect.signature(LearnedRouter).bind(None, **options)  # or only a log would say so
+        return LateRouter(name, make)
     if options:
         raise InvalidInput(
             f"A router was given, and {min(options)} to make another; pass one of the two."

@@ -1,120 +1,99 @@
 """Haystack's store for Qdrant.
 
->>> from amips_plugins.integrations.haystack_qdrant import (  # doctest: +SKIP
-...     RoutedQdrantDocumentStore,
-... )
->>> store = RoutedQdrantDocumentStore(url=url, index="docs", registry=models)  # doctest: +SKIP
+>>> from haystack_integrations.document_stores.qdrant import QdrantDocumentStore  # doctest: +SKIP
+>>> from amips_plugins.integrations.haystack_qdrant import routed  # doctest: +SKIP
+>>> store = routed(QdrantDocumentStore(url=url, index="docs"))  # doctest: +SKIP
+
+A saved pipeline holds the store without its router, since its retrievers load nothing but the
+class they know: call ``routed`` for the store of a loaded one.
 
 Importing this module needs the extra ``haystack-qdrant``.
 """
 
 from __future__ import annotations
 
-import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from amips_plugins.checks import check_target
-from amips_plugins.errors import InvalidInput, require
-from amips_plugins.integrations.common import unrouted
+from amips_plugins.errors import require
+from amips_plugins.integrations.common import Router, check_store, given_or_late, unrouted
 from amips_plugins.proxies import route
 from amips_plugins.proxies.client import ClientProxy
-from amips_plugins.proxies.late import LateRouter
 
 if TYPE_CHECKING:
     from amips_plugins.router import LearnedRouter
 
-__all__ = ["RoutedQdrantDocumentStore"]
+__all__ = ["routed"]
+
+_Store = TypeVar("_Store")
 
 _module = "haystack_integrations.document_stores.qdrant"
-_Store: Any = require(_module, "haystack-qdrant").QdrantDocumentStore
+_framework = require(_module, "haystack-qdrant")
 _DENSE: str = require(f"{_module}.converters", "haystack-qdrant").DENSE_VECTORS_NAME
 
 
-class RoutedQdrantDocumentStore(_Store):  # type: ignore[misc] # Haystack has no types
-    """A ``QdrantDocumentStore`` that searches its embeddings through a router.
+def routed(
+    store: _Store,
+    router: LearnedRouter | None = None,
+    *,
+    recall: float | None = None,
+    **options: Any,
+) -> _Store:
+    """Have a store search its embeddings through a router, synchronously or not.
 
-    Sparse and hybrid retrieval, groups and everything else are the store's own as before. It can
-    be saved with its pipeline, and is built as lazily as the store is.
+    Sparse and hybrid retrieval, groups and everything else are the store's own as before. The
+    store still opens its clients when it first needs them; a router that is to be made is made
+    with the first search.
 
     Parameters
     ----------
-    *args, **kwargs
-        As for ``QdrantDocumentStore``.
-    registry
-        Where to find the bundle: a folder or an fsspec URL; left out, ``$AMIPS_REGISTRY`` or the
-        folder ``registry``.
+    store
+        A ``QdrantDocumentStore``. The clients that it opens are replaced by proxies.
+    router
+        A router of the store's collection; left out, one is made with the store's client.
     recall
         Recall@k to aim at, in (0, 1]; left out, the bundle's own target.
-    router
-        A router of the collection, in place of one made from the registry. A store that has one
-        cannot be saved.
+    **options
+        Arguments of the ``LearnedRouter`` that is made, such as ``registry``.
+
+    Returns
+    -------
+    QdrantDocumentStore
+        The same store.
 
     Raises
     ------
     InvalidInput
-        The recall is no share, or both a registry and a router are given.
+        It is no such store, or an argument cannot be used.
     """
+    check_store(store, _framework.QdrantDocumentStore, "haystack_qdrant.routed")
+    check_target(recall, None)
+    inner: Any = store
+    kind: Any = type(store)
+    inner._client, inner._async_client = unrouted(inner._client), unrouted(inner._async_client)
 
-    _client: Any
-    _async_client: Any
-
-    def __init__(
-        self,
-        *args: Any,
-        registry: str | None = None,
-        recall: float | None = None,
-        router: LearnedRouter | None = None,
-        **kwargs: Any,
-    ) -> None:
-        check_target(recall, None)
-        if registry is not None and router is not None:
-            raise InvalidInput("Give the store a registry or a router, not both.")
-        super().__init__(*args, **kwargs)
-        self.registry = registry
-        self.recall = recall
-        self._router = router
-        self._planner: LearnedRouter | LateRouter = router or LateRouter(self.index, self._plan)
-
-    # What is saved is read from the signature.
-    __init__.__signature__ = (  # type: ignore[attr-defined]
-        lambda ours, theirs: ours.replace(
-            parameters=[
-                *theirs.parameters.values(),
-                *(ours.parameters[name] for name in ("registry", "recall")),
-            ]
-        )
-    )(inspect.signature(__init__), inspect.signature(_Store.__init__))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what the store can be made of again.
-
-        Raises
-        ------
-        InvalidInput
-            It was given a router.
-        """
-        if self._router is not None:
-            raise InvalidInput(
-                "A store with a router of its own cannot be saved; give it the registry instead."
-            )
-        saved: dict[str, Any] = super().to_dict()
-        return saved
-
-    def _initialize_client(self) -> None:
-        super()._initialize_client()
-        if not isinstance(self._client, ClientProxy):
-            self._client = route(self._client, self._planner, recall=self.recall)
-
-    async def _initialize_async_client(self) -> None:
-        await super()._initialize_async_client()
-        if not isinstance(self._async_client, ClientProxy):
-            self._async_client = route(self._async_client, self._planner, recall=self.recall)
-
-    def _plan(self) -> LearnedRouter:
+    def make() -> LearnedRouter:
         from amips_plugins.adapters.qdrant import QdrantCollection
         from amips_plugins.router import LearnedRouter
 
-        self._initialize_client()  # the asynchronous one may be alone so far
-        field = _DENSE if self.use_sparse_embeddings else ""
-        collection = QdrantCollection(unrouted(self._client), self.index, field)
-        return LearnedRouter(collection, registry=self.registry)
+        kind._initialize_client(inner)  # the asynchronous one may be alone so far
+        field = _DENSE if inner.use_sparse_embeddings else ""
+        collection = QdrantCollection(unrouted(inner._client), inner.index, field)
+        return LearnedRouter(collection, **options)
+
+    planner: Router = given_or_late(router, options, inner.index, make)
+
+    def initialise() -> None:
+        kind._initialize_client(inner)
+        if not isinstance(inner._client, ClientProxy):
+            inner._client = route(inner._client, planner, recall=recall)
+
+    async def initialise_async() -> None:
+        await kind._initialize_async_client(inner)
+        if not isinstance(inner._async_client, ClientProxy):
+            inner._async_client = route(inner._async_client, planner, recall=recall)
+
+    # Every method of the store calls one of these first.
+    inner._initialize_client = initialise
+    inner._initialize_async_client = initialise_async
+    return store

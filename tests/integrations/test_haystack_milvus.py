@@ -15,7 +15,7 @@ from milvus_haystack.milvus_embedding_retriever import MilvusEmbeddingRetriever
 from amips_plugins import LearnedRouter
 from amips_plugins.adapters.milvus import MilvusCollection
 from amips_plugins.errors import InvalidInput
-from amips_plugins.integrations.haystack_milvus import RoutedMilvusDocumentStore
+from amips_plugins.integrations.haystack_milvus import routed
 from tests.integrations.congruence import Ask, Congruence, Found, World, lay_out
 from tests.integrations.corpus import embed
 from tests.integrations.haystack_ways import GROUP, TEXT, added, filled, found
@@ -36,25 +36,24 @@ def piped(store: Any) -> Found:
 class HaystackMilvus:
     def __init__(self, folder: Path) -> None:
         self.uri = str(folder / "docs.db")
-        first = self.build(MilvusDocumentStore, "first")
+        first = self.build("first")
         first.write_documents(filled())
         self.client = first.client
         self.client.create_alias("first", "docs")
         self.registry = lay_out(MilvusCollection(self.client, "docs"), folder)
 
-    def build(self, kind: Any, name: str, **more: Any) -> Any:
-        return kind(
+    def build(self, name: str) -> Any:
+        return MilvusDocumentStore(
             collection_name=name,
             connection_args={"uri": self.uri},
             index_params={"index_type": "FLAT", "metric_type": "COSINE"},
-            **more,
         )
 
     def store(self) -> Any:
-        return self.build(MilvusDocumentStore, "docs")
+        return self.build("docs")
 
     def routed(self, router: LearnedRouter | None, **options: Any) -> Any:
-        return self.build(RoutedMilvusDocumentStore, "docs", router=router, **options)
+        return routed(self.build("docs"), router, **options)
 
     def collection(self) -> MilvusCollection:
         return MilvusCollection(self.client, "docs")
@@ -90,18 +89,17 @@ class TestDense(Congruence):
         return HaystackMilvus(tmp_path_factory.mktemp("hs"))
 
 
-def test_it_is_saved_with_its_pipeline(tmp_path: Path) -> None:
-    uri = str(tmp_path / "docs.db")
-    store = RoutedMilvusDocumentStore(connection_args={"uri": uri}, registry="models", recall=0.8)
-    pipeline = Pipeline()
-    pipeline.add_component("retriever", MilvusEmbeddingRetriever(store))
-    loaded = Pipeline.loads(pipeline.dumps()).get_component("retriever").document_store
-    assert isinstance(loaded, RoutedMilvusDocumentStore)
-    assert loaded.to_dict() == store.to_dict()
-    assert (loaded.registry, loaded.recall) == ("models", 0.8)
+def test_it_is_saved_as_the_store_it_was(tmp_path: Path) -> None:
+    store = MilvusDocumentStore(connection_args={"uri": str(tmp_path / "docs.db")})
+    before = store.to_dict()
+    assert routed(store).to_dict() == before
 
 
 def test_what_it_cannot_be_given(tmp_path: Path) -> None:
-    uri = str(tmp_path / "docs.db")
+    store = MilvusDocumentStore(connection_args={"uri": str(tmp_path / "docs.db")})
     with pytest.raises(InvalidInput, match="recall=7"):
-        RoutedMilvusDocumentStore(connection_args={"uri": uri}, recall=7)
+        routed(store, recall=7)
+    with pytest.raises(InvalidInput, match="MilvusDocumentStore, but was given a object"):
+        routed(object())
+    with pytest.raises(TypeError, match="no_such"):
+        routed(store, no_such=1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,18 +16,18 @@ from haystack_integrations.components.retrievers.qdrant import (
     QdrantHybridRetriever,
 )
 from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
-from qdrant_client import AsyncQdrantClient, QdrantClient
+from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from amips_plugins import LearnedRouter
 from amips_plugins.adapters.qdrant import QdrantCollection
 from amips_plugins.errors import InvalidInput
-from amips_plugins.integrations.haystack_qdrant import RoutedQdrantDocumentStore
+from amips_plugins.integrations.haystack_qdrant import routed
 from tests.integrations.congruence import Ask, Congruence, Found, World, lay_out
 from tests.integrations.corpus import DIM, embed
 from tests.integrations.haystack_ways import GROUP, TEXT, added, filled, found
 from tests.proxies.data import Rewrite
 
-HERE = {"location": ":memory:", "index": "docs", "embedding_dim": DIM}
+HERE: dict[str, Any] = {"location": ":memory:", "index": "docs", "embedding_dim": DIM}
 
 
 def retrieved(store: Any, **more: Any) -> Found:
@@ -72,48 +73,39 @@ class HaystackQdrant:
         self.client = QdrantClient(":memory:")
         self.aclient = AsyncQdrantClient(":memory:")
         self.more = {**HERE, **more}
-        first = self.build(QdrantDocumentStore)
-        first.write_documents(self.documents())
+        self.store().write_documents(self.documents())
         self.registry = lay_out(self.collection(), folder)
         inner: Any = self.client._client
         ainner: Any = self.aclient._client
         ainner.collections = inner.collections
 
     def documents(self) -> list[Any]:
-        docs = filled()
-        if self.more.get("use_sparse_embeddings"):
-            for doc in docs:
-                lengths = sorted({len(word) for word in (doc.content or "").split()})
-                doc.sparse_embedding = SparseEmbedding(lengths, [1.0] * len(lengths))
-        return docs
-
-    def build(self, kind: Any, **more: Any) -> Any:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("qdrant_client.QdrantClient", lambda **_: self.client)
-            patch.setattr("qdrant_client.AsyncQdrantClient", lambda **_: self.aclient)
-            store = kind(**self.more, **more)
-            store._initialize_client()
-        aclient = self.aclient
-
-        def mine() -> dict[str, Any]:
-            return {"location": ":memory:"}
-
-        store._prepare_client_params = mine
-        original = store._initialize_async_client
-
-        async def initialise() -> None:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("qdrant_client.AsyncQdrantClient", lambda **_: aclient)
-                await original()
-
-        store._initialize_async_client = initialise
-        return store
+        if not self.more.get("use_sparse_embeddings"):
+            return filled()
+        lengths = [sorted({len(word) for word in (d.content or "").split()}) for d in filled()]
+        words = [SparseEmbedding(found, [1.0] * len(found)) for found in lengths]
+        return [replace(d, sparse_embedding=w) for d, w in zip(filled(), words, strict=True)]
 
     def store(self) -> Any:
-        return self.build(QdrantDocumentStore)
+        return self.opened(QdrantDocumentStore(**self.more))
 
     def routed(self, router: LearnedRouter | None, **options: Any) -> Any:
-        return self.build(RoutedQdrantDocumentStore, router=router, **options)
+        return self.opened(routed(QdrantDocumentStore(**self.more), router, **options))
+
+    def opened(self, store: Any) -> Any:
+        """Open the store's clients, as its methods would."""
+        initialise_async = store._initialize_async_client
+
+        async def initialise() -> None:  # a client belongs to the loop that first uses it
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("qdrant_client.AsyncQdrantClient", lambda **_: self.aclient)
+                await initialise_async()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("qdrant_client.QdrantClient", lambda **_: self.client)
+            store._initialize_client()
+        store._initialize_async_client = initialise
+        return store
 
     def collection(self) -> QdrantCollection:
         return QdrantCollection(self.client, "docs")
@@ -131,7 +123,8 @@ class HaystackQdrant:
         store.delete_documents([key])
 
     def router_of(self, store: Any) -> LearnedRouter:
-        self.best(store, TEXT) if store._client.amips_router is None else None
+        if store._client.amips_router is None:
+            self.best(store, TEXT)  # it is made with the first search
         router: LearnedRouter = store._client.amips_router
         return router
 
@@ -158,35 +151,40 @@ class TestHybrid(Congruence):
         return HaystackQdrant(tmp_path_factory.mktemp("hs"), use_sparse_embeddings=True)
 
 
-def test_building_it_opens_nothing() -> None:
-    store = RoutedQdrantDocumentStore(url="http://localhost:1", registry="nowhere", recall=0.8)
+def test_it_opens_its_clients_as_late_as_before() -> None:
+    store = routed(QdrantDocumentStore(url="http://localhost:1"), registry="nowhere", recall=0.8)
     assert store._client is None
+    assert store._async_client is None
 
 
-def test_it_is_saved_with_its_pipeline() -> None:
-    store = RoutedQdrantDocumentStore(**HERE, registry="models", recall=0.8)
+def test_it_is_saved_as_the_store_it_was() -> None:
+    store = routed(QdrantDocumentStore(**HERE))
     pipeline = Pipeline()
     pipeline.add_component("retriever", QdrantEmbeddingRetriever(store))
     loaded = Pipeline.loads(pipeline.dumps()).get_component("retriever")._document_store
-    assert isinstance(loaded, RoutedQdrantDocumentStore)
-    assert loaded.to_dict() == store.to_dict()
-    assert (loaded.index, loaded.registry, loaded.recall) == ("docs", "models", 0.8)
+    assert loaded.to_dict() == QdrantDocumentStore(**HERE).to_dict()
 
 
-def test_a_store_with_a_router_cannot_be_saved() -> None:
+def test_a_closed_store_is_routed_when_it_opens_again() -> None:
+    store = routed(QdrantDocumentStore(**HERE), hook=Rewrite(), refresh=None)
+    for _ in range(2):
+        store.write_documents([added("one"), replace(added("two"), id="second")])
+        retriever = QdrantEmbeddingRetriever(store, top_k=2)
+        assert len(retriever.run(query_embedding=embed("one"))["documents"]) == 2
+        assert isinstance(store._client.amips_router, LearnedRouter)
+        store.close()
+
+
+def test_what_it_cannot_be_given() -> None:
     client = QdrantClient(":memory:")
-    router = LearnedRouter(_some(client), hook=Rewrite())
-    store = RoutedQdrantDocumentStore(**HERE, router=router)
-    with pytest.raises(InvalidInput, match="cannot be saved"):
-        store.to_dict()
-    with pytest.raises(InvalidInput, match="not both"):
-        RoutedQdrantDocumentStore(**HERE, router=router, registry="models")
-    with pytest.raises(InvalidInput, match="recall=7"):
-        RoutedQdrantDocumentStore(**HERE, recall=7)
-
-
-def _some(client: QdrantClient) -> QdrantCollection:
-    from qdrant_client import models
-
     client.create_collection("docs", models.VectorParams(size=2, distance=models.Distance.DOT))
-    return QdrantCollection(client, "docs")
+    router = LearnedRouter(QdrantCollection(client, "docs"), hook=Rewrite())
+    store = QdrantDocumentStore(**HERE)
+    with pytest.raises(InvalidInput, match="pass one of the two"):
+        routed(store, router, registry="models")
+    with pytest.raises(InvalidInput, match="recall=7"):
+        routed(store, recall=7)
+    with pytest.raises(InvalidInput, match="QdrantDocumentStore, but was given a object"):
+        routed(object())
+    with pytest.raises(TypeError, match="no_such"):
+        routed(store, no_such=1)

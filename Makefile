@@ -5,12 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test lint types unit integration nightly lock clean
+# LangChain and Haystack want pymilvus 3, LlamaIndex wants pymilvus 2.
+FRAMEWORKS := .venv-frameworks-3 .venv-frameworks-2
+ASYNC_TESTS := -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
+
+.PHONY: demo test lint types unit integration frameworks nightly lock clean
 
 demo: $(READY)
 	$(BIN)/amips demo --database $(DATABASE)
 
-test: lint types unit integration
+test: lint types unit integration frameworks
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -25,6 +29,12 @@ unit: $(READY)
 integration: $(READY)
 	$(BIN)/python -m pytest integration_tests -n 2 --dist loadfile
 
+# The stores of the frameworks, routed, and everything about Milvus with the older client too.
+frameworks: $(FRAMEWORKS:%=%/.installed)
+	.venv-frameworks-3/bin/python -m pytest tests/integrations $(ASYNC_TESTS) -n 2 --dist loadscope
+	.venv-frameworks-2/bin/python -m pytest tests/integrations tests/proxies/test_milvus.py \
+	  tests/milvus/test_collection.py tests/contract/test_milvus.py $(ASYNC_TESTS) -n 2 --dist loadscope
+
 # What takes longer than a developer waits for: over a hundred kills of servers and clients, both
 # demos, and the benchmarks on part of the data.
 nightly: test
@@ -37,18 +47,33 @@ nightly: test
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/serving.py pydocs --quick --limit 5000 --keys 20000
 
+LOCK_FRAMEWORKS := --universal --python-version 3.10 --no-emit-index-url --no-annotate --no-header \
+  pyproject.toml requirements/frameworks.in \
+  --extra langchain-qdrant --extra llama-index-qdrant --extra haystack-qdrant
+
 # Exact versions for every supported Python; ranges for users stand in pyproject.toml.
 lock:
 	echo 'torch==2.13.0' > requirements/torch.txt
 	uv pip compile --universal --python-version 3.10 --extra dev --constraint requirements/torch.txt \
 	  --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements/constraints.txt
 	rm requirements/torch.txt
+	uv pip compile $(LOCK_FRAMEWORKS) --extra langchain-milvus --extra haystack-milvus \
+	  -o requirements/frameworks-pymilvus3.txt
+	uv pip compile $(LOCK_FRAMEWORKS) --extra llama-index-milvus \
+	  -o requirements/frameworks-pymilvus2.txt
 
 clean:
-	rm -rf $(VENV) .demo build *.egg-info
+	rm -rf $(VENV) $(FRAMEWORKS) .demo build *.egg-info
 
 $(READY): pyproject.toml requirements/constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or later is needed: make PYTHON=python3.12 ..."'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements/constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv-frameworks-%/.installed: pyproject.toml requirements/frameworks-pymilvus%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check \
+	  --requirement requirements/frameworks-pymilvus$*.txt
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@

@@ -6,7 +6,7 @@
 
 A saved pipeline holds the store without its router: call ``routed`` for the store of a loaded one.
 
-Importing this module needs the extra ``haystack-milvus``.
+It needs the extra ``haystack-milvus``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["routed"]
 
 _Store = TypeVar("_Store")
-
-_framework = require("milvus_haystack", "haystack-milvus")
 
 
 def routed(
@@ -56,12 +54,15 @@ def routed(
 
     Raises
     ------
+    MissingExtra
+        The framework is not installed.
     InvalidInput
         It is no such store, or an argument cannot be used.
     CollectionError
         The store's collection cannot be served.
     """
-    check_store(store, _framework.MilvusDocumentStore, "haystack_milvus.routed")
+    framework = require("milvus_haystack", "haystack-milvus")
+    check_store(store, framework.MilvusDocumentStore, "haystack_milvus.routed")
     inner: Any = store
     client = unrouted(inner.client)
     planner = milvus_router(client, inner.collection_name, inner._vector_field, router, options)

@@ -7,7 +7,7 @@
 A saved pipeline holds the store without its router, since its retrievers load nothing but the
 class they know: call ``routed`` for the store of a loaded one.
 
-Importing this module needs the extra ``haystack-qdrant``.
+It needs the extra ``haystack-qdrant``.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ __all__ = ["routed"]
 
 _Store = TypeVar("_Store")
 
-_module = "haystack_integrations.document_stores.qdrant"
-_framework = require(_module, "haystack-qdrant")
-_DENSE: str = require(f"{_module}.converters", "haystack-qdrant").DENSE_VECTORS_NAME
+_MODULE = "haystack_integrations.document_stores.qdrant"
 
 
 def routed(
@@ -63,10 +61,13 @@ def routed(
 
     Raises
     ------
+    MissingExtra
+        The framework is not installed.
     InvalidInput
         It is no such store, or an argument cannot be used.
     """
-    check_store(store, _framework.QdrantDocumentStore, "haystack_qdrant.routed")
+    framework = require(_MODULE, "haystack-qdrant")
+    check_store(store, framework.QdrantDocumentStore, "haystack_qdrant.routed")
     check_target(recall, None)
     inner: Any = store
     kind: Any = type(store)
@@ -77,7 +78,8 @@ def routed(
         from amips_plugins.router import LearnedRouter
 
         kind._initialize_client(inner)  # the asynchronous one may be alone so far
-        field = _DENSE if inner.use_sparse_embeddings else ""
+        dense = require(f"{_MODULE}.converters", "haystack-qdrant").DENSE_VECTORS_NAME
+        field = dense if inner.use_sparse_embeddings else ""
         collection = QdrantCollection(unrouted(inner._client), inner.index, field)
         return LearnedRouter(collection, **options)
 

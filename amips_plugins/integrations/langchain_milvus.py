@@ -4,7 +4,7 @@
 >>> from amips_plugins.integrations.langchain_milvus import routed  # doctest: +SKIP
 >>> store = routed(Milvus(embeddings, connection_args={"uri": "docs.db"}))  # doctest: +SKIP
 
-Importing this module needs the extra ``langchain-milvus``.
+It needs the extra ``langchain-milvus``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["routed"]
 
 _Store = TypeVar("_Store")
-
-_framework = require("langchain_milvus", "langchain-milvus")
 
 
 def routed(
@@ -55,12 +53,15 @@ def routed(
 
     Raises
     ------
+    MissingExtra
+        The framework is not installed.
     InvalidInput
         It is no such store, or an argument cannot be used.
     CollectionError
         The store's collection has no dense vector that can be served.
     """
-    check_store(store, _framework.Milvus, "langchain_milvus.routed")
+    framework = require("langchain_milvus", "langchain-milvus")
+    check_store(store, framework.Milvus, "langchain_milvus.routed")
     inner: Any = store
     client = unrouted(inner.client)
     field = inner._vector_field if isinstance(inner._vector_field, str) else None

@@ -5,7 +5,7 @@
 >>> store = QdrantVectorStore(client, "docs", embedding=embeddings)  # doctest: +SKIP
 >>> store = routed(store)  # doctest: +SKIP
 
-Importing this module needs the extra ``langchain-qdrant``.
+It needs the extra ``langchain-qdrant``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["routed"]
 
 _Store = TypeVar("_Store")
-
-_framework = require("langchain_qdrant", "langchain-qdrant")
 
 
 def routed(
@@ -55,12 +53,15 @@ def routed(
 
     Raises
     ------
+    MissingExtra
+        The framework is not installed.
     InvalidInput
         It is no such store, or an argument cannot be used.
     CollectionError
         The store's collection has no dense vector that can be served.
     """
-    check_store(store, _framework.QdrantVectorStore, "langchain_qdrant.routed")
+    framework = require("langchain_qdrant", "langchain-qdrant")
+    check_store(store, framework.QdrantVectorStore, "langchain_qdrant.routed")
     inner: Any = store
     client = unrouted(inner.client)
     planner = qdrant_router(

@@ -4,7 +4,7 @@
 >>> from amips_plugins.integrations.llama_index_milvus import routed  # doctest: +SKIP
 >>> store = routed(MilvusVectorStore("docs.db", collection_name="docs"))  # doctest: +SKIP
 
-Importing this module needs the extra ``llama-index-milvus``, which takes pymilvus 2.6.
+It needs the extra ``llama-index-milvus``, which takes pymilvus 2.6.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["routed"]
 
 _Store = TypeVar("_Store")
-
-_framework = require("llama_index.vector_stores.milvus", "llama-index-milvus")
 
 
 def routed(
@@ -55,12 +53,15 @@ def routed(
 
     Raises
     ------
+    MissingExtra
+        The framework is not installed.
     InvalidInput
         It is no such store, or an argument cannot be used.
     CollectionError
         The store's collection has no dense vector that can be served.
     """
-    check_store(store, _framework.MilvusVectorStore, "llama_index_milvus.routed")
+    framework = require("llama_index.vector_stores.milvus", "llama-index-milvus")
+    check_store(store, framework.MilvusVectorStore, "llama_index_milvus.routed")
     inner: Any = store
     client = unrouted(inner.client)
     planner = milvus_router(client, inner.collection_name, inner.embedding_field, router, options)

@@ -4,7 +4,7 @@
 >>> from amips_plugins.integrations.llama_index_qdrant import routed  # doctest: +SKIP
 >>> store = routed(QdrantVectorStore("docs", client=client))  # doctest: +SKIP
 
-Importing this module needs the extra ``llama-index-qdrant``.
+It needs the extra ``llama-index-qdrant``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["routed"]
 
 _Store = TypeVar("_Store")
-
-_framework = require("llama_index.vector_stores.qdrant", "llama-index-qdrant")
 
 
 def routed(
@@ -55,12 +53,15 @@ def routed(
 
     Raises
     ------
+    MissingExtra
+        The framework is not installed.
     InvalidInput
         It is no such store, or an argument cannot be used.
     CollectionError
         The store's collection has no dense vector that can be served.
     """
-    check_store(store, _framework.QdrantVectorStore, "llama_index_qdrant.routed")
+    framework = require("llama_index.vector_stores.qdrant", "llama-index-qdrant")
+    check_store(store, framework.QdrantVectorStore, "llama_index_qdrant.routed")
     inner: Any = store
     client, aclient = unrouted(inner._client), unrouted(inner._aclient)
     if client is None and router is None:

@@ -39,6 +39,7 @@ class Watched(QdrantClient):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.calls: list[tuple[Any, dict[str, Any]]] = []
+        self.batches: list[tuple[Any, dict[str, Any]]] = []
         self.failures: list[Exception] = []
         self.looked_up = 0
 
@@ -47,6 +48,10 @@ class Watched(QdrantClient):
         if self.failures:
             raise self.failures.pop(0)
         return super().query_points(*args, **kwargs)
+
+    def query_batch_points(self, *args: Any, **kwargs: Any) -> Any:
+        self.batches.append((args, kwargs))
+        return super().query_batch_points(*args, **kwargs)
 
     def get_aliases(self, **kwargs: Any) -> Any:
         self.looked_up += 1
@@ -57,6 +62,7 @@ class WatchedAsync(AsyncQdrantClient):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.calls: list[tuple[Any, dict[str, Any]]] = []
+        self.batches: list[tuple[Any, dict[str, Any]]] = []
         self.failures: list[Exception] = []
         self.looked_up = 0
 
@@ -65,6 +71,10 @@ class WatchedAsync(AsyncQdrantClient):
         if self.failures:
             raise self.failures.pop(0)
         return await super().query_points(*args, **kwargs)
+
+    async def query_batch_points(self, *args: Any, **kwargs: Any) -> Any:
+        self.batches.append((args, kwargs))
+        return await super().query_batch_points(*args, **kwargs)
 
     async def get_aliases(self, **kwargs: Any) -> Any:
         self.looked_up += 1
@@ -146,6 +156,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, kind: str) -> Callable[..., 
 def database(built: Callable[..., Database]) -> Database:
     found = built()
     found.watched.calls.clear()
+    found.watched.batches.clear()
     found.watched.looked_up = 0
     return found
 
@@ -605,3 +616,90 @@ def test_what_cannot_be_routed_is_refused(client: Any, router: Any, message: str
 def test_a_recall_that_is_none_is_refused(database: Database) -> None:
     with pytest.raises(InvalidInput, match="recall=2"):
         database.routed(recall=2)
+
+
+BATCHED: list[dict[str, Any]] = [
+    {},
+    {"limit": 7, "with_payload": True},
+    {"limit": 5, "offset": 4, "with_vector": True},
+    {"limit": 5, "filter": GROUP, "with_payload": ["row"]},
+    {"limit": 6, "filter": EITHER},
+]
+
+
+@pytest.mark.parametrize("arguments", BATCHED, ids=str)
+@pytest.mark.parametrize("hook", ["cells", "rewrite"])
+def test_a_batch_of_one_is_routed(database: Database, hook: str, arguments: dict[str, Any]) -> None:
+    router = database.router(database.every_cell() if hook == "cells" else Rewrite())
+    client = route(database.watched, router)
+    request = models.QueryRequest(query=QUERY, **arguments)
+    before = request.model_copy()
+    (expected,) = database.bare.query_batch_points("docs", [request])
+    (found,) = done(client.query_batch_points("docs", [request]))
+    assert_same(found, expected)
+    assert request == before  # the caller's own is left alone
+    ((args, kwargs),) = database.watched.batches
+    assert args == ()
+    (made,) = kwargs["requests"]
+    if hook == "cells":
+        assert "amips_cell_" in str(made.filter)
+    else:
+        assert made.prefetch
+    same = {"limit", "offset", "with_payload", "with_vector", "score_threshold"}
+    assert made.model_dump(include=same) == request.model_dump(include=same)
+    assert not router.fallbacks
+
+
+def test_the_threshold_of_a_batch_of_one(database: Database) -> None:
+    client = database.routed(database.every_cell())
+    scores = [p.score for p in database.bare.query_points("docs", QUERY, limit=4).points]
+    request = models.QueryRequest(query=QUERY, score_threshold=sum(scores[2:]) / 2)
+    (expected,) = database.bare.query_batch_points("docs", [request])
+    (found,) = done(client.query_batch_points("docs", [request], timeout=9))
+    assert_same(found, expected)
+    assert len(found.points) == 3
+    assert len(database.watched.batches) == 1
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        [models.QueryRequest(query=QUERY), models.QueryRequest(query=QUERY)],
+        [models.QueryRequest(query=3)],
+        [models.QueryRequest(query=QUERY, using="nope")],
+        [
+            models.QueryRequest(
+                query=models.FusionQuery(fusion=models.Fusion.RRF), prefetch=[PREFETCH]
+            )
+        ],
+        [models.QueryRequest(query=QUERY, params=models.SearchParams(indexed_only=True))],
+        [],
+    ],
+    ids=["two", "an id", "another vector", "fusion", "parameters", "none"],
+)
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_other_batches_pass_untouched(database: Database, requests: list[Any]) -> None:
+    router = database.router(Broken())
+    client = route(database.watched, router)
+
+    def answer(ask: Callable[..., Any]) -> Any:
+        try:
+            return done(ask("docs", requests))
+        except Exception as exc:  # noqa: BLE001 - whatever the client raises
+            return type(exc), str(exc)
+
+    assert answer(client.query_batch_points) == answer(database.bare.query_batch_points)
+    ((args, kwargs),) = database.watched.batches
+    assert args[1] is requests
+    assert not kwargs
+    assert not router.fallbacks
+
+
+def test_a_batch_whose_routed_search_fails(database: Database) -> None:
+    router = database.router(EveryCell("another", 8))
+    requests = [models.QueryRequest(query=QUERY)]
+    (found,) = done(route(database.watched, router).query_batch_points("docs", requests))
+    (expected,) = database.bare.query_batch_points("docs", requests)
+    assert found == expected
+    assert database.watched.batches == [(("docs", requests), {})]
+    assert router.fallbacks == {"search: InvalidInput": 1}

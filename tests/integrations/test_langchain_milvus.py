@@ -10,7 +10,7 @@ pytest.importorskip("langchain_milvus", reason="run it by: make frameworks")
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
-from langchain_milvus import Milvus
+from langchain_milvus import BM25BuiltInFunction, Milvus
 from langchain_tests.integration_tests.vectorstores import VectorStoreIntegrationTests
 
 from amips_plugins import LearnedRouter
@@ -18,7 +18,15 @@ from amips_plugins.adapters.milvus import MilvusCollection
 from amips_plugins.errors import InvalidInput
 from amips_plugins.integrations.langchain_milvus import routed
 from amips_plugins.proxies import late
-from tests.integrations.congruence import Ask, Congruence, Found, World, lay_out
+from tests.integrations.congruence import (
+    Ask,
+    Congruence,
+    Counted,
+    Found,
+    World,
+    assert_same,
+    lay_out,
+)
 from tests.integrations.corpus import documents, embed
 from tests.integrations.langchain_standard import expect_failures
 from tests.proxies.data import Rewrite
@@ -132,6 +140,30 @@ class TestDynamicFields(Congruence):
     @classmethod
     def world(cls, tmp_path_factory: pytest.TempPathFactory) -> World:
         return LangChainMilvus(tmp_path_factory.mktemp("lc"), enable_dynamic_field=True)
+
+
+@pytest.mark.filterwarnings("ignore:The 'ranker_type':DeprecationWarning")
+def test_a_hybrid_search_is_the_stores_own(tmp_path: Path) -> None:
+    def store() -> Milvus:  # a new one for each search: the second fails, routed or not
+        return Milvus(
+            Hashed(),
+            builtin_function=BM25BuiltInFunction(),
+            vector_field=["dense", "sparse"],
+            connection_args={"uri": str(tmp_path / "docs.db")},
+            index_params=[
+                {"index_type": "FLAT", "metric_type": "COSINE"},
+                {"index_type": "SPARSE_INVERTED_INDEX", "metric_type": "BM25"},
+            ],
+            search_params=[{"metric_type": "COSINE"}, {"metric_type": "BM25"}],
+        )
+
+    texts = [text for text, _ in documents()[:100]]
+    store().add_texts(texts, ids=[str(row) for row in range(len(texts))])
+    hook = Counted(Rewrite())
+    routed_store = routed(store(), hook=hook)
+    assert_same(WAYS["scores"](routed_store), WAYS["scores"](store()))
+    assert routed_store.client.amips_router.collection.info.field == "dense"
+    assert hook.planned == 0
 
 
 class WithIds(Milvus):

@@ -18,6 +18,7 @@ from amips_plugins.vectors import Metric
 
 __all__ = [
     "CALIBRATION",
+    "CANNED",
     "CELLS",
     "FORMAT",
     "IDS",
@@ -39,6 +40,7 @@ MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 CELLS = "cells.npz"
 CALIBRATION = "calibration.npz"
+CANNED = "canned.npz"  # queries, and what the model gave for them
 IDS = "ids.jsonl"  # the snapshot's keys, one a line
 KNOWN_CELLS = "known_cells.npy"  # (n, 2) int32: cell and sketch of each of them
 

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from amips_plugins.bundle import CALIBRATION, CELLS, MODEL, Bundle
+from amips_plugins.bundle import CALIBRATION, CANNED, CELLS, MODEL, Bundle
 from amips_plugins.calibration import Calibration
+from amips_plugins.canned import check_canned
 from amips_plugins.cells import Cells
 from amips_plugins.errors import BundleCorrupt, InvalidInput
 from amips_plugins.model import OnnxModel
@@ -182,7 +183,8 @@ def load_hook(bundle: Bundle, threads: int = 1) -> PreQueryHook:
     Raises
     ------
     BundleCorrupt
-        A file is not what the manifest says, or the model's inputs and outputs do not fit it.
+        A file is not what the manifest says, the model's inputs and outputs do not fit it, or it
+        gives other results than when it was published.
     """
     manifest = bundle.manifest
     model = OnnxModel(bundle.read(MODEL), threads)
@@ -201,7 +203,7 @@ def load_hook(bundle: Bundle, threads: int = 1) -> PreQueryHook:
 def _check(
     model: OnnxModel, bundle: Bundle, inputs: dict[str, int], outputs: dict[str, int]
 ) -> None:
-    """Compare names and last axes with what the hook needs."""
+    """Compare names, last axes and canned results with what the hook needs."""
     last_axes = {name: _last(shape) for name, shape in model.inputs.items()}
     given = {name: _last(shape) for name, shape in model.outputs.items()}
     fits = last_axes == inputs and all(given.get(name) == axis for name, axis in outputs.items())
@@ -210,6 +212,9 @@ def _check(
             f"The model of {bundle.location} takes {last_axes} and gives {given}, which is not "
             f"what a {bundle.manifest.model} must; publish it again."
         )
+    if CANNED in bundle.manifest.files:  # bundles of earlier versions have none
+        (output,) = outputs
+        check_canned(bundle.read(CANNED), model, output, bundle.location)
 
 
 def _last(shape: list[Any]) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 
 from amips_plugins.bundle import (
     CALIBRATION,
+    CANNED,
     CELLS,
     FORMAT,
     IDS,
@@ -26,6 +27,7 @@ from amips_plugins.bundle import (
     describe_file,
 )
 from amips_plugins.calibration import Calibration
+from amips_plugins.canned import record_canned
 from amips_plugins.cells import sketch
 from amips_plugins.export.choice import choose, to_publish
 from amips_plugins.export.measure import (
@@ -41,6 +43,7 @@ from amips_plugins.export.queries import QuerySplits
 from amips_plugins.export.snapshot import Snapshot
 from amips_plugins.export.to_onnx import to_onnx
 from amips_plugins.files import replace_file
+from amips_plugins.model import OnnxModel
 from amips_plugins.vectors import FloatArray
 
 __all__ = ["write_bundle"]
@@ -57,6 +60,8 @@ def write_bundle(
     """Write the files to a folder nobody looks at, then give it its name."""
     published = to_publish(candidates, problem, options)
     files = {MODEL: to_onnx(published.net, snapshot.manifest.dim, problem.metric, published.order)}
+    output = "rewritten" if published.kind == "keynet" else "priority"
+    files[CANNED] = record_canned(OnnxModel(files[MODEL]), output, snapshot.manifest.dim)
     if published.priority is not None:
         files[CALIBRATION] = _calibrate(published, published.priority, problem).to_bytes()
         files[CELLS] = published.cells.to_bytes()

@@ -69,6 +69,8 @@ class Calibration:
         """
         if not 0.0 < recall <= 1.0:
             raise InvalidInput(f"recall={recall} is no share; pass a number in (0, 1].")
+        if recall == 1.0:
+            return -np.inf  # for any k: only a search of every cell finds every key for certain
         if k > self.max_k:
             raise InvalidInput(
                 f"Recall targets are calibrated up to k={self.max_k}, not k={k}; "
@@ -76,7 +78,7 @@ class Calibration:
             )
         promised = self.guaranteed[k - 1]
         level = int((promised >= recall).argmax())
-        if promised[level] < recall or (level == len(promised) - 1 and recall < 1.0):
+        if promised[level] < recall or level == len(promised) - 1:
             best = np.floor(float(promised[:-1].max(initial=0.0)) * 1000) / 1000
             raise InvalidInput(
                 f"recall={recall} at k={k} cannot be promised with {self.confidence:.0%} "

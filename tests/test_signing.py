@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from model_signing import hashing, signing, verifying
+from sigstore.errors import TUFError
 
 from amips_plugins import Registry
 from amips_plugins.bundle import MANIFEST, MODEL, SIGNATURE, Bundle, Fetch
@@ -42,6 +43,7 @@ from amips_plugins.signing import (
     Signer,
     SigstoreIdentity,
     sign_with_key,
+    sign_with_sigstore,
     signature_check,
 )
 from tests.bundles import memory, write_bundle
@@ -637,6 +639,38 @@ def test_a_certificate_of_anybodys_own(signed: Path, somebody: SigstoreIdentity)
     altered(signed / SIGNATURE, replace)
     with pytest.raises(BundleUnsigned, match=r"certificate chain: .*candidates exhausted"):
         check(signed, somebody)
+
+
+def test_signing_asks_for_the_identity_of_the_job(
+    tmp_path: Path, key: Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for Sigstore's servers, which no test can have sign."""
+    asked: list[dict[str, Any]] = []
+
+    def instead(self: Any, **arguments: Any) -> Any:
+        asked.append(arguments)
+        return self.use_elliptic_key_signer(private_key=key[0])
+
+    monkeypatch.setattr(signing.Config, "use_sigstore_signer", instead)
+    folder = write_bundle(tmp_path / "bundle")
+    run("publish", str(folder), "--registry", str(tmp_path / "registry"), "--sign-sigstore")
+    assert asked == [{"use_ambient_credentials": True}]
+    check(folder, key[1])
+    assert Registry(tmp_path / "registry").signed(KEY, "v1")
+
+
+@pytest.mark.parametrize("error", [TUFError("no metadata"), ConnectionError("no route")])
+def test_a_sigstore_out_of_reach_is_one_clear_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def instead(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(signing.Config, "use_sigstore_signer", instead)
+    folder = write_bundle(tmp_path / "bundle")
+    with pytest.raises(InvalidInput, match="Sigstore does not sign: no "):
+        sign_with_sigstore(folder)
+    assert not (folder / SIGNATURE).exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b"[" * 60_000, b"null"])

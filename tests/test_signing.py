@@ -311,19 +311,54 @@ def altered(path: Path, change: Callable[[Any], None]) -> None:
     path.write_text(json.dumps(content))
 
 
-def test_a_signature_that_ignores_the_manifest(tmp_path: Path, key: Key) -> None:
-    """The key's owner signs a folder without a file that counts; the library says it fits ours."""
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / MANIFEST).write_text("whatever")
+def sign_nothing(folder: Path, key: Key) -> None:
+    """The key's owner signs a folder without a file that counts; it is put beside a bundle."""
+    empty = folder.parent / "empty"
+    empty.mkdir()
+    (empty / MANIFEST).write_text("whatever")
     config = signing.Config().use_elliptic_key_signer(private_key=key[0])
     config.set_hashing_config(hashing.Config().set_ignored_paths(paths=[MANIFEST]))
+    config.sign(empty, folder / SIGNATURE)
+
+
+def test_a_signature_that_ignores_the_manifest(tmp_path: Path, key: Key) -> None:
+    """The library says that it fits ours, as it fits any."""
     folder = write_bundle(tmp_path / "bundle")
-    config.sign(tmp_path / "empty", folder / SIGNATURE)
+    sign_nothing(folder, key)
     (tmp_path / "alone").mkdir()
     shutil.copy(folder / MANIFEST, tmp_path / "alone")
     library = verifying.Config().use_elliptic_key_verifier(public_key=key[1])
     library.verify(tmp_path / "alone", folder / SIGNATURE)
     with pytest.raises(BundleUnsigned, match="signature of another manifest"):
+        check(folder, key[1])
+
+
+def members(*pairs: tuple[str, Any]) -> str:
+    """A JSON object, in which a name may come twice."""
+    return "{" + ", ".join(f"{json.dumps(name)}: {value}" for name, value in pairs) + "}"
+
+
+@pytest.mark.parametrize("step", [1, -1])
+@pytest.mark.parametrize("twice", ["dsseEnvelope", "dsse_envelope", "payload"])
+def test_a_file_that_two_parsers_could_read_in_two_ways(
+    tmp_path: Path, key: Key, other: Key, twice: str, step: int
+) -> None:
+    """One statement for our check, the genuine one of nothing for the library: one must object."""
+    folder = write_bundle(tmp_path / "bundle")
+    sign_nothing(folder, key)
+    genuine = json.loads((folder / SIGNATURE).read_bytes())
+    sign_with_key(folder, other[0])
+    ours = json.loads((folder / SIGNATURE).read_bytes())["dsseEnvelope"]
+    theirs = genuine.pop("dsseEnvelope")
+    if twice == "payload":
+        texts = [json.dumps(envelope["payload"]) for envelope in (ours, theirs)][::step]
+        rest = [(name, json.dumps(theirs[name])) for name in ("payloadType", "signatures")]
+        envelopes = [("dsseEnvelope", members(*rest, *(("payload", text) for text in texts)))]
+    else:
+        envelopes = [("dsseEnvelope", json.dumps(ours)), (twice, json.dumps(theirs))][::step]
+    rest = [(name, json.dumps(value)) for name, value in genuine.items()]
+    (folder / SIGNATURE).write_text(members(*rest, *envelopes))
+    with pytest.raises(BundleUnsigned):
         check(folder, key[1])
 
 

@@ -142,7 +142,10 @@ def test_a_bundle_s_reference_is_of_its_model(tmp_path: Path, model: str) -> Non
 
 
 def test_an_older_bundle_has_none(tmp_path: Path) -> None:
-    folder = write_bundle(tmp_path / "old", change=lambda files: files.pop(REFERENCE) and None)
+    def change(files: dict[str, bytes]) -> None:
+        del files[REFERENCE]
+
+    folder = write_bundle(tmp_path / "old", change=change)
     assert load_reference(open_bundle(folder)) is None
     assert outputs_of(NativeHook(), vectors()) is None
 

@@ -27,6 +27,7 @@ from amips_plugins.writes import Assigner
 
 if TYPE_CHECKING:
     from amips_plugins.adapters.base import Collection, Id
+    from amips_plugins.health.gate import Health
 
 __all__ = ["Hits", "LearnedRouter", "Trace"]
 
@@ -147,6 +148,11 @@ class LearnedRouter:
     def last_overflow_share(self) -> float | None:
         """What ``overflow_share`` last found, for every refresh asks it; None before the first."""
         return self._last_overflow
+
+    @property
+    def health(self) -> Health | None:
+        """How the router does; None while nothing watches it."""
+        return None
 
     def observe(self, observer: Observer) -> None:
         """Tell an observer of every search to come, once it is answered.

@@ -26,10 +26,13 @@ from amips_plugins.hooks import RewriteHook, RouteHook
 from amips_plugins.plan import PreQueryHook
 from amips_plugins.vectors import FloatArray
 
-__all__ = ["Drift", "Reference", "ks_p_value", "load_reference", "outputs_of"]
+__all__ = ["ALPHA", "WINDOW", "Drift", "Reference", "ks_p_value", "load_reference", "outputs_of"]
 
 ALPHA = 1e-3
 """Probability that a window of queries like the reference's counts as drift."""
+
+WINDOW = 500
+"""Live queries that are compared at a time."""
 
 _ROWS = 512
 _HEADERS = 4096  # bytes of the archive that are no numbers

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from amips_plugins.errors import InvalidInput
-from amips_plugins.health.drift import Reference, outputs_of
+from amips_plugins.health.drift import WINDOW, Reference, outputs_of
 from amips_plugins.health.gate import Gate, Health
 from amips_plugins.health.recall import Recall
 from amips_plugins.health.shadow import Sample, examine, widens
@@ -30,7 +30,6 @@ __all__ = ["Watch"]
 
 _log = logging.getLogger(__name__)
 _WAITING = 4  # samples; more would be stale, and memory
-_WINDOW = 500  # live queries compared with the reference at a time
 _WEIGHING = threading.Lock()  # one for all, held for moments: a fork waits until nobody has it
 
 Listener = Callable[[Health], object]
@@ -44,7 +43,7 @@ class _Watched:
     hook: PreQueryHook
     reference: Reference | None
     gate: Gate
-    live: deque[FloatArray] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    live: deque[FloatArray] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
 
 class Watch:
@@ -202,7 +201,7 @@ class Watch:
     def _look(self) -> None:
         """Start the thread if there is work and it is not at it."""
         watched = self._watched
-        full = watched is not None and len(watched.live) >= _WINDOW
+        full = watched is not None and len(watched.live) >= WINDOW
         if not (self._queue or full) or not self._busy.acquire(blocking=False):
             return
         try:
@@ -234,9 +233,9 @@ class Watch:
 
     def _compare(self) -> None:
         watched = self._watched
-        if watched is None or watched.reference is None or len(watched.live) < _WINDOW:
+        if watched is None or watched.reference is None or len(watched.live) < WINDOW:
             return
-        queries = np.stack([watched.live.popleft() for _ in range(_WINDOW)])
+        queries = np.stack([watched.live.popleft() for _ in range(WINDOW)])
         try:
             outputs = outputs_of(watched.hook, queries)
             drift = None if outputs is None else watched.reference.compare(outputs)

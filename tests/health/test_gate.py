@@ -225,5 +225,5 @@ def test_any_evidence_can_be_weighed(target: float) -> None:
         served, better = (
             Trial(float(rng.random()), target, bool(rng.random() < 0.5)) for _ in range(2)
         )
-        watched.add_shadow(Shadow(state_of(watched), served, better))
+        watched.add_shadow(Shadow(watched.state, served, better))
     assert state_of(watched) in ("healthy", "widened", "native")

@@ -34,11 +34,6 @@ class Detector:
         While the mean is zero or less, false alarms are at least 1 / alpha values apart on
         average.
 
-    Attributes
-    ----------
-    seen
-        Values added.
-
     Raises
     ------
     InvalidInput
@@ -54,7 +49,6 @@ class Detector:
     def __init__(self, alpha: float) -> None:
         if not 0.0 < alpha < 1.0:
             raise InvalidInput(f"alpha={alpha!r} is no rate; pass a number between 0 and 1.")
-        self.seen = 0
         self._enough = 1.0 / alpha
         self._fortunes = np.zeros(len(_STAKES))
 
@@ -76,6 +70,5 @@ class Detector:
         """
         # A value a rounding error below its bound must not make a fortune negative.
         lost = max(gain / most_loss, -1.0)
-        self.seen += 1
         self._fortunes = (self._fortunes + 1.0) * (1.0 + _STAKES * lost)
         return bool(self._fortunes.mean() >= self._enough)

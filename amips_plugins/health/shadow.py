@@ -92,7 +92,7 @@ def examine(sample: Sample, better: State | None, timeout: float | None) -> Shad
     from amips_plugins.adapters.base import SearchRequest
 
     collection = sample.collection
-    if sample.state != "native" and sample.mode == "native":
+    if sample.state == "healthy" and sample.mode == "native":
         return None  # every cell was called for, or something failed
     k = sample.target.k
     request = SearchRequest(sample.query[None], k, params=sample.params, timeout=timeout)

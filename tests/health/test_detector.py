@@ -84,7 +84,7 @@ def test_a_fall_is_noticed(mean: float, median: float, slowest: int) -> None:
 
 def test_a_fall_is_noticed_as_soon_after_a_long_time_of_health() -> None:
     rng = np.random.default_rng(2)
-    detector, times = Detector(1e-4), []
+    times = []
     for _ in range(20):
         detector = Detector(1e-4)
         for value in recalls(0.97)(rng, 3000):
@@ -93,7 +93,6 @@ def test_a_fall_is_noticed_as_soon_after_a_long_time_of_health() -> None:
         alarms = (at for at, value in enumerate(after, 1) if detector.add(TARGET - value, 0.05))
         times.append(next(alarms))
     assert np.median(times) <= 30
-    assert detector.seen > 3000
 
 
 def test_a_value_below_its_bound_counts_as_the_bound() -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from amips_plugins.adapters.base import Hit, SearchRequest
 from amips_plugins.adapters.memory import MemoryCollection
 from amips_plugins.errors import InvalidInput
-from amips_plugins.health.gate import Health
+from amips_plugins.health.gate import WIDEN, Health
 from amips_plugins.health.shadow import Sample, examine, search_in
 from amips_plugins.health.watch import Watch
 from amips_plugins.hooks import NativeHook
@@ -106,6 +107,21 @@ def test_the_recall_asked_for_is_the_target() -> None:
     # Harder queries would miss the default target of .9, and reach .5 all the same.
     driver.run(queries(14, 400, noise=0.35), target=Target(K, recall=0.5))
     assert state(watch) == "healthy"
+
+
+def test_widening_may_come_to_every_key() -> None:
+    target, over = Target(K, recall=0.99), collection()
+    (query,) = queries(19, 1)
+    assert router().plan(query[None], target) is not NATIVE
+    assert router().plan(query[None], replace(target, widen=WIDEN)) is NATIVE
+    watch = everything()
+    driver = Driver(over, router(), watch)
+    scramble(over)
+    driver.run(queries(20, 50), "widened", target)
+    driver.run(queries(21, 200), target=target)
+    assert state(watch) == "widened"
+    mend(over)
+    driver.run(queries(22, 600), "healthy", target)
 
 
 def test_a_keynet_is_as_good_as_the_native_search_or_gone() -> None:

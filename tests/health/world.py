@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -115,8 +116,11 @@ class Driver:
         found, mode = None, "native"
         if health.state != "native":
             found = search_in(health.state, self.collection, self.hook, target, request)
-            if found is not None:
-                mode = "route" if isinstance(self.hook, RouteHook) else "rewrite"
+            plan = self.hook.plan(query[None], replace(target, widen=health.widen))
+            if plan.cells is not None:
+                mode = "route"
+            elif plan.rewritten is not None:
+                mode = "rewrite"
         if found is None:
             (found,) = self.collection.search(request)
         if self.watch.chosen():

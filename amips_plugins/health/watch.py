@@ -166,13 +166,14 @@ class Watch:
         if watched is None or self._rate <= 0.0:
             return
         coin = random.random() * self._rate  # noqa: S311 - as above
-        copied = replace(sample, query=np.array(sample.query, dtype=np.float32))
         if watched.reference is not None and coin < self._drift_share:
-            watched.live.append(copied.query)
-        now = time.monotonic()
-        if coin < self._share and now >= self._due and len(self._queue) < _WAITING:
-            self._due = now + self._every
-            self._queue.append(copied)
+            watched.live.append(np.array(sample.query, dtype=np.float32))
+        if coin < self._share and len(self._queue) < _WAITING:
+            now = time.monotonic()
+            if now >= self._due:
+                self._due = now + self._every
+                query = np.array(sample.query, dtype=np.float32)
+                self._queue.append(replace(sample, query=query))
         self._look()
 
     def add_overflow(self, share: float, break_even: float) -> None:

@@ -59,6 +59,10 @@ class Watch:
         twice in other ways.
     at_most_every
         Seconds from one of those to the next at the least, however many queries there are.
+    at_most_busy
+        Share of the time that the database may be kept busy with those searches: after one that
+        took a second there is a rest of 19 by default. An exact search of a large collection is
+        dear.
     drift_share
         Share of the queries whose vectors are compared with the bundle's reference, 500 at a time;
         the database is not asked.
@@ -87,6 +91,7 @@ class Watch:
         *,
         share: float = 1e-3,
         at_most_every: float = 1.0,
+        at_most_busy: float = 0.05,
         drift_share: float = 0.05,
         timeout: float | None = 10.0,
         on_change: Listener | None = None,
@@ -95,6 +100,8 @@ class Watch:
         for name, value in (("share", share), ("drift_share", drift_share)):
             if not 0.0 <= value <= 1.0:
                 raise InvalidInput(f"{name}={value!r} is no share from 0 to 1.")
+        if not 0.0 < at_most_busy <= 1.0:
+            raise InvalidInput(f"at_most_busy={at_most_busy!r} is no share above 0 and up to 1.")
         if not at_most_every >= 0:
             raise InvalidInput(f"at_most_every={at_most_every!r} is no time; pass 0 or more.")
         if timeout is not None and not timeout > 0:
@@ -102,6 +109,7 @@ class Watch:
         self.failures: Counter[str] = Counter()
         self._share = share
         self._every = at_most_every
+        self._rest = 1.0 / at_most_busy - 1.0  # as many times as long as the work
         self._drift_share = drift_share
         self._timeout = timeout
         self._listeners = {"on_change": on_change, "on_health": on_health}
@@ -224,11 +232,15 @@ class Watch:
         watched = self._of(sample)
         if watched is None or sample.state != watched.gate.state:
             return
+        started = time.monotonic()
         try:
             shadow = examine(sample, watched.gate.better, self._timeout)
         except Exception as exc:  # noqa: BLE001 - whatever a database raises, no caller waits for this
             self._fails(exc)
             return
+        finally:
+            now = time.monotonic()
+            self._due = max(self._due, now) + self._rest * (now - started)
         if shadow is not None:
             self._weigh(watched, lambda gate: gate.add_shadow(shadow))
 

@@ -22,6 +22,7 @@ from amips_plugins.hooks import NativeHook
 from amips_plugins.plan import NATIVE, QueryPlan, Target
 from amips_plugins.vectors import FloatArray
 from tests.health.world import (
+    DIM,
     RECALL,
     Driver,
     K,
@@ -38,7 +39,8 @@ from tests.routing import Hook, logged
 
 def everything(**options: Any) -> Watch:
     """A watch that looks at every query."""
-    return Watch(**{"share": 1.0, "at_most_every": 0.0, "drift_share": 1.0, **options})
+    eager = {"share": 1.0, "at_most_every": 0.0, "at_most_busy": 1.0, "drift_share": 1.0}
+    return Watch(**{**eager, **options})
 
 
 def state(watch: Watch) -> str:
@@ -274,6 +276,30 @@ def test_samples_are_apart_in_time() -> None:
     assert over.asked == 1
 
 
+def test_the_database_is_left_to_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("amips_plugins.health.watch.time.monotonic", lambda: clock[0])
+
+    class Dear(MemoryCollection):
+        def exact(self, request: SearchRequest) -> list[list[Hit]]:
+            clock[0] += 2.0
+            asked.append(clock[0])
+            return super().search(request)
+
+    asked: list[float] = []
+    over = Dear(np.eye(DIM, dtype=np.float32))
+    over.__dict__.update(collection().__dict__)
+    driver = Driver(over, router(), everything(at_most_busy=0.1))
+    for query in queries(22, 100):
+        driver.search(query, Target(K))
+        assert driver.watch.idle(20)
+        clock[0] += 1.0
+    # Two seconds of work, then eighteen of rest.
+    gaps = np.diff(asked)
+    assert len(asked) >= 5
+    assert set(gaps) <= {20.0, 21.0}
+
+
 def test_the_coin() -> None:
     watch = Watch(share=0.01, drift_share=0.0)
     assert not any(watch.chosen() for _ in range(1000))  # nothing is watched
@@ -288,7 +314,7 @@ def test_the_coin() -> None:
 def test_both_purposes_get_their_share() -> None:
     over = Slow(collection())
     over.go_on.set()
-    watch = Watch(share=0.1, at_most_every=0.0, drift_share=0.5)
+    watch = everything(share=0.1, drift_share=0.5)
     driver = Driver(over, router(), watch, reference=reference())
     driver.run(queries(23, 1500))
     assert 110 <= over.asked <= 190
@@ -357,6 +383,7 @@ def test_a_failing_listener_is_logged_once(caplog: pytest.LogCaptureFixture) -> 
         ({"share": 2.0}, "share=2.0"),
         ({"drift_share": -0.1}, "drift_share"),
         ({"at_most_every": -1.0}, "at_most_every"),
+        ({"at_most_busy": 0.0}, "at_most_busy"),
         ({"timeout": 0.0}, "timeout"),
     ],
 )

@@ -27,6 +27,8 @@ __all__ = [
     "MANIFEST_LIMIT",
     "MODEL",
     "SIGNATURE",
+    "REFERENCE",
+    "REFERENCE_LIMIT",
     "Bundle",
     "CollectionKey",
     "Fetch",
@@ -43,17 +45,20 @@ MODEL = "model.onnx"
 CELLS = "cells.npz"
 CALIBRATION = "calibration.npz"
 CANNED = "canned.npz"  # queries, and what the model gave for them
+REFERENCE = "reference.npz"  # what the model says of held-out queries; see health.drift
 IDS = "ids.jsonl"  # the snapshot's keys, one a line
 KNOWN_CELLS = "known_cells.npy"  # (n, 2) int32: cell and sketch of each of them
 SIGNATURE = "manifest.sig"  # beside the manifest, which cannot hold a checksum of it
 
 MANIFEST_LIMIT = 1 << 20  # bytes
+REFERENCE_LIMIT = 16 << 20
 _MOST_FILES = 16
 _NO_FILES = ("", ".", "..", MANIFEST, SIGNATURE)
 _LIMITS = {  # bytes; the last two grow with the collection, and serving never reads them
     MODEL: 512 << 20,
     CELLS: 512 << 20,
     CALIBRATION: 64 << 20,
+    REFERENCE: REFERENCE_LIMIT,
     KNOWN_CELLS: 16 << 30,
     IDS: 64 << 30,
 }

@@ -69,6 +69,8 @@ def loaded(code: str, *arguments: str) -> set[str]:
         "import amips_plugins.export, amips_plugins.adapters, amips_plugins.demo",
         "import amips_plugins.observe.query_log, amips_plugins.observe.observers",
         "import amips_plugins.signing, amips_plugins.publishing",
+        "import amips_plugins.health.watch, amips_plugins.health.status_file",
+        "import amips_plugins.health.report",
     ],
 )
 def test_importing_is_cheap(code: str) -> None:

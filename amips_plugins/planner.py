@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import logging
+import math
+from dataclasses import replace
 
 from amips_plugins.breaker import Breaker
 from amips_plugins.checks import check_plan
 from amips_plugins.errors import InvalidInput
 from amips_plugins.fallbacks import Fallbacks
+from amips_plugins.health.gate import Health
 from amips_plugins.hooks import is_quick
 from amips_plugins.plan import NATIVE, QueryPlan, Target
 from amips_plugins.serving import Serving
 from amips_plugins.steps import Plan, Steps
 from amips_plugins.vectors import FloatArray
 
-__all__ = ["Planner"]
+__all__ = ["GATED", "Planner"]
+
+GATED = "health: native"
+"""The reason where live searches have shown that the native search is the better one."""
 
 _log = logging.getLogger(__name__)
 _A_QUERY_MORE = 1e-3  # seconds: a hundred times what any of our models takes
@@ -45,9 +51,25 @@ class Planner:
         self._search = Breaker()
 
     def plan(
-        self, serving: Serving, queries: FloatArray, target: Target, timeout: float | None
+        self,
+        serving: Serving,
+        queries: FloatArray,
+        target: Target,
+        timeout: float | None,
+        health: Health | None,
     ) -> Steps[tuple[QueryPlan, str | None]]:
         """Plan, or say why the native search answers.
+
+        Parameters
+        ----------
+        serving
+            What serves.
+        queries, target
+            What is searched, and what the caller wants.
+        timeout
+            The caller's time.
+        health
+            What live searches say of the model, or None.
 
         Raises
         ------
@@ -64,6 +86,10 @@ class Planner:
             return NATIVE, self._fallbacks.note(name, "breaker: model")
         if not self._search.allows():
             return NATIVE, self._fallbacks.note(name, "breaker: search")
+        if health is not None and health.state != "healthy" and target.n_probes is None:
+            if health.widen == math.inf:
+                return NATIVE, self._fallbacks.note(name, GATED, "; ".join(health.reasons))
+            target = replace(target, widen=health.widen)
         try:
             if is_quick(hook, len(queries)):
                 plan = hook.plan(queries, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +17,13 @@ from amips_plugins.checks import as_ids, as_keys, check_k, check_target
 from amips_plugins.errors import CollectionError, InvalidInput
 from amips_plugins.fallbacks import Fallbacks
 from amips_plugins.forks import renew_after_fork
+from amips_plugins.health.gate import Health
+from amips_plugins.health.shadow import Sample
+from amips_plugins.health.watch import Watch
 from amips_plugins.lookout import Lookout
 from amips_plugins.observe.observers import Observer, Observers
 from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
-from amips_plugins.planner import Planner
+from amips_plugins.planner import GATED, Planner
 from amips_plugins.refresher import Refresher
 from amips_plugins.registry import Registry
 from amips_plugins.serving import Serving, bundle_in, serve_bundle
@@ -30,7 +34,6 @@ from amips_plugins.writes import Assigner
 
 if TYPE_CHECKING:
     from amips_plugins.adapters.base import Collection, Id, SearchRequest
-    from amips_plugins.health.gate import Health
 
 __all__ = ["Hits", "LearnedRouter", "Trace"]
 
@@ -66,6 +69,9 @@ class LearnedRouter:
         Seconds that the model may take for one query (a batch gets a millisecond more for each of
         the others), and never more than a quarter of a search's ``timeout``; then the native
         search answers.
+    watch
+        Samples live searches and holds the router to its target, see ``health``; left out, one
+        with its defaults. ``Watch(share=0, drift_share=0)`` watches nothing but the overflow.
 
     Raises
     ------
@@ -102,6 +108,7 @@ class LearnedRouter:
         overflow_warning: float = 0.05,
         observers: Sequence[Observer] = (),
         plan_timeout: float = 0.25,
+        watch: Watch | None = None,
     ) -> None:
         if sum(given is not None for given in (registry, bundle, hook)) > 1:
             raise InvalidInput("Give the router one of registry, bundle and hook, not several.")
@@ -124,7 +131,8 @@ class LearnedRouter:
             serving = serve_bundle(collection, opened, threads)
         elif hook is None:
             known = registry if isinstance(registry, Registry) else Registry(registry)
-        self._planner.start_over(serving)
+        self._watch = Watch() if watch is None else watch
+        self._start_over(serving)
         self._lookout = Lookout(serving, known, threads, overflow_warning, self._start_over)
         self._lookout.look_first()
         self._refresher = Refresher(self.refresh, refresh)
@@ -169,8 +177,8 @@ class LearnedRouter:
 
     @property
     def health(self) -> Health | None:
-        """How the router does; None while nothing watches it."""
-        return None
+        """Which way the router searches, and what live searches showed; None without a model."""
+        return self._watch.health
 
     def observe(self, observer: Observer) -> None:
         """Tell an observer of every search to come, once it is answered.
@@ -296,9 +304,10 @@ class LearnedRouter:
         """
         self._refresher.look()
         serving = self._lookout.serving  # taken once: a look meanwhile is the next search's
+        health = self._watch.health
         started = time.perf_counter()
         plan, fallback = yield from self._planner.plan(
-            serving, request.queries, target, request.timeout
+            serving, request.queries, target, request.timeout, health
         )
         planned = time.perf_counter()
         try:
@@ -308,6 +317,15 @@ class LearnedRouter:
             raise
         ended = time.perf_counter()
         self._account(serving, plan, answered)
+        if (
+            request.filter is None
+            and target.n_probes is None
+            and health is not None
+            and answered.fallback is None
+            and fallback in (None, GATED)
+            and self._watch.chosen(len(request.queries))
+        ):
+            self._sample(serving, request, target, answered, health)
         version = None if serving.manifest is None else serving.manifest.version
         base = Trace(_mode(answered.plan), version=version, fallback=fallback or answered.fallback)
         if explain:
@@ -394,7 +412,9 @@ class LearnedRouter:
         float
             Their share of all keys; 0 where the collection has no cells.
         """
-        return self._lookout.count_overflow()
+        share = self._lookout.count_overflow()
+        self._watch.add_overflow(share, self.collection.break_even)
+        return share
 
     def refresh(self) -> bool:
         """Look at the database and the registry again now, and serve what is new there.
@@ -409,7 +429,10 @@ class LearnedRouter:
         bool
             Whether something else serves now.
         """
-        return self._lookout.look()
+        changed = self._lookout.look()
+        if self._lookout.overflow_share is not None:
+            self._watch.add_overflow(self._lookout.overflow_share, self.collection.break_even)
+        return changed
 
     def after_fork(self) -> None:
         """Take nothing over from the parent process that only its threads could finish."""
@@ -431,6 +454,8 @@ class LearnedRouter:
         # What goes wrong from now on is news; why there is no bundle is said where it is known.
         self._fallbacks.start_over(*([serving.obstacle or ""] if serving.hook is None else []))
         self._planner.start_over(serving)
+        hook = serving.hook if serving.obstacle is None else None
+        self._watch.start_over(serving.collection, hook, serving.reference)
 
     def _account(self, serving: Serving, plan: QueryPlan, answered: Answer) -> None:
         """Learn from a search that was answered."""
@@ -440,6 +465,31 @@ class LearnedRouter:
             self._fallbacks.note(serving.collection.info.name, reason, cause)
         if answered.fallback is not None:
             self._refresher.hurry()
+
+    def _sample(
+        self,
+        serving: Serving,
+        request: SearchRequest,
+        target: Target,
+        answered: Answer,
+        health: Health,
+    ) -> None:
+        """Hand one query of an answered search over to the watch."""
+        if serving.hook is None:
+            return
+        row = random.randrange(len(request.queries))  # noqa: S311 - a sample, no secret
+        self._watch.sample(
+            Sample(
+                serving.collection,
+                serving.hook,
+                request.queries[row],
+                target,
+                answered.found[row],
+                _mode(answered.plan),
+                health.state,
+                request.params,
+            )
+        )
 
     def _failed(
         self, serving: Serving, plan: QueryPlan, started: float, timeout: float | None

@@ -83,7 +83,7 @@ def test_widened_searches_look_further(folder: Path, monkeypatch: pytest.MonkeyP
     assert sum(wider for _, wider in probes) > sum(narrow for narrow, _ in probes)
     # What the caller has decided stays decided, in every state.
     for state in ("widened", "native"):
-        monkeypatch.setattr(Watch, "health", Health(state, "now"))  # type: ignore[arg-type]
+        monkeypatch.setattr(Watch, "health", Health(state, "now"))
         again = router.search(QUERIES, k=3, n_probes=2)
         assert [hits.trace for hits in again] == [hits.trace for hits in given]
     assert_native(router, "health: native")

@@ -25,6 +25,7 @@ __all__ = [
     "MANIFEST",
     "MANIFEST_LIMIT",
     "MODEL",
+    "SUPPORT",
     "Bundle",
     "CollectionKey",
     "Figure",
@@ -37,6 +38,7 @@ __all__ = [
 FORMAT = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
+SUPPORT = "support.onnx"  # a SupportNet's support values and keys; serving never reads it
 CELLS = "cells.npz"
 CALIBRATION = "calibration.npz"
 IDS = "ids.jsonl"  # the snapshot's keys, one a line
@@ -46,6 +48,7 @@ MANIFEST_LIMIT = 1 << 20  # bytes
 _MOST_FILES = 16
 _LIMITS = {  # bytes; the last two grow with the collection, and serving never reads them
     MODEL: 512 << 20,
+    SUPPORT: 512 << 20,
     CELLS: 512 << 20,
     CALIBRATION: 64 << 20,
     KNOWN_CELLS: 16 << 30,

@@ -116,13 +116,18 @@ class _Value:
     constant: npt.NDArray[Any] | None = None
 
 
-def check_onnx(data: bytes) -> None:
+def check_onnx(data: bytes) -> int:
     """Refuse a model file that holds anything but what ``export.to_onnx`` writes.
 
     Parameters
     ----------
     data
         The file.
+
+    Returns
+    -------
+    int
+        Multiplications in the matrix products of one query.
 
     Raises
     ------
@@ -135,7 +140,7 @@ def check_onnx(data: bytes) -> None:
         graph = model.get("graph")
         if graph is None:
             raise Malformed("it has no graph")
-        _check_graph(graph)
+        return _check_graph(graph)
     except Malformed as exc:
         raise BundleCorrupt(
             f"The model is refused: {exc}; publish one that amips train has written."
@@ -154,7 +159,7 @@ def _check_versions(model: Mapping[str, Any]) -> None:
         raise Malformed(f"its ir_version is {model.get('ir_version')}, not {IR_VERSION}")
 
 
-def _check_graph(graph: Mapping[str, Any]) -> None:
+def _check_graph(graph: Mapping[str, Any]) -> int:
     if len(graph["node"]) > _MOST_NODES:
         raise Malformed(f"it has {len(graph['node'])} nodes, and {_MOST_NODES} are the limit")
     if [value.get("name") for value in graph["input"]] != ["queries"]:
@@ -188,6 +193,7 @@ def _check_graph(graph: Mapping[str, Any]) -> None:
         expected = _declared(declared)
         if given is None or (given.shape, given.dtype) != (expected.shape, expected.dtype):
             raise Malformed(f"its output {name!r} is not of the shape that it declares")
+    return multiplications
 
 
 def _declared(value: Mapping[str, Any]) -> _Value:

@@ -22,6 +22,7 @@ from amips_plugins.bundle import (
     KNOWN_CELLS,
     MANIFEST,
     MODEL,
+    SUPPORT,
     Manifest,
     describe_file,
 )
@@ -35,11 +36,12 @@ from amips_plugins.export.measure import (
     levels_by_threshold,
     thresholds_for,
 )
+from amips_plugins.export.nets import SupportNet
 from amips_plugins.export.options import TrainOptions
 from amips_plugins.export.problem import Candidate, Problem, Split
 from amips_plugins.export.queries import QuerySplits
 from amips_plugins.export.snapshot import Snapshot
-from amips_plugins.export.to_onnx import to_onnx
+from amips_plugins.export.to_onnx import support_to_onnx, to_onnx
 from amips_plugins.files import replace_file
 from amips_plugins.vectors import FloatArray
 
@@ -56,7 +58,10 @@ def write_bundle(
 ) -> Manifest:
     """Write the files to a folder nobody looks at, then give it its name."""
     published = to_publish(candidates, problem, options)
-    files = {MODEL: to_onnx(published.net, snapshot.manifest.dim, problem.metric, published.order)}
+    net, dim, metric = published.net, snapshot.manifest.dim, problem.metric
+    files = {MODEL: to_onnx(net, dim, metric, published.order)}
+    if isinstance(net, SupportNet):
+        files[SUPPORT] = support_to_onnx(net, dim, metric)
     if published.priority is not None:
         files[CALIBRATION] = _calibrate(published, published.priority, problem).to_bytes()
         files[CELLS] = published.cells.to_bytes()

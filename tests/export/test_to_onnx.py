@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from amips_plugins.export.nets import KeyNet, Net, SupportNet
-from amips_plugins.export.to_onnx import Order, to_onnx
+from amips_plugins.export.to_onnx import Order, support_to_onnx, to_onnx
 from amips_plugins.model import OnnxModel
 from amips_plugins.vectors import FloatArray, Metric, lift_queries, lifted_dim, normalise
 from tests.export.data import every_net, gaussian
@@ -18,6 +18,7 @@ from tests.export.data import every_net, gaussian
 DIM, CELLS = 6, 9
 KINDS = list(every_net(DIM, CELLS))
 ROUTERS = [name for name in KINDS if not name.startswith("keynet")]
+SUPPORTNETS = [name for name in KINDS if name.startswith("supportnet")]
 ORDER = Order(1.7, np.linspace(-0.5, 0.5, CELLS, dtype=np.float32))
 # What a runtime in another language has to know.
 OPERATORS = {
@@ -29,6 +30,17 @@ OPERATORS = {
 def net_and_bytes(name: str, metric: Metric) -> tuple[Net, bytes]:
     net = every_net(lifted_dim(DIM, metric), CELLS)[name]
     return net, to_onnx(net, DIM, metric, None if isinstance(net, KeyNet) else ORDER)
+
+
+def support_net_and_bytes(name: str, metric: Metric) -> tuple[SupportNet, bytes]:
+    net = every_net(lifted_dim(DIM, metric), CELLS)[name]
+    assert isinstance(net, SupportNet)
+    return net, support_to_onnx(net, DIM, metric)
+
+
+def every_file(name: str, metric: Metric) -> list[bytes]:
+    more = [support_net_and_bytes(name, metric)[1]] if name in SUPPORTNETS else []
+    return [net_and_bytes(name, metric)[1], *more]
 
 
 def some_queries(n: int, seed: int = 0) -> FloatArray:
@@ -63,13 +75,8 @@ def close(given: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32]) -> No
 def test_router_parity(name: str, metric: Metric, batch: int) -> None:
     net, data = net_and_bytes(name, metric)
     queries = some_queries(batch)
-    scores, priority = run(data, ["scores", "priority"], queries)
+    (priority,) = run(data, ["priority"], queries)
     of_unit = torch_scores(net, unit_of(queries, metric))
-    wanted = of_unit
-    if isinstance(net, SupportNet) and metric is not Metric.COSINE:
-        # Support values are of the lifted query itself: they are 1-homogeneous.
-        wanted = torch_scores(net, lift_queries(queries, metric))
-    close(scores, wanted)
     assert ORDER.scale is not None
     expected = torch.log_softmax(ORDER.scale * torch.from_numpy(of_unit), dim=1).numpy()
     np.testing.assert_allclose(priority, expected + ORDER.offset, atol=1e-4, rtol=1e-4)
@@ -79,10 +86,10 @@ def test_router_parity(name: str, metric: Metric, batch: int) -> None:
 @pytest.mark.parametrize("name", ROUTERS)
 def test_without_a_scale_priorities_are_the_scores(name: str) -> None:
     """The order of the native baseline: nearest centroid first, and no cell costs more."""
-    net, order = every_net(DIM, CELLS)[name], Order(None, ORDER.offset)
-    data = to_onnx(net, DIM, Metric.COSINE, order)
-    scores, priority = run(data, ["scores", "priority"], some_queries(7))
-    np.testing.assert_allclose(priority, scores + ORDER.offset, rtol=1e-6)
+    net, order, queries = every_net(DIM, CELLS)[name], Order(None, ORDER.offset), some_queries(7)
+    (priority,) = run(to_onnx(net, DIM, Metric.COSINE, order), ["priority"], queries)
+    scores = torch_scores(net, unit_of(queries, Metric.COSINE))
+    np.testing.assert_allclose(priority, scores + ORDER.offset, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(order.priority(scores), scores + ORDER.offset)
 
 
@@ -100,11 +107,20 @@ def test_priorities_are_shares_less_a_cost_and_compare_across_queries() -> None:
 @pytest.mark.parametrize("name", ROUTERS)
 def test_a_router_takes_queries_only(name: str) -> None:
     model = OnnxModel(net_and_bytes(name, Metric.L2)[1])
-    assert set(model.inputs) == {"queries"}
-    shapes = {"scores": CELLS, "priority": CELLS}
-    if name.startswith("supportnet"):
-        shapes["keys"] = DIM
-    assert {output: shape[-1] for output, shape in model.outputs.items()} == shapes
+    assert model.inputs == {"queries": ["n", DIM]}
+    assert model.outputs == {"priority": ["n", CELLS]}
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("name", SUPPORTNETS)
+def test_support_values_are_of_the_query_itself(name: str, metric: Metric) -> None:
+    net, data = support_net_and_bytes(name, metric)
+    queries = some_queries(20)
+    (scores,) = run(data, ["scores"], queries)
+    # They are 1-homogeneous; cosine sees directions only.
+    lifted = lift_queries(queries, metric)
+    close(scores, torch_scores(net, lifted))
+    assert OnnxModel(data).outputs == {"scores": ["n", CELLS], "keys": ["n", DIM]}
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
@@ -127,8 +143,7 @@ def test_keys_are_the_gradient_of_the_best_head(depth: int, seed: int, metric: M
     with torch.no_grad():
         for weight in net.norm:
             weight.uniform_(0.0, 1.0)
-    # An order that puts other cells first: the key belongs to the best score all the same.
-    data = to_onnx(net, DIM, metric, Order(1.0, 100.0 * np.arange(CELLS, dtype=np.float32)))
+    data = support_to_onnx(net, DIM, metric)
     queries = some_queries(40, seed)
     unit = torch.from_numpy(unit_of(queries, metric)).requires_grad_()
     scores = net(unit)
@@ -153,28 +168,28 @@ def test_a_querys_length_changes_no_plan(name: str, metric: Metric) -> None:
 @pytest.mark.parametrize("metric", list(Metric))
 @pytest.mark.parametrize("name", KINDS)
 def test_extreme_queries_give_finite_output(name: str, metric: Metric) -> None:
-    _, data = net_and_bytes(name, metric)
-    outputs = list(OnnxModel(data).outputs)
-    for entry in (0.0, -0.0, 1e-38, 1e-25, 1e18):
-        for output in run(data, outputs, np.full((2, DIM), entry, dtype=np.float32)):
-            assert np.isfinite(output).all(), (name, metric, entry)
+    for data in every_file(name, metric):
+        outputs = list(OnnxModel(data).outputs)
+        for entry in (0.0, -0.0, 1e-38, 1e-25, 1e18):
+            for output in run(data, outputs, np.full((2, DIM), entry, dtype=np.float32)):
+                assert np.isfinite(output).all(), (name, metric, entry)
 
 
 @pytest.mark.parametrize("metric", list(Metric))
 @pytest.mark.parametrize("name", KINDS)
 def test_graph_is_plain(name: str, metric: Metric, tmp_path: Path) -> None:
-    _, data = net_and_bytes(name, metric)
-    graph = onnx.load_from_string(data).graph
-    assert {node.op_type for node in graph.node} <= OPERATORS
-    assert {node.domain for node in graph.node} == {""}
-    assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in graph.initializer)
-    assert not any(tensor.external_data for tensor in graph.initializer)
-    path = tmp_path / "model.onnx"
-    path.write_bytes(data)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    assert list(tmp_path.iterdir()) == [path]
-    batch_axes = {node.shape[0] for node in session.get_inputs() if node.name == "queries"}
-    assert all(isinstance(axis, str) for axis in batch_axes)
+    for data in every_file(name, metric):
+        graph = onnx.load_from_string(data).graph
+        assert {node.op_type for node in graph.node} <= OPERATORS
+        assert {node.domain for node in graph.node} == {""}
+        assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in graph.initializer)
+        assert not any(tensor.external_data for tensor in graph.initializer)
+        path = tmp_path / "model.onnx"
+        path.write_bytes(data)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        assert list(tmp_path.iterdir()) == [path]
+        batch_axes = {node.shape[0] for node in session.get_inputs() if node.name == "queries"}
+        assert all(isinstance(axis, str) for axis in batch_axes)
 
 
 def test_the_operators_named_are_the_ones_used() -> None:
@@ -182,14 +197,15 @@ def test_the_operators_named_are_the_ones_used() -> None:
         node.op_type
         for metric in Metric
         for name in KINDS
-        for node in onnx.load_from_string(net_and_bytes(name, metric)[1]).graph.node
+        for data in every_file(name, metric)
+        for node in onnx.load_from_string(data).graph.node
     }
     assert used == OPERATORS
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_same_net_gives_the_same_bytes(name: str) -> None:
-    assert net_and_bytes(name, Metric.L2)[1] == net_and_bytes(name, Metric.L2)[1]
+    assert every_file(name, Metric.L2) == every_file(name, Metric.L2)
 
 
 def test_writing_does_not_change_the_net() -> None:

@@ -32,7 +32,7 @@ from amips_plugins.bundle import (
 )
 from amips_plugins.errors import BundleCorrupt, BundleError
 from amips_plugins.export.nets import KeyNet, SupportNet
-from amips_plugins.export.to_onnx import Order, to_onnx
+from amips_plugins.export.to_onnx import support_to_onnx, to_onnx
 from amips_plugins.hooks import ModelFault, load_hook
 from amips_plugins.layout import known_cells
 from amips_plugins.onnx_check import OPERATORS, check_onnx
@@ -54,8 +54,7 @@ def valid(name: str) -> bytes:
     if name == MANIFEST:
         return msgspec.json.encode(make_manifest(make_files()))
     if name == "supportnet":
-        order = Order(1.0, np.zeros(N_CELLS, dtype=np.float32))
-        return to_onnx(SupportNet(DIM, N_CELLS, 5, 2), DIM, Metric.COSINE, order)
+        return support_to_onnx(SupportNet(DIM, N_CELLS, 5, 2), DIM, Metric.COSINE)
     if name == "keynet":
         return to_onnx(KeyNet(DIM), DIM, Metric.COSINE)
     return make_files()[name]

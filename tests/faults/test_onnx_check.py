@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from amips_plugins.errors import BundleCorrupt
-from amips_plugins.export.nets import KeyNet
-from amips_plugins.export.to_onnx import Order, to_onnx
+from amips_plugins.export.nets import KeyNet, SupportNet, multiplications
+from amips_plugins.export.to_onnx import Order, support_to_onnx, to_onnx
 from amips_plugins.onnx_check import IR_VERSION, OPERATORS, OPSET, check_onnx
 from amips_plugins.vectors import Metric, lifted_dim
 from tests.export.data import every_net
@@ -27,8 +28,12 @@ def written() -> list[Any]:
         for net in every_net(lifted_dim(DIM, metric), CELLS).values():
             order = Order(1.7, np.zeros(CELLS, dtype=np.float32))
             data = to_onnx(net, DIM, metric, None if isinstance(net, KeyNet) else order)
-            check_onnx(data)
-            models.append(onnx.load_from_string(data))
+            files = [data]
+            if isinstance(net, SupportNet):
+                files.append(support_to_onnx(net, DIM, metric))
+            for file in files:
+                check_onnx(file)
+                models.append(onnx.load_from_string(file))
     return models
 
 
@@ -42,6 +47,15 @@ def test_what_is_allowed_is_what_training_writes_and_no_more() -> None:
             plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
             assert seen.setdefault(node.op_type, plain) == plain
     assert seen == OPERATORS
+
+
+@pytest.mark.parametrize("name", list(every_net(DIM, CELLS)))
+def test_multiplications_are_those_of_the_net(name: str) -> None:
+    net = every_net(DIM, CELLS)[name]
+    order = None if isinstance(net, KeyNet) else Order(1.7, np.zeros(CELLS, dtype=np.float32))
+    assert check_onnx(to_onnx(net, DIM, Metric.COSINE, order)) == multiplications(net)
+    if isinstance(net, SupportNet):  # the gradient is a pass of its own
+        assert check_onnx(support_to_onnx(net, DIM, Metric.COSINE)) > multiplications(net)
 
 
 WIDEST = 6

@@ -128,7 +128,7 @@ def hooks(queries: FloatArray, n_cells: int, probes: int) -> dict[str, PreQueryH
     presets = PRESETS["default"]
     for kind in ("linear", "supportnet"):
         net = new_router(kind, presets[kind], centroids, 0)
-        model = OnnxModel(to_onnx(net, dim, Metric.COSINE, order))
+        model = OnnxModel(to_onnx(net, dim, Metric.COSINE, order, int8=True))
         (priority,) = model.run(["priority"], {"queries": queries})
         threshold = np.quantile(priority, 1.0 - probes / n_cells)
         levels = np.array([threshold, -np.inf], dtype=np.float32)

@@ -17,8 +17,9 @@ What else a SupportNet says is in a second file (``support_to_onnx``), which no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,9 @@ __all__ = ["Order", "support_to_onnx", "to_onnx"]
 
 _OPSET = 17
 _IR_VERSION = 8  # what ONNX Runtime 1.14 and later read
+
+_UnitTimes = Callable[..., str]
+"""Writes the product of the unit query with ``(n, lifted_dim)`` weights, plus a bias if any."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,9 @@ class Order:
         return priority
 
 
-def to_onnx(net: Net, dim: int, metric: Metric, order: Order | None = None) -> bytes:
+def to_onnx(
+    net: Net, dim: int, metric: Metric, order: Order | None = None, *, int8: bool = False
+) -> bytes:
     """Write what serves of a net as an ONNX file.
 
     Parameters
@@ -80,6 +86,10 @@ def to_onnx(net: Net, dim: int, metric: Metric, order: Order | None = None) -> b
         Metric of the collection.
     order
         How a router orders its cells; left out for a KeyNet.
+    int8
+        Multiply a router's query with weights of 8 bits: half the time, a quarter of the memory.
+        Every query and every cell has a step of its own, so that a query is served alone as in a
+        batch; integer products are the same on every processor.
 
     Returns
     -------
@@ -87,9 +97,9 @@ def to_onnx(net: Net, dim: int, metric: Metric, order: Order | None = None) -> b
         A checked ONNX model.
     """
     graph = _Graph()
-    unit, _ = _unit_query(graph, dim, metric)
+    query = _lifted_query(graph, dim, metric)
     if isinstance(net, KeyNet):
-        rewritten = _keynet(graph, net, unit)
+        rewritten = _keynet(graph, net, _unit(graph, query)[0])
         if metric is Metric.L2:
             rewritten = graph.slice_columns(rewritten, dim)
         return graph.finish(dim, {"rewritten": (rewritten, dim)})
@@ -97,12 +107,13 @@ def to_onnx(net: Net, dim: int, metric: Metric, order: Order | None = None) -> b
         raise ValueError("a router needs an order")
     # Scores are linear in the weights of the last layer, which can take the scale.
     scale = 1.0 if order.scale is None else order.scale
+    unit_times = _int8_unit(graph, query) if int8 else _float_unit(graph, query)
     if isinstance(net, LinearRouter):
-        scores = graph.affine(unit, scale * net.weight, scale * net.bias)
+        scores = unit_times(scale * net.weight, scale * net.bias)
     elif isinstance(net, LowRankRouter):
-        scores = graph.affine(graph.affine(unit, net.down), scale * net.up, scale * net.bias)
+        scores = graph.affine(unit_times(net.down), scale * net.up, scale * net.bias)
     else:
-        scores = _support_values(graph, net, unit, scale)[0]
+        scores = _support_values(graph, net, unit_times, scale)[0]
     if order.scale is not None:
         scores = graph.add("LogSoftmax", scores, axis=1)
     priority = graph.add("Add", scores, graph.constant(order.offset))
@@ -127,8 +138,8 @@ def support_to_onnx(net: SupportNet, dim: int, metric: Metric) -> bytes:
         A checked ONNX model.
     """
     graph = _Graph()
-    unit, length = _unit_query(graph, dim, metric)
-    of_unit, layers = _support_values(graph, net, unit)
+    unit, length = _unit(graph, _lifted_query(graph, dim, metric))
+    of_unit, layers = _support_values(graph, net, partial(graph.affine, unit))
     keys = _best_key(graph, net, unit, of_unit, layers)
     # The support value of a direction is that of the query itself, which cosine does not see.
     scores = of_unit if metric is Metric.COSINE else graph.add("Mul", of_unit, length)
@@ -154,7 +165,7 @@ class _Graph:
     def constant(self, value: Any, dtype: Any = np.float32) -> str:
         name = self._fresh()
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-        self._constants.append(numpy_helper.from_array(np.ascontiguousarray(array, dtype), name))
+        self._constants.append(numpy_helper.from_array(np.asarray(array, dtype, order="C"), name))
         return name
 
     def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
@@ -197,15 +208,49 @@ def _rows(name: str, columns: int) -> Any:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", columns])
 
 
-def _unit_query(graph: _Graph, dim: int, metric: Metric) -> tuple[str, str]:
-    """Lift the query; return it with unit length, and its length."""
-    query = "queries"
-    if metric is Metric.L2:
-        ones = graph.affine(query, torch.zeros(1, dim), torch.ones(1))
-        query = graph.add("Concat", query, ones, axis=1)
+def _lifted_query(graph: _Graph, dim: int, metric: Metric) -> str:
+    if metric is not Metric.L2:
+        return "queries"
+    ones = graph.affine("queries", torch.zeros(1, dim), torch.ones(1))
+    return graph.add("Concat", "queries", ones, axis=1)
+
+
+def _unit(graph: _Graph, query: str) -> tuple[str, str]:
+    """Divide the query by its length; return it, and the length."""
     length = graph.add("ReduceL2", query, axes=[1], keepdims=1)
     unit = graph.add("Div", query, graph.add("Max", length, graph.constant(np.float32(1e-30))))
     return unit, length
+
+
+def _float_unit(graph: _Graph, query: str) -> _UnitTimes:
+    return partial(graph.affine, _unit(graph, query)[0])
+
+
+def _int8_unit(graph: _Graph, query: str) -> _UnitTimes:
+    """Write the unit query in whole steps, and products with it in whole numbers.
+
+    Queries have 63 steps on either side of zero, not 127: processors without a product of 8 bits
+    add two of them in 16, and these would not fit.
+    """
+    largest = graph.add("ReduceMax", graph.add("Abs", query), axes=[1], keepdims=1)
+    tiny = graph.constant(np.finfo(np.float32).tiny)
+    row = graph.add("Div", query, graph.add("Max", largest, tiny))
+    # One entry is 1 now, but in a row of zeros.
+    length = graph.add("ReduceL2", row, axes=[1], keepdims=1)
+    length = graph.add("Max", length, graph.constant(np.float32(1.0)))
+    zero = graph.constant(np.uint8(64), np.uint8)
+    steps = graph.add("QuantizeLinear", row, graph.constant(np.float32(1 / 63)), zero)
+
+    def times(weight: Tensor, bias: Tensor | None = None) -> str:
+        weights = weight.detach().cpu().numpy().astype(np.float64)
+        step = np.maximum(np.abs(weights).max(axis=1), np.finfo(np.float32).tiny) / 127
+        whole = graph.constant(np.rint(weights / step[:, None]).T, np.int8)
+        product = graph.add("Cast", graph.add("MatMulInteger", steps, whole, zero), to=1)
+        size = graph.add("Mul", product, graph.constant(step / 63))
+        scores = graph.add("Div", size, length)
+        return scores if bias is None else graph.add("Add", scores, graph.constant(bias))
+
+    return times
 
 
 def _keynet(graph: _Graph, net: KeyNet, u: str) -> str:
@@ -219,7 +264,7 @@ def _keynet(graph: _Graph, net: KeyNet, u: str) -> str:
 
 
 def _support_values(
-    graph: _Graph, net: SupportNet, u: str, scale: float = 1.0
+    graph: _Graph, net: SupportNet, unit_times: _UnitTimes, scale: float = 1.0
 ) -> tuple[str, list[str]]:
     """Forward pass: scores times a scale, and the hidden layers.
 
@@ -229,12 +274,12 @@ def _support_values(
     layers: list[str] = []
     z = ""
     for place in range(depth):
-        before = graph.affine(u, net.skip[place], net.norm[place])
+        before = unit_times(net.skip[place], net.norm[place])
         if place:
             before = graph.add("Add", before, graph.affine(z, net.mix[place - 1]))
         z = graph.add("Relu", before)
         layers.append(z)
-    direct = graph.affine(u, scale * net.skip[-1], scale * net.norm[-1])
+    direct = unit_times(scale * net.skip[-1], scale * net.norm[-1])
     return graph.add("Add", direct, graph.affine(z, scale * net.mix[-1])), layers
 
 

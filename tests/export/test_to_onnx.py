@@ -8,8 +8,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 
-from amips_plugins.export.nets import KeyNet, Net, SupportNet
+from amips_plugins.export.nets import KeyNet, LinearRouter, Net, SupportNet
 from amips_plugins.export.to_onnx import Order, support_to_onnx, to_onnx
 from amips_plugins.model import OnnxModel
 from amips_plugins.vectors import FloatArray, Metric, lift_queries, lifted_dim, normalise
@@ -24,6 +25,7 @@ ORDER = Order(1.7, np.linspace(-0.5, 0.5, CELLS, dtype=np.float32))
 OPERATORS = {
     *("Add", "ArgMax", "Concat", "Div", "Gather", "Gemm", "Identity", "MatMul"),
     *("LogSoftmax", "Max", "Mul", "ReduceL2", "Relu", "Sign", "Slice"),
+    *("Abs", "Cast", "MatMulInteger", "QuantizeLinear", "ReduceMax"),
 }
 
 
@@ -39,8 +41,13 @@ def support_net_and_bytes(name: str, metric: Metric) -> tuple[SupportNet, bytes]
 
 
 def every_file(name: str, metric: Metric) -> list[bytes]:
-    more = [support_net_and_bytes(name, metric)[1]] if name in SUPPORTNETS else []
-    return [net_and_bytes(name, metric)[1], *more]
+    net, data = net_and_bytes(name, metric)
+    files = [data]
+    if name in ROUTERS:
+        files.append(to_onnx(net, DIM, metric, ORDER, int8=True))
+    if name in SUPPORTNETS:
+        files.append(support_net_and_bytes(name, metric)[1])
+    return files
 
 
 def some_queries(n: int, seed: int = 0) -> FloatArray:
@@ -109,6 +116,75 @@ def test_a_router_takes_queries_only(name: str) -> None:
     model = OnnxModel(net_and_bytes(name, Metric.L2)[1])
     assert model.inputs == {"queries": ["n", DIM]}
     assert model.outputs == {"priority": ["n", CELLS]}
+
+
+def linear_of_8_bits(dim: int, n_cells: int, seed: int) -> tuple[LinearRouter, bytes]:
+    net = LinearRouter(dim, n_cells)
+    random = np.random.default_rng(seed)
+    weight = random.standard_normal((n_cells, dim)) * 10.0 ** random.uniform(-2, 2, (n_cells, 1))
+    weight[0] = 0.0
+    with torch.no_grad():
+        net.weight.copy_(torch.from_numpy(weight))
+        net.bias.copy_(torch.from_numpy(random.standard_normal(n_cells)))
+    order = Order(None, np.zeros(n_cells, dtype=np.float32))  # scores, to see each error
+    return net, to_onnx(net, dim, Metric.IP, order, int8=True)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("dim", "n_cells"), [(2, 3), (6, 9), (384, 65)])
+def test_8_bits_err_by_no_more_than_half_a_step_each(dim: int, n_cells: int, seed: int) -> None:
+    net, data = linear_of_8_bits(dim, n_cells, seed)
+    lengths = 10.0 ** np.random.default_rng(seed).uniform(-12, 12, size=(40, 1))
+    queries = (gaussian(40, dim, seed) * lengths).astype(np.float32)
+    (given,) = run(data, ["priority"], queries)
+    unit = normalise((queries / np.abs(queries).max(axis=1, keepdims=True)).astype(np.float32))
+    weight = net.weight.detach().numpy().astype(np.float64)
+    of_query = np.abs(unit).max(axis=1, keepdims=True) / 63 / 2
+    of_weight = np.abs(weight).max(axis=1) / 127 / 2
+    bound = (
+        of_query * np.abs(weight).sum(axis=1)
+        + np.abs(unit).sum(axis=1, keepdims=True) * of_weight
+        + dim * of_query * of_weight
+    )
+    error = np.abs(given - torch_scores(net, unit))
+    assert (error <= bound * 1.001 + 1e-5).all()
+    assert error.max() > 1e-4  # else these are no 8 bits
+
+
+def test_8_bits_give_a_query_alone_what_they_give_it_in_a_batch() -> None:
+    _, data = linear_of_8_bits(33, 20, 0)
+    queries = gaussian(300, 33) * np.linspace(0.01, 100, 300, dtype=np.float32)[:, None]
+    (together,) = run(data, ["priority"], queries)
+    alone = np.concatenate(
+        [run(data, ["priority"], queries[row : row + 1])[0] for row in range(300)]
+    )
+    np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("name", ROUTERS)
+def test_8_bits_are_close_for_every_router(name: str, metric: Metric) -> None:
+    net, data = net_and_bytes(name, metric)
+    queries = gaussian(200, DIM)
+    (exact,) = run(data, ["priority"], queries)
+    rounded = to_onnx(net, DIM, metric, ORDER, int8=True)
+    (given,) = run(rounded, ["priority"], queries)
+    error = np.abs(given - exact)
+    assert 1e-6 < error.mean() < 0.02 * np.std(exact)
+    assert OnnxModel(rounded).multiplications == OnnxModel(data).multiplications
+
+
+def test_no_sum_of_two_products_is_too_large_for_16_bits() -> None:
+    """As processors without an instruction for 8 bits add them, and cut what does not fit."""
+    model = onnx.load_from_string(linear_of_8_bits(384, 65, 0)[1])
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    (quantise,) = (node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    (product,) = (node for node in model.graph.node if node.op_type == "MatMulInteger")
+    step, zero = (constants[name] for name in quantise.input[1:])
+    largest = int(zero) + round(1.0 / float(step))  # entries lie within -1 and 1
+    weights = constants[product.input[1]].astype(np.int64)
+    assert np.abs(weights).max() == 127
+    assert 2 * largest * 127 < 2**15
 
 
 @pytest.mark.parametrize("metric", list(Metric))

@@ -31,8 +31,8 @@ from amips_plugins.bundle import (
     describe_file,
 )
 from amips_plugins.errors import BundleCorrupt, BundleError
-from amips_plugins.export.nets import KeyNet, SupportNet
-from amips_plugins.export.to_onnx import support_to_onnx, to_onnx
+from amips_plugins.export.nets import KeyNet, LinearRouter, SupportNet
+from amips_plugins.export.to_onnx import Order, support_to_onnx, to_onnx
 from amips_plugins.hooks import ModelFault, load_hook
 from amips_plugins.layout import known_cells
 from amips_plugins.onnx_check import OPERATORS, check_onnx
@@ -55,6 +55,9 @@ def valid(name: str) -> bytes:
         return msgspec.json.encode(make_manifest(make_files()))
     if name == "supportnet":
         return support_to_onnx(SupportNet(DIM, N_CELLS, 5, 2), DIM, Metric.COSINE)
+    if name == "int8":
+        net, order = LinearRouter(DIM, N_CELLS), Order(1.0, np.zeros(N_CELLS, dtype=np.float32))
+        return to_onnx(net, DIM, Metric.COSINE, order, int8=True)
     if name == "keynet":
         return to_onnx(KeyNet(DIM), DIM, Metric.COSINE)
     return make_files()[name]
@@ -199,7 +202,12 @@ def test_array(data: bytes) -> None:
     assert array.nbytes <= len(data)
 
 
-@fuzz("supportnet", 0.1)
+@fuzz("int8", 0.05)
+def test_int8(data: bytes) -> None:
+    _model(data)
+
+
+@fuzz("supportnet", 0.05)
 def test_supportnet(data: bytes) -> None:
     _model(data)
 

@@ -151,7 +151,8 @@ class Course:
         self._instant = Instant(queries[:_KEYS])
         self._real = real_collection(self._client, queries[:_KEYS], n_cells)
         self._routers = [
-            LearnedRouter(collection, hook=hook) for collection in (self._instant, self._real)
+            LearnedRouter(collection, hook=hook, refresh=None)
+            for collection in (self._instant, self._real)
         ]
         self._vectors = list(queries)
         self._single = [queries[row : row + 1] for row in range(len(queries))]

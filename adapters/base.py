@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from amips_plugins.adapters.layouts import Layouts
 
 __all__ = [
+    "AsyncCollection",
     "BoolArray",
     "Collection",
     "CollectionInfo",
@@ -234,6 +235,25 @@ class Collection(Protocol):
 
     def close(self) -> None:
         """Release what this object opened; safe to call twice."""
+        ...
+
+
+@runtime_checkable
+class AsyncCollection(Collection, Protocol):
+    """A collection that can also be searched through an asynchronous client of its database."""
+
+    async def search_async(
+        self, client: Any, request: SearchRequest, plan: QueryPlan = NATIVE
+    ) -> list[list[Hit]]:
+        """Search as ``search`` does.
+
+        Parameters
+        ----------
+        client
+            The database's asynchronous client, connected to the same database.
+        request, plan
+            As for ``search``.
+        """
         ...
 
 

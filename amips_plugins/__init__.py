@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from amips_plugins.adapters.milvus import MilvusCollection
     from amips_plugins.adapters.qdrant import QdrantCollection
     from amips_plugins.adapters.qdrant_edge import QdrantEdgeCollection
+    from amips_plugins.async_router import AsyncLearnedRouter
     from amips_plugins.errors import AmipsError
     from amips_plugins.plan import PreQueryHook, QueryPlan, Target
     from amips_plugins.registry import Registry
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AmipsError": "errors",
+    "AsyncLearnedRouter": "async_router",
     "Hits": "router",
     "LearnedRouter": "router",
     "MemoryCollection": "adapters.memory",
@@ -42,6 +44,7 @@ _HOMES = {
 
 __all__ = [
     "AmipsError",
+    "AsyncLearnedRouter",
     "Hits",
     "LearnedRouter",
     "MemoryCollection",

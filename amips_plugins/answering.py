@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amips_plugins.plan import NATIVE, QueryPlan
+from amips_plugins.steps import Aside, Search, Steps
 from amips_plugins.trace import Trace
 
 if TYPE_CHECKING:
-    from amips_plugins.adapters.base import BoolArray, Collection, Hit, SearchRequest
+    from amips_plugins.adapters.base import BoolArray, Collection, SearchRequest
 
-__all__ = ["Answer", "FallBack", "answer", "traces"]
+__all__ = ["Answer", "answer", "traces"]
 
 _log = logging.getLogger(__name__)
 _TOO_FEW = "cells: fewer than k hits"
-
-FallBack = Callable[..., str]
-"""Notes the reason why the native search answers, and its cause; returns the reason."""
 
 
 @dataclass(slots=True)
@@ -37,22 +34,20 @@ class Answer:
         Why the native search answered in place of the model, or None.
     completed
         Rows that the native search answered because the plan found fewer than k hits.
+    notes
+        What went otherwise than planned: reasons, and the error behind each or None.
     """
 
-    found: list[list[Hit]]
+    found: list[Any]
     plan: QueryPlan
     fallback: str | None = None
     completed: set[int] = field(default_factory=set)
+    notes: list[tuple[str, Exception | None]] = field(default_factory=list)
 
 
 def answer(
-    collection: Collection,
-    request: SearchRequest,
-    plan: QueryPlan,
-    started: float,
-    fall_back: FallBack,
-    on_fault: Callable[[], None],
-) -> Answer:
+    collection: Collection, request: SearchRequest, plan: QueryPlan, started: float
+) -> Steps[Answer]:
     """Search by a plan. Where the generation is gone, the one that serves now answers instead.
 
     Parameters
@@ -65,54 +60,45 @@ def answer(
         How to search; the empty plan is the native search.
     started
         When the caller's time began, by ``time.perf_counter``.
-    fall_back
-        Notes why the native search answers.
-    on_fault
-        Called when the database was not as it should have been.
     """
     try:
-        return _answer_here(collection, request, plan, started, fall_back, on_fault)
+        if plan.cells is None and plan.rewritten is None:
+            return Answer((yield Search(collection, request, plan)), plan)
+        return (yield from _routed(collection, request, plan, started))
     except Exception as exc:
         left = _what_is_left(request, started)
-        now = None if left is None else _elsewhere(collection)
+        now = None if left is None else (yield from _elsewhere(collection))
         if left is None or now is None:
             raise
-        on_fault()
         # Natively: the plan may name cells that are no more. Every row, so that none is older.
-        return Answer(now.search(left), NATIVE, fall_back(f"search: {type(exc).__name__}", exc))
+        return _instead((yield Search(now, left, NATIVE)), exc)
 
 
-def _answer_here(
-    collection: Collection,
-    request: SearchRequest,
-    plan: QueryPlan,
-    started: float,
-    fall_back: FallBack,
-    on_fault: Callable[[], None],
-) -> Answer:
+def _routed(
+    collection: Collection, request: SearchRequest, plan: QueryPlan, started: float
+) -> Steps[Answer]:
     """Search one generation by a plan, and natively where that fails."""
-    if plan.cells is None and plan.rewritten is None:
-        return Answer(collection.search(request), plan)
     try:
-        routed = Answer(collection.search(request, plan), plan)
+        in_time = _what_is_left(request, started) or request
+        routed = Answer((yield Search(collection, in_time, plan)), plan)
     except Exception as exc:
-        on_fault()
         left = _what_is_left(request, started)
         if left is None:
             raise
-        found = collection.search(left)  # an error of the database shows here too
-        return Answer(found, NATIVE, fall_back(f"search: {type(exc).__name__}", exc))
-    _complete(collection, request, routed, started, fall_back)
+        # An error of the database shows here too.
+        return _instead((yield Search(collection, left, NATIVE)), exc)
+    yield from _complete(collection, request, routed, started)
     return routed
 
 
+def _instead(found: list[Any], exc: Exception) -> Answer:
+    reason = f"search: {type(exc).__name__}"
+    return Answer(found, NATIVE, reason, notes=[(reason, exc)])
+
+
 def _complete(
-    collection: Collection,
-    request: SearchRequest,
-    routed: Answer,
-    started: float,
-    fall_back: FallBack,
-) -> None:
+    collection: Collection, request: SearchRequest, routed: Answer, started: float
+) -> Steps[None]:
     """Search natively where a plan found fewer than k hits: small cells, a narrow filter."""
     short = [row for row, hits in enumerate(routed.found) if len(hits) < request.k]
     if short and routed.plan.shares is not None:
@@ -122,15 +108,16 @@ def _complete(
     if left is None:
         return
     try:
-        again = collection.search(replace(left, queries=request.queries[short]))
+        again = yield Search(collection, replace(left, queries=request.queries[short]), NATIVE)
     except Exception as exc:
         if _what_is_left(request, started) is not None:
             raise
-        fall_back(f"complete: {type(exc).__name__}", exc)  # too late; a short answer is at hand
+        # Too late; a short answer is at hand.
+        routed.notes.append((f"complete: {type(exc).__name__}", exc))
         return
     for row, hits in zip(short, again, strict=True):
         routed.found[row] = hits
-    fall_back(_TOO_FEW)
+    routed.notes.append((_TOO_FEW, None))
     routed.completed.update(short)
 
 
@@ -194,10 +181,10 @@ def _what_is_left(request: SearchRequest, started: float) -> SearchRequest | Non
     return replace(request, timeout=left) if left > 0 else None
 
 
-def _elsewhere(collection: Collection) -> Collection | None:
+def _elsewhere(collection: Collection) -> Steps[Collection | None]:
     """Return what serves now in place of a generation that failed; None if it is the same."""
     try:
-        now = collection.current()
+        now: Collection = yield Aside(collection.current)
     except Exception as exc:  # noqa: BLE001 - the error of the search says more than this one
         _log.debug("%r cannot be looked at again: %s", collection.info.name, exc)
         return None

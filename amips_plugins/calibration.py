@@ -71,6 +71,8 @@ class Calibration:
         """
         if not 0.0 < recall <= 1.0:
             raise InvalidInput(f"recall={recall} is no share; pass a number in (0, 1].")
+        if recall == 1.0:
+            return -np.inf  # for any k: only a search of every cell finds every key for certain
         if k > self.max_k:
             raise InvalidInput(
                 f"Recall targets are calibrated up to k={self.max_k}, not k={k}; "
@@ -78,7 +80,7 @@ class Calibration:
             )
         rising = self._rising[k - 1]
         level = bisect_left(rising, float(np.float32(recall)))  # bounds are of 32 bits
-        if level == len(rising) or (level == len(rising) - 1 and recall < 1.0):
+        if level >= len(rising) - 1:
             best = np.floor(max(rising[:-1], default=0.0) * 1000) / 1000
             raise InvalidInput(
                 f"recall={recall} at k={k} cannot be promised with {self.confidence:.0%} "

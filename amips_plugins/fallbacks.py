@@ -23,6 +23,10 @@ class Fallbacks:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._logged: set[str] = set()
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Let go of a lock that a thread of the parent process may have held."""
         self._lock = threading.Lock()
 
     def note(self, name: str, reason: str, cause: object = None) -> str:
@@ -33,7 +37,13 @@ class Fallbacks:
             self._logged.add(reason)
         if new:
             more = "" if cause is None else f" ({cause})"
-            _log.warning("The native search answers for %r: %s%s", name, reason, more)
+            _log.warning(
+                "The native search answers for %r: %s%s",
+                name,
+                reason,
+                more,
+                extra={"amips_event": "fallback", "amips_collection": name, "amips_reason": reason},
+            )
         return reason
 
     def start_over(self, *known: str) -> None:

@@ -18,15 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from amips_plugins.bundle import CALIBRATION, CELLS, MODEL, Bundle
+from amips_plugins.bundle import CALIBRATION, CANNED, CELLS, MODEL, Bundle
 from amips_plugins.calibration import Calibration
+from amips_plugins.canned import check_canned
 from amips_plugins.cells import Cells
 from amips_plugins.errors import BundleCorrupt, InvalidInput
 from amips_plugins.model import OnnxModel
 from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
 from amips_plugins.vectors import FloatArray, IntArray
 
-__all__ = ["ModelFault", "NativeHook", "RewriteHook", "RouteHook", "load_hook"]
+__all__ = ["ModelFault", "NativeHook", "RewriteHook", "RouteHook", "is_quick", "load_hook"]
+
+_QUICK = 1 << 26  # multiplications: some ten milliseconds on one core
 
 
 class ModelFault(RuntimeError):
@@ -199,13 +202,24 @@ def best_cells(priority: FloatArray, n_probes: int) -> IntArray:
     return np.argsort(-priority, axis=1, kind="stable")[:, :n_probes]
 
 
+def is_quick(hook: PreQueryHook, n_queries: int) -> bool:
+    """Tell whether a plan is sure to take no longer than a caller can wait for.
+
+    A bundle's own model does work that is known beforehand; what a user's hook does nobody knows.
+    """
+    if isinstance(hook, (RouteHook, RewriteHook)):
+        return hook.model.multiplications * n_queries <= _QUICK
+    return isinstance(hook, NativeHook)
+
+
 def load_hook(bundle: Bundle, threads: int = 1) -> PreQueryHook:
     """Load and check the hook of a bundle.
 
     Raises
     ------
     BundleCorrupt
-        A file is not what the manifest says, or the model's inputs and outputs do not fit it.
+        A file is not what the manifest says, the model's inputs and outputs do not fit it, or it
+        gives other results than when it was published.
     """
     manifest = bundle.manifest
     model = OnnxModel(bundle.read(MODEL), threads)
@@ -224,7 +238,7 @@ def load_hook(bundle: Bundle, threads: int = 1) -> PreQueryHook:
 def _check(
     model: OnnxModel, bundle: Bundle, inputs: dict[str, int], outputs: dict[str, int]
 ) -> None:
-    """Compare names and last axes with what the hook needs."""
+    """Compare names, last axes and canned results with what the hook needs."""
     last_axes = {name: _last(shape) for name, shape in model.inputs.items()}
     given = {name: _last(shape) for name, shape in model.outputs.items()}
     fits = last_axes == inputs and all(given.get(name) == axis for name, axis in outputs.items())
@@ -233,6 +247,9 @@ def _check(
             f"The model of {bundle.location} takes {last_axes} and gives {given}, which is not "
             f"what a {bundle.manifest.model} must; publish it again."
         )
+    if CANNED in bundle.manifest.files:  # bundles of earlier versions have none
+        (output,) = outputs
+        check_canned(bundle.read(CANNED), model, output, bundle.location)
 
 
 def _last(shape: list[Any]) -> Any:

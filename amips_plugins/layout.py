@@ -142,8 +142,8 @@ def serving_bundle(collection: Collection, registry: Registry) -> Bundle:
 
     Raises
     ------
-    BundleNotFound, BundleCorrupt
-        Nothing sound is published for the collection.
+    BundleNotFound, BundleCorrupt, BundleUnsigned
+        Nothing sound is published for the collection, or nothing that the registry lets pass.
     BundleMismatch
         The collection has cells that no published bundle knows.
     """

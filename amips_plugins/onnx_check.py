@@ -137,7 +137,7 @@ def check_onnx(data: bytes) -> int:
     Returns
     -------
     int
-        Multiplications in the matrix products of one query.
+        Multiplications that the model takes for a query.
 
     Raises
     ------

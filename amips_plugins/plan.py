@@ -22,11 +22,15 @@ class Target:
         Recall@k wanted, in (0, 1]; None leaves it to the hook's own default.
     n_probes
         Number of cells to search, which overrides ``recall``; None lets the hook choose.
+    widen
+        Scan this many times the share of the keys that the target takes: live searches have
+        shown that the calibration no longer holds.
     """
 
     k: int
     recall: float | None = None
     n_probes: int | None = None
+    widen: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,12 @@ class Refresher:
     def __init__(self, job: Callable[[], object], every: float | None) -> None:
         self._job = job
         self._every = every
-        self._busy = threading.Lock()
         self._due = self._soonest = 0.0
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Begin again; a thread of the parent process that was at it is not here."""
+        self._busy = threading.Lock()
         self._rest()
 
     def look(self) -> None:

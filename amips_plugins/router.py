@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import threading
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,26 +10,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amips_plugins.answering import answer, traces
+from amips_plugins.answering import Answer, answer, traces
 from amips_plugins.bundle import Bundle, Manifest
-from amips_plugins.checks import as_ids, as_keys, check_k, check_plan, check_target
+from amips_plugins.checks import as_ids, as_keys, check_k, check_target
 from amips_plugins.errors import CollectionError, InvalidInput
 from amips_plugins.fallbacks import Fallbacks
+from amips_plugins.forks import renew_after_fork
+from amips_plugins.lookout import Lookout
 from amips_plugins.observe.observers import Observer, Observers
 from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
+from amips_plugins.planner import Planner
 from amips_plugins.refresher import Refresher
 from amips_plugins.registry import Registry
-from amips_plugins.serving import Serving, bundle_in, follow, serve_bundle, serve_latest
+from amips_plugins.serving import Serving, bundle_in, serve_bundle
+from amips_plugins.steps import Aside, Steps, run
 from amips_plugins.trace import Hits, Trace
-from amips_plugins.vectors import FloatArray, as_queries
+from amips_plugins.vectors import as_queries
 from amips_plugins.writes import Assigner
 
 if TYPE_CHECKING:
-    from amips_plugins.adapters.base import Collection, Id
+    from amips_plugins.adapters.base import Collection, Id, SearchRequest
 
 __all__ = ["Hits", "LearnedRouter", "Trace"]
 
-_log = logging.getLogger(__name__)
 _SWITCHES = 10  # generations that one write follows: more in a row is a fault
 
 
@@ -59,6 +61,10 @@ class LearnedRouter:
         Share of keys without a cell past which a refresh logs a warning.
     observers
         Told of every answered search, see ``observe``: a ``QueryLog``, ``SearchSpans``, your own.
+    plan_timeout
+        Seconds that the model may take for one query (a batch gets a millisecond more for each of
+        the others), and never more than a quarter of a search's ``timeout``; then the native
+        search answers.
 
     Raises
     ------
@@ -94,6 +100,7 @@ class LearnedRouter:
         refresh: float | None = 30.0,
         overflow_warning: float = 0.05,
         observers: Sequence[Observer] = (),
+        plan_timeout: float = 0.25,
     ) -> None:
         if sum(given is not None for given in (registry, bundle, hook)) > 1:
             raise InvalidInput("Give the router one of registry, bundle and hook, not several.")
@@ -101,32 +108,31 @@ class LearnedRouter:
             raise InvalidInput(f"refresh={refresh!r} is no time; pass seconds above 0, or None.")
         if not 0.0 <= overflow_warning <= 1.0:
             raise InvalidInput(f"overflow_warning={overflow_warning!r} is no share from 0 to 1.")
-        self._threads = threads
-        self._registry: Registry | None = None
+        if not plan_timeout > 0:
+            raise InvalidInput(f"plan_timeout={plan_timeout!r} is no time; pass seconds above 0.")
         self._count = collection.count()
         self._assigner = Assigner()
-        self._overflow_warning = overflow_warning
-        self._overflows = False
-        self._last_overflow: float | None = None
         self._observers = Observers(observers)
         self._fallbacks = Fallbacks()
-        self._refreshing = threading.Lock()
-        self._problem: str | None = None
-        self._serving = Serving(collection, hook)
+        self._planner = Planner(self._fallbacks, plan_timeout)
+        self._planner.enabled = os.environ.get("AMIPS_DISABLED", "") in ("", "0")
+        serving = Serving(collection, hook)
+        known: Registry | None = None
         if bundle is not None:
             opened = bundle if isinstance(bundle, Bundle) else bundle_in(Path(bundle))
-            self._serving = serve_bundle(collection, opened, threads)
+            serving = serve_bundle(collection, opened, threads)
         elif hook is None:
-            self._registry = registry if isinstance(registry, Registry) else Registry(registry)
-            serving, problem = self._load_latest(self._registry, self._serving)
-            self._adopt(serving)
-            self._say(problem)
+            known = registry if isinstance(registry, Registry) else Registry(registry)
+        self._planner.start_over(serving)
+        self._lookout = Lookout(serving, known, threads, overflow_warning, self._start_over)
+        self._lookout.look_first()
         self._refresher = Refresher(self.refresh, refresh)
+        renew_after_fork(self)
 
     @property
     def collection(self) -> Collection:
         """The collection searched, as it was last looked at."""
-        return self._serving.collection
+        return self._lookout.serving.collection
 
     @property
     def fallbacks(self) -> Counter[str]:
@@ -136,17 +142,29 @@ class LearnedRouter:
     @property
     def manifest(self) -> Manifest | None:
         """The manifest of the bundle in use, or None."""
-        return self._serving.manifest
+        return self._lookout.serving.manifest
 
     @property
     def learned(self) -> bool:
         """Whether there is a hook to plan with; without one every search is native."""
-        return self._serving.hook is not None
+        return self._lookout.serving.hook is not None
 
     @property
     def last_overflow_share(self) -> float | None:
         """What ``overflow_share`` last found, for every refresh asks it; None before the first."""
-        return self._last_overflow
+        return self._lookout.overflow_share
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the model is asked at all; set it to False to have every search native.
+
+        A process that starts with ``AMIPS_DISABLED=1`` in its environment begins so.
+        """
+        return self._planner.enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self._planner.enabled = bool(value)
 
     def observe(self, observer: Observer) -> None:
         """Tell an observer of every search to come, once it is answered.
@@ -208,26 +226,82 @@ class LearnedRouter:
         InvalidInput
             An argument cannot be used.
         """
+        return run(
+            self.steps(
+                queries,
+                k,
+                recall=recall,
+                n_probes=n_probes,
+                filter=filter,
+                fields=fields,
+                params=params,
+                timeout=timeout,
+                explain=explain,
+            )
+        )
+
+    def steps(
+        self,
+        queries: Any,
+        k: int = 10,
+        *,
+        recall: float | None = None,
+        n_probes: int | None = None,
+        filter: Any = None,  # noqa: A002 - as above
+        fields: Sequence[str] = (),
+        params: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        explain: bool = False,
+    ) -> Steps[Any]:
+        """Search as ``search`` does, and leave it to the caller how to wait (see ``steps.run``)."""
         from amips_plugins.adapters.base import SearchRequest
 
-        self._refresher.look()
-        serving = self._serving  # taken once: a refresh meanwhile is the next search's
-        rows, single = as_queries(queries, serving.collection.info.dim)
+        rows, single = as_queries(queries, self.collection.info.dim)
         check_k(k)
-        self._check_count(k, serving.collection)
+        if k > self._count:
+            yield from self._check_count(k, self.collection)
         check_target(recall, n_probes)
         if isinstance(fields, str):
             raise InvalidInput(f"fields={fields!r} is one name; pass a list of names.")
         k = int(k)
-        target = Target(k=k, recall=recall, n_probes=n_probes)
-        request = SearchRequest(rows, k, filter, tuple(fields), params, timeout)
-        started = time.perf_counter()
-        plan, fallback = self._plan(serving, rows, target)
-        planned = time.perf_counter()
-        answered = answer(
-            serving.collection, request, plan, started, self._fall_back, self._refresher.hurry
+        answers = yield from self.search_steps(
+            SearchRequest(rows, k, filter, tuple(fields), params, timeout),
+            Target(k=k, recall=recall, n_probes=n_probes),
+            explain=explain,
         )
+        return answers[0] if single else answers
+
+    def search_steps(
+        self, request: SearchRequest, target: Target, *, explain: bool = False
+    ) -> Steps[list[Hits]]:
+        """Search for a request that has been checked.
+
+        Whoever performs the steps decides what a hit is: all that is asked of the result of a
+        ``steps.Search`` is a list for each query.
+
+        Parameters
+        ----------
+        request
+            What is searched.
+        target
+            What the model is to aim at.
+        explain
+            Fill in the trace's details.
+        """
+        self._refresher.look()
+        serving = self._lookout.serving  # taken once: a look meanwhile is the next search's
+        started = time.perf_counter()
+        plan, fallback = yield from self._planner.plan(
+            serving, request.queries, target, request.timeout
+        )
+        planned = time.perf_counter()
+        try:
+            answered = yield from answer(serving.collection, request, plan, started)
+        except Exception:
+            self._failed(serving, plan, started, request.timeout)
+            raise
         ended = time.perf_counter()
+        self._account(serving, plan, answered)
         version = None if serving.manifest is None else serving.manifest.version
         base = Trace(_mode(answered.plan), version=version, fallback=fallback or answered.fallback)
         if explain:
@@ -248,8 +322,7 @@ class LearnedRouter:
                 serving.model_share,
                 (planned - started, ended - planned),
             )
-        answers = [Hits(hits, t) for hits, t in zip(answered.found, rows_traced, strict=True)]
-        return answers[0] if single else answers
+        return [Hits(hits, t) for hits, t in zip(answered.found, rows_traced, strict=True)]
 
     def upsert(
         self,
@@ -288,7 +361,8 @@ class LearnedRouter:
                 try:
                     cells = self._assigner.assign(serving.bundle, keys, rows)
                 except Exception as exc:  # noqa: BLE001 - the write must not suffer from a bundle
-                    self._fall_back(f"write: {type(exc).__name__}", exc)
+                    reason = f"write: {type(exc).__name__}"
+                    self._fallbacks.note(serving.collection.info.name, reason, exc)
             serving.collection.upsert(keys, rows, fields, cells)
 
         self._write(write)
@@ -314,20 +388,7 @@ class LearnedRouter:
         float
             Their share of all keys; 0 where the collection has no cells.
         """
-        collection = self.collection
-        if collection.layout() is None:
-            self._last_overflow = 0.0
-            return 0.0
-        self._last_overflow = share = collection.overflow() / max(1, collection.count())
-        crossed, self._overflows = not self._overflows, share > self._overflow_warning
-        if self._overflows and crossed:
-            _log.warning(
-                "%.1f %% of the keys of %r have no cell and are searched by every query; to give "
-                "them theirs: amips backfill.",
-                100 * share,
-                collection.info.name,
-            )
-        return share
+        return self._lookout.count_overflow()
 
     def refresh(self) -> bool:
         """Look at the database and the registry again now, and serve what is new there.
@@ -342,59 +403,57 @@ class LearnedRouter:
         bool
             Whether something else serves now.
         """
-        with self._refreshing:
-            before, problem = self._serving, None
-            try:
-                serving = follow(before)
-                if self._registry is not None:
-                    serving, problem = self._load_latest(self._registry, serving)
-                self._adopt(serving)
-                self.overflow_share()
-            except Exception as exc:  # noqa: BLE001 - whatever is out of reach, the router serves on
-                problem = f"{before.collection.info.name!r} cannot be looked at again: {exc}"
-            self._say(problem)
-            return self._serving is not before
+        return self._lookout.look()
 
-    def _load_latest(self, registry: Registry, running: Serving) -> tuple[Serving, str | None]:
-        """Return what the registry has for the collection, or what runs and why it still does."""
-        name = running.collection.info.name
-        try:
-            return serve_latest(running, registry, self._threads), None
-        except Exception as exc:  # noqa: BLE001 - whatever the registry's storage raises, native serves
-            if running.hook is not None:
-                return running, f"The bundle that runs serves {name!r} on: {exc}"
-            obstacle = f"bundle: {type(exc).__name__}"
-            if running.obstacle != obstacle:
-                running = replace(running, obstacle=obstacle)
-            return running, f"No bundle serves {name!r}: {exc}"
+    def after_fork(self) -> None:
+        """Take nothing over from the parent process that only its threads could finish."""
+        self._fallbacks.after_fork()
+        self._observers.after_fork()
+        self._assigner.after_fork()
+        self._lookout.after_fork()
+        self._refresher.after_fork()
+        self._planner.start_over(self._lookout.serving)
 
-    def _adopt(self, serving: Serving) -> None:
-        """Let the searches to come use another state."""
-        if serving is self._serving:
-            return
-        self._serving = serving
-        # What goes wrong from now on is news; why there is no bundle is said where it is known.
-        self._fallbacks.start_over(*([serving.obstacle or ""] if serving.hook is None else []))
-        _log.info(
-            "%r is searched with bundle %s.",
-            serving.collection.info.name,
-            None if serving.manifest is None else serving.manifest.version,
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "A LearnedRouter holds connections and threads and cannot be pickled; make one in "
+            "every process."
         )
 
-    def _say(self, problem: str | None) -> None:
-        """Log what a look around found wrong, once until it is another matter."""
-        if problem is not None and problem != self._problem:
-            _log.warning("%s", problem)
-        self._problem = problem
+    def _start_over(self, serving: Serving) -> None:
+        """Judge a new state by itself."""
+        # What goes wrong from now on is news; why there is no bundle is said where it is known.
+        self._fallbacks.start_over(*([serving.obstacle or ""] if serving.hook is None else []))
+        self._planner.start_over(serving)
+
+    def _account(self, serving: Serving, plan: QueryPlan, answered: Answer) -> None:
+        """Learn from a search that was answered."""
+        if plan is not NATIVE:
+            self._planner.searched(serving, by_plan=answered.plan is plan)
+        for reason, cause in answered.notes:
+            self._fallbacks.note(serving.collection.info.name, reason, cause)
+        if answered.fallback is not None:
+            self._refresher.hurry()
+
+    def _failed(
+        self, serving: Serving, plan: QueryPlan, started: float, timeout: float | None
+    ) -> None:
+        """Learn from a search that was not answered."""
+        if plan is NATIVE:
+            return
+        if timeout is not None and time.perf_counter() - started >= timeout:
+            # The native search had no chance: give it one, should this go on.
+            self._planner.searched(serving, by_plan=False)
+        self._refresher.hurry()
 
     def _write(self, write: Callable[[Serving], None]) -> None:
         """Write until the generation written to is the one that serves."""
         for _ in range(_SWITCHES):
-            serving = self._serving
+            serving = self._lookout.serving
             if serving.collection.current() is not serving.collection:
                 if not self.refresh():
-                    self._adopt(follow(serving))  # so that its own error shows
-                serving = self._serving
+                    self._lookout.follow()  # so that its own error shows
+                serving = self._lookout.serving
             write(serving)
             if serving.collection.current() is serving.collection:
                 return
@@ -403,31 +462,13 @@ class LearnedRouter:
             f"during one write; write again when it has come to rest."
         )
 
-    def _check_count(self, k: int, collection: Collection) -> None:
+    def _check_count(self, k: int, collection: Collection) -> Steps[None]:
+        self._count = yield Aside(collection.count)  # it may have grown since
         if k > self._count:
-            self._count = collection.count()  # it may have grown since
-            if k > self._count:
-                raise InvalidInput(
-                    f"k={k} is more than the {self._count} keys of {collection.info.name!r}; "
-                    f"ask for at most that many."
-                )
-
-    def _plan(
-        self, serving: Serving, queries: FloatArray, target: Target
-    ) -> tuple[QueryPlan, str | None]:
-        if serving.obstacle is not None or serving.hook is None:
-            return NATIVE, self._fall_back(serving.obstacle or "no bundle", serving.hint)
-        try:
-            plan = serving.hook.plan(queries, target)
-            check_plan(plan, queries)
-        except InvalidInput:
-            raise  # the caller's own argument
-        except Exception as exc:  # noqa: BLE001 - whatever a model does, the native search answers
-            return NATIVE, self._fall_back(f"model: {type(exc).__name__}", exc)
-        return plan, None
-
-    def _fall_back(self, reason: str, cause: object = None) -> str:
-        return self._fallbacks.note(self.collection.info.name, reason, cause)
+            raise InvalidInput(
+                f"k={k} is more than the {self._count} keys of {collection.info.name!r}; "
+                f"ask for at most that many."
+            )
 
 
 def _mode(plan: QueryPlan) -> str:

@@ -21,8 +21,12 @@ class Assigner:
     """Gives keys the cells of a bundle, whose records it reads at the first use and keeps."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._read: tuple[Bundle, KnownCells] | None = None
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Forget a reading that the parent process was at."""
+        self._lock = threading.Lock()
 
     def assign(self, bundle: Bundle, ids: Sequence[Id], vectors: FloatArray) -> IntArray:
         """Return each key's cell.

@@ -15,6 +15,7 @@ import numpy as np
 
 from amips_plugins.bundle import (
     CALIBRATION,
+    CANNED,
     CELLS,
     FORMAT,
     IDS,
@@ -26,6 +27,7 @@ from amips_plugins.bundle import (
     describe_file,
 )
 from amips_plugins.calibration import Calibration
+from amips_plugins.canned import record_canned
 from amips_plugins.cells import sketch
 from amips_plugins.export.choice import choose, to_publish
 from amips_plugins.export.measure import (
@@ -63,11 +65,13 @@ def write_bundle(
     """Write the files to a folder nobody looks at, then give it its name."""
     published = to_publish(candidates, problem, options)
     net, dim, metric = published.net, snapshot.manifest.dim, problem.metric
-    files = {MODEL: served_model(published, problem)}
+    model = served_model(published, problem)
+    output = "rewritten" if published.kind == "keynet" else "priority"
+    files = {MODEL: model, CANNED: record_canned(OnnxModel(model), output, dim)}
     if isinstance(net, SupportNet):
         files[SUPPORT] = support_to_onnx(net, dim, metric)
     if published.priority is not None:
-        files[CALIBRATION] = _calibrate(published, OnnxModel(files[MODEL]), problem).to_bytes()
+        files[CALIBRATION] = _calibrate(published, OnnxModel(model), problem).to_bytes()
         files[CELLS] = published.cells.to_bytes()
         recorded = [published.assignment.astype(np.int32), sketch(snapshot.vectors())]
         files[KNOWN_CELLS] = _npy(np.stack(recorded, axis=1))

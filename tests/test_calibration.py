@@ -153,7 +153,9 @@ def test_a_look_up_is_a_walk_down_the_levels(bounds: list[int], recall: float) -
     thresholds[-1] = -np.inf
     calibration = Calibration(thresholds, guaranteed, guaranteed, guaranteed[0], 0.95)
     reaching = [level for level, bound in enumerate(guaranteed[0]) if bound >= np.float32(recall)]
-    if not reaching or (reaching[0] == len(bounds) - 1 and recall < 1.0):
+    if recall == 1.0:
+        assert calibration.threshold(1, recall) == -np.inf
+    elif not reaching or reaching[0] == len(bounds) - 1:
         with pytest.raises(InvalidInput, match="cannot be promised"):
             calibration.threshold(1, recall)
         assert calibration.default_threshold(1, recall) == -np.inf

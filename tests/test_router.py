@@ -191,7 +191,9 @@ def test_fields_filter_and_everything_else_reach_the_database(folder: Path) -> N
     assert [dict(hit.fields) for hit in hits] == [{"group": 1}] * 3
     request, _ = spy.asked[0]
     assert (request.k, request.filter, request.fields) == (3, keep, ("group",))
-    assert (request.params, request.timeout) == ({"ef": 3}, 7.0)
+    assert request.params == {"ef": 3}
+    assert request.timeout is not None
+    assert 6.0 < request.timeout <= 7.0  # the plan is part of the caller's time
     np.testing.assert_array_equal(request.queries, QUERIES[:1])
 
 

@@ -83,9 +83,13 @@ class Observers:
             raise InvalidInput("observers takes a list; pass observers=[your observer].")
         self._observers: tuple[Observer, ...] = ()
         self._failed: set[int] = set()
-        self._lock = threading.Lock()
+        self.after_fork()
         for observer in observers:
             self.add(observer)
+
+    def after_fork(self) -> None:
+        """Let go of a lock that a thread of the parent process may have held."""
+        self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
         return bool(self._observers)

@@ -1,0 +1,69 @@
+"""A circuit breaker: what keeps failing is left alone for a while (Nygard, *Release It!*, 2007)."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+__all__ = ["Breaker"]
+
+
+class Breaker:
+    """Opens after some failures in a row, and lets one trial through when its rest is over.
+
+    Every failed trial doubles the rest. Any number of threads may share it.
+
+    Parameters
+    ----------
+    failures
+        Failures in a row that open it.
+    rest
+        Seconds of the first rest.
+    longest
+        Seconds that a rest never exceeds.
+    """
+
+    def __init__(self, failures: int = 5, rest: float = 1.0, longest: float = 60.0) -> None:
+        self._most = failures
+        self._first = rest
+        self._longest = longest
+        self._lock = threading.Lock()
+        self._failed = 0
+        self._rest = rest
+        self._until: float | None = None  # when the next trial is due; None while closed
+
+    @property
+    def closed(self) -> bool:
+        """Whether everything passes."""
+        return self._until is None
+
+    def allows(self) -> bool:
+        """Tell whether to try; while it is open one call in every rest is told so."""
+        if self._until is None:
+            return True
+        with self._lock:
+            now = time.monotonic()
+            if self._until is None or now < self._until:
+                return self._until is None
+            self._until = now + self._rest  # a trial that never ends is followed by another
+            return True
+
+    def succeed(self) -> bool:
+        """Note a success; return whether it closed the breaker."""
+        if self._failed == 0:
+            return False
+        with self._lock:
+            closes = self._until is not None
+            self._failed, self._until, self._rest = 0, None, self._first
+            return closes
+
+    def fail(self) -> bool:
+        """Note a failure; return whether it opened the breaker."""
+        with self._lock:
+            self._failed += 1
+            if self._failed < self._most:
+                return False
+            opens = self._until is None
+            self._rest = self._first if opens else min(2 * self._rest, self._longest)
+            self._until = time.monotonic() + self._rest
+            return opens

@@ -227,7 +227,7 @@ def _constant(tensor: Mapping[str, Any]) -> _Value:
     name, shape = tensor.get("name", ""), tuple(tensor["dims"])
     dtype = _DTYPES.get(tensor.get("data_type", 0))
     if dtype is None:
-        raise Malformed(f"the constant {name!r} is of none of the types that a model has")
+        raise Malformed(f"the constant {name!r} is neither float32 nor an integer of 8 or 64 bits")
     if len(shape) > 2 or not all(0 < size <= _MOST_WEIGHTS for size in shape):
         raise Malformed(f"the constant {name!r} has the shape {list(shape)[:8]}")
     raw = tensor.get("raw_data", memoryview(b""))

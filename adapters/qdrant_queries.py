@@ -73,12 +73,14 @@ def plan_queries(
         "using": field or None,
         "params": models.SearchParams(**params) if params else None,
     }
+    # What is made here has the right types already: to have pydantic look at every number again
+    # costs more than the model that chose the cells.
     everything = searches_everything(plan, break_even)
     queries = []
     for row in range(len(request.queries)):
         search: dict[str, Any] = {
             **fixed,
-            "query": models.NearestQuery(nearest=request.queries[row].tolist()),
+            "query": models.NearestQuery.model_construct(nearest=request.queries[row].tolist()),
             "filter": request.filter,
             "limit": request.k,
         }
@@ -89,15 +91,15 @@ def plan_queries(
             # clause, which turns two ``should`` into alternatives of each other.
             candidates = {
                 **search,
-                "query": models.NearestQuery(nearest=plan.rewritten[row].tolist()),
+                "query": models.NearestQuery.model_construct(nearest=plan.rewritten[row].tolist()),
                 "limit": max(plan.rescore, request.k),
             }
-            search["prefetch"] = [models.Prefetch(**candidates)]
+            search["prefetch"] = [models.Prefetch.model_construct(**candidates)]
             search["filter"] = None
             # Exact also means unquantised, and only the candidates are scored.
             search["params"] = models.SearchParams(exact=True) if exact else None
         with_payload = list(request.fields) if request.fields else False
-        queries.append(models.QueryRequest(**search, with_payload=with_payload))
+        queries.append(models.QueryRequest.model_construct(**search, with_payload=with_payload))
     return queries
 
 

@@ -14,7 +14,9 @@ target can be looked up later. It speaks of unfiltered searches. ``export.measur
 from __future__ import annotations
 
 import io
+from bisect import bisect_left
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -76,16 +78,22 @@ class Calibration:
                 f"Recall targets are calibrated up to k={self.max_k}, not k={k}; "
                 f"pass n_probes instead, or train with --k {k}."
             )
-        promised = self.guaranteed[k - 1]
-        level = int((promised >= recall).argmax())
-        if promised[level] < recall or level == len(promised) - 1:
-            best = np.floor(float(promised[:-1].max(initial=0.0)) * 1000) / 1000
+        rising = self._rising[k - 1]
+        level = bisect_left(rising, float(np.float32(recall)))  # bounds are of 32 bits
+        if level >= len(rising) - 1:
+            best = np.floor(max(rising[:-1], default=0.0) * 1000) / 1000
             raise InvalidInput(
                 f"recall={recall} at k={k} cannot be promised with {self.confidence:.0%} "
                 f"confidence from the calibration queries; the best target is {best:.3f}, or 1.0 "
                 f"for the native search. Train with more queries to promise more."
             )
         return float(self.thresholds[level])
+
+    @cached_property
+    def _rising(self) -> list[list[float]]:
+        """The guarantees as plain numbers: every search looks one up."""
+        rising: list[list[float]] = np.maximum.accumulate(self.guaranteed, axis=1).tolist()
+        return rising
 
     def default_threshold(self, k: int, recall: float) -> float:
         """Like ``threshold``, but search every cell where nothing can be promised."""

@@ -21,13 +21,16 @@ class OnnxModel:
     data
         The ONNX file.
     threads
-        Threads that one call may use. One is fastest for single queries, and a server with many
-        workers is not oversubscribed.
+        Threads that one call may use, the caller's own among them. With 1 there is no pool: the
+        model runs on the thread that calls, and any number of workers can share it, each on a core
+        of its own; that is fastest for single queries too. With more, all calls share one pool of
+        ``threads - 1``, which sleeps between calls, so that it takes no core from a database
+        beside it; it can only pay for batches.
 
     Attributes
     ----------
     multiplications
-        What one query takes.
+        What one query costs: multiplications in the matrix products of the whole file.
 
     Raises
     ------
@@ -42,6 +45,7 @@ class OnnxModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Else the runtime guesses, and may take the bytes for its own, unchecked format.
         options.add_session_config_entry("session.load_model_format", "ONNX")
         options.log_severity_level = 4  # the library reports through exceptions, not on stderr
@@ -70,7 +74,7 @@ class OnnxModel:
         Parameters
         ----------
         outputs
-            Names of the outputs wanted.
+            Names of the outputs wanted. The others of the file are computed all the same.
         inputs
             Every input by name.
         """

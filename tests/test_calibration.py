@@ -166,3 +166,25 @@ def test_a_wider_search_never_has_fewer_cells() -> None:
         wider = [CALIBRATION.widen(threshold, factor) for factor in (1.0, 1.2, 2.0, 4.0, 9.0)]
         assert wider == sorted(wider, reverse=True)
         assert max(wider) <= threshold
+
+
+@given(
+    bounds=st.lists(st.integers(0, 20), min_size=1, max_size=9),
+    recall=st.one_of(st.integers(1, 20).map(lambda n: n / 20), st.floats(1e-3, 1.0)),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_look_up_is_a_walk_down_the_levels(bounds: list[int], recall: float) -> None:
+    """Also where bounds fall along the way, or the last is not 1."""
+    guaranteed = (np.array([bounds]) / 20).astype(np.float32)
+    thresholds = -np.arange(len(bounds), dtype=np.float32)
+    thresholds[-1] = -np.inf
+    calibration = Calibration(thresholds, guaranteed, guaranteed, guaranteed[0], 0.95)
+    reaching = [level for level, bound in enumerate(guaranteed[0]) if bound >= np.float32(recall)]
+    if recall == 1.0:
+        assert calibration.threshold(1, recall) == -np.inf
+    elif not reaching or reaching[0] == len(bounds) - 1:
+        with pytest.raises(InvalidInput, match="cannot be promised"):
+            calibration.threshold(1, recall)
+        assert calibration.default_threshold(1, recall) == -np.inf
+    else:
+        assert calibration.threshold(1, recall) == thresholds[reaching[0]]

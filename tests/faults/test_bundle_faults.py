@@ -284,7 +284,7 @@ MODELS: dict[str, tuple[Damage, str]] = {
     "attribute": (model(attribute), "attributes that are not allowed"),
     "value twice": (model(redefined), "'priority' twice"),
     "dangling input": (model(dangling), "'nothing', which nothing before it gives"),
-    "weights of doubles": (model(typed), "neither float32 nor int64"),
+    "weights of doubles": (model(typed), "neither float32 nor an integer of 8 or 64 bits"),
     "number of odd form": (replace(MODEL, unnormalised), "a number of odd form"),
     "graph twice": (replace(MODEL, second_graph), "the field graph twice"),
     "runtime's own format": (replace(MODEL, ort_format), "model is refused"),

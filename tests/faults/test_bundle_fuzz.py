@@ -32,8 +32,8 @@ from amips_plugins.bundle import (
     describe_file,
 )
 from amips_plugins.errors import BundleCorrupt, BundleError
-from amips_plugins.export.nets import KeyNet, SupportNet
-from amips_plugins.export.to_onnx import Order, to_onnx
+from amips_plugins.export.nets import KeyNet, LinearRouter, SupportNet
+from amips_plugins.export.to_onnx import Order, support_to_onnx, to_onnx
 from amips_plugins.health.drift import load_reference
 from amips_plugins.hooks import ModelFault, load_hook
 from amips_plugins.layout import known_cells
@@ -56,8 +56,10 @@ def valid(name: str) -> bytes:
     if name == MANIFEST:
         return msgspec.json.encode(make_manifest(make_files()))
     if name == "supportnet":
-        order = Order(1.0, np.zeros(N_CELLS, dtype=np.float32))
-        return to_onnx(SupportNet(DIM, N_CELLS, 5, 2), DIM, Metric.COSINE, order)
+        return support_to_onnx(SupportNet(DIM, N_CELLS, 5, 2), DIM, Metric.COSINE)
+    if name == "int8":
+        net, order = LinearRouter(DIM, N_CELLS), Order(1.0, np.zeros(N_CELLS, dtype=np.float32))
+        return to_onnx(net, DIM, Metric.COSINE, order, int8=True)
     if name == "keynet":
         return to_onnx(KeyNet(DIM), DIM, Metric.COSINE)
     return make_files()[name]
@@ -213,7 +215,12 @@ def test_array(data: bytes) -> None:
     assert array.nbytes <= len(data)
 
 
-@fuzz("supportnet", 0.1)
+@fuzz("int8", 0.05)
+def test_int8(data: bytes) -> None:
+    _model(data)
+
+
+@fuzz("supportnet", 0.05)
 def test_supportnet(data: bytes) -> None:
     _model(data)
 

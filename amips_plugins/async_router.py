@@ -54,9 +54,7 @@ class AsyncLearnedRouter:
     """
 
     def __init__(self, router: LearnedRouter, client: Any) -> None:
-        from amips_plugins.adapters.base import AsyncCollection
-
-        if not isinstance(router.collection, AsyncCollection):
+        if not hasattr(router.collection, "search_async"):
             raise InvalidInput(
                 f"A {type(router.collection).__name__} has no asynchronous client; search it with "
                 f"the LearnedRouter, on a thread: asyncio.to_thread(router.search, ...)."

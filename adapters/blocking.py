@@ -10,6 +10,7 @@ import asyncio
 import inspect
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError, wait
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from amips_plugins.errors import CollectionError, DatabaseUnreachable, InvalidInput
@@ -48,14 +49,11 @@ class BlockingClient:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._client, name)
-        if not callable(found):
-            return found
+        return partial(self._call, name) if callable(found) else found
 
-        def call(*arguments: Any, **more: Any) -> Any:
-            answer = found(*arguments, **more)
-            return self._result(answer) if inspect.iscoroutine(answer) else answer
-
-        return call
+    def _call(self, name: str, *arguments: Any, **more: Any) -> Any:
+        answer = getattr(self._client, name)(*arguments, **more)
+        return self._result(answer) if inspect.iscoroutine(answer) else answer
 
     def _result(self, call: Coroutine[Any, Any, Any]) -> Any:
         problem = self._problem()
@@ -90,6 +88,14 @@ class BlockingClient:
         )
 
 
+class _BlockingMilvusClient(BlockingClient):
+    """What ``pymilvus.AsyncMilvusClient`` answers in another form than ``MilvusClient``."""
+
+    def list_aliases(self, *arguments: Any, **more: Any) -> Any:
+        found = self._call("list_aliases", *arguments, **more)
+        return found if isinstance(found, dict) else {"aliases": list(found)}
+
+
 def _stopped() -> DatabaseUnreachable:
     return DatabaseUnreachable(
         "The event loop of the asynchronous client does not run any more; make the client and "
@@ -117,16 +123,18 @@ def open_blocking(
         It is no asynchronous client of a database that is known.
     """
     homes = {kind.__module__.partition(".")[0] for kind in type(client).__mro__}
-    blocking: Any = BlockingClient(client, loop)
+    blocking: Any
     if "pymilvus" in homes and inspect.iscoroutinefunction(getattr(client, "search", None)):
         from amips_plugins.adapters.milvus import MilvusCollection
 
+        blocking = _BlockingMilvusClient(client, loop)
         return MilvusCollection(blocking, name, field)
     if "qdrant_client" in homes and inspect.iscoroutinefunction(
         getattr(client, "query_points", None)
     ):
         from amips_plugins.adapters.qdrant import QdrantCollection
 
+        blocking = BlockingClient(client, loop)
         return QdrantCollection(blocking, name, field)
     raise InvalidInput(
         f"A {type(client).__name__} is no asynchronous client of a database; pass an "

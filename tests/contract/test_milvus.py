@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from amips_plugins.adapters.base import Collection, Hit, Id, SearchRequest
-from amips_plugins.adapters.blocking import BlockingClient
+from amips_plugins.adapters.blocking import open_blocking
 from amips_plugins.adapters.layouts import Storage
 from amips_plugins.adapters.milvus import MilvusCollection
 from amips_plugins.plan import QueryPlan
@@ -135,8 +135,7 @@ class TestMilvusLiteThroughAnAsynchronousClient(TestMilvusLite):
     """What a router does with a collection that others have laid out."""
 
     def through(self, collection: Collection) -> Collection:
-        blocking: Any = BlockingClient(self.awaited, self.loop.loop)
-        return MilvusCollection(blocking, collection.info.name)
+        return open_blocking(self.awaited, collection.info.name, None, self.loop.loop)
 
     def make(
         self, keys: FloatArray, ids: Sequence[Id], metric: Metric, groups: Sequence[str]

@@ -8,7 +8,7 @@ import pytest
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from amips_plugins.adapters.base import Collection, Hit, Id, SearchRequest
-from amips_plugins.adapters.blocking import BlockingClient
+from amips_plugins.adapters.blocking import BlockingClient, open_blocking
 from amips_plugins.adapters.qdrant import QdrantCollection
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, Metric
@@ -105,6 +105,12 @@ class TestQdrantLocalThroughAnAsynchronousClient(QdrantContract):
             self.client = BlockingClient(self.awaited, self.loop.loop)
             yield
             self.client.close()
+
+    def make(
+        self, keys: FloatArray, ids: Sequence[Id], metric: Metric, groups: Sequence[str]
+    ) -> Collection:
+        name = super().make(keys, ids, metric, groups).info.name
+        return open_blocking(self.awaited, name, None, self.loop.loop)
 
     def search_async(
         self, collection: Collection, request: SearchRequest, plan: QueryPlan

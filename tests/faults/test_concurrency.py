@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 
-from amips_plugins import AsyncLearnedRouter, LearnedRouter, Registry
+from amips_plugins import AsyncLearnedRouter, LearnedRouter, MilvusCollection, Registry
 from amips_plugins.adapters.base import Hit, Id
 from amips_plugins.breaker import Breaker
 from amips_plugins.bundle import MODEL
+from amips_plugins.layout import lay_out
 from amips_plugins.registry import collection_key
-from tests.bundles import memory, other_cells, vectors, write_bundle
-from tests.generations import World, generation
+from tests.bundles import DIM, memory, open_bundle, other_cells, vectors, write_bundle
+from tests.generations import Gone, World, generation
+
+pymilvus = pytest.importorskip("pymilvus")
 
 THREADS, TASKS, SWAPS = 64, 500, 20
 K, N_PROBES = 4, 2
@@ -212,3 +215,153 @@ def test_failures_that_were_under_way_do_not_lengthen_the_rest() -> None:
     assert not breaker.fail()
     assert not breaker.fail()
     assert breaker._rest == pytest.approx(0.1)
+
+
+def test_a_search_follows_generations_that_go_one_after_the_other(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "odd", version="odd1")
+    world = World(generation(1, bundle))
+    left = 4
+
+    class Leaving(type(world.open())):  # type: ignore[misc]
+        """Gone as soon as somebody knows of it, while any are left."""
+
+        def current(self) -> Any:
+            nonlocal left
+            now = Leaving(world, world.serves)
+            if left:
+                left -= 1
+                world.switch(generation(2, bundle), drop=True)
+            return now
+
+    router = LearnedRouter(Leaving(world, world.serves), bundle=bundle, refresh=None)
+    world.switch(generation(2, bundle), drop=True)
+    hits = router.search(QUERIES[0], **ASKED)
+    assert {hit.fields["generation"] for hit in hits} == {2}
+    assert hits.trace.fallback == "search: Gone"
+    assert left == 0
+    left = 1000
+    world.switch(generation(2, bundle), drop=True)
+    with pytest.raises(Gone):
+        router.search(QUERIES[0], **ASKED)
+    assert left == 990
+
+
+# A real engine
+
+
+class Lite:
+    """A Milvus Lite file with two generations of one collection behind an alias."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = str(folder / "docs.db")
+        self.client = pymilvus.MilvusClient(self.path)
+        schema = self.client.create_schema()
+        schema.add_field("id", pymilvus.DataType.INT64, is_primary=True)
+        schema.add_field("vector", pymilvus.DataType.FLOAT_VECTOR, dim=DIM)
+        index = self.client.prepare_index_params()
+        index.add_index("vector", index_type="FLAT", metric_type="COSINE")
+        self.client.create_collection("docs", schema=schema, index_params=index)
+        self.client.create_alias("docs", "live")
+        rows = [{"id": row, "vector": key.tolist()} for row, key in enumerate(vectors())]
+        self.client.insert("docs", rows)
+        key = collection_key(MilvusCollection(self.client, "live").info)
+        self.registry = Registry(folder / "registry")
+        self.names: dict[str | None, str] = {}
+        self.allowed: dict[str | None, dict[str, list[Answer]]] = {}
+        for version, change in (("odd1", lambda _: None), ("even1", other_cells)):
+            bundle = write_bundle(folder / version, version=version, change=change, collection=key)
+            self.registry.publish(bundle)
+            built = lay_out(MilvusCollection(self.client, "live"), open_bundle(bundle))
+            self.names[version] = built.info.name
+            router = LearnedRouter(built, bundle=bundle, refresh=None)
+            found = router.search(QUERIES, k=K, n_probes=N_PROBES)
+            router.enabled = False
+            whole = router.search(QUERIES, k=K)
+            assert {hits.trace.mode for hits in found} == {"route"}
+            self.allowed[version] = {
+                "route": [pairs(hits) for hits in found],
+                "native": [pairs(hits) for hits in whole],
+            }
+        self.failures: list[BaseException] = []
+        self.seen: list[str | None] = []
+
+    def check(self, rows: Sequence[int], found: Sequence[Any]) -> None:
+        (version,) = {hits.trace.version for hits in found}
+        for row, hits in zip(rows, found, strict=True):
+            assert [hit.id for hit in hits] == [
+                key for key, _ in self.allowed[version][hits.trace.mode][row]
+            ]
+        self.seen.append(version)
+
+    def swap(self) -> None:
+        """Move the alias back and forth, and wait until searches have followed."""
+        for version in ["odd1", "even1"] * 3:
+            self.client.alter_alias(self.names[version], "live")
+            done = len(self.seen)
+            wait_until(lambda: bool(self.failures) or version in self.seen[done:])  # noqa: B023
+
+    def finish(self, router: LearnedRouter) -> None:
+        if self.failures:
+            raise self.failures[0]
+        assert set(self.seen) == {"odd1", "even1"}
+        assert set(router.fallbacks) <= {"cells: of another bundle"}
+
+
+@pytest.fixture
+def lite(tmp_path: Path) -> Iterator[Lite]:
+    pytest.importorskip("milvus_lite")
+    made = Lite(tmp_path)
+    yield made
+    made.client.close()
+
+
+def test_threads_while_an_alias_moves(lite: Lite) -> None:
+    collection = MilvusCollection(lite.client, "live")
+    router = LearnedRouter(collection, registry=lite.registry, refresh=0.02)
+    stop = threading.Event()
+
+    def search(turn: int) -> None:
+        try:
+            while not stop.is_set():
+                turn += 1
+                rows = some(turn)
+                lite.check(rows, router.search(QUERIES[rows], k=K, n_probes=N_PROBES))
+        except BaseException as exc:  # noqa: BLE001 - as above
+            lite.failures.append(exc)
+
+    threads = [threading.Thread(target=search, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    try:
+        lite.swap()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    lite.finish(router)
+
+
+def test_tasks_while_an_alias_moves_and_all_share_one_client(lite: Lite) -> None:
+    async def main() -> None:
+        client, stop = pymilvus.AsyncMilvusClient(lite.path), False
+        router = await AsyncLearnedRouter.open(client, "live", registry=lite.registry, refresh=0.02)
+
+        async def search(turn: int) -> None:
+            try:
+                while not stop:
+                    turn += 1
+                    rows = some(turn)
+                    lite.check(rows, await router.search(QUERIES[rows], k=K, n_probes=N_PROBES))
+            except BaseException as exc:  # noqa: BLE001 - as above
+                lite.failures.append(exc)
+
+        tasks = [asyncio.create_task(search(number)) for number in range(30)]
+        try:
+            await asyncio.to_thread(lite.swap)
+        finally:
+            stop = True
+            await asyncio.gather(*tasks)
+            await client.close()
+        lite.finish(router.router)
+
+    asyncio.run(main())

@@ -52,6 +52,9 @@ class MilvusCollection:
     An alias is followed once, at the first use: the object then stays on that collection, so that
     a moved alias never mixes two generations. ``info.name`` is the collection's own name.
 
+    Make the client, and this object, in the process that uses them: gRPC may take no calls in a
+    fork of a process that was in the middle of one.
+
     Parameters
     ----------
     client

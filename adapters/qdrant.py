@@ -77,6 +77,8 @@ class QdrantCollection:
     """One dense vector of a Qdrant collection.
 
     Nothing is asked of the database until ``info`` is first used, here or by another method.
+    Make the client, and this object, in the process that uses them: a fork would share its
+    connections with its parent.
 
     Parameters
     ----------

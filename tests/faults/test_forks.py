@@ -36,7 +36,7 @@ def run(folder: Path, code: str, *arguments: str) -> str:
 
 
 START = """
-import os, signal, sys, threading, time, traceback
+import faulthandler, os, sys, threading, time, traceback
 from pathlib import Path
 import numpy as np
 from amips_plugins import LearnedRouter, Registry
@@ -47,7 +47,7 @@ from tests.generations import World, generation
 def in_child(work):
     child = os.fork()
     if not child:
-        signal.alarm(30)
+        faulthandler.dump_traceback_later(20, exit=True)
         try:
             work()
         except BaseException:
@@ -88,7 +88,7 @@ def hold():
     for lock in locks:
         lock.release()
 
-thread = threading.Thread(target=hold)
+thread = threading.Thread(target=hold, daemon=True)
 thread.start()
 assert held.wait(20)
 
@@ -179,13 +179,13 @@ class Hook:
 
 hook = Hook()
 router = LearnedRouter(laid_out(folder / "v1"), hook=hook, refresh=None, plan_timeout=60.0)
-two = [threading.Thread(target=lambda: router.search(query, k=3)) for _ in range(2)]
+two = [threading.Thread(target=lambda: router.search(query, k=3), daemon=True) for _ in range(2)]
 for thread in two:
     thread.start()
 for thread in two:
     thread.join()
 hook.wait = hook.stay
-searching = threading.Thread(target=lambda: router.search(query, k=3))
+searching = threading.Thread(target=lambda: router.search(query, k=3), daemon=True)
 searching.start()
 assert inside.wait(20)  # one thread plans, another one is idle
 
@@ -216,7 +216,7 @@ def search():
     while not stop.is_set():
         router.search(query, k=3, n_probes=2)
 
-threads = [threading.Thread(target=search) for _ in range(4)]
+threads = [threading.Thread(target=search, daemon=True) for _ in range(4)]
 for thread in threads:
     thread.start()
 

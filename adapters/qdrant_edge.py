@@ -4,6 +4,7 @@ Cells are what they are on a Qdrant server (see ``qdrant``): payload values with
 exactly. The engine holds Python's lock during every call, so threads take turns, and writes and
 searches of one process never overlap. What a call has written survives the death of the process;
 ``close``, and every 10,000 keys, bring it to the disk as well, where a power failure leaves it.
+A shard is of use to the process that opened it only, not to its forks.
 
 Importing this module needs the extra ``qdrant-edge``, and not Qdrant's client.
 """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amips_plugins.adapters.base import Id, KeyBatch, SearchRequest, searches_everything
+from amips_plugins.adapters.base import Hit, Id, KeyBatch, SearchRequest, searches_everything
 from amips_plugins.adapters.grouping import OVERFLOW
 from amips_plugins.adapters.qdrant_cells import cell_key
 from amips_plugins.adapters.qdrant_opening import listed
@@ -22,7 +22,9 @@ else:
 
 __all__ = [
     "all_of",
+    "as_arguments",
     "as_batch",
+    "as_hits",
     "as_ids",
     "cell_of",
     "empty",
@@ -101,6 +103,27 @@ def plan_queries(
         with_payload = list(request.fields) if request.fields else False
         queries.append(models.QueryRequest.model_construct(**search, with_payload=with_payload))
     return queries
+
+
+def as_arguments(query: models.QueryRequest) -> dict[str, Any]:
+    """Return a query of a batch as keyword arguments of the client's call for a single one."""
+    return {
+        "query": query.query,
+        "using": query.using,
+        "prefetch": query.prefetch,
+        "query_filter": query.filter,
+        "search_params": query.params,
+        "limit": query.limit,
+        "with_payload": query.with_payload or False,
+    }
+
+
+def as_hits(answers: Sequence[models.QueryResponse]) -> list[list[Hit]]:
+    """Return what the client answered, one answer a query, as hits."""
+    return [
+        [Hit(plain_id(point.id), point.score, point.payload or {}) for point in answer.points]
+        for answer in answers
+    ]
 
 
 def _in_cells(cells: Sequence[int], layout: str, condition: models.Filter | None) -> models.Filter:

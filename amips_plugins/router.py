@@ -57,7 +57,9 @@ class LearnedRouter:
     hook
         A pre-query hook of your own, in place of any bundle.
     threads
-        Threads of one model call.
+        Threads of one model call. At 1 the caller's own thread computes and ONNX Runtime starts
+        none, so a server of many workers or processes is not oversubscribed; more help large
+        batches only, and where a process has the cores to itself.
     refresh
         Seconds after which a search has the database and the registry looked at again, on a
         thread of its own (see ``refresh``); None to do so only on request.

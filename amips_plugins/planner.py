@@ -100,10 +100,10 @@ class Planner:
             raise  # the caller's own argument
         except Exception as exc:  # noqa: BLE001 - whatever a model does, the native search answers
             if self._model.fail():
-                _log.warning("The model for %r failed time and again and is given a rest.", name)
+                _tell("The model for %r failed time and again and is given a rest.", name, "rest")
             return NATIVE, self._fallbacks.note(name, f"model: {type(exc).__name__}", exc)
         if self._model.succeed():
-            self._answers_again(name, "model")
+            self._answers_again("The model for %r answers again.", name)
         return plan, None
 
     def searched(self, serving: Serving, *, by_plan: bool) -> None:
@@ -113,14 +113,18 @@ class Planner:
         name = serving.collection.info.name
         if by_plan:
             if self._search.succeed():
-                self._answers_again(name, "routed search")
+                self._answers_again("Routed searches of %r answer again.", name)
         elif self._search.fail():
-            _log.warning("Routed searches of %r failed time and again and are given a rest.", name)
+            _tell("Routed searches of %r failed time and again and get a rest.", name, "rest")
 
-    def _answers_again(self, name: str, what: str) -> None:
-        _log.warning("The %s for %r answers again.", what, name)
+    def _answers_again(self, text: str, name: str) -> None:
+        _tell(text, name, "recovery")
         self._fallbacks.start_over()
 
     def _seconds(self, n_queries: int, timeout: float | None) -> float:
         patience = self._patience + _A_QUERY_MORE * (n_queries - 1)
         return patience if timeout is None else min(patience, _MODELS_SHARE * timeout)
+
+
+def _tell(text: str, name: str, event: str) -> None:
+    _log.warning(text, name, extra={"amips_event": event, "amips_collection": name})

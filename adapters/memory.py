@@ -155,6 +155,10 @@ class MemoryCollection:
             for row in range(len(request.queries))
         ]
 
+    def exact(self, request: SearchRequest) -> list[list[Hit]]:
+        """Search exactly, as every native search here."""
+        return self.search(request)
+
     def _search_one(
         self,
         request: SearchRequest,

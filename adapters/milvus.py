@@ -25,7 +25,12 @@ from amips_plugins.adapters.base import (
 from amips_plugins.adapters.grouping import OVERFLOW, group_by_cells, merge_hits
 from amips_plugins.adapters.milvus_layouts import MilvusLayouts
 from amips_plugins.adapters.milvus_names import BUILDING, CELL_FIELD, draining
-from amips_plugins.adapters.milvus_opening import connect_lite, connect_server, open_table
+from amips_plugins.adapters.milvus_opening import (
+    connect_lite,
+    connect_server,
+    open_table,
+    widest_params,
+)
 from amips_plugins.adapters.milvus_table import Table
 from amips_plugins.errors import (
     CollectionError,
@@ -296,6 +301,18 @@ class MilvusCollection:
             found[0] if len(found) == 1 else merge_hits(found, request.k, larger_is_better=better)
             for found in answers
         ]
+
+    def exact(self, request: SearchRequest) -> list[list[Hit]]:
+        """Search as widely as the index can, all partitions of a layout included.
+
+        A FLAT index is exact, and an IVF index that keeps whole vectors is when all its lists are
+        searched. A graph (HNSW, DISKANN) gets the longest list of candidates that a server takes,
+        and an index of compressed vectors its most, too: the best that Milvus can do with them.
+        """
+        params = {"params": widest_params(self.table(), request.k)}
+        return self._search(
+            replace(request, params=params), NATIVE, range(len(request.queries)), None
+        )
 
     def _check_partitions(self, partitions: Sequence[str]) -> None:
         if not self.table().is_lite:

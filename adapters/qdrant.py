@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -294,6 +294,12 @@ class QdrantCollection:
             [Hit(plain_id(point.id), point.score, point.payload or {}) for point in answer.points]
             for answer in answers
         ]
+
+    def exact(self, request: SearchRequest) -> list[list[Hit]]:
+        """Search by comparing with every point, unquantised; strict mode may refuse it."""
+        # Local mode is always exact, and warns of search parameters.
+        params = None if self._local else {"exact": True}
+        return self.search(replace(request, params=params))
 
     def upsert(
         self,

@@ -11,7 +11,7 @@ Importing this module needs the extra ``qdrant-edge``, and not Qdrant's client.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -235,6 +235,10 @@ class QdrantEdgeCollection:
             rows = range(start, min(start + _QUERIES, len(request.queries)))
             found += self._run(search, rows)
         return found
+
+    def exact(self, request: SearchRequest) -> list[list[Hit]]:
+        """Search by comparing with every point, unquantised."""
+        return self.search(replace(request, params={"exact": True}))
 
     def _run(self, search: _Search, rows: range) -> list[list[Hit]]:
         # One call for all rows: no write comes between the searches of one query's cells.

@@ -6,7 +6,7 @@ import hashlib
 import posixpath
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,8 +26,12 @@ __all__ = [
     "MANIFEST",
     "MANIFEST_LIMIT",
     "MODEL",
+    "SIGNATURE",
+    "REFERENCE",
+    "REFERENCE_LIMIT",
     "Bundle",
     "CollectionKey",
+    "Fetch",
     "Figure",
     "FileEntry",
     "Manifest",
@@ -41,15 +45,20 @@ MODEL = "model.onnx"
 CELLS = "cells.npz"
 CALIBRATION = "calibration.npz"
 CANNED = "canned.npz"  # queries, and what the model gave for them
+REFERENCE = "reference.npz"  # what the model says of held-out queries; see health.drift
 IDS = "ids.jsonl"  # the snapshot's keys, one a line
 KNOWN_CELLS = "known_cells.npy"  # (n, 2) int32: cell and sketch of each of them
+SIGNATURE = "manifest.sig"  # beside the manifest, which cannot hold a checksum of it
 
 MANIFEST_LIMIT = 1 << 20  # bytes
+REFERENCE_LIMIT = 16 << 20
 _MOST_FILES = 16
+_NO_FILES = ("", ".", "..", MANIFEST, SIGNATURE)
 _LIMITS = {  # bytes; the last two grow with the collection, and serving never reads them
     MODEL: 512 << 20,
     CELLS: 512 << 20,
     CALIBRATION: 64 << 20,
+    REFERENCE: REFERENCE_LIMIT,
     KNOWN_CELLS: 16 << 30,
     IDS: 64 << 30,
 }
@@ -57,6 +66,7 @@ _LIMIT = 64 << 20  # of any other file
 
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")  # it becomes a folder of the registry
 
+Fetch = Callable[[str, int], bytes]
 ModelKind = Literal["native", "linear", "supportnet", "keynet"]
 
 _Size = Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)]
@@ -201,20 +211,38 @@ class Bundle:
         Where it is, for messages.
     fetch
         Reads a file of the bundle: all of it, or at least one byte more than the limit given.
+    content
+        The bytes that the manifest was read from.
     """
 
     manifest: Manifest
     location: str
-    fetch: Callable[[str, int], bytes]
+    fetch: Fetch
+    content: bytes = field(repr=False)
 
     @classmethod
-    def in_folder(cls, folder: Path) -> Bundle:
+    def in_folder(
+        cls, folder: Path, check: Callable[[str, bytes, Fetch], None] | None = None
+    ) -> Bundle:
         """Open the bundle in a local folder, as ``open`` does."""
-        return cls.open(str(folder), lambda name, limit: read_file(folder / name, limit))
+        return cls.open(str(folder), lambda name, limit: read_file(folder / name, limit), check)
 
     @classmethod
-    def open(cls, location: str, fetch: Callable[[str, int], bytes]) -> Bundle:
-        """Read and check the manifest; no other file is touched.
+    def open(
+        cls,
+        location: str,
+        fetch: Fetch,
+        check: Callable[[str, bytes, Fetch], None] | None = None,
+    ) -> Bundle:
+        """Read and check the manifest; no other file is touched, but by ``check``.
+
+        Parameters
+        ----------
+        location, fetch
+            As the attributes.
+        check
+            Called with the location, the bytes of the manifest and ``fetch`` before anything is
+            decoded, to refuse by raising: see ``signing.signature_check``.
 
         Raises
         ------
@@ -231,6 +259,8 @@ class Bundle:
             raise BundleCorrupt(
                 f"The manifest of {location} is larger than {MANIFEST_LIMIT} bytes."
             )
+        if check is not None:
+            check(location, data, fetch)
         try:
             version = msgspec.json.decode(data, type=_Peek).format
             if version != FORMAT:
@@ -251,14 +281,14 @@ class Bundle:
         if len(manifest.files) > _MOST_FILES:
             raise BundleCorrupt(f"The manifest of {location} names more than {_MOST_FILES} files.")
         for name, entry in manifest.files.items():
-            if name != posixpath.basename(name) or name in ("", ".", "..", MANIFEST):
+            if name != posixpath.basename(name) or name in _NO_FILES:
                 raise BundleCorrupt(f"The manifest of {location} names the file {name!r}.")
             limit = _LIMITS.get(name, _LIMIT)
             if entry.bytes > limit:
                 raise BundleCorrupt(
                     f"{name} of {location} has {entry.bytes} bytes, and {limit} are the limit."
                 )
-        return cls(manifest, location, fetch)
+        return cls(manifest, location, fetch, data)
 
     def read(self, name: str) -> bytes:
         """Read a file and verify it against the manifest.

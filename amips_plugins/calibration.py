@@ -94,6 +94,25 @@ class Calibration:
         except InvalidInput:
             return -np.inf
 
+    def widen(self, threshold: float, factor: float) -> float:
+        """Return the highest threshold that searches ``factor`` times the share of the keys.
+
+        Parameters
+        ----------
+        threshold
+            One of ``thresholds``.
+        factor
+            At least 1; what comes to every key is minus infinity.
+        """
+        if factor <= 1.0:
+            return threshold
+        level = int((self.thresholds <= threshold).argmax())
+        wanted = factor * float(self.scanned[level])
+        enough = self.scanned[:-1] >= wanted
+        if wanted >= 1.0 or not enough.any():
+            return -np.inf
+        return float(self.thresholds[int(enough.argmax())])
+
     def to_bytes(self) -> bytes:
         """Serialise as an npz archive (plain arrays, no pickle)."""
         buffer = io.BytesIO()

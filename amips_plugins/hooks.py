@@ -138,8 +138,10 @@ class RouteHook:
                 raise InvalidInput(f"n_probes={target.n_probes} searches nothing; pass 1 or more.")
             return 0.0
         if target.recall is not None:
-            return self.calibration.threshold(target.k, target.recall)
-        return self.calibration.default_threshold(target.k, self.default_recall)
+            threshold = self.calibration.threshold(target.k, target.recall)
+        else:
+            threshold = self.calibration.default_threshold(target.k, self.default_recall)
+        return self.calibration.widen(threshold, target.widen)
 
 
 def cells_above(priority: FloatArray, threshold: float) -> IntArray:

@@ -153,8 +153,8 @@ def serving_bundle(
 
     Raises
     ------
-    BundleNotFound, BundleCorrupt
-        Nothing sound is published for the collection.
+    BundleNotFound, BundleCorrupt, BundleUnsigned
+        Nothing sound is published for the collection, or nothing that the registry lets pass.
     BundleMismatch
         The collection has cells that no published bundle knows.
     """

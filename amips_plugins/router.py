@@ -30,6 +30,7 @@ from amips_plugins.writes import Assigner
 
 if TYPE_CHECKING:
     from amips_plugins.adapters.base import Collection, Id, SearchRequest
+    from amips_plugins.health.gate import Health
 
 __all__ = ["Hits", "LearnedRouter", "Trace"]
 
@@ -165,6 +166,11 @@ class LearnedRouter:
     @enabled.setter
     def enabled(self, value: bool) -> None:
         self._planner.enabled = bool(value)
+
+    @property
+    def health(self) -> Health | None:
+        """How the router does; None while nothing watches it."""
+        return None
 
     def observe(self, observer: Observer) -> None:
         """Tell an observer of every search to come, once it is answered.

@@ -23,6 +23,7 @@ from amips_plugins.bundle import (
     KNOWN_CELLS,
     MANIFEST,
     MODEL,
+    REFERENCE,
     Manifest,
     describe_file,
 )
@@ -43,6 +44,7 @@ from amips_plugins.export.queries import QuerySplits
 from amips_plugins.export.snapshot import Snapshot
 from amips_plugins.export.to_onnx import to_onnx
 from amips_plugins.files import replace_file
+from amips_plugins.health.drift import Reference
 from amips_plugins.model import OnnxModel
 from amips_plugins.vectors import FloatArray
 
@@ -68,6 +70,7 @@ def write_bundle(
         recorded = [published.assignment.astype(np.int32), sketch(snapshot.vectors())]
         files[KNOWN_CELLS] = _npy(np.stack(recorded, axis=1))
         files[IDS] = snapshot.ids_bytes()
+    files[REFERENCE] = _refer(published, files[MODEL], problem.calibrate).to_bytes()
     ks = tuple(sorted({1, options.k}))
     measured_figures = [
         figure
@@ -125,6 +128,13 @@ def _calibrate(
     model_keys = published.parameters / problem.lifted.shape[1]
     measured = curve(levels, len(thresholds), hit_cells, sizes, model_keys)
     return calibrate(measured, thresholds, hit_cells.shape[1])
+
+
+def _refer(published: Candidate, model: bytes, held_out: Split) -> Reference:
+    """Record what the model, as it will be served, says of queries that it has not seen."""
+    name = "rewritten" if published.kind == "keynet" else "priority"
+    (outputs,) = OnnxModel(model).run([name], {"queries": held_out.queries})
+    return Reference.of(outputs)
 
 
 def _npy(array: np.typing.NDArray[np.int32]) -> bytes:

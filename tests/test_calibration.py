@@ -139,3 +139,30 @@ def test_damage_is_corrupt_or_harmless_and_nothing_else(data: st.DataObject) -> 
     except BundleCorrupt:
         return
     np.testing.assert_array_equal(read.guaranteed, GUARANTEED)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "factor", "wider"),
+    [
+        (-1.0, 1.0, -1.0),
+        (-1.0, 1.5, -2.0),  # .3 of the keys: the first level with as many
+        (-1.0, 2.5, -2.0),  # exactly .5
+        (-1.0, 4.0, -3.5),
+        (-1.0, 5.0, -np.inf),
+        (-2.0, 1.7, -np.inf),  # .85, which only every cell has
+        (-3.5, 4.0, -np.inf),
+        (-np.inf, 4.0, -np.inf),
+        (-1.0, np.inf, -np.inf),
+    ],
+)
+def test_widening_searches_so_many_times_the_keys(
+    threshold: float, factor: float, wider: float
+) -> None:
+    assert CALIBRATION.widen(threshold, factor) == wider
+
+
+def test_a_wider_search_never_has_fewer_cells() -> None:
+    for threshold in THRESHOLDS.tolist():
+        wider = [CALIBRATION.widen(threshold, factor) for factor in (1.0, 1.2, 2.0, 4.0, 9.0)]
+        assert wider == sorted(wider, reverse=True)
+        assert max(wider) <= threshold

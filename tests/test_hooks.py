@@ -162,6 +162,26 @@ def test_more_recall_is_more_cells(route: RouteHook) -> None:
         assert all(few <= many for few, many in zip(narrow, wide, strict=True))
 
 
+def test_a_widened_plan_searches_so_many_times_the_share_of_the_keys(route: RouteHook) -> None:
+    planned = route.plan(QUERIES, Target(K, 0.5))
+    assert planned.cells is not None
+    for factor in (1.5, 2.0):
+        wider = route.plan(QUERIES, Target(K, 0.5, widen=factor))
+        assert wider.cells is not None
+        assert (wider.cells >= 0).sum() > (planned.cells >= 0).sum()
+        for few, more in zip(planned.cells.tolist(), wider.cells.tolist(), strict=True):
+            assert set(few) <= {*more, -1}
+    assert route.plan(QUERIES, Target(K, 0.5, widen=100.0)) is NATIVE
+    assert route.plan(QUERIES, Target(K, widen=np.inf)) is NATIVE
+
+
+def test_probes_of_the_callers_own_are_never_widened(route: RouteHook) -> None:
+    for factor in (4.0, np.inf):
+        plan = route.plan(QUERIES, Target(K, n_probes=2, widen=factor))
+        assert plan.cells is not None
+        assert plan.cells.shape == (len(QUERIES), 2)
+
+
 def test_probes_override_the_target(route: RouteHook) -> None:
     cells = route.plan(QUERIES, Target(k=3, recall=0.9, n_probes=2)).cells
     assert cells is not None

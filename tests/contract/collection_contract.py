@@ -119,6 +119,33 @@ class CollectionContract:
                     atol=1e-5,
                 )
 
+    def test_the_exact_search_looks_at_every_key(self) -> None:
+        queries = vectors(seed=1, count=5)
+        for metric in self.metrics:
+            for collection in (self.build(metric), self.laid_out(metric)):
+                found = collection.exact(SearchRequest(queries, k=7))
+                expected = self.reference(metric).search(SearchRequest(queries, k=7))
+                for hits, wanted in zip(found, expected, strict=True):
+                    assert [hit.id for hit in hits] == [hit.id for hit in wanted]
+                    np.testing.assert_allclose(
+                        [hit.score for hit in hits],
+                        self.scores([hit.score for hit in wanted], metric),
+                        rtol=1e-4,
+                        atol=1e-5,
+                    )
+
+    def test_the_exact_search_leaves_parameters_aside(self) -> None:
+        collection = self.build()
+        odd = SearchRequest(vectors(1, 2), k=5, params={"no such parameter": 1})
+        fields = SearchRequest(
+            vectors(1, 2), k=5, filter=self.group_filter("g1"), fields=("group",)
+        )
+        assert [[h.id for h in hits] for hits in collection.exact(odd)] == [
+            [h.id for h in hits] for hits in collection.search(SearchRequest(vectors(1, 2), k=5))
+        ]
+        for hits in collection.exact(fields):
+            assert {hit.fields["group"] for hit in hits} == {"g1"}
+
     def test_k_over_the_count_returns_every_key(self) -> None:
         hits = self.build().search(SearchRequest(vectors(1, 1), k=COUNT + 5))[0]
         assert sorted(hit.id for hit in hits) == list(range(COUNT))

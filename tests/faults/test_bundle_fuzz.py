@@ -27,12 +27,14 @@ from amips_plugins.bundle import (
     KNOWN_CELLS,
     MANIFEST,
     MODEL,
+    REFERENCE,
     Bundle,
     describe_file,
 )
 from amips_plugins.errors import BundleCorrupt, BundleError
 from amips_plugins.export.nets import KeyNet, SupportNet
 from amips_plugins.export.to_onnx import Order, to_onnx
+from amips_plugins.health.drift import load_reference
 from amips_plugins.hooks import ModelFault, load_hook
 from amips_plugins.layout import known_cells
 from amips_plugins.onnx_check import OPERATORS, check_onnx
@@ -189,6 +191,17 @@ def _known(changed: str, data: bytes) -> None:
     except BundleError:
         return
     assert set(assign([0, 1, 2], QUERIES).tolist()) <= set(range(N_CELLS))
+
+
+@fuzz(REFERENCE, 0.05)
+def test_reference(data: bytes) -> None:
+    try:
+        reference = load_reference(opened(REFERENCE, data))
+    except BundleError:
+        return
+    assert reference is not None
+    with np.errstate(over="ignore"):  # of numbers like 1e38
+        assert 0.0 <= reference.compare(np.ones((5, N_CELLS), np.float32)).p_value <= 1.0
 
 
 @fuzz(KNOWN_CELLS, 0.05)

@@ -75,7 +75,6 @@ def growth(samples: Sequence[Sample], name: str) -> float:
 def draw(
     samples: Sequence[Sample],
     warm_up: float,
-    faults: Sequence[tuple[float, float]],
     title: str,
     path: Path,
 ) -> None:
@@ -87,8 +86,6 @@ def draw(
         One a second.
     warm_up
         Seconds that are not judged.
-    faults
-        Start and end of each, in seconds.
     title
         Of the figure.
     path
@@ -109,8 +106,6 @@ def draw(
     }
     axes = figure.subplots(len(lines), 1, sharex=True)
     for axis, (label, drawn) in zip(axes, lines.items(), strict=True):
-        for begin, end in faults:
-            axis.axvspan(begin / 60.0, end / 60.0, color="#d55e00", alpha=0.15, linewidth=0)
         axis.axvspan(0.0, warm_up / 60.0, color="#999999", alpha=0.25, linewidth=0)
         for (name, values), colour in zip(drawn, ("#0072b2", "#009e73"), strict=False):
             axis.plot(minutes, values, color=colour, linewidth=1.0, label=name)

@@ -69,6 +69,7 @@ _PATIENCE = 90.0  # seconds that a router may take to use its model again: a bre
 _MOST_MEMORY = 24.0  # MiB that may be gained; the bundles alone are swapped hundreds of times
 _MOST_THREADS = 4.0
 _MOST_FILES = 4.0
+_JUDGED = 4.0  # minutes from which on that is judged: before, it is all warm-up
 _CLOSE = 1e-4  # of a score
 _EXACT = 50  # one answer in so many is compared with a full scan
 
@@ -450,10 +451,10 @@ def _report(
     grown = {name: growth(judged, name) for name in ("rss", "threads", "files")}
     wrong = [f"{what} ({count} times)" for what, count in tally.wrong.most_common()]
     for name, most in (("rss", _MOST_MEMORY), ("threads", _MOST_THREADS), ("files", _MOST_FILES)):
-        if grown[name] > most:
+        if grown[name] > most and minutes >= _JUDGED:
             wrong.append(f"{name} grew by {grown[name]:.1f}, more than {most}")
     idle = [name for name, count in soak.trouble.counts.items() if count == 0]
-    if idle and minutes >= 3:
+    if idle and minutes >= _JUDGED:
         wrong.append(f"never happened: {', '.join(idle)}")
     return Report(
         minutes=minutes,

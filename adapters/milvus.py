@@ -179,9 +179,10 @@ class MilvusCollection:
             raise CollectionNotFound(f"Milvus has no collection {self._name!r} any more.")
         found = self.client.describe_collection(self._name)
         table = self.table()
-        # Milvus Lite numbers no collections; a server may have another one under the old name.
-        same = found["collection_name"] == table.name
-        if same and found["collection_id"] == table.raw["collection_id"]:
+        # There may be another collection under the old name. Milvus Lite numbers none: there it
+        # shows only where the fields are others.
+        same = ("collection_name", "collection_id", "fields")
+        if all(found[what] == table.raw[what] for what in same):
             return self
         return type(self)(self.client, self._name, self.info.field)
 

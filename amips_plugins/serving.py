@@ -154,7 +154,7 @@ def serve_latest(running: Serving, registry: Registry, threads: int) -> Serving:
     latest = registry.current(collection_key(collection.info))
     if running.hook is not None and latest == running.latest and running.obstacle is None:
         return running
-    bundle = serving_bundle(collection, registry)
+    bundle = serving_bundle(collection, registry, latest)  # not asked again: it may have moved
     serving = replace(serve_bundle(collection, bundle, threads, running), latest=latest)
     same = (serving.manifest, serving.layout, latest, serving.obstacle)
     if same == (running.manifest, running.layout, running.latest, running.obstacle):

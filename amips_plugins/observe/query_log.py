@@ -181,6 +181,7 @@ class QueryLog:
         self._name = f"{_now():%Y%m%dT%H%M%SZ}-{os.getpid()}-{secrets.token_hex(4)}.parquet"
         self._info, self._about, self._reservoir = None, None, None
         self._started, self._written = "", 0
+        self._failing = False
 
     def _follow(self, info: CollectionInfo) -> None:
         """Take the first collection seen, or a later generation of it."""
@@ -223,7 +224,11 @@ class QueryLog:
         try:
             self.flush()
         except Exception as exc:  # noqa: BLE001 - a full disk must not end the process
-            _log.warning("The query log %s cannot be written: %s", self._folder, exc)
+            if not self._failing:
+                _log.warning("The query log %s cannot be written: %s", self._folder, exc)
+            self._failing = True
+        else:
+            self._failing = False
 
 
 _LIVE: weakref.WeakSet[QueryLog] = weakref.WeakSet()

@@ -38,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from amips_plugins import AsyncLearnedRouter, LearnedRouter, MemoryCollection, Registry
 from amips_plugins.bundle import Bundle, CollectionKey
 from amips_plugins.files import replace_file
+from amips_plugins.health.watch import Watch
 from amips_plugins.hooks import load_hook
 from amips_plugins.layout import lay_out
 from amips_plugins.observe.metrics import RouterMetrics
@@ -378,13 +379,27 @@ class Soak:
         memory, milvus = SharedMemory(inner, self.faults), Watched(client, alias)
         self.hook = Unsteady(load_hook(first["memory"]))
         refresh: dict[str, Any] = {"refresh": _REFRESH, "plan_timeout": _PLAN_TIMEOUT}
+
+        def watch() -> Watch:
+            return Watch(share=0.01, at_most_every=0.2, at_most_busy=0.2)
+
         self.routers = {
             "memory": LearnedRouter(
-                memory, registry=registry, observers=[kept[0], spans], **refresh
+                memory,
+                registry=registry,
+                observers=[kept[0], spans],
+                watch=watch(),
+                **refresh,
             ),
-            "hook": LearnedRouter(memory, hook=self.hook, observers=[kept[0], spans], **refresh),
+            "hook": LearnedRouter(
+                memory, hook=self.hook, observers=[kept[0], spans], watch=watch(), **refresh
+            ),
             "milvus": LearnedRouter(
-                milvus, registry=registry, observers=[kept[1], spans], **refresh
+                milvus,
+                registry=registry,
+                observers=[kept[1], spans],
+                watch=watch(),
+                **refresh,
             ),
         }
         self.corpora = {"memory": self.large, "hook": self.large, "milvus": self.small}

@@ -6,15 +6,15 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amips_plugins.answering import Answer, answer, traces
 from amips_plugins.bundle import Bundle, Manifest
-from amips_plugins.checks import as_ids, as_keys, check_k, check_target
-from amips_plugins.errors import CollectionError, InvalidInput
+from amips_plugins.checks import check_k, check_target
+from amips_plugins.errors import InvalidInput
 from amips_plugins.fallbacks import Fallbacks
 from amips_plugins.forks import renew_after_fork
 from amips_plugins.health.gate import Health
@@ -30,14 +30,12 @@ from amips_plugins.serving import Serving, bundle_in, serve_bundle
 from amips_plugins.steps import Aside, Steps, run
 from amips_plugins.trace import Hits, Trace
 from amips_plugins.vectors import as_queries
-from amips_plugins.writes import Assigner
+from amips_plugins.writes import Writer
 
 if TYPE_CHECKING:
     from amips_plugins.adapters.base import Collection, Id, SearchRequest
 
 __all__ = ["Hits", "LearnedRouter", "Trace"]
-
-_SWITCHES = 10  # generations that one write follows: more in a row is a fault
 
 
 class LearnedRouter:
@@ -121,7 +119,6 @@ class LearnedRouter:
         if not plan_timeout > 0:
             raise InvalidInput(f"plan_timeout={plan_timeout!r} is no time; pass seconds above 0.")
         self._count = collection.count()
-        self._assigner = Assigner()
         self._observers = Observers(observers)
         self._fallbacks = Fallbacks()
         self._planner = Planner(self._fallbacks, plan_timeout)
@@ -137,6 +134,7 @@ class LearnedRouter:
         self._start_over(serving)
         self._lookout = Lookout(serving, known, threads, overflow_warning, self._start_over)
         self._lookout.look_first()
+        self._writer = Writer(self._lookout, self._fallbacks)
         self._refresher = Refresher(self.refresh, refresh)
         renew_after_fork(self)
 
@@ -379,19 +377,7 @@ class LearnedRouter:
         CollectionError
             The collection was replaced time and again during the call.
         """
-        keys, rows = as_keys(ids, vectors, fields, self.collection.info.dim)
-
-        def write(serving: Serving) -> None:
-            cells = None
-            if serving.bundle is not None and serving.has_cells_of_bundle():
-                try:
-                    cells = self._assigner.assign(serving.bundle, keys, rows)
-                except Exception as exc:  # noqa: BLE001 - the write must not suffer from a bundle
-                    reason = f"write: {type(exc).__name__}"
-                    self._fallbacks.note(serving.collection.info.name, reason, exc)
-            serving.collection.upsert(keys, rows, fields, cells)
-
-        self._write(write)
+        self._writer.upsert(ids, vectors, fields)
 
     def delete(self, ids: Sequence[Id]) -> None:
         """Delete keys; ids that are not there are none of its business.
@@ -403,8 +389,7 @@ class LearnedRouter:
         CollectionError
             The collection was replaced time and again during the call.
         """
-        keys = as_ids(ids)
-        self._write(lambda serving: serving.collection.delete(keys))
+        self._writer.delete(ids)
 
     def overflow_share(self) -> float:
         """Count the keys that have no cell, which every query searches.
@@ -440,7 +425,7 @@ class LearnedRouter:
         """Take nothing over from the parent process that only its threads could finish."""
         self._fallbacks.after_fork()
         self._observers.after_fork()
-        self._assigner.after_fork()
+        self._writer.after_fork()
         self._lookout.after_fork()
         self._refresher.after_fork()
         self._planner.start_over(self._lookout.serving)
@@ -503,22 +488,6 @@ class LearnedRouter:
             # The native search had no chance: give it one, should this go on.
             self._planner.searched(serving, by_plan=False)
         self._refresher.hurry()
-
-    def _write(self, write: Callable[[Serving], None]) -> None:
-        """Write until the generation written to is the one that serves."""
-        for _ in range(_SWITCHES):
-            serving = self._lookout.serving
-            if serving.collection.current() is not serving.collection:
-                if not self.refresh():
-                    self._lookout.follow()  # so that its own error shows
-                serving = self._lookout.serving
-            write(serving)
-            if serving.collection.current() is serving.collection:
-                return
-        raise CollectionError(
-            f"The collection behind {self.collection.info.name!r} was replaced {_SWITCHES} times "
-            f"during one write; write again when it has come to rest."
-        )
 
     def _check_count(self, k: int, collection: Collection) -> Steps[None]:
         self._count = yield Aside(collection.count)  # it may have grown since

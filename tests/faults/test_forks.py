@@ -70,7 +70,7 @@ router.observe(seen.append)
 locks = [
     router._fallbacks._lock,
     router._observers._lock,
-    router._assigner._lock,
+    router._writer._lock,
     router._lookout._looking,
     router._refresher._busy,
     router._planner._model._lock,

@@ -36,12 +36,13 @@ frameworks: $(FRAMEWORKS:%=%/.installed)
 	  tests/milvus/test_collection.py tests/contract/test_milvus.py $(ASYNC_TESTS) -n 2 --dist loadscope
 
 # What takes longer than a developer waits for: over a hundred kills of servers and clients, both
-# demos, and the benchmarks on part of the data.
+# demos, a soak of 15 minutes, and the benchmarks on part of the data.
 nightly: test
 	AMIPS_NIGHTLY=1 AMIPS_KILLS=10 $(BIN)/python -m pytest integration_tests/test_milvus_crashes.py \
-	  integration_tests/test_milvus_server.py -n 2 --dist loadfile --timeout 900
+	  integration_tests/test_milvus_server.py integration_tests/test_milvus_faults.py -n 2 --dist loadfile --timeout 900
 	$(BIN)/amips demo --database milvus
 	$(BIN)/amips demo --database qdrant
+	$(BIN)/python benchmarks/soak.py --json build/soak.json
 	AMIPS_FUZZ=100000 $(BIN)/python -m pytest tests/faults/test_bundle_fuzz.py
 	$(BIN)/python benchmarks/routing.py pydocs --quick --limit 5000
 	$(BIN)/python benchmarks/overhead.py

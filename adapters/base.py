@@ -165,6 +165,21 @@ class Collection(Protocol):
         """
         ...
 
+    def exact(self, request: SearchRequest) -> list[list[Hit]]:
+        """Search exactly, as far as the database can: what an answer's recall is measured by.
+
+        Parameters
+        ----------
+        request
+            As for ``search``; its ``params`` are left aside for those that find the most.
+
+        Returns
+        -------
+        list
+            For each query its hits, best first.
+        """
+        ...
+
     @property
     def break_even(self) -> float:
         """Share of the keys above which a full scan is cheaper than a search of cells.

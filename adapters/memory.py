@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -154,6 +155,20 @@ class MemoryCollection:
             )
             for row in range(len(request.queries))
         ]
+
+    def exact(self, request: SearchRequest) -> list[list[Hit]]:
+        """Search exactly, as every native search here."""
+        return self.search(request)
+
+    async def search_async(
+        self,
+        client: object,  # noqa: ARG002 - there is nothing to connect to
+        request: SearchRequest,
+        plan: QueryPlan = NATIVE,
+    ) -> list[list[Hit]]:
+        """Search as ``search`` does, once the tasks that are waiting have had their turn."""
+        await asyncio.sleep(0)
+        return self.search(request, plan)
 
     def _search_one(
         self,

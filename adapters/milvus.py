@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,27 +21,34 @@ from amips_plugins.adapters.base import (
     SearchRequest,
     check_keys,
     check_layout,
-    searches_everything,
 )
-from amips_plugins.adapters.grouping import OVERFLOW, group_by_cells, merge_hits
+from amips_plugins.adapters.grouping import OVERFLOW
 from amips_plugins.adapters.milvus_layouts import MilvusLayouts
-from amips_plugins.adapters.milvus_names import BUILDING, CELL_FIELD, draining
-from amips_plugins.adapters.milvus_opening import connect_lite, connect_server, open_table
-from amips_plugins.adapters.milvus_table import Table
-from amips_plugins.errors import (
-    CollectionError,
-    CollectionNotFound,
-    InvalidInput,
+from amips_plugins.adapters.milvus_names import BUILDING, draining
+from amips_plugins.adapters.milvus_opening import (
+    connect_lite,
+    connect_server,
+    open_table,
+    widest_params,
 )
+from amips_plugins.adapters.milvus_queries import (
+    Call,
+    as_hits,
+    check_partitions,
+    plan_calls,
+    time_left,
+)
+from amips_plugins.adapters.milvus_table import Table
+from amips_plugins.errors import CollectionNotFound
 from amips_plugins.plan import NATIVE, QueryPlan
-from amips_plugins.vectors import FloatArray, IntArray, native_scores
+from amips_plugins.vectors import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
 __all__ = ["MilvusCollection"]
 
-_NO_TIME = 1e-3  # pymilvus takes 0 for no limit
+_AT_ONCE = 8  # calls of one search: a batch is not to push everybody else aside
 _PAGE_BYTES = 32 << 20  # well under the 100 MB of one answer
 
 
@@ -49,6 +57,9 @@ class MilvusCollection:
 
     An alias is followed once, at the first use: the object then stays on that collection, so that
     a moved alias never mixes two generations. ``info.name`` is the collection's own name.
+
+    Make the client, and this object, in the process that uses them: gRPC may take no calls in a
+    fork of a process that was in the middle of one.
 
     Parameters
     ----------
@@ -168,9 +179,10 @@ class MilvusCollection:
             raise CollectionNotFound(f"Milvus has no collection {self._name!r} any more.")
         found = self.client.describe_collection(self._name)
         table = self.table()
-        # Milvus Lite numbers no collections; a server may have another one under the old name.
-        same = found["collection_name"] == table.name
-        if same and found["collection_id"] == table.raw["collection_id"]:
+        # There may be another collection under the old name. Milvus Lite numbers none: there it
+        # shows only where the fields are others.
+        same = ("collection_name", "collection_id", "fields")
+        if all(found[what] == table.raw[what] for what in same):
             return self
         return type(self)(self.client, self._name, self.info.field)
 
@@ -274,114 +286,73 @@ class MilvusCollection:
             Milvus Lite has lost a cell's partition, which it would take for an empty one; on a
             server its own error says so.
         """
-        if plan.cells is None:
-            return self._search(request, plan, range(len(request.queries)), None)
-        check_layout(plan, self.layout(), self.info.name)
-        everything = searches_everything(plan, self.break_even)
-        answers: list[list[list[Hit]]] = [[] for _ in request.queries]
-        whole, some = np.flatnonzero(everything), np.flatnonzero(~everything)
-        calls: list[tuple[list[int] | None, IntArray]] = [(None, whole)] if len(whole) else []
-        calls += [(cells, some[rows]) for cells, rows in group_by_cells(plan.cells[some])]
-        started = time.monotonic()
-        for cells, chosen in calls:
-            rows, one = chosen.tolist(), request
-            if request.timeout is not None:  # one deadline for all calls; the database says so
-                left = request.timeout - (time.monotonic() - started)
-                one = replace(request, timeout=max(left, _NO_TIME))
-            for row, hits in zip(rows, self._search(one, plan, rows, cells), strict=True):
-                answers[row].append(hits)
-        better = self.info.metric.larger_is_better
-        return [
-            found[0] if len(found) == 1 else merge_hits(found, request.k, larger_is_better=better)
-            for found in answers
-        ]
-
-    def _check_partitions(self, partitions: Sequence[str]) -> None:
-        if not self.table().is_lite:
-            return
-        missing = set(partitions) - set(self.table().partitions())
-        if missing:
-            raise CollectionError(
-                f"Collection {self.info.name!r} has no partition {min(missing)!r}; "
-                f"lay it out again."
-            )
-
-    def _search(
-        self,
-        request: SearchRequest,
-        plan: QueryPlan,
-        rows: Sequence[int],
-        cells: Sequence[int] | None,
-    ) -> list[list[Hit]]:
         table = self.table()
-        info = table.info
-        if not isinstance(request.filter, str | None):
-            raise InvalidInput(
-                f"A Milvus filter is an expression such as 'year > 2000', "
-                f"but got {type(request.filter).__name__}."
-            )
-        condition, partitions = request.filter or "", None
-        if cells is not None and table.cells is not None:
-            if table.cells.storage == "partitions":
-                partitions = [table.cells.partition(cell) for cell in cells]
-                self._check_partitions(partitions)
-            else:
-                inside = f"{CELL_FIELD} in {list(cells)}"
-                condition = f"({condition}) and {inside}" if condition else inside
-        # With no field named, Milvus Lite returns all of them, vectors too.
-        fields = list(request.fields) or [table.key]
-        limit = request.k
-        vectors = request.queries
-        if plan.rewritten is not None:
-            vectors = plan.rewritten
-            limit = max(plan.rescore, request.k)
-            fields = list(dict.fromkeys([*fields, info.field]))
-        answers = self.client.search(
-            info.name,
-            data=vectors[list(rows)],
-            anns_field=info.field,
-            limit=limit,
-            filter=condition,
-            output_fields=fields,
-            search_params=self._search_params(request.params),
-            partition_names=partitions,
-            timeout=request.timeout,
-        )
-        found = []
-        for row, answer in zip(rows, answers, strict=True):
-            scores = [float(hit["distance"]) for hit in answer]
-            places: Sequence[int] = range(len(answer))
-            if plan.rewritten is not None and scores:
-                keys = np.asarray([hit["entity"][info.field] for hit in answer], dtype=np.float32)
-                exact = native_scores(request.queries[row], keys, info.metric)
-                ranked = -exact if info.metric.larger_is_better else exact
-                places = np.argsort(ranked, kind="stable")[: request.k].tolist()
-                scores = exact.tolist()
-            found.append(
-                [
-                    Hit(
-                        # Servers up to 2.3 do not say what the key is called.
-                        answer[place].get(table.key, answer[place].get("id")),
-                        scores[place],
-                        {name: answer[place]["entity"].get(name) for name in request.fields},
-                    )
-                    for place in places
-                ]
-            )
-        return found
+        check_layout(plan, self.layout(), table.name)
+        calls = plan_calls(request, plan, table, self.break_even)
+        if _must_be_there(calls, table):
+            check_partitions(calls, table.partitions(), table.name)
+        search, timeout = self.client.search, request.timeout
+        if len(calls) == 1:
+            answers = [search(**calls[0].arguments, timeout=timeout)]
+        else:
+            started = time.monotonic()
+            answers = [search(**c.arguments, timeout=time_left(timeout, started)) for c in calls]
+        return as_hits(request, plan, table, calls, answers)
 
-    def _search_params(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
-        metric = self.info.metric.name
-        asked = dict(params or {})
-        for place in (asked, asked.get("params") or {}):
-            if str(place.get("metric_type", metric)).upper() != metric:
-                raise InvalidInput(  # Milvus Lite would answer with wrong scores
-                    f"params name the metric {place['metric_type']}, but the index of "
-                    f"{self.info.name!r} compares by {metric}; leave metric_type out."
-                )
-        return {**asked, "metric_type": metric}
+    def exact(self, request: SearchRequest) -> list[list[Hit]]:
+        """Search as widely as the index can, all partitions of a layout included.
+
+        A FLAT index is exact, and an IVF index that keeps whole vectors is when all its lists are
+        searched. A graph (HNSW, DISKANN) gets the longest list of candidates that a server takes,
+        and an index of compressed vectors its most, too: the best that Milvus can do with them.
+        """
+        params = {"params": widest_params(self.table(), request.k)}
+        return self.search(replace(request, params=params))
+
+    async def search_async(
+        self, client: Any, request: SearchRequest, plan: QueryPlan = NATIVE
+    ) -> list[list[Hit]]:
+        """Search as ``search`` does, through a ``pymilvus.AsyncMilvusClient``.
+
+        Calls for different cells are under way at the same time, up to eight of them.
+        """
+        if self._table is None:
+            await asyncio.to_thread(self.table)
+        table = self.table()
+        check_layout(plan, self.layout(), table.name)
+        calls = plan_calls(request, plan, table, self.break_even)
+        if _must_be_there(calls, table):
+            check_partitions(calls, await client.list_partitions(table.name), table.name)
+        timeout = request.timeout
+        if len(calls) == 1:
+            answers = [await client.search(**calls[0].arguments, timeout=timeout)]
+        else:
+            started, turns = time.monotonic(), asyncio.Semaphore(_AT_ONCE)
+
+            async def search(call: Call) -> Any:
+                async with turns:
+                    left = time_left(timeout, started)
+                    return await client.search(**call.arguments, timeout=left)
+
+            answers = await _all(search(call) for call in calls)
+        return as_hits(request, plan, table, calls, answers)
 
     def close(self) -> None:
         """Close the client if ``connect`` opened it; safe to call twice."""
         if self._own is not None:
             self.client.close()
+
+
+def _must_be_there(calls: Sequence[Call], table: Table) -> bool:
+    """Tell whether nobody but us would notice that a partition is lost."""
+    return table.is_lite and any(call.arguments["partition_names"] for call in calls)
+
+
+async def _all(calls: Iterable[Awaitable[Any]]) -> list[Any]:
+    """Await calls at the same time; where one fails, or the caller goes, so do the others."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -24,10 +24,12 @@ from amips_plugins.vectors import Metric
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
-__all__ = ["connect_lite", "connect_server", "open_table"]
+__all__ = ["connect_lite", "connect_server", "open_table", "widest_params"]
 
 _METRICS = {"IP": Metric.IP, "COSINE": Metric.COSINE, "L2": Metric.L2}
 _CONNECT_SECONDS = 5.0
+_MOST_PROBES = 65_536
+_MOST_CANDIDATES = 32_768
 
 
 def connect_server(address: str, token: str | None) -> MilvusClient:
@@ -138,3 +140,25 @@ def _metric(client: MilvusClient, name: str, field: str) -> Metric:
             f"use an index with one of {', '.join(_METRICS)}."
         )
     return _METRICS[metric]
+
+
+def widest_params(table: Table, k: int) -> dict[str, int]:
+    """Return the parameters with which a search through the index finds the most.
+
+    The limits are those of Milvus' documentation, page "In-memory Index", and for DISKANN "On-disk
+    Index". What is not listed there (FLAT, AUTOINDEX) has nothing to set.
+    """
+    client, info = table.client, table.info
+    indexes = client.list_indexes(table.name, field_name=info.field)
+    index = client.describe_index(table.name, indexes[0]) if indexes else {}
+    kind = str(index.get("index_type", "")).upper()
+    if kind == "DISKANN":
+        return {"search_list": max(200, min(10 * k, 65_535)) if k > 20 else 200}
+    if kind.startswith("HNSW"):
+        return {"ef": max(k, _MOST_CANDIDATES)}
+    if kind.startswith("IVF") or kind == "SCANN":
+        # Milvus Lite makes 128 lists whatever the description says, and takes any number.
+        nlist = _MOST_PROBES if table.is_lite else int(index.get("nlist", _MOST_PROBES))
+        probes = {"nprobe": min(nlist, _MOST_PROBES)}
+        return {**probes, "reorder_k": max(k, _MOST_CANDIDATES)} if kind == "SCANN" else probes
+    return {}

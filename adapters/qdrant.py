@@ -9,9 +9,10 @@ Importing this module needs the extra ``qdrant``.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -37,10 +38,11 @@ from amips_plugins.adapters.qdrant_opening import (
 )
 from amips_plugins.adapters.qdrant_queries import (
     all_of,
+    as_arguments,
     as_batch,
+    as_hits,
     as_ids,
     has_vector,
-    plain_id,
     plan_queries,
 )
 from amips_plugins.adapters.qdrant_store import LocalStore, ServerStore
@@ -50,7 +52,7 @@ from amips_plugins.plan import NATIVE, QueryPlan
 from amips_plugins.vectors import FloatArray, IntArray
 
 if TYPE_CHECKING:
-    from qdrant_client import QdrantClient, models
+    from qdrant_client import AsyncQdrantClient, QdrantClient, models
 else:
     models = require("qdrant_client.models", "qdrant")
     QdrantClient = require("qdrant_client", "qdrant").QdrantClient
@@ -75,6 +77,8 @@ class QdrantCollection:
     """One dense vector of a Qdrant collection.
 
     Nothing is asked of the database until ``info`` is first used, here or by another method.
+    Make the client, and this object, in the process that uses them: a fork would share its
+    connections with its parent.
 
     Parameters
     ----------
@@ -266,34 +270,45 @@ class QdrantCollection:
             The plan's cells are of another layout, the filter is not a ``models.Filter``, or a
             parameter is not one of ``models.SearchParams``.
         """
+        queries, timeout = self._planned(request, plan)
+        if len(queries) == 1:
+            # The client's batch call costs 200 us of Python more for a query than this one.
+            one = as_arguments(queries[0])
+            answers = [self._client.query_points(self._name, **one, timeout=timeout)]
+        else:
+            answers = self._client.query_batch_points(self._name, queries, timeout=timeout)
+        return as_hits(answers)
+
+    async def search_async(
+        self, client: AsyncQdrantClient, request: SearchRequest, plan: QueryPlan = NATIVE
+    ) -> list[list[Hit]]:
+        """Search as ``search`` does, through an ``AsyncQdrantClient``."""
+        if self._kept is None:
+            self._kept = await asyncio.to_thread(self._look)
+        queries, timeout = self._planned(request, plan)
+        if len(queries) == 1:
+            one = as_arguments(queries[0])
+            answers = [await client.query_points(self._name, **one, timeout=timeout)]
+        else:
+            answers = await client.query_batch_points(self._name, queries, timeout=timeout)
+        return as_hits(answers)
+
+    def _planned(
+        self, request: SearchRequest, plan: QueryPlan
+    ) -> tuple[list[models.QueryRequest], int | None]:
+        """Return a search as queries, and its timeout."""
         check_layout(plan, self.layout(), self._name)
         queries = plan_queries(
             request, plan, self.info.field, self.break_even, exact=not self._local
         )
         # Qdrant counts whole seconds, and 0 would mean no time at all.
-        timeout = None if request.timeout is None else max(1, math.ceil(request.timeout))
-        if len(queries) == 1:
-            # The client's batch call costs 200 us of Python more for a query than this one.
-            query = queries[0]
-            answers = [
-                self._client.query_points(
-                    self._name,
-                    query=query.query,
-                    using=query.using,
-                    prefetch=query.prefetch,
-                    query_filter=query.filter,
-                    search_params=query.params,
-                    limit=request.k,
-                    with_payload=query.with_payload or False,
-                    timeout=timeout,
-                )
-            ]
-        else:
-            answers = self._client.query_batch_points(self._name, queries, timeout=timeout)
-        return [
-            [Hit(plain_id(point.id), point.score, point.payload or {}) for point in answer.points]
-            for answer in answers
-        ]
+        return queries, None if request.timeout is None else max(1, math.ceil(request.timeout))
+
+    def exact(self, request: SearchRequest) -> list[list[Hit]]:
+        """Search by comparing with every point, unquantised; strict mode may refuse it."""
+        # Local mode is always exact, and warns of search parameters.
+        params = None if self._local else {"exact": True}
+        return self.search(replace(request, params=params))
 
     def upsert(
         self,

@@ -4,6 +4,7 @@ Cells are what they are on a Qdrant server (see ``qdrant``): payload values with
 exactly. The engine holds Python's lock during every call, so threads take turns, and writes and
 searches of one process never overlap. What a call has written survives the death of the process;
 ``close``, and every 10,000 keys, bring it to the disk as well, where a power failure leaves it.
+A shard is of use to the process that opened it only, not to its forks.
 
 Importing this module needs the extra ``qdrant-edge``, and not Qdrant's client.
 """
@@ -11,7 +12,7 @@ Importing this module needs the extra ``qdrant-edge``, and not Qdrant's client.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -235,6 +236,10 @@ class QdrantEdgeCollection:
             rows = range(start, min(start + _QUERIES, len(request.queries)))
             found += self._run(search, rows)
         return found
+
+    def exact(self, request: SearchRequest) -> list[list[Hit]]:
+        """Search by comparing with every point, unquantised."""
+        return self.search(replace(request, params={"exact": True}))
 
     def _run(self, search: _Search, rows: range) -> list[list[Hit]]:
         # One call for all rows: no write comes between the searches of one query's cells.

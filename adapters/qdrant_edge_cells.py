@@ -9,6 +9,7 @@ Importing this module needs the extra ``qdrant-edge``.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,8 @@ class OpenShard:
     """
 
     def __init__(self, shard: edge.EdgeShard, folder: Path) -> None:
-        self.engine = shard
+        self._engine = shard
+        self._process = os.getpid()
         self.folder = folder
         self.writes = 0
         self._unflushed = 0
@@ -102,6 +104,23 @@ class OpenShard:
         opened._owned = True
         return opened
 
+    @property
+    def engine(self) -> edge.EdgeShard:
+        """The engine's own object.
+
+        Raises
+        ------
+        CollectionError
+            This process is a fork of the one that opened the shard: it would hang, or write where
+            the other one writes.
+        """
+        if os.getpid() != self._process:
+            raise CollectionError(
+                f"The Qdrant Edge shard in {str(self.folder)!r} was opened before this process was "
+                "forked and cannot be used here; open shards after a fork, each in one process."
+            )
+        return self._engine
+
     def config(self) -> dict[str, Any]:
         """Read how the shard was created, as the engine writes it down."""
         return _read_json(self.folder / _CONFIG)
@@ -136,10 +155,11 @@ class OpenShard:
         self.flush()
 
     def close(self) -> None:
-        """Close the shard if ``load`` opened it; safe to call twice."""
+        """Close the shard if ``load`` opened it; safe to call twice, and in a fork."""
         if self._owned:
             self._owned = False
-            self.engine.close()
+            if os.getpid() == self._process:  # else it is the other process's to close
+                self._engine.close()
 
 
 class EdgeCells:

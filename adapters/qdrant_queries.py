@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amips_plugins.adapters.base import Id, KeyBatch, SearchRequest, searches_everything
+from amips_plugins.adapters.base import Hit, Id, KeyBatch, SearchRequest, searches_everything
 from amips_plugins.adapters.grouping import OVERFLOW
 from amips_plugins.adapters.qdrant_cells import cell_key
 from amips_plugins.adapters.qdrant_opening import listed
@@ -22,7 +22,9 @@ else:
 
 __all__ = [
     "all_of",
+    "as_arguments",
     "as_batch",
+    "as_hits",
     "as_ids",
     "cell_of",
     "empty",
@@ -73,12 +75,14 @@ def plan_queries(
         "using": field or None,
         "params": models.SearchParams(**params) if params else None,
     }
+    # What is made here has the right types already: to have pydantic look at every number again
+    # costs more than the model that chose the cells.
     everything = searches_everything(plan, break_even)
     queries = []
     for row in range(len(request.queries)):
         search: dict[str, Any] = {
             **fixed,
-            "query": models.NearestQuery(nearest=request.queries[row].tolist()),
+            "query": models.NearestQuery.model_construct(nearest=request.queries[row].tolist()),
             "filter": request.filter,
             "limit": request.k,
         }
@@ -89,16 +93,37 @@ def plan_queries(
             # clause, which turns two ``should`` into alternatives of each other.
             candidates = {
                 **search,
-                "query": models.NearestQuery(nearest=plan.rewritten[row].tolist()),
+                "query": models.NearestQuery.model_construct(nearest=plan.rewritten[row].tolist()),
                 "limit": max(plan.rescore, request.k),
             }
-            search["prefetch"] = [models.Prefetch(**candidates)]
+            search["prefetch"] = [models.Prefetch.model_construct(**candidates)]
             search["filter"] = None
             # Exact also means unquantised, and only the candidates are scored.
             search["params"] = models.SearchParams(exact=True) if exact else None
         with_payload = list(request.fields) if request.fields else False
-        queries.append(models.QueryRequest(**search, with_payload=with_payload))
+        queries.append(models.QueryRequest.model_construct(**search, with_payload=with_payload))
     return queries
+
+
+def as_arguments(query: models.QueryRequest) -> dict[str, Any]:
+    """Return a query of a batch as keyword arguments of the client's call for a single one."""
+    return {
+        "query": query.query,
+        "using": query.using,
+        "prefetch": query.prefetch,
+        "query_filter": query.filter,
+        "search_params": query.params,
+        "limit": query.limit,
+        "with_payload": query.with_payload or False,
+    }
+
+
+def as_hits(answers: Sequence[models.QueryResponse]) -> list[list[Hit]]:
+    """Return what the client answered, one answer a query, as hits."""
+    return [
+        [Hit(plain_id(point.id), point.score, point.payload or {}) for point in answer.points]
+        for answer in answers
+    ]
 
 
 def _in_cells(cells: Sequence[int], layout: str, condition: models.Filter | None) -> models.Filter:

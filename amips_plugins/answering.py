@@ -18,6 +18,7 @@ __all__ = ["Answer", "answer", "traces"]
 
 _log = logging.getLogger(__name__)
 _TOO_FEW = "cells: fewer than k hits"
+_SWITCHES = 10  # generations that one search follows: more in a row is a fault
 
 
 @dataclass(slots=True)
@@ -46,7 +47,11 @@ class Answer:
 
 
 def answer(
-    collection: Collection, request: SearchRequest, plan: QueryPlan, started: float
+    collection: Collection,
+    request: SearchRequest,
+    plan: QueryPlan,
+    started: float,
+    switches: int = _SWITCHES,
 ) -> Steps[Answer]:
     """Search by a plan. Where the generation is gone, the one that serves now answers instead.
 
@@ -60,6 +65,8 @@ def answer(
         How to search; the empty plan is the native search.
     started
         When the caller's time began, by ``time.perf_counter``.
+    switches
+        How often to follow on to another generation.
     """
     try:
         if plan.cells is None and plan.rewritten is None:
@@ -67,11 +74,13 @@ def answer(
         return (yield from _routed(collection, request, plan, started))
     except Exception as exc:
         left = _what_is_left(request, started)
-        now = None if left is None else (yield from _elsewhere(collection))
+        now = None if left is None or not switches else (yield from _elsewhere(collection))
         if left is None or now is None:
             raise
         # Natively: the plan may name cells that are no more. Every row, so that none is older.
-        return _instead((yield Search(now, left, NATIVE)), exc)
+        # That one may be gone, too, by the time that it is this search's turn.
+        again = yield from answer(now, left, NATIVE, time.perf_counter(), switches - 1)
+        return _instead(again.found, exc)
 
 
 def _routed(
@@ -141,15 +150,18 @@ def traces(
     """
     plan, count = answered.plan, len(answered.found)
     rows = [base] * count
-    if plan.cells is not None:
+    if plan.cells is not None and explain:
         chosen = [tuple(c for c in cells if c >= 0) for cells in plan.cells.tolist()]
-        rows = [replace(base, n_probes=len(cells)) for cells in chosen]
-        if explain:
-            scanned = _scanned(collection, plan, model_share)
-            rows = [
-                replace(trace, cells=cells, scanned=share)
-                for trace, cells, share in zip(rows, chosen, scanned, strict=True)
-            ]
+        scanned = _scanned(collection, plan, model_share)
+        rows = [
+            replace(base, n_probes=len(cells), cells=cells, scanned=share)
+            for cells, share in zip(chosen, scanned, strict=True)
+        ]
+    elif plan.cells is not None:  # without ``replace``, which takes as long as all the rest
+        rows = [
+            Trace(base.mode, len(cells) - cells.count(-1), base.version, base.fallback)
+            for cells in plan.cells.tolist()
+        ]
     for row in answered.completed:
         routed = rows[row].scanned
         scanned_too = None if routed is None else routed + 1.0  # the cells, and then every key

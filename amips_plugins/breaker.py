@@ -11,7 +11,8 @@ __all__ = ["Breaker"]
 class Breaker:
     """Opens after some failures in a row, and lets one trial through when its rest is over.
 
-    Every failed trial doubles the rest. Any number of threads may share it.
+    Every failed trial doubles the rest. Any number of threads may share it; what was under way
+    when it opened, and fails later, is no trial.
 
     Parameters
     ----------
@@ -31,6 +32,7 @@ class Breaker:
         self._failed = 0
         self._rest = rest
         self._until: float | None = None  # when the next trial is due; None while closed
+        self._tried = False  # since it opened, or since the last trial failed
 
     @property
     def closed(self) -> bool:
@@ -46,6 +48,7 @@ class Breaker:
             if self._until is None or now < self._until:
                 return self._until is None
             self._until = now + self._rest  # a trial that never ends is followed by another
+            self._tried = True
             return True
 
     def succeed(self) -> bool:
@@ -54,7 +57,7 @@ class Breaker:
             return False
         with self._lock:
             closes = self._until is not None
-            self._failed, self._until, self._rest = 0, None, self._first
+            self._failed, self._until, self._rest, self._tried = 0, None, self._first, False
             return closes
 
     def fail(self) -> bool:
@@ -64,6 +67,12 @@ class Breaker:
             if self._failed < self._most:
                 return False
             opens = self._until is None
-            self._rest = self._first if opens else min(2 * self._rest, self._longest)
+            if opens:
+                self._rest = self._first
+            elif self._tried:
+                self._rest = min(2 * self._rest, self._longest)
+            else:
+                return False
+            self._tried = False
             self._until = time.monotonic() + self._rest
             return opens

@@ -6,7 +6,7 @@ import hashlib
 import posixpath
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +18,7 @@ from amips_plugins.vectors import Metric
 
 __all__ = [
     "CALIBRATION",
+    "CANNED",
     "CELLS",
     "FORMAT",
     "IDS",
@@ -25,8 +26,13 @@ __all__ = [
     "MANIFEST",
     "MANIFEST_LIMIT",
     "MODEL",
+    "REFERENCE",
+    "REFERENCE_LIMIT",
+    "SIGNATURE",
+    "SUPPORT",
     "Bundle",
     "CollectionKey",
+    "Fetch",
     "Figure",
     "FileEntry",
     "Manifest",
@@ -37,17 +43,25 @@ __all__ = [
 FORMAT = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
+SUPPORT = "support.onnx"  # a SupportNet's support values and keys; serving never reads it
 CELLS = "cells.npz"
 CALIBRATION = "calibration.npz"
+CANNED = "canned.npz"  # queries, and what the model gave for them
+REFERENCE = "reference.npz"  # what the model says of held-out queries; see health.drift
 IDS = "ids.jsonl"  # the snapshot's keys, one a line
 KNOWN_CELLS = "known_cells.npy"  # (n, 2) int32: cell and sketch of each of them
+SIGNATURE = "manifest.sig"  # beside the manifest, which cannot hold a checksum of it
 
 MANIFEST_LIMIT = 1 << 20  # bytes
+REFERENCE_LIMIT = 16 << 20
 _MOST_FILES = 16
+_NO_FILES = ("", ".", "..", MANIFEST, SIGNATURE)
 _LIMITS = {  # bytes; the last two grow with the collection, and serving never reads them
     MODEL: 512 << 20,
+    SUPPORT: 512 << 20,
     CELLS: 512 << 20,
     CALIBRATION: 64 << 20,
+    REFERENCE: REFERENCE_LIMIT,
     KNOWN_CELLS: 16 << 30,
     IDS: 64 << 30,
 }
@@ -55,6 +69,7 @@ _LIMIT = 64 << 20  # of any other file
 
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")  # it becomes a folder of the registry
 
+Fetch = Callable[[str, int], bytes]
 ModelKind = Literal["native", "linear", "supportnet", "keynet"]
 
 _Size = Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)]
@@ -199,20 +214,38 @@ class Bundle:
         Where it is, for messages.
     fetch
         Reads a file of the bundle: all of it, or at least one byte more than the limit given.
+    content
+        The bytes that the manifest was read from.
     """
 
     manifest: Manifest
     location: str
-    fetch: Callable[[str, int], bytes]
+    fetch: Fetch
+    content: bytes = field(repr=False)
 
     @classmethod
-    def in_folder(cls, folder: Path) -> Bundle:
+    def in_folder(
+        cls, folder: Path, check: Callable[[str, bytes, Fetch], None] | None = None
+    ) -> Bundle:
         """Open the bundle in a local folder, as ``open`` does."""
-        return cls.open(str(folder), lambda name, limit: read_file(folder / name, limit))
+        return cls.open(str(folder), lambda name, limit: read_file(folder / name, limit), check)
 
     @classmethod
-    def open(cls, location: str, fetch: Callable[[str, int], bytes]) -> Bundle:
-        """Read and check the manifest; no other file is touched.
+    def open(
+        cls,
+        location: str,
+        fetch: Fetch,
+        check: Callable[[str, bytes, Fetch], None] | None = None,
+    ) -> Bundle:
+        """Read and check the manifest; no other file is touched, but by ``check``.
+
+        Parameters
+        ----------
+        location, fetch
+            As the attributes.
+        check
+            Called with the location, the bytes of the manifest and ``fetch`` before anything is
+            decoded, to refuse by raising: see ``signing.signature_check``.
 
         Raises
         ------
@@ -229,6 +262,8 @@ class Bundle:
             raise BundleCorrupt(
                 f"The manifest of {location} is larger than {MANIFEST_LIMIT} bytes."
             )
+        if check is not None:
+            check(location, data, fetch)
         try:
             version = msgspec.json.decode(data, type=_Peek).format
             if version != FORMAT:
@@ -249,14 +284,14 @@ class Bundle:
         if len(manifest.files) > _MOST_FILES:
             raise BundleCorrupt(f"The manifest of {location} names more than {_MOST_FILES} files.")
         for name, entry in manifest.files.items():
-            if name != posixpath.basename(name) or name in ("", ".", "..", MANIFEST):
+            if name != posixpath.basename(name) or name in _NO_FILES:
                 raise BundleCorrupt(f"The manifest of {location} names the file {name!r}.")
             limit = _LIMITS.get(name, _LIMIT)
             if entry.bytes > limit:
                 raise BundleCorrupt(
                     f"{name} of {location} has {entry.bytes} bytes, and {limit} are the limit."
                 )
-        return cls(manifest, location, fetch)
+        return cls(manifest, location, fetch, data)
 
     def read(self, name: str) -> bytes:
         """Read a file and verify it against the manifest.

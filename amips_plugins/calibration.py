@@ -14,7 +14,9 @@ target can be looked up later. It speaks of unfiltered searches. ``export.measur
 from __future__ import annotations
 
 import io
+from bisect import bisect_left
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -69,15 +71,17 @@ class Calibration:
         """
         if not 0.0 < recall <= 1.0:
             raise InvalidInput(f"recall={recall} is no share; pass a number in (0, 1].")
+        if recall == 1.0:
+            return -np.inf  # for any k: only a search of every cell finds every key for certain
         if k > self.max_k:
             raise InvalidInput(
                 f"Recall targets are calibrated up to k={self.max_k}, not k={k}; "
                 f"pass n_probes instead, or train with --k {k}."
             )
-        promised = self.guaranteed[k - 1]
-        level = int((promised >= recall).argmax())
-        if promised[level] < recall or (level == len(promised) - 1 and recall < 1.0):
-            best = np.floor(float(promised[:-1].max(initial=0.0)) * 1000) / 1000
+        rising = self._rising[k - 1]
+        level = bisect_left(rising, float(np.float32(recall)))  # bounds are of 32 bits
+        if level >= len(rising) - 1:
+            best = np.floor(max(rising[:-1], default=0.0) * 1000) / 1000
             raise InvalidInput(
                 f"recall={recall} at k={k} cannot be promised with {self.confidence:.0%} "
                 f"confidence from the calibration queries; the best target is {best:.3f}, or 1.0 "
@@ -85,12 +89,37 @@ class Calibration:
             )
         return float(self.thresholds[level])
 
+    @cached_property
+    def _rising(self) -> list[list[float]]:
+        """The guarantees as plain numbers: every search looks one up."""
+        rising: list[list[float]] = np.maximum.accumulate(self.guaranteed, axis=1).tolist()
+        return rising
+
     def default_threshold(self, k: int, recall: float) -> float:
         """Like ``threshold``, but search every cell where nothing can be promised."""
         try:
             return self.threshold(k, recall)
         except InvalidInput:
             return -np.inf
+
+    def widen(self, threshold: float, factor: float) -> float:
+        """Return the highest threshold that searches ``factor`` times the share of the keys.
+
+        Parameters
+        ----------
+        threshold
+            One of ``thresholds``.
+        factor
+            At least 1; what comes to every key is minus infinity.
+        """
+        if factor <= 1.0:
+            return threshold
+        level = int((self.thresholds <= threshold).argmax())
+        wanted = factor * float(self.scanned[level])
+        enough = self.scanned[:-1] >= wanted
+        if wanted >= 1.0 or not enough.any():
+            return -np.inf
+        return float(self.thresholds[int(enough.argmax())])
 
     def to_bytes(self) -> bytes:
         """Serialise as an npz archive (plain arrays, no pickle)."""

@@ -15,7 +15,8 @@
     └── BundleError           a published model cannot be used
         ├── BundleNotFound
         ├── BundleCorrupt     a checksum, a size or the format is wrong
-        └── BundleMismatch    it was made for another collection, metric or dimension
+        ├── BundleMismatch    it was made for another collection, metric or dimension
+        └── BundleUnsigned    nobody has signed it whom the registry's reader requires
 
 Each message is one sentence that says what is wrong, followed by what to do about it. Errors that
 the database itself raises during a search are never wrapped.
@@ -32,6 +33,7 @@ __all__ = [
     "BundleError",
     "BundleMismatch",
     "BundleNotFound",
+    "BundleUnsigned",
     "CollectionError",
     "CollectionNotFound",
     "DatabaseUnreachable",
@@ -99,6 +101,10 @@ class BundleCorrupt(BundleError):
 
 class BundleMismatch(BundleError):
     """The bundle was made for another collection, field, metric or dimension."""
+
+
+class BundleUnsigned(BundleError):
+    """The bundle has no signature by a signer that is required, or it cannot be checked."""
 
 
 def require(module: str, extra: str) -> ModuleType:

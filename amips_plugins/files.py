@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["read_file", "replace_file"]
+__all__ = ["held", "read_file", "replace_file"]
+
+
+@contextmanager
+def held(lock: Path, mode: int = 0o666) -> Iterator[None]:
+    """Hold a lock among the processes of this machine, and this one's threads; wait for it.
+
+    It goes with its holder, however that ends. The same thread cannot hold it twice.
+
+    Parameters
+    ----------
+    lock
+        A file that is nothing else, in a folder that exists; created if need be.
+    mode
+        Permissions of the file when it is created, less the umask.
+    """
+    try:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, mode)
+    except PermissionError:
+        handle = os.open(lock, os.O_RDONLY)  # another user's: enough for a lock, save on NFS
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def read_file(path: Path, limit: int) -> bytes:

@@ -135,20 +135,31 @@ def check_bundle(collection: Collection, bundle: Bundle) -> None:
     bundle.manifest.check_serves(key.database, key.name, key.field, info.metric, info.dim)
 
 
-def serving_bundle(collection: Collection, registry: Registry) -> Bundle:
+def serving_bundle(
+    collection: Collection, registry: Registry, latest_version: str | None = None
+) -> Bundle:
     """Open the bundle to search a collection with: the latest one that its cells come from.
 
     A newer bundle has to wait until the collection is laid out in its cells.
 
+    Parameters
+    ----------
+    collection
+        The collection, as it is laid out now.
+    registry
+        Where its bundles are.
+    latest_version
+        The latest, where that is known; else the registry is asked.
+
     Raises
     ------
-    BundleNotFound, BundleCorrupt
-        Nothing sound is published for the collection.
+    BundleNotFound, BundleCorrupt, BundleUnsigned
+        Nothing sound is published for the collection, or nothing that the registry lets pass.
     BundleMismatch
         The collection has cells that no published bundle knows.
     """
     key, name = collection_key(collection.info), collection.info.name
-    latest = registry.open(key)
+    latest = registry.open(key, latest_version)
     layout = collection.layout() if latest.manifest.layout else None
     if layout is None or layout == latest.manifest.layout:
         return latest

@@ -27,8 +27,10 @@ OPSET = 17
 IR_VERSION = 8
 
 OPERATORS: Mapping[str, Mapping[str, int | tuple[int, ...]]] = {
+    "Abs": {},
     "Add": {},
     "ArgMax": {"axis": 1, "keepdims": 0},
+    "Cast": {"to": 1},
     "Concat": {"axis": 1},
     "Div": {},
     "Gather": {"axis": 0},
@@ -36,9 +38,12 @@ OPERATORS: Mapping[str, Mapping[str, int | tuple[int, ...]]] = {
     "Identity": {},
     "LogSoftmax": {"axis": 1},
     "MatMul": {},
+    "MatMulInteger": {},
     "Max": {},
     "Mul": {},
+    "QuantizeLinear": {},
     "ReduceL2": {"axes": (1,), "keepdims": 1},
+    "ReduceMax": {"axes": (1,), "keepdims": 1},
     "Relu": {},
     "Sign": {},
     "Slice": {},
@@ -52,8 +57,13 @@ _MOST_COLUMNS = 1 << 20  # of the values of all nodes: memory for each query
 _MOST_WEIGHTS = 1 << 27  # numbers in all constants
 _MOST_MULTIPLICATIONS = 1 << 28  # for each query
 
-_FLOAT, _INT64 = 1, 7  # ONNX's numbers for them
-_DTYPES: Mapping[int, np.dtype[Any]] = {_FLOAT: np.dtype("<f4"), _INT64: np.dtype("<i8")}
+_FLOAT, _UINT8, _INT8, _INT32, _INT64 = 1, 2, 3, 6, 7  # ONNX's numbers for them
+_DTYPES: Mapping[int, np.dtype[Any]] = {  # of constants
+    _FLOAT: np.dtype("<f4"),
+    _UINT8: np.dtype("u1"),
+    _INT8: np.dtype("i1"),
+    _INT64: np.dtype("<i8"),
+}
 _ATTRIBUTE_INT, _ATTRIBUTE_INTS = 2, 7
 _N = -1  # the free axis: the number of queries
 
@@ -176,7 +186,7 @@ def _check_graph(graph: Mapping[str, Any]) -> int:
     for node in graph["node"]:
         inputs = _inputs_of(node, values)
         value = _result(node["op_type"], inputs)
-        if node["op_type"] in ("Gemm", "MatMul"):
+        if node["op_type"] in ("Gemm", "MatMul", "MatMulInteger"):
             multiplications += inputs[0].shape[1] * value.shape[1]
         columns += value.shape[-1] if len(value.shape) == 2 else 1
         if columns > _MOST_COLUMNS:
@@ -217,7 +227,7 @@ def _constant(tensor: Mapping[str, Any]) -> _Value:
     name, shape = tensor.get("name", ""), tuple(tensor["dims"])
     dtype = _DTYPES.get(tensor.get("data_type", 0))
     if dtype is None:
-        raise Malformed(f"the constant {name!r} is neither float32 nor int64")
+        raise Malformed(f"the constant {name!r} is neither float32 nor an integer of 8 or 64 bits")
     if len(shape) > 2 or not all(0 < size <= _MOST_WEIGHTS for size in shape):
         raise Malformed(f"the constant {name!r} has the shape {list(shape)[:8]}")
     raw = tensor.get("raw_data", memoryview(b""))
@@ -272,13 +282,13 @@ def _result(operator: str, inputs: Sequence[_Value]) -> _Value:
     matrices = floats and all(len(shape) == 2 for shape in shapes)
     result: tuple[int, ...] | None = None
     dtype = _FLOAT
-    if operator in ("Identity", "Relu", "Sign"):
+    if operator in ("Abs", "Identity", "Relu", "Sign"):
         result = first if floats and len(shapes) == 1 else None
     elif operator in ("Add", "Div", "Max", "Mul"):
         result = _broadcast(first, others[0]) if floats and len(shapes) == 2 else None
     elif operator == "LogSoftmax":
         result = first if matrices and len(shapes) == 1 else None
-    elif operator == "ReduceL2":
+    elif operator in ("ReduceL2", "ReduceMax"):
         result = (first[0], 1) if matrices and len(shapes) == 1 else None
     elif operator == "ArgMax":
         result, dtype = ((first[0],) if matrices and len(shapes) == 1 else None), _INT64
@@ -287,6 +297,12 @@ def _result(operator: str, inputs: Sequence[_Value]) -> _Value:
         result = (first[0], others[0][1]) if fits else None
     elif operator == "Gemm":
         result = _gemm(shapes) if floats else None
+    elif operator == "QuantizeLinear":
+        result, dtype = _quantised(inputs), _UINT8
+    elif operator == "MatMulInteger":
+        result, dtype = _integer_product(inputs), _INT32
+    elif operator == "Cast":
+        result = first if [value.dtype for value in inputs] == [_INT32] else None
     elif operator == "Concat":
         fits = matrices and len(shapes) == 2 and first[0] == others[0][0]
         result = (first[0], first[1] + others[0][1]) if fits else None
@@ -318,6 +334,30 @@ def _gemm(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
     if inner != of_weight or columns == _N or shapes[2:] not in ([], [(columns,)]):
         return None
     return rows, columns
+
+
+def _quantised(inputs: Sequence[_Value]) -> tuple[int, ...] | None:
+    """Return the shape of a matrix of floats in steps of one size."""
+    if len(inputs) != 3 or inputs[0].dtype != _FLOAT or len(inputs[0].shape) != 2:
+        return None
+    plain = _is_number(inputs[1], _FLOAT) and _is_number(inputs[2], _UINT8)
+    return inputs[0].shape if plain else None
+
+
+def _integer_product(inputs: Sequence[_Value]) -> tuple[int, ...] | None:
+    """Return the shape of the product of quantised rows and constant weights."""
+    if len(inputs) != 3 or not _is_number(inputs[2], _UINT8):
+        return None
+    rows, weight = inputs[:2]
+    if (rows.dtype, weight.dtype) != (_UINT8, _INT8):
+        return None
+    if (len(rows.shape), len(weight.shape)) != (2, 2):
+        return None
+    return (rows.shape[0], weight.shape[1]) if rows.shape[1] == weight.shape[0] else None
+
+
+def _is_number(value: _Value, dtype: int) -> bool:
+    return value.constant is not None and value.dtype == dtype and value.shape == ()
 
 
 def _gather(inputs: Sequence[_Value]) -> tuple[int, ...] | None:

@@ -23,8 +23,8 @@ class Target:
     n_probes
         Number of cells to search, which overrides ``recall``; None lets the hook choose.
     widen
-        Scan this many times the share of the keys that the target takes: live searches have
-        shown that the calibration no longer holds.
+        How many times the share of the keys that the target takes to search, up to all of them;
+        1 as planned. It leaves ``n_probes`` alone.
     """
 
     k: int

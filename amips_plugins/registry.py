@@ -4,11 +4,18 @@
 
     <root>/<database>/<collection>/<field>/
         latest.json              the version that serves, and those that served before it
+        .lock                    in a local folder: held while latest.json is changed
         <version>/manifest.json  written last: a version without it does not exist
+        <version>/manifest.sig   who made it, where it is signed
         <version>/...            the files it names
 
 A version is written under a name that nobody reads until ``latest.json`` is replaced, in one step,
 to name it. A reader sees the old version or the new one, never half of one.
+
+``latest.json`` is read, changed and replaced. In a local folder a lock makes one writer wait for
+the other. Object stores have none: of two that write it in the same moment the last one wins. The
+other's version is there, but does not serve and is missing from the history, or its pin is gone;
+``current`` and ``pinned`` tell, and the same call again mends it. No reader notices.
 """
 
 from __future__ import annotations
@@ -16,15 +23,18 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import msgspec
 
-from amips_plugins.bundle import MANIFEST, MANIFEST_LIMIT, Bundle, CollectionKey
+from amips_plugins.bundle import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Bundle, CollectionKey
 from amips_plugins.errors import BundleCorrupt, BundleError, BundleNotFound, InvalidInput
-from amips_plugins.files import read_file, replace_file
+from amips_plugins.files import held, read_file, replace_file
+from amips_plugins.signing import SIGNATURE_LIMIT, Signer, signature_check
 
 if TYPE_CHECKING:
     from amips_plugins.adapters.base import CollectionInfo
@@ -32,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["Registry", "collection_key", "default_registry"]
 
 _LATEST = "latest.json"
+_LOCK = ".lock"
 _HISTORY = 50  # versions that it remembers
 
 
@@ -61,14 +72,25 @@ class Registry:
     root
         A folder, or an fsspec URL such as ``s3://bucket/models`` (whose protocol package has to
         be installed). Left out: ``default_registry()``.
+    require_signature
+        Who has to have signed what is opened or published here: the path of a public key (PEM), a
+        ``signing.SigstoreIdentity``, or several of them, of which any one will do. Left out: whom
+        ``AMIPS_REQUIRE_SIGNATURE`` names (see ``signing.signature_check``), or else no one.
 
     Raises
     ------
     InvalidInput
-        It cannot be opened, or the URL has credentials in it.
+        It cannot be opened, the URL has credentials in it, or a signer cannot be used.
+    MissingExtra
+        Signatures are required, and model-signing is not installed.
     """
 
-    def __init__(self, root: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        *,
+        require_signature: Signer | Sequence[Signer] | None = None,
+    ) -> None:
         import fsspec
 
         self.root = str(root) if root is not None else default_registry()
@@ -83,16 +105,19 @@ class Registry:
             raise InvalidInput(f"The registry {self.root!r} cannot be opened: {exc}") from exc
         self._path: str = path
         self._local = "file" in _protocols(self._fs)
+        self._check = signature_check(require_signature)
 
     def publish(self, folder: str | Path) -> str:
         """Publish a bundle and make it the latest, unless the collection is pinned.
 
-        The same call again changes nothing, or finishes what was interrupted.
+        It is loaded first, as the services will, so that what is published can serve. The same
+        call again changes nothing, finishes what was interrupted, or adds or replaces the
+        signature; one without a signature leaves that of the registry.
 
         Parameters
         ----------
         folder
-            The bundle, as training wrote it.
+            The bundle, as training wrote it, and its signature if there is one.
 
         Returns
         -------
@@ -103,26 +128,35 @@ class Registry:
         ------
         BundleNotFound, BundleCorrupt
             The folder holds no sound bundle; nothing is published.
+        BundleUnsigned
+            A signature is required and it has none; nothing is published.
         InvalidInput
             The registry holds another bundle under this version.
         """
+        from amips_plugins.publishing import check_loads  # imports ONNX Runtime, as no reader must
+
         source = Path(folder)
-        bundle = Bundle.in_folder(source)
-        manifest, content = bundle.manifest, read_file(source / MANIFEST, MANIFEST_LIMIT)
+        bundle = Bundle.in_folder(source, self._check)
+        check_loads(bundle)
+        manifest, signature = bundle.manifest, _signature_in(source)
         home = self._home(manifest.collection)
         path = f"{home}/{manifest.version}/{MANIFEST}"
-        if not self._fs.exists(path):
-            for name in manifest.files:
-                self._write(f"{home}/{manifest.version}/{name}", bundle.read(name))
-            self._write(path, content)
-        elif self._read(path) != content:
+        exists = self._fs.exists(path)
+        if exists and self._read(path) != bundle.content:
             raise InvalidInput(
                 f"The registry {self.root} holds another bundle as version {manifest.version}; "
                 f"train again to get a version of its own."
             )
-        latest = self._latest(manifest.collection)
-        if latest is None or not latest.pinned:
-            self._point(manifest.collection, manifest.version, pinned=False)
+        if signature is not None:  # before the manifest, so that no reader misses it
+            self._write(f"{home}/{manifest.version}/{SIGNATURE}", signature)
+        if not exists:
+            for name in manifest.files:
+                self._write(f"{home}/{manifest.version}/{name}", bundle.read(name))
+            self._write(path, bundle.content)
+        with self._changing(manifest.collection):
+            latest = self._latest(manifest.collection)
+            if latest is None or not latest.pinned:
+                self._point(manifest.collection, manifest.version, pinned=False)
         return manifest.version
 
     def versions(self, key: CollectionKey) -> list[str]:
@@ -133,6 +167,10 @@ class Registry:
             return []
         names = [posixpath.basename(path.rstrip("/")) for path in self._fs.ls(home, detail=False)]
         return sorted(n for n in names if self._fs.exists(f"{home}/{n}/{MANIFEST}"))
+
+    def signed(self, key: CollectionKey, version: str) -> bool:
+        """Return whether a signature lies with a version. Whose it is, ``open`` finds out."""
+        return bool(self._fs.exists(f"{self._home(key)}/{_safe(version)}/{SIGNATURE}"))
 
     def current(self, key: CollectionKey) -> str | None:
         """Return the version that serves, or None."""
@@ -152,7 +190,9 @@ class Registry:
         BundleNotFound
             Nothing is published for the collection, or not this version.
         BundleCorrupt
-            The bundle is not sound.
+            The bundle is not sound, or lies under the name of another version.
+        BundleUnsigned
+            A signature is required, and the bundle has none.
         """
         chosen = version if version is not None else self.current(key)
         if chosen is None:
@@ -161,32 +201,47 @@ class Registry:
                 f"{key.name!r}, field {key.field!r}; train one and run: amips publish."
             )
         home = f"{self._home(key)}/{_safe(chosen)}"
-        return Bundle.open(home, lambda name, limit: self._read(f"{home}/{name}", limit))
+        bundle = Bundle.open(
+            home, lambda name, limit: self._read(f"{home}/{name}", limit), self._check
+        )
+        if bundle.manifest.version != chosen:  # an older one, put in the place of what was signed
+            raise BundleCorrupt(
+                f"The bundle at {home} is version {bundle.manifest.version}; publish it again."
+            )
+        return bundle
 
     def pin(self, key: CollectionKey, version: str) -> None:
         """Serve this version, whatever is published later."""
         self._require(key, version)
-        self._point(key, version, pinned=True)
+        with self._changing(key):
+            self._point(key, version, pinned=True)
 
     def unpin(self, key: CollectionKey) -> str:
         """Serve the newest version again, and every later one; return it."""
-        versions = self.versions(key)
-        if not versions:
+        if not self.versions(key):
             raise BundleNotFound(f"The registry {self.root} holds no bundle for {key.name!r}.")
-        self._point(key, versions[-1], pinned=False)
-        return versions[-1]
+        with self._changing(key):
+            newest = self.versions(key)[-1]
+            self._point(key, newest, pinned=False)
+        return newest
 
     def roll_back(self, key: CollectionKey) -> str:
         """Serve the version that served before the current one; return it."""
+        self._earlier(key)  # before the lock, whose folder may not be there
+        with self._changing(key):
+            latest = self._earlier(key)
+            *earlier, target = latest.previous
+            self._require(key, target)
+            self._store(key, _Latest(version=target, previous=earlier, pinned=latest.pinned))
+        return target
+
+    def _earlier(self, key: CollectionKey) -> _Latest:
         latest = self._latest(key)
         if latest is None or not latest.previous:
             raise BundleNotFound(
                 f"No earlier version of {key.name!r} has served; nothing to roll back."
             )
-        *earlier, target = latest.previous
-        self._require(key, target)
-        self._store(key, _Latest(version=target, previous=earlier, pinned=latest.pinned))
-        return target
+        return latest
 
     def _require(self, key: CollectionKey, version: str) -> None:
         if version not in self.versions(key):
@@ -209,6 +264,15 @@ class Registry:
             raise BundleCorrupt(
                 f"{path} cannot be read ({exc}); pin a version to mend it."
             ) from exc
+
+    @contextmanager
+    def _changing(self, key: CollectionKey) -> Iterator[None]:
+        """Be the only one on this machine to change what serves; the collection has versions."""
+        if not self._local:
+            yield
+            return
+        with held(Path(self._home(key)) / _LOCK):
+            yield
 
     def _point(self, key: CollectionKey, version: str, *, pinned: bool) -> None:
         try:
@@ -236,6 +300,16 @@ class Registry:
             replace_file(Path(path), data)
         else:
             self._fs.pipe_file(path, data)
+
+
+def _signature_in(folder: Path) -> bytes | None:
+    try:
+        data = read_file(folder / SIGNATURE, SIGNATURE_LIMIT)
+    except FileNotFoundError:
+        return None
+    if len(data) > SIGNATURE_LIMIT:
+        raise BundleCorrupt(f"The signature in {folder} is larger than {SIGNATURE_LIMIT} bytes.")
+    return data
 
 
 def _safe(part: str) -> str:

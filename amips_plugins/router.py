@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amips_plugins.answering import Answer, answer, traces
 from amips_plugins.bundle import Bundle, Manifest
-from amips_plugins.checks import as_ids, as_keys, check_k, check_target
-from amips_plugins.errors import CollectionError, InvalidInput
+from amips_plugins.checks import check_k, check_target
+from amips_plugins.errors import InvalidInput
 from amips_plugins.fallbacks import Fallbacks
 from amips_plugins.forks import renew_after_fork
+from amips_plugins.health.gate import Health
+from amips_plugins.health.shadow import Sample
+from amips_plugins.health.watch import Watch
 from amips_plugins.lookout import Lookout
 from amips_plugins.observe.observers import Observer, Observers
 from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
-from amips_plugins.planner import Planner
+from amips_plugins.planner import GATED, Planner
 from amips_plugins.refresher import Refresher
 from amips_plugins.registry import Registry
 from amips_plugins.serving import Serving, bundle_in, serve_bundle
 from amips_plugins.steps import Aside, Steps, run
 from amips_plugins.trace import Hits, Trace
 from amips_plugins.vectors import as_queries
-from amips_plugins.writes import Assigner
+from amips_plugins.writes import Writer
 
 if TYPE_CHECKING:
     from amips_plugins.adapters.base import Collection, Id, SearchRequest
 
 __all__ = ["Hits", "LearnedRouter", "Trace"]
-
-_SWITCHES = 10  # generations that one write follows: more in a row is a fault
 
 
 class LearnedRouter:
@@ -53,7 +55,9 @@ class LearnedRouter:
     hook
         A pre-query hook of your own, in place of any bundle.
     threads
-        Threads of one model call.
+        Threads of one model call. At 1 the caller's own thread computes and ONNX Runtime starts
+        none, so a server of many workers or processes is not oversubscribed; more help large
+        batches only, and where a process has the cores to itself.
     refresh
         Seconds after which a search has the database and the registry looked at again, on a
         thread of its own (see ``refresh``); None to do so only on request.
@@ -65,6 +69,9 @@ class LearnedRouter:
         Seconds that the model may take for one query (a batch gets a millisecond more for each of
         the others), and never more than a quarter of a search's ``timeout``; then the native
         search answers.
+    watch
+        Samples live searches and holds the router to its target, see ``health``; left out, one
+        with its defaults. ``Watch(share=0, drift_share=0)`` watches nothing but the overflow.
 
     Raises
     ------
@@ -101,6 +108,7 @@ class LearnedRouter:
         overflow_warning: float = 0.05,
         observers: Sequence[Observer] = (),
         plan_timeout: float = 0.25,
+        watch: Watch | None = None,
     ) -> None:
         if sum(given is not None for given in (registry, bundle, hook)) > 1:
             raise InvalidInput("Give the router one of registry, bundle and hook, not several.")
@@ -111,7 +119,6 @@ class LearnedRouter:
         if not plan_timeout > 0:
             raise InvalidInput(f"plan_timeout={plan_timeout!r} is no time; pass seconds above 0.")
         self._count = collection.count()
-        self._assigner = Assigner()
         self._observers = Observers(observers)
         self._fallbacks = Fallbacks()
         self._planner = Planner(self._fallbacks, plan_timeout)
@@ -123,9 +130,11 @@ class LearnedRouter:
             serving = serve_bundle(collection, opened, threads)
         elif hook is None:
             known = registry if isinstance(registry, Registry) else Registry(registry)
-        self._planner.start_over(serving)
+        self._watch = Watch() if watch is None else watch
+        self._start_over(serving)
         self._lookout = Lookout(serving, known, threads, overflow_warning, self._start_over)
         self._lookout.look_first()
+        self._writer = Writer(self._lookout, self._fallbacks)
         self._refresher = Refresher(self.refresh, refresh)
         renew_after_fork(self)
 
@@ -165,6 +174,11 @@ class LearnedRouter:
     @enabled.setter
     def enabled(self, value: bool) -> None:
         self._planner.enabled = bool(value)
+
+    @property
+    def health(self) -> Health | None:
+        """Which way the router searches, and what live searches showed; None without a model."""
+        return self._watch.health
 
     def observe(self, observer: Observer) -> None:
         """Tell an observer of every search to come, once it is answered.
@@ -290,9 +304,10 @@ class LearnedRouter:
         """
         self._refresher.look()
         serving = self._lookout.serving  # taken once: a look meanwhile is the next search's
+        health = self._watch.health
         started = time.perf_counter()
         plan, fallback = yield from self._planner.plan(
-            serving, request.queries, target, request.timeout
+            serving, request.queries, target, request.timeout, health
         )
         planned = time.perf_counter()
         try:
@@ -302,6 +317,15 @@ class LearnedRouter:
             raise
         ended = time.perf_counter()
         self._account(serving, plan, answered)
+        if (
+            request.filter is None
+            and target.n_probes is None
+            and health is not None
+            and answered.fallback is None
+            and fallback in (None, GATED)
+            and self._watch.chosen(len(request.queries))
+        ):
+            self._sample(serving, request, target, answered, health)
         version = None if serving.manifest is None else serving.manifest.version
         base = Trace(_mode(answered.plan), version=version, fallback=fallback or answered.fallback)
         if explain:
@@ -353,19 +377,7 @@ class LearnedRouter:
         CollectionError
             The collection was replaced time and again during the call.
         """
-        keys, rows = as_keys(ids, vectors, fields, self.collection.info.dim)
-
-        def write(serving: Serving) -> None:
-            cells = None
-            if serving.bundle is not None and serving.has_cells_of_bundle():
-                try:
-                    cells = self._assigner.assign(serving.bundle, keys, rows)
-                except Exception as exc:  # noqa: BLE001 - the write must not suffer from a bundle
-                    reason = f"write: {type(exc).__name__}"
-                    self._fallbacks.note(serving.collection.info.name, reason, exc)
-            serving.collection.upsert(keys, rows, fields, cells)
-
-        self._write(write)
+        self._writer.upsert(ids, vectors, fields)
 
     def delete(self, ids: Sequence[Id]) -> None:
         """Delete keys; ids that are not there are none of its business.
@@ -377,8 +389,7 @@ class LearnedRouter:
         CollectionError
             The collection was replaced time and again during the call.
         """
-        keys = as_ids(ids)
-        self._write(lambda serving: serving.collection.delete(keys))
+        self._writer.delete(ids)
 
     def overflow_share(self) -> float:
         """Count the keys that have no cell, which every query searches.
@@ -388,7 +399,9 @@ class LearnedRouter:
         float
             Their share of all keys; 0 where the collection has no cells.
         """
-        return self._lookout.count_overflow()
+        share = self._lookout.count_overflow()
+        self._watch.add_overflow(share, self.collection.break_even)
+        return share
 
     def refresh(self) -> bool:
         """Look at the database and the registry again now, and serve what is new there.
@@ -403,13 +416,16 @@ class LearnedRouter:
         bool
             Whether something else serves now.
         """
-        return self._lookout.look()
+        changed = self._lookout.look()
+        if self._lookout.overflow_share is not None:
+            self._watch.add_overflow(self._lookout.overflow_share, self.collection.break_even)
+        return changed
 
     def after_fork(self) -> None:
         """Take nothing over from the parent process that only its threads could finish."""
         self._fallbacks.after_fork()
         self._observers.after_fork()
-        self._assigner.after_fork()
+        self._writer.after_fork()
         self._lookout.after_fork()
         self._refresher.after_fork()
         self._planner.start_over(self._lookout.serving)
@@ -425,6 +441,8 @@ class LearnedRouter:
         # What goes wrong from now on is news; why there is no bundle is said where it is known.
         self._fallbacks.start_over(*([serving.obstacle or ""] if serving.hook is None else []))
         self._planner.start_over(serving)
+        hook = serving.hook if serving.obstacle is None else None
+        self._watch.start_over(serving.collection, hook, serving.reference)
 
     def _account(self, serving: Serving, plan: QueryPlan, answered: Answer) -> None:
         """Learn from a search that was answered."""
@@ -434,6 +452,31 @@ class LearnedRouter:
             self._fallbacks.note(serving.collection.info.name, reason, cause)
         if answered.fallback is not None:
             self._refresher.hurry()
+
+    def _sample(
+        self,
+        serving: Serving,
+        request: SearchRequest,
+        target: Target,
+        answered: Answer,
+        health: Health,
+    ) -> None:
+        """Hand one query of an answered search over to the watch."""
+        if serving.hook is None:
+            return
+        row = random.randrange(len(request.queries))  # noqa: S311 - a sample, no secret
+        self._watch.sample(
+            Sample(
+                serving.collection,
+                serving.hook,
+                request.queries[row],
+                target,
+                answered.found[row],
+                _mode(answered.plan),
+                health.state,
+                request.params,
+            )
+        )
 
     def _failed(
         self, serving: Serving, plan: QueryPlan, started: float, timeout: float | None
@@ -445,22 +488,6 @@ class LearnedRouter:
             # The native search had no chance: give it one, should this go on.
             self._planner.searched(serving, by_plan=False)
         self._refresher.hurry()
-
-    def _write(self, write: Callable[[Serving], None]) -> None:
-        """Write until the generation written to is the one that serves."""
-        for _ in range(_SWITCHES):
-            serving = self._lookout.serving
-            if serving.collection.current() is not serving.collection:
-                if not self.refresh():
-                    self._lookout.follow()  # so that its own error shows
-                serving = self._lookout.serving
-            write(serving)
-            if serving.collection.current() is serving.collection:
-                return
-        raise CollectionError(
-            f"The collection behind {self.collection.info.name!r} was replaced {_SWITCHES} times "
-            f"during one write; write again when it has come to rest."
-        )
 
     def _check_count(self, k: int, collection: Collection) -> Steps[None]:
         self._count = yield Aside(collection.count)  # it may have grown since

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from amips_plugins.bundle import MANIFEST, Bundle, Manifest
 from amips_plugins.errors import BundleMismatch
+from amips_plugins.health.drift import Reference, load_reference
 from amips_plugins.hooks import load_hook
 from amips_plugins.layout import check_bundle, serving_bundle
 from amips_plugins.plan import PreQueryHook
@@ -42,6 +43,8 @@ class Serving:
         The version that the registry named when it was looked at.
     obstacle
         Why the native search answers in place of the hook, or None.
+    reference
+        What the bundle's model said of held-out queries; None where it is not known.
     """
 
     collection: Collection
@@ -50,6 +53,7 @@ class Serving:
     layout: str | None = None
     latest: str | None = None
     obstacle: str | None = None
+    reference: Reference | None = None
 
     @property
     def manifest(self) -> Manifest | None:
@@ -123,12 +127,12 @@ def serve_bundle(
     """
     check_bundle(collection, bundle)
     if running is not None and running.hook is not None and running.manifest == bundle.manifest:
-        hook = running.hook
+        hook, reference = running.hook, running.reference
     else:
-        hook = load_hook(bundle, threads)
+        hook, reference = load_hook(bundle, threads), load_reference(bundle)
     layout = collection.layout() if bundle.manifest.layout else None
     obstacle = _obstacle(collection, bundle, layout)
-    return Serving(collection, hook, bundle, layout, obstacle=obstacle)
+    return Serving(collection, hook, bundle, layout, obstacle=obstacle, reference=reference)
 
 
 def serve_latest(running: Serving, registry: Registry, threads: int) -> Serving:
@@ -150,7 +154,7 @@ def serve_latest(running: Serving, registry: Registry, threads: int) -> Serving:
     latest = registry.current(collection_key(collection.info))
     if running.hook is not None and latest == running.latest and running.obstacle is None:
         return running
-    bundle = serving_bundle(collection, registry)
+    bundle = serving_bundle(collection, registry, latest)  # not asked again: it may have moved
     serving = replace(serve_bundle(collection, bundle, threads, running), latest=latest)
     same = (serving.manifest, serving.layout, latest, serving.obstacle)
     if same == (running.manifest, running.layout, running.latest, running.obstacle):

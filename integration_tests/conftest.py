@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 
@@ -63,6 +63,18 @@ def milvus_to_pause(pytestconfig: pytest.Config) -> Iterator[MilvusServer]:
 
 
 @pytest.fixture(scope="module")
+def milvus_limited(pytestconfig: pytest.Config) -> Iterator[MilvusServer]:
+    """A server of one's own that answers five queries a second."""
+    limits = {
+        "QUOTAANDLIMITS_DQL_ENABLED": "true",
+        "QUOTAANDLIMITS_DQL_SEARCHRATE_MAX": "5",
+        "QUOTAANDLIMITS_DQL_SEARCHRATE_COLLECTION_MAX": "5",
+    }
+    with _own_milvus(pytestconfig, "Milvus with limits", settings=limits) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def milvus_container(pytestconfig: pytest.Config) -> Iterator[MilvusContainer]:
     """Like `milvus_to_kill`, and surely a container; else a skip."""
     reason = _no_milvus_container()
@@ -96,11 +108,17 @@ def qdrant_url(pytestconfig: pytest.Config) -> Iterator[str]:
         yield url
 
 
-def _own_milvus(config: pytest.Config, name: str, session_ttl: int = 30) -> MilvusServer:
+def _own_milvus(
+    config: pytest.Config,
+    name: str,
+    session_ttl: int = 30,
+    settings: Mapping[str, str] | None = None,
+) -> MilvusServer:
     reason = _no_milvus_container()
     server: MilvusServer
     try:
-        server = MilvusProcess(session_ttl) if reason else MilvusContainer(session_ttl)
+        make = MilvusProcess if reason else MilvusContainer
+        server = make(session_ttl, **(settings or {}))
     except ServerError as exc:
         pytest.skip(str(exc))
     config.stash[SERVERS][name] = server.description + (f" ({reason})" if reason else "")

@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.request import urlopen
@@ -150,6 +151,14 @@ class Container:
         )
         return done.stdout
 
+    def rewrite(self, path: str, change: Callable[[str], str]) -> None:
+        """Change a file of the running container; variables in its path are the container's."""
+        shell = ["docker", "exec", "--user", "root", "--interactive", self.name, "sh", "-c"]
+        before = subprocess.run(
+            [*shell, f'cat "{path}"'], capture_output=True, text=True, check=True
+        ).stdout
+        subprocess.run([*shell, f'cat >"{path}"'], input=change(before), text=True, check=True)
+
     def remove(self) -> None:
         if self._leash is not None:
             subprocess.run(["docker", "rm", "-fv", self.name], capture_output=True)
@@ -160,8 +169,8 @@ class Container:
 class MilvusContainer(MilvusServer):
     """Milvus in a container of the image that :func:`milvus_image` finds."""
 
-    def __init__(self, session_ttl: int = 30) -> None:
-        super().__init__(session_ttl)
+    def __init__(self, session_ttl: int = 30, **settings: str) -> None:
+        super().__init__(session_ttl, **settings)
         image = milvus_image()
         self.description = f"container {image.name}"
         self._container = Container(image, 19530, self.settings)
@@ -182,6 +191,9 @@ class MilvusContainer(MilvusServer):
 
     def unpause(self) -> None:
         self._container.do("unpause")
+
+    def configure(self, change: Callable[[str], str]) -> None:
+        self._container.rewrite("${MILVUSCONF:-/milvus/configs}/milvus.yaml", change)
 
     def is_running(self) -> bool:
         return self._container.is_running()

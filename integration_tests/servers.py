@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -68,16 +69,19 @@ class MilvusServer(ABC):
         collections are served again after 36 s with 30 (the server's own default) and after 11 s
         with 5. But a server paused for longer than about half of it may never answer again: take
         the default in tests that pause.
+    **settings
+        Environment of the server, such as ``QUOTAANDLIMITS_DQL_ENABLED="true"``.
     """
 
     uri: str
     description: str
 
-    def __init__(self, session_ttl: int = 30) -> None:
+    def __init__(self, session_ttl: int = 30, **settings: str) -> None:
         # A graceful stop would move the data to other query nodes, and there are none.
         self.settings = {
             "COMMON_SESSION_TTL": str(session_ttl),
             "COMMON_GRACEFULSTOPTIMEOUT": "1",
+            **settings,
         }
 
     @abstractmethod
@@ -99,6 +103,10 @@ class MilvusServer(ABC):
     @abstractmethod
     def unpause(self) -> None:
         """Let a paused server go on."""
+
+    @abstractmethod
+    def configure(self, change: Callable[[str], str]) -> None:
+        """Rewrite ``milvus.yaml``, which a running server looks at every few seconds."""
 
     @abstractmethod
     def is_running(self) -> bool:
@@ -175,8 +183,8 @@ class MilvusProcess(MilvusServer):
 
     description = "plain process of the wheel milvus"
 
-    def __init__(self, session_ttl: int = 30) -> None:
-        super().__init__(session_ttl)
+    def __init__(self, session_ttl: int = 30, **settings: str) -> None:
+        super().__init__(session_ttl, **settings)
         if importlib.util.find_spec("milvus") is None:
             raise ServerError(MILVUS_HINT)
         self._folder = Path(tempfile.mkdtemp(prefix="amips-milvus-"))
@@ -208,6 +216,10 @@ class MilvusProcess(MilvusServer):
 
     def unpause(self) -> None:
         self._signal(signal.SIGCONT)
+
+    def configure(self, change: Callable[[str], str]) -> None:
+        path = self._folder / "configs" / "milvus.yaml"
+        path.write_text(change(path.read_text()))
 
     @property
     def pid(self) -> int:

@@ -105,6 +105,39 @@ def test_nprobe_reaches_the_index(ivf: MilvusCollection) -> None:
     assert nested == one
 
 
+def test_the_exact_search_goes_through_every_list(ivf: MilvusCollection) -> None:
+    request = SearchRequest(queries(), k=10, fields=("row",), params={"nprobe": 1})
+    found = [{int(hit.fields["row"]) for hit in hits} for hits in ivf.exact(request)]
+    assert found == exact_rows(10)
+
+
+@pytest.mark.parametrize(("kind", "least"), [("HNSW", 0.98), ("IVF_SQ8", 0.95), ("SCANN", 0.99)])
+def test_the_exact_search_of_other_indexes(client: Any, kind: str, least: float) -> None:
+    name = f"exact_{secrets.token_hex(4)}"
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=True)
+    schema.add_field("key", pymilvus.DataType.INT64, is_primary=True)
+    schema.add_field("embedding", pymilvus.DataType.FLOAT_VECTOR, dim=DIM)
+    client.create_collection(name, schema=schema, num_shards=1)
+    rows = [{"key": row, "embedding": key, "row": row} for row, key in enumerate(keys())]
+    client.insert(name, rows)
+    client.flush(name)
+    index = client.prepare_index_params()
+    params = {"M": 8, "efConstruction": 40} if kind == "HNSW" else {"nlist": 64}
+    index.add_index("embedding", index_type=kind, metric_type="IP", params=params)
+    client.create_index(name, index)
+    client.load_collection(name)
+    deadline = time.monotonic() + 60
+    while not all(part.index_name for part in client.list_loaded_segments(name)):
+        assert time.monotonic() < deadline, "the index was not loaded in a minute"
+        time.sleep(0.5)
+        client.refresh_load(name)
+    collection = MilvusCollection(client, name)
+    for k in (10, 200):
+        hits = collection.exact(SearchRequest(queries(), k=k))
+        assert recall([{int(hit.id) for hit in found} for found in hits], exact_rows(k)) >= least
+    client.drop_collection(name)
+
+
 def test_rewritten_queries_search_an_ivf_index(ivf: MilvusCollection) -> None:
     best = keys()[np.argmax(queries() @ keys().T, axis=1)]
     plan = QueryPlan(rewritten=best, rescore=50)

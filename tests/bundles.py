@@ -16,23 +16,28 @@ from amips_plugins.adapters.base import Id
 from amips_plugins.adapters.memory import MemoryCollection
 from amips_plugins.bundle import (
     CALIBRATION,
+    CANNED,
     CELLS,
     FORMAT,
     IDS,
     KNOWN_CELLS,
     MANIFEST,
     MODEL,
+    REFERENCE,
     Bundle,
     Manifest,
     describe_file,
 )
 from amips_plugins.calibration import Calibration
+from amips_plugins.canned import record_canned
 from amips_plugins.cells import Cells, sketch
 from amips_plugins.export.clustering import nearest_offsets
 from amips_plugins.export.measure import calibrate, curve, levels_by_threshold, thresholds_for
 from amips_plugins.export.nets import KeyNet, LinearRouter
 from amips_plugins.export.to_onnx import Order, to_onnx
+from amips_plugins.health.drift import Reference
 from amips_plugins.layout import lay_out
+from amips_plugins.model import OnnxModel
 from amips_plugins.registry import collection_key
 from amips_plugins.vectors import (
     FloatArray,
@@ -83,7 +88,9 @@ def make_files(metric: Metric = Metric.COSINE, model: str = "linear") -> dict[st
 def _files(metric: Metric, model: str) -> Mapping[str, bytes]:
     keys = vectors()
     if model == "keynet":
-        return {MODEL: to_onnx(KeyNet(lifted_dim(DIM, metric)), DIM, metric)}
+        torch.manual_seed(0)
+        keynet = to_onnx(KeyNet(lifted_dim(DIM, metric)), DIM, metric)
+        return {MODEL: keynet, **_records(keynet, "rewritten")}
     rng = np.random.default_rng(2)
     centroids = keys[rng.choice(COUNT, N_CELLS, replace=False)]
     centroids = centroids if metric is Metric.L2 else normalise(centroids)
@@ -114,12 +121,24 @@ def _files(metric: Metric, model: str) -> Mapping[str, bytes]:
     priority, hit_cells = asked(seed=1)
     levels = levels_by_threshold(priority, thresholds)
     measured = curve(levels, len(thresholds), hit_cells, cells.sizes, N_CELLS)
+    data = to_onnx(net, DIM, metric, order)
     return {
-        MODEL: to_onnx(net, DIM, metric, order),
+        MODEL: data,
+        **_records(data, "priority"),
         CELLS: cells.to_bytes(),
         CALIBRATION: calibrate(measured, thresholds, K).to_bytes(),
         KNOWN_CELLS: known_file(drawn),
         IDS: b"".join(msgspec.json.encode(row) + b"\n" for row in range(COUNT)),
+    }
+
+
+def _records(data: bytes, output: str) -> dict[str, bytes]:
+    """What the model gives for canned queries, and for those of the users."""
+    model = OnnxModel(data)
+    (said,) = model.run([output], {"queries": vectors(seed=1, count=512)})
+    return {
+        CANNED: record_canned(model, output, DIM),
+        REFERENCE: Reference.of(said).to_bytes(),
     }
 
 

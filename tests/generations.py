@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,12 @@ class Handle(Base):
         if any(self.generation is gone for gone in self.world.dropped):
             raise Gone("collection not found")
         return self.generation.search(request, plan)
+
+    async def search_async(
+        self, client: object, request: SearchRequest, plan: QueryPlan = NATIVE
+    ) -> list[list[Hit]]:
+        await asyncio.sleep(0)
+        return self.search(request, plan)
 
 
 def generation(number: int, folder: Path | None = None) -> MemoryCollection:

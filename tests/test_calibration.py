@@ -139,3 +139,52 @@ def test_damage_is_corrupt_or_harmless_and_nothing_else(data: st.DataObject) -> 
     except BundleCorrupt:
         return
     np.testing.assert_array_equal(read.guaranteed, GUARANTEED)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "factor", "wider"),
+    [
+        (-1.0, 1.0, -1.0),
+        (-1.0, 1.5, -2.0),  # .3 of the keys: the first level with as many
+        (-1.0, 2.5, -2.0),  # exactly .5
+        (-1.0, 4.0, -3.5),
+        (-1.0, 5.0, -np.inf),
+        (-2.0, 1.7, -np.inf),  # .85, which only every cell has
+        (-3.5, 4.0, -np.inf),
+        (-np.inf, 4.0, -np.inf),
+        (-1.0, np.inf, -np.inf),
+    ],
+)
+def test_widening_searches_so_many_times_the_keys(
+    threshold: float, factor: float, wider: float
+) -> None:
+    assert CALIBRATION.widen(threshold, factor) == wider
+
+
+def test_a_wider_search_never_has_fewer_cells() -> None:
+    for threshold in THRESHOLDS.tolist():
+        wider = [CALIBRATION.widen(threshold, factor) for factor in (1.0, 1.2, 2.0, 4.0, 9.0)]
+        assert wider == sorted(wider, reverse=True)
+        assert max(wider) <= threshold
+
+
+@given(
+    bounds=st.lists(st.integers(0, 20), min_size=1, max_size=9),
+    recall=st.one_of(st.integers(1, 20).map(lambda n: n / 20), st.floats(1e-3, 1.0)),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_look_up_is_a_walk_down_the_levels(bounds: list[int], recall: float) -> None:
+    """Also where bounds fall along the way, or the last is not 1."""
+    guaranteed = (np.array([bounds]) / 20).astype(np.float32)
+    thresholds = -np.arange(len(bounds), dtype=np.float32)
+    thresholds[-1] = -np.inf
+    calibration = Calibration(thresholds, guaranteed, guaranteed, guaranteed[0], 0.95)
+    reaching = [level for level, bound in enumerate(guaranteed[0]) if bound >= np.float32(recall)]
+    if recall == 1.0:
+        assert calibration.threshold(1, recall) == -np.inf
+    elif not reaching or reaching[0] == len(bounds) - 1:
+        with pytest.raises(InvalidInput, match="cannot be promised"):
+            calibration.threshold(1, recall)
+        assert calibration.default_threshold(1, recall) == -np.inf
+    else:
+        assert calibration.threshold(1, recall) == thresholds[reaching[0]]

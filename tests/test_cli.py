@@ -132,6 +132,8 @@ def test_the_main_job(folder: Path) -> None:
         (["publish", "nowhere"], "no bundle"),
         (["layout", URI, "--registry", "empty"], "amips publish"),
         (["evaluate", URI, "--queries", "nowhere.npy"], "nowhere.npy"),
+        (["status", URI, "--queries", "nowhere.npy"], "nowhere.npy"),
+        (["status", URI, "--running", "nowhere"], "no folder nowhere"),
         (["registry", "rollback", "milvus/other/vector"], "roll back"),
     ],
 )

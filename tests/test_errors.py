@@ -13,6 +13,7 @@ from amips_plugins.errors import (
     BundleError,
     BundleMismatch,
     BundleNotFound,
+    BundleUnsigned,
     CollectionError,
     CollectionNotFound,
     DatabaseUnreachable,
@@ -41,6 +42,7 @@ def test_the_tree() -> None:
         BundleNotFound: (BundleError,),
         BundleCorrupt: (BundleError,),
         BundleMismatch: (BundleError,),
+        BundleUnsigned: (BundleError,),
     }
     for error, bases in parents.items():
         assert error.__bases__ == bases

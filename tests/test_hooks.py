@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 
-from amips_plugins.bundle import MODEL
+from amips_plugins.bundle import CANNED, MODEL
 from amips_plugins.errors import BundleCorrupt, InvalidInput
 from amips_plugins.hooks import (
     ModelFault,
     NativeHook,
     RewriteHook,
     RouteHook,
+    best_cells,
     cells_above,
     load_hook,
 )
@@ -109,8 +110,8 @@ def test_a_route_names_the_best_cells_first(route: RouteHook, n_probes: int) -> 
     assert plan.layout == route.layout
     assert plan.cells is not None
     assert plan.cells.shape == (len(QUERIES), n_probes)
-    (scores,) = route.model.run(["scores"], {"queries": QUERIES})  # no cell costs more here
-    np.testing.assert_array_equal(plan.cells, np.argsort(-scores, axis=1)[:, :n_probes])
+    (priority,) = route.model.run(["priority"], {"queries": QUERIES})
+    np.testing.assert_array_equal(plan.cells, np.argsort(-priority, axis=1)[:, :n_probes])
 
 
 def test_a_batch_is_planned_as_its_queries(route: RouteHook, rewrite: RewriteHook) -> None:
@@ -162,6 +163,26 @@ def test_more_recall_is_more_cells(route: RouteHook) -> None:
         assert all(few <= many for few, many in zip(narrow, wide, strict=True))
 
 
+def test_a_widened_plan_searches_so_many_times_the_share_of_the_keys(route: RouteHook) -> None:
+    planned = route.plan(QUERIES, Target(K, 0.5))
+    assert planned.cells is not None
+    for factor in (1.5, 2.0):
+        wider = route.plan(QUERIES, Target(K, 0.5, widen=factor))
+        assert wider.cells is not None
+        assert (wider.cells >= 0).sum() > (planned.cells >= 0).sum()
+        for few, more in zip(planned.cells.tolist(), wider.cells.tolist(), strict=True):
+            assert set(few) <= {*more, -1}
+    assert route.plan(QUERIES, Target(K, 0.5, widen=100.0)) is NATIVE
+    assert route.plan(QUERIES, Target(K, widen=np.inf)) is NATIVE
+
+
+def test_probes_of_the_callers_own_are_never_widened(route: RouteHook) -> None:
+    for factor in (4.0, np.inf):
+        plan = route.plan(QUERIES, Target(K, n_probes=2, widen=factor))
+        assert plan.cells is not None
+        assert plan.cells.shape == (len(QUERIES), 2)
+
+
 def test_probes_override_the_target(route: RouteHook) -> None:
     cells = route.plan(QUERIES, Target(k=3, recall=0.9, n_probes=2)).cells
     assert cells is not None
@@ -200,14 +221,48 @@ def test_cells_above_are_those_of_a_naive_loop(priority: FloatArray, threshold: 
     assert cells.dtype == np.int64
     assert cells.shape == (len(priority), max(len(chosen) for chosen in expected))
     for row, chosen in zip(cells.tolist(), expected, strict=True):
-        count = len(chosen)
-        assert set(row[:count]) == chosen
-        assert len(set(row[:count])) == count
-        assert set(row[count:]) <= {-1}
+        assert row == sorted(chosen) + [-1] * (len(row) - len(chosen))
     np.testing.assert_array_equal(priority, before)
     for number in range(len(priority)):  # a query is planned alone as in a batch
         alone = cells_above(priority[number : number + 1], threshold)
-        assert set(alone[0].tolist()) == expected[number]
+        assert alone.dtype == np.int64
+        assert alone.tolist() == [sorted(expected[number])]
+
+
+@given(seed=st.integers(0, 10**6), steps=st.sampled_from([2, 9, 10**6]))
+@settings(max_examples=60, deadline=None)
+def test_large_batches_are_chosen_for_as_by_a_naive_loop(seed: int, steps: int) -> None:
+    """At sizes that are served, with many ties, some and none."""
+    rng = np.random.default_rng(seed)
+    shape = (int(rng.integers(1, 130)), int(rng.integers(1, 600)))
+    priority = (rng.integers(-steps, 1, size=shape) / 64).astype(np.float32)
+    for threshold in (float(np.quantile(priority, 0.97)), float(priority.max())):
+        rows = [sorted(chosen) for chosen in naive_cells_above(priority, threshold)]
+        most = max(map(len, rows))
+        wanted = [row + [-1] * (most - len(row)) for row in rows]
+        assert cells_above(priority, threshold).tolist() == wanted
+    n_probes = int(rng.integers(1, shape[1] + 1))
+    ordered = np.argsort(-priority, axis=1, kind="stable")
+    best = best_cells(priority, n_probes)
+    assert best.dtype == np.int64
+    np.testing.assert_array_equal(best, ordered[:, :n_probes])
+
+
+@given(
+    priority=arrays(
+        np.float32,
+        st.tuples(st.integers(1, 6), st.integers(1, 7)),
+        elements=st.sampled_from([-30.0, -1.0, -0.0, 0.0, 1.0, 3e38]),
+    ),
+    n_probes=st.integers(1, 7),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_best_cells_are_those_of_a_stable_sort(priority: FloatArray, n_probes: int) -> None:
+    n_probes = min(n_probes, priority.shape[1])
+    before = priority.copy()
+    ordered = np.argsort(-priority, axis=1, kind="stable")
+    np.testing.assert_array_equal(best_cells(priority, n_probes), ordered[:, :n_probes])
+    np.testing.assert_array_equal(priority, before)
 
 
 def test_the_best_cell_is_always_searched() -> None:
@@ -247,6 +302,38 @@ def test_an_untrained_residual_keynet_asks_for_the_direction_of_the_query(
     for query, rewritten in zip(QUERIES, plan.rewritten, strict=True):
         cosine = native_scores(query, rewritten[None], Metric.COSINE)
         np.testing.assert_allclose(cosine, 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("fill", [3e38, -3e38])
+@pytest.mark.parametrize("target", [Target(k=1), Target(k=1, n_probes=1)])
+def test_huge_numbers_that_are_finite_are_an_answer(
+    fill: float, target: Target, route: RouteHook
+) -> None:
+    """Their sum is infinite."""
+    hook = replace(route, model=OnnxModel(graph(ROUTER_IN, ROUTER_OUT, fill)))
+    everything = list(range(N_CELLS)) if fill > 0 and target.n_probes is None else [0]
+    for queries in (QUERIES[:1], QUERIES):
+        plan = hook.plan(queries, target)
+        assert plan.cells is not None
+        assert plan.cells.tolist() == [everything] * len(queries)  # all are equal: the first
+
+
+def test_one_cell_that_is_not_finite_is_a_fault(route: RouteHook) -> None:
+    for top in (0.0, 1.0, -1.0):  # a division by zero makes NaN or an infinity of it
+        made = onnx.load_from_string(graph(ROUTER_IN, ROUTER_OUT))
+        for tensor in made.graph.initializer:
+            row = np.ones(N_CELLS, dtype=np.float32)
+            if tensor.name == "priority_top":
+                row[2] = top
+                tensor.CopyFrom(numpy_helper.from_array(row, tensor.name))
+            if tensor.name == "priority_divisor":
+                row[2] = 0.0
+                tensor.CopyFrom(numpy_helper.from_array(row, tensor.name))
+        hook = replace(route, model=OnnxModel(made.SerializeToString()))
+        for target in (Target(k=1), Target(k=1, n_probes=1)):
+            for queries in (QUERIES[:1], QUERIES):
+                with pytest.raises(ModelFault, match="not finite"):
+                    hook.plan(queries, target)
 
 
 @pytest.mark.parametrize("fill", [float("nan"), float("inf"), float("-inf")])
@@ -307,9 +394,31 @@ def test_external_data_is_refused(tmp_path: Path) -> None:
         load_hook(open_bundle(folder))
 
 
-@pytest.mark.parametrize("outputs", [["priority"], ["scores"], ["priority", "scores"]])
-def test_only_the_outputs_asked_for_come_back(route: RouteHook, outputs: list[str]) -> None:
-    given = route.model.run(outputs, {"queries": QUERIES})
-    assert [array.shape for array in given] == [(len(QUERIES), N_CELLS)] * len(outputs)
-    assert set(route.model.outputs) == {"scores", "priority"}
-    assert set(route.model.inputs) == {"queries"}
+def test_what_serves_computes_nothing_else(route: RouteHook, rewrite: RewriteHook) -> None:
+    assert route.model.outputs == {"priority": ["n", N_CELLS]}
+    assert rewrite.model.outputs == {"rewritten": ["n", DIM]}
+    for hook in (route, rewrite):
+        assert hook.model.inputs == {"queries": ["n", DIM]}
+
+
+@pytest.mark.parametrize("name", ["linear", "supportnet"])
+def test_a_model_published_with_more_outputs_serves_on(
+    name: str, tmp_path: Path, route: RouteHook
+) -> None:
+    """Files as they were written before ``support.onnx`` was."""
+    data = (Path(__file__).parent / "published" / f"{name}.onnx").read_bytes()
+
+    def as_then(files: dict[str, bytes]) -> None:
+        files[MODEL] = data
+        del files[CANNED]
+
+    hook = load_hook(open_bundle(write_bundle(tmp_path, change=as_then)))
+    assert isinstance(hook, RouteHook)
+    assert {"scores", "priority"} <= set(hook.model.outputs)
+    (priority,) = hook.model.run(["priority"], {"queries": QUERIES})
+    plan = hook.plan(QUERIES, Target(k=3))
+    np.testing.assert_array_equal(plan.cells, cells_above(priority, hook._threshold(Target(k=3))))
+    if name == "linear":  # the very net that the bundles of these tests are made of
+        np.testing.assert_array_equal(plan.cells, route.plan(QUERIES, Target(k=3)).cells)
+    else:
+        assert "keys" in hook.model.outputs

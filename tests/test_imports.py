@@ -30,9 +30,13 @@ HEAVY = {
     "opentelemetry",
     "prometheus_client",
     "pyarrow",
+    "model_signing",
+    "sigstore",
+    "cryptography",
 }
 TRAINING = {"torch", "faiss", "onnx", "onnxscript", "safetensors"}
 WATCHING = {"opentelemetry", "prometheus_client", "pyarrow"}
+SIGNING = {"model_signing", "sigstore", "cryptography"}
 CLIENTS = {"pymilvus", "milvus_lite", "qdrant_client"}
 
 
@@ -64,6 +68,9 @@ def loaded(code: str, *arguments: str) -> set[str]:
         "import amips_plugins.evaluate, amips_plugins.layout, amips_plugins.hooks",
         "import amips_plugins.export, amips_plugins.adapters, amips_plugins.demo",
         "import amips_plugins.observe.query_log, amips_plugins.observe.observers",
+        "import amips_plugins.signing, amips_plugins.publishing",
+        "import amips_plugins.health.watch, amips_plugins.health.status_file",
+        "import amips_plugins.health.report",
     ],
 )
 def test_importing_is_cheap(code: str) -> None:
@@ -94,7 +101,7 @@ def test_serving_loads_no_training_library_and_no_client(tmp_path: Path) -> None
     np.save(tmp_path / "keys.npy", vectors())
     folder = write_bundle(tmp_path / "bundle")
     modules = loaded(SERVE, str(folder), str(tmp_path / "registry"), str(tmp_path / "keys.npy"))
-    assert modules & (TRAINING | CLIENTS | WATCHING) == set()
+    assert modules & (TRAINING | CLIENTS | WATCHING | SIGNING) == set()
     assert "onnxruntime" in modules
 
 
@@ -108,6 +115,11 @@ def test_serving_loads_no_training_library_and_no_client(tmp_path: Path) -> None
         ("qdrant_client", "from amips_plugins import QdrantCollection", "qdrant"),
         ("prometheus_client", "import amips_plugins.observe.metrics", "metrics"),
         ("opentelemetry", "import amips_plugins.observe.tracing", "tracing"),
+        (
+            "model_signing",
+            "from amips_plugins import Registry; Registry('x', require_signature='key.pub')",
+            "signing",
+        ),
         (
             "pyarrow",
             "import amips_plugins.observe.query_log as log; log.QueryLog('x')",
@@ -143,7 +155,7 @@ def test_a_snapshot_needs_no_extra() -> None:
 
 
 def test_without_any_extra_the_core_works() -> None:
-    absent = sorted(TRAINING | CLIENTS | WATCHING)
+    absent = sorted(TRAINING | CLIENTS | WATCHING | SIGNING)
     blocks = f"import sys\nfor name in {absent}: sys.modules[name] = None\n"
     done = run(
         blocks + "import numpy as np\n"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,13 +14,22 @@ import fsspec
 import pytest
 
 from amips_plugins import Registry
-from amips_plugins.bundle import MANIFEST, MODEL, CollectionKey
+from amips_plugins.bundle import (
+    CALIBRATION,
+    CELLS,
+    KNOWN_CELLS,
+    MANIFEST,
+    MODEL,
+    CollectionKey,
+)
 from amips_plugins.errors import BundleCorrupt, BundleNotFound, InvalidInput
 from amips_plugins.registry import collection_key, default_registry
 from tests.bundles import make_files, memory, write_bundle
 
 KEY = collection_key(memory().info)
-WRITES = len(make_files()) + 2  # and the manifest, and latest.json
+MARKS = ("first.txt", "last.txt")  # what a service does not read: the others have to load
+FILES = {*make_files(), *MARKS}
+WRITES = len(FILES) + 2  # and the manifest, and latest.json
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -39,13 +50,15 @@ def registry(root: str) -> Registry:
 
 
 def make(folder: Path, version: str, **changes: Any) -> Path:
-    """A bundle whose every file ends with its version, so that a mix of two shows."""
+    """A bundle whose first and last files are its version, so that a mix of two shows."""
 
-    def sign(files: dict[str, bytes]) -> None:
-        for name in files:
-            files[name] += version.encode()
+    def mark(files: dict[str, bytes]) -> None:
+        first, last = MARKS
+        between = dict(files)
+        files.clear()
+        files.update({first: version.encode(), **between, last: version.encode()})
 
-    return write_bundle(folder / version, version=version, change=sign, **changes)
+    return write_bundle(folder / version, version=version, change=mark, **changes)
 
 
 @pytest.fixture
@@ -64,7 +77,8 @@ def read_all(registry: Registry) -> str:
     bundle = registry.open(KEY)
     version = bundle.manifest.version
     for name in bundle.manifest.files:
-        assert bundle.read(name).endswith(version.encode())
+        data = bundle.read(name)
+        assert name not in MARKS or data == version.encode()
     return version
 
 
@@ -130,6 +144,37 @@ def test_rolling_back_step_by_step(registry: Registry, publish: Publish) -> None
     assert registry.roll_back(KEY) == "v1"
 
 
+def spoil(name: str) -> Callable[[dict[str, bytes]], None]:
+    def change(files: dict[str, bytes]) -> None:
+        files[name] = b"\x00" * 64  # with a checksum that says so
+
+    return change
+
+
+@pytest.mark.parametrize("name", [MODEL, CELLS, CALIBRATION, KNOWN_CELLS])
+def test_what_could_not_serve_is_not_published(
+    registry: Registry, publish: Publish, tmp_path: Path, name: str
+) -> None:
+    publish("v1")
+    written = Path(registry.root) if registry._local else None
+    before = None if written is None else sorted(written.rglob("*"))
+    with pytest.raises(BundleCorrupt):
+        registry.publish(write_bundle(tmp_path / "bad", version="v2", change=spoil(name)))
+    assert registry.versions(KEY) == ["v1"]
+    assert registry.current(KEY) == "v1"
+    assert written is None or sorted(written.rglob("*")) == before
+
+
+def test_a_model_of_another_dimension_is_not_published(registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(BundleCorrupt, match="not what a linear must"):
+        registry.publish(write_bundle(tmp_path / "bad", dim=5))
+    assert registry.versions(KEY) == []
+
+
+def test_a_keynet_has_no_cells_to_check(registry: Registry, tmp_path: Path) -> None:
+    assert registry.publish(write_bundle(tmp_path / "made", model="keynet")) == "v1"
+
+
 def test_a_damaged_bundle_is_not_published(registry: Registry, tmp_path: Path) -> None:
     folder = make(tmp_path, "v1")
     (folder / MODEL).write_bytes(b"other")
@@ -161,7 +206,7 @@ def test_a_publish_killed_midway_leaves_the_old_version(
             publish("v2")
     assert len(written) == whole
     assert read_all(registry) == "v1"
-    complete = whole > len(make_files())
+    complete = whole > len(FILES)
     assert registry.versions(KEY) == (["v1", "v2"] if complete else ["v1"])
     assert publish("v2") == "v2"  # the same call again finishes the job
     assert read_all(registry) == "v2"
@@ -228,7 +273,7 @@ def test_the_manifest_is_written_last_and_the_pointer_after_it(
 
     monkeypatch.setattr(Registry, "_write", watched)
     publish("v1")
-    assert sorted(written[:-2]) == sorted(make_files())
+    assert sorted(written[:-2]) == sorted(FILES)
     assert written[-2:] == [MANIFEST, "latest.json"]
 
 
@@ -311,6 +356,88 @@ def test_two_publishers_at_once(root: str, tmp_path: Path) -> None:
     assert registry.current(KEY) in ("a09", "b09")
     read_all(registry)
     assert registry.roll_back(KEY) in registry.versions(KEY)
+
+
+def history(root: Path) -> list[str]:
+    """The versions that served, in their order."""
+    latest = json.loads((Path(Registry(root)._home(KEY)) / "latest.json").read_bytes())
+    return [*latest["previous"], latest["version"]]
+
+
+@pytest.mark.parametrize("second", ["publish", "pin", "roll_back"])
+def test_a_writer_waits_for_another_that_has_read_the_pointer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str
+) -> None:
+    root = tmp_path / "registry"
+    made = {version: make(tmp_path / "made", version) for version in ("v1", "v2", "v3", "v4")}
+    for version in ("v1", "v2"):
+        Registry(root).publish(made[version])
+    calls: dict[str, Callable[[], object]] = {
+        "publish": lambda: Registry(root).publish(made["v4"]),
+        "pin": lambda: Registry(root).pin(KEY, "v1"),
+        "roll_back": lambda: Registry(root).roll_back(KEY),
+    }
+    other = threading.Thread(target=calls[second])
+    store = Registry._store
+
+    def meanwhile(self: Registry, *arguments: Any) -> None:
+        if threading.current_thread() is not other:
+            other.start()
+            other.join(1.0)  # time enough for it to write, if nothing kept it from doing so
+        store(self, *arguments)
+
+    monkeypatch.setattr(Registry, "_store", meanwhile)
+    Registry(root).publish(made["v3"])
+    other.join()
+    expected = {
+        "publish": ["v1", "v2", "v3", "v4"],
+        "pin": ["v1", "v2", "v3", "v1"],
+        "roll_back": ["v1", "v2"],
+    }
+    assert history(root) == expected[second]
+    assert Registry(root).pinned(KEY) == (second == "pin")
+
+
+PINNER = """
+import sys
+from amips_plugins import Registry
+from amips_plugins.bundle import CollectionKey
+root, *name = sys.argv[1:5]
+key = CollectionKey(database=name[0], name=name[1], field=name[2])
+registry = Registry(root)
+for version in sys.argv[5:]:
+    registry.pin(key, version)
+"""
+
+
+def test_no_history_is_lost_among_processes(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    registry.publish(make(tmp_path, "v0"))
+    home = Path(registry._home(KEY))
+    shares = [[f"{side}{number:02}" for number in range(10)] for side in "abcd"]
+    versions = [version for share in shares for version in share]
+    for version in versions:
+        (home / version).mkdir()
+        (home / version / MANIFEST).write_bytes(b"{}")  # enough to be pinned
+    name = [KEY.database, KEY.name, KEY.field]
+    commands = [[sys.executable, "-c", PINNER, registry.root, *name, *share] for share in shares]
+    pinners = [subprocess.Popen(command) for command in commands]  # noqa: S603 - our own interpreter
+    assert [pinner.wait(120) for pinner in pinners] == [0, 0, 0, 0]
+    served = history(tmp_path / "registry")
+    assert sorted(served) == sorted(["v0", *versions])
+    for share in shares:
+        assert [version for version in served if version in share] == share
+
+
+def test_a_version_in_the_place_of_another_is_refused(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    for version in ("v1", "v2"):
+        registry.publish(make(tmp_path / "made", version))
+    home = Path(registry._home(KEY))
+    shutil.rmtree(home / "v2")
+    shutil.copytree(home / "v1", home / "v2")
+    with pytest.raises(BundleCorrupt, match="v2 is version v1; publish it again"):
+        registry.open(KEY)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 3}', b"\xff", b'{"version'])
@@ -424,7 +551,7 @@ def test_opening_a_registry_writes_nothing(tmp_path: Path) -> None:
 def test_publishing_leaves_no_temporary_files(tmp_path: Path) -> None:
     Registry(tmp_path / "registry").publish(make(tmp_path, "v1"))
     names = {path.name for path in (tmp_path / "registry").rglob("*") if path.is_file()}
-    assert names == {*make_files(), MANIFEST, "latest.json"}
+    assert names == {*FILES, MANIFEST, "latest.json", ".lock"}
 
 
 @pytest.mark.parametrize("url", ["ftp://user:secret@host/models", "s3://key:secret@bucket"])

@@ -21,6 +21,7 @@ _COMMANDS = {
     "publish": "Put a trained bundle into a registry.",
     "layout": "Put a collection into the cells of its bundle; status, rollback, drop-old.",
     "backfill": "Give the keys that others have written their cells.",
+    "status": "Say how a collection's router does, and what to do about it.",
     "evaluate": "Compare native and learned search on your own queries.",
     "registry": "List, pin and roll back published bundles.",
 }

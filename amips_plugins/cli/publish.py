@@ -18,19 +18,40 @@ registry_option = click.option(
 @click.argument("run", type=click.Path(path_type=Path))
 @registry_option
 @click.option("--anyway", is_flag=True, help="Also where the native search was found cheaper.")
-def command(run: Path, registry: str | None, anyway: bool) -> None:
+@click.option(
+    "--sign-key",
+    type=click.Path(path_type=Path),
+    help="Sign it first, with this private key (PEM, elliptic curve). A password comes from "
+    "AMIPS_SIGNING_PASSWORD.",
+)
+@click.option(
+    "--sign-sigstore",
+    is_flag=True,
+    help="Sign it first, without a key, by Sigstore: you log in, and your identity is published.",
+)
+def command(
+    run: Path, registry: str | None, anyway: bool, sign_key: Path | None, sign_sigstore: bool
+) -> None:
     """Publish the bundle of a RUN folder and make it the latest of its collection.
 
-    Readers see the old version or the new one, never half of one.
+    Readers see the old version or the new one, never half of one. Publishing a version again with a
+    signature adds it, or replaces the one there was.
     """
     from amips_plugins.errors import InvalidInput
     from amips_plugins.registry import Registry
     from amips_plugins.serving import bundle_in
+    from amips_plugins.signing import sign_with_key, sign_with_sigstore
 
+    if sign_key is not None and sign_sigstore:
+        raise InvalidInput("Pass one of --sign-key and --sign-sigstore, not both.")
     bundle = bundle_in(run)
     manifest = bundle.manifest
     if manifest.choice == "native" != manifest.model and not anyway:
         raise InvalidInput(f"{manifest.reason} To publish {manifest.model} all the same: --anyway.")
     store = Registry(registry)
+    if sign_key is not None:
+        sign_with_key(Path(bundle.location), sign_key)
+    elif sign_sigstore:
+        sign_with_sigstore(Path(bundle.location))
     published = store.publish(bundle.location)
     click.echo(f"Published {published} to {store.root}.")

@@ -42,16 +42,22 @@ _KEY = click.argument("collection", type=_Key())
 @registry_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_versions(collection: CollectionKey, registry: str | None, as_json: bool) -> None:
-    """List the versions; a star marks the one that serves."""
+    """List the versions; a star marks the one that serves.
+
+    Whose signature a signed version has is found out when it is opened.
+    """
     store = Registry(registry)
     current, pinned = store.current(collection), store.pinned(collection)
     versions = store.versions(collection)
+    signed = [version for version in versions if store.signed(collection, version)]
     if as_json:
-        echo_json({"versions": versions, "current": current, "pinned": pinned})
+        about = {"versions": versions, "current": current, "pinned": pinned, "signed": signed}
+        echo_json(about)
         return
     for version in versions:
         mark = "*" if version == current else " "
-        click.echo(f"{mark} {version}" + (" (pinned)" if mark == "*" and pinned else ""))
+        notes = ["pinned"] * (mark == "*" and pinned) + ["signed"] * (version in signed)
+        click.echo(f"{mark} {version}" + (f" ({', '.join(notes)})" if notes else ""))
     if not versions:
         click.echo(f"Nothing is published for {collection.name!r} in {store.root}.")
 

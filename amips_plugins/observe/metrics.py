@@ -24,6 +24,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from amips_plugins.health.gate import Health, State
 from amips_plugins.observe.observers import Observation
 from amips_plugins.registry import collection_key
 from amips_plugins.router import LearnedRouter
@@ -32,6 +33,7 @@ __all__ = ["RouterMetrics"]
 
 _PLAN = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1)
 _SEARCH = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1, 1.0, 2.0, 5.0, 10.0)
+_STATES: Mapping[State, float] = {"healthy": 0.0, "widened": 1.0, "native": 2.0}
 _LABELS = ("database", "collection", "field")
 
 
@@ -50,6 +52,10 @@ class RouterMetrics(Collector):
     ``amips_overflow_share``     gauge      share of keys without a cell, at the last refresh
     ``amips_learned``            gauge      1 where a model is loaded, else 0
     ``amips_bundle_info``        gauge      1, with ``version`` and ``model`` of the bundle
+    ``amips_health``             gauge      0 healthy, 1 widened, 2 native (``health.gate``)
+    ``amips_shadow_recall``      gauge      mean recall of sampled answers in this state
+    ``amips_shadow_recall_low``  gauge      its lower bound, 95 % on both sides
+    ``amips_drift_p``            gauge      p-value of the latest window of live queries
     ===========================  =========  ====================================================
 
     All of them have the labels ``database``, ``collection`` and ``field``.
@@ -189,6 +195,19 @@ class _Families:
             "amips_bundle_info", "1; the bundle in use.", labels=(*_LABELS, "version", "model")
         )
 
+        self.health = GaugeMetricFamily(
+            "amips_health", "0 healthy, 1 widened, 2 native.", labels=_LABELS
+        )
+        self.recall = GaugeMetricFamily(
+            "amips_shadow_recall", "Mean recall of sampled answers.", labels=_LABELS
+        )
+        self.recall_low = GaugeMetricFamily(
+            "amips_shadow_recall_low", "Lower bound of the mean recall.", labels=_LABELS
+        )
+        self.drift = GaugeMetricFamily(
+            "amips_drift_p", "p-value of the latest window of live queries.", labels=_LABELS
+        )
+
     def all(self) -> list[Metric]:
         return list(vars(self).values())
 
@@ -215,3 +234,14 @@ class _Families:
         self.learned.add_metric(labels, float(router.learned))
         if manifest is not None:
             self.bundle.add_metric((*labels, manifest.version, manifest.model), 1.0)
+        health = router.health  # taken once: it may change meanwhile
+        if health is not None:
+            self._add_health(labels, health)
+
+    def _add_health(self, labels: tuple[str, ...], health: Health) -> None:
+        self.health.add_metric(labels, _STATES[health.state])
+        if health.recall is not None:
+            self.recall.add_metric(labels, health.recall.mean)
+            self.recall_low.add_metric(labels, health.recall.low)
+        if health.drift is not None:
+            self.drift.add_metric(labels, health.drift.p_value)

@@ -13,15 +13,12 @@ text it was made from (Morris et al. 2023, arXiv 2310.06816): keep the folder as
 from __future__ import annotations
 
 import atexit
-import fcntl
 import logging
 import os
 import random
 import secrets
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -32,7 +29,7 @@ import numpy as np
 
 from amips_plugins.bundle import CollectionKey
 from amips_plugins.errors import InvalidInput, require
-from amips_plugins.files import replace_file
+from amips_plugins.files import held, replace_file
 from amips_plugins.observe.observers import Observation
 from amips_plugins.observe.reservoir import Reservoir
 from amips_plugins.observe.sample import FORMAT, Sample, SampleHeader, encode_sample
@@ -152,7 +149,7 @@ class QueryLog:
                 return
             content = _fitted(sample, self._max_bytes, self._rng)
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _held(self._folder / ".lock"):
+            with held(self._folder / ".lock", 0o600):
                 _make_room(self._folder, self._max_bytes - len(content), self._name)
                 replace_file(self._folder / self._name, content)
             self._written = seen
@@ -184,6 +181,7 @@ class QueryLog:
         self._name = f"{_now():%Y%m%dT%H%M%SZ}-{os.getpid()}-{secrets.token_hex(4)}.parquet"
         self._info, self._about, self._reservoir = None, None, None
         self._started, self._written = "", 0
+        self._failing = False
 
     def _follow(self, info: CollectionInfo) -> None:
         """Take the first collection seen, or a later generation of it."""
@@ -226,7 +224,11 @@ class QueryLog:
         try:
             self.flush()
         except Exception as exc:  # noqa: BLE001 - a full disk must not end the process
-            _log.warning("The query log %s cannot be written: %s", self._folder, exc)
+            if not self._failing:
+                _log.warning("The query log %s cannot be written: %s", self._folder, exc)
+            self._failing = True
+        else:
+            self._failing = False
 
 
 _LIVE: weakref.WeakSet[QueryLog] = weakref.WeakSet()
@@ -272,17 +274,6 @@ def _make_room(folder: Path, room: int, own: str) -> None:
             return
         path.unlink(missing_ok=True)
         total -= size
-
-
-@contextmanager
-def _held(lock: Path) -> Iterator[None]:
-    """Hold a lock among the processes of this machine; it goes with its holder."""
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _now() -> datetime:

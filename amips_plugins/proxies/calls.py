@@ -71,7 +71,8 @@ class Found:
     response
         What the caller is to get.
     hits
-        The hits by which to tell whether the plan found enough; they may be more.
+        The hits, with ``id`` and ``score``, by which to tell whether the plan found enough; they
+        may be more.
     """
 
     response: Any
@@ -89,7 +90,8 @@ class Asked(Protocol):
     def request(self, info: CollectionInfo) -> tuple[SearchRequest, int] | None:
         """Return what is searched, and how deep, offset included.
 
-        None where the router cannot do what the caller asks.
+        None where the router cannot do what the caller asks. The filter is only to say whether
+        there is one, or anything else that keeps the answer from being the best k keys.
         """
         ...
 

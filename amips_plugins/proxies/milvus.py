@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from amips_plugins.adapters.base import (
-    CollectionInfo,
-    SearchRequest,
-    check_layout,
-    searches_everything,
-)
-from amips_plugins.adapters.grouping import OVERFLOW
+from amips_plugins.adapters.base import CollectionInfo, Hit, SearchRequest, check_layout
 from amips_plugins.adapters.milvus import MilvusCollection
-from amips_plugins.adapters.milvus_names import CELL_FIELD
-from amips_plugins.adapters.milvus_table import Table
-from amips_plugins.errors import CollectionError, InvalidInput
-from amips_plugins.plan import QueryPlan
+from amips_plugins.adapters.milvus_queries import check_partitions, plan_calls
+from amips_plugins.errors import InvalidInput
 from amips_plugins.proxies.calls import Asked, Call, Found
 from amips_plugins.proxies.client import ClientProxy
 from amips_plugins.proxies.late import LateRouter
@@ -149,7 +141,8 @@ class _Searched:
         request = SearchRequest(
             queries,
             limit,
-            arguments.get("filter"),
+            # A page behind the first is no whole answer, and is marked as if it were filtered.
+            arguments.get("filter") or ("offset" if offset else None),
             params=self.params,
             timeout=arguments.get("timeout"),
         )
@@ -164,16 +157,12 @@ class _Searched:
             raise InvalidInput("The router's collection is none of Milvus.")
         table = collection.table()
         check_layout(plan, collection.layout(), table.name)
-        scope = _scope(self.arguments.get("filter") or "", plan, table, collection.break_even)
-        partitions = scope.get("partition_names")
-        if table.is_lite and partitions is not None:
-            there = yield Aside(table.partitions)
-            missing = set(partitions) - set(there)
-            if missing:  # which it would take for an empty one
-                raise CollectionError(
-                    f"Collection {table.name!r} has no partition {min(missing)!r}; lay it out "
-                    f"again."
-                )
+        condition = self.arguments.get("filter")
+        asked = replace(step.request, filter=condition, params=None)
+        calls = plan_calls(asked, plan, table, collection.break_even)
+        scope = {name: calls[0].arguments[name] for name in ("filter", "partition_names")}
+        if table.is_lite and scope["partition_names"] is not None:
+            check_partitions(calls, (yield Aside(table.partitions)), table.name)
         # By the name of the generation: the cells are its own, wherever an alias moves meanwhile.
         arguments = {**self.natively(step.request.timeout), **scope, "collection_name": table.name}
         if plan.rewritten is None:
@@ -191,22 +180,11 @@ class _Searched:
         hits = response[0]
         everything = (table.is_lite and not wanted) or bool({"*", field} & set(wanted or ()))
         _rescore(hits, step.request, table.info, self.offset, keep=everything)
-        return Found(response, list(hits))
+        return Found(response, self.hits(response))
 
     def hits(self, response: Any) -> list[Any]:
-        return list(response[0])
-
-
-def _scope(condition: str, plan: QueryPlan, table: Table, break_even: float) -> dict[str, Any]:
-    """Return the arguments that keep a search to the cells of a plan."""
-    if plan.cells is None or table.cells is None or searches_everything(plan, break_even)[0]:
-        return {"filter": condition}
-    cells: Sequence[int] = sorted({OVERFLOW, *(c for c in plan.cells[0].tolist() if c >= 0)})
-    if table.cells.storage == "partitions":
-        names = [table.cells.partition(cell) for cell in cells]
-        return {"filter": condition, "partition_names": names}
-    inside = f"{CELL_FIELD} in {list(cells)}"
-    return {"filter": f"({condition}) and {inside}" if condition else inside}
+        (found,) = response
+        return [Hit(*hit) for hit in zip(found.ids, found.distances, strict=True)]
 
 
 def _rescore(

@@ -166,10 +166,13 @@ class _QueryPoints:
             return None  # such as several vectors, or names of points
         if not single:
             return None
+        condition = arguments.get("query_filter")
+        if condition is None and (offset or arguments.get("score_threshold") is not None):
+            condition = "page"  # no whole answer, and marked as if it were filtered
         request = SearchRequest(
             queries,
             limit,
-            arguments.get("query_filter"),
+            condition,
             params=self.params,
             timeout=None if timeout is None else float(timeout),
         )
@@ -183,7 +186,7 @@ class _QueryPoints:
         info = collection.info
         check_layout(step.plan, collection.layout(), info.name)
         (query,) = plan_queries(
-            replace(step.request, k=depth),
+            replace(step.request, k=depth, filter=self.arguments.get("query_filter")),
             step.plan,
             info.field,
             collection.break_even,

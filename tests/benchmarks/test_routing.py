@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -152,7 +153,7 @@ def test_it_runs_as_a_file(name: str, tmp_path: Path) -> None:
 
 def test_overhead_prints_a_row_for_every_hook(tmp_path: Path) -> None:
     path = tmp_path / "overhead.json"
-    options = ["--calls", "60", "--cells", "16", "--dim", "8", "--probes", "3"]
+    options = ["--calls", "60", "--rounds", "2", "--cells", "16", "--dim", "8", "--probes", "3"]
     result = CliRunner().invoke(overhead.main, [*options, "--json", str(path)])
     assert result.exit_code == 0, result.output
     rows = json.loads(path.read_text())
@@ -160,3 +161,13 @@ def test_overhead_prints_a_row_for_every_hook(tmp_path: Path) -> None:
     for row in rows:
         assert 0 < row["plan_p50"] <= row["plan_p99"]
         assert 0 < row["search_p50"] <= row["search_p99"]
+        assert 0 < row["client_p50"] <= row["client_p99"]
+        assert row["ratio"] > 1
+    assert rows[0]["batch"] < min(row["batch"] for row in rows[1:])
+
+
+def test_overhead_takes_each_figure_from_its_best_round() -> None:
+    names = overhead.Timing.__struct_fields__[1:]
+    first = overhead.Timing(hook="linear", **dict.fromkeys(names, 2.0))
+    second = msgspec.structs.replace(first, plan_p50=1.0, ratio=3.0)
+    assert overhead.best([first, second]) == msgspec.structs.replace(first, plan_p50=1.0)

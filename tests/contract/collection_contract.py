@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amips_plugins.adapters.base import Collection, Id, SearchRequest
+from amips_plugins.adapters.base import Collection, Hit, Id, SearchRequest
 from amips_plugins.adapters.layouts import AssignCells, LayoutSpec, Storage
 from amips_plugins.adapters.memory import MemoryCollection
 from amips_plugins.errors import InvalidInput
@@ -85,6 +85,12 @@ class CollectionContract:
         """Upsert keys as another client does, who knows nothing of cells."""
         raise NotImplementedError
 
+    def search_async(
+        self, collection: Collection, request: SearchRequest, plan: QueryPlan
+    ) -> list[list[Hit]]:
+        """What ``collection.search_async`` answers through an asynchronous client."""
+        pytest.skip("This database has no asynchronous client.")
+
     def build(self, metric: Metric = Metric.COSINE, ids: Sequence[Id] | None = None) -> Collection:
         chosen = list(range(COUNT)) if ids is None else ids
         return self.make(vectors(), chosen, metric, [f"g{row % 3}" for row in range(COUNT)])
@@ -118,6 +124,33 @@ class CollectionContract:
                     rtol=1e-4,
                     atol=1e-5,
                 )
+
+    def test_the_exact_search_looks_at_every_key(self) -> None:
+        queries = vectors(seed=1, count=5)
+        for metric in self.metrics:
+            for collection in (self.build(metric), self.laid_out(metric)):
+                found = collection.exact(SearchRequest(queries, k=7))
+                expected = self.reference(metric).search(SearchRequest(queries, k=7))
+                for hits, wanted in zip(found, expected, strict=True):
+                    assert [hit.id for hit in hits] == [hit.id for hit in wanted]
+                    np.testing.assert_allclose(
+                        [hit.score for hit in hits],
+                        self.scores([hit.score for hit in wanted], metric),
+                        rtol=1e-4,
+                        atol=1e-5,
+                    )
+
+    def test_the_exact_search_leaves_parameters_aside(self) -> None:
+        collection = self.build()
+        odd = SearchRequest(vectors(1, 2), k=5, params={"no such parameter": 1})
+        fields = SearchRequest(
+            vectors(1, 2), k=5, filter=self.group_filter("g1"), fields=("group",)
+        )
+        assert [[h.id for h in hits] for hits in collection.exact(odd)] == [
+            [h.id for h in hits] for hits in collection.search(SearchRequest(vectors(1, 2), k=5))
+        ]
+        for hits in collection.exact(fields):
+            assert {hit.fields["group"] for hit in hits} == {"g1"}
 
     def test_k_over_the_count_returns_every_key(self) -> None:
         hits = self.build().search(SearchRequest(vectors(1, 1), k=COUNT + 5))[0]
@@ -275,6 +308,53 @@ class CollectionContract:
         everything, cell = collection.search(SearchRequest(vectors(1, 2), k=COUNT), plan)
         assert len(everything) == COUNT
         assert {hit.id for hit in cell} == {r for r in range(COUNT) if cells_of([r])[0] == 0}
+
+    def searches(self, collection: Collection) -> list[tuple[SearchRequest, QueryPlan]]:
+        """Everything that a request and a plan can say, for a collection laid out."""
+        queries, rewritten = vectors(1, 3), vectors(2, 3)
+        one, filtered = queries[:1], self.group_filter("g1")
+        cells = np.array([[0, 2], [1, -1], [3, 0]], dtype=np.int64)
+        shares = np.array([collection.break_even + 0.1, 0.0, 0.1], dtype=np.float32)
+        layout = "abc123"
+        plans = [
+            QueryPlan(),
+            QueryPlan(rewritten=rewritten, rescore=9),
+            QueryPlan(cells=cells, layout=layout),
+            QueryPlan(cells=cells, layout=layout, shares=shares),
+            QueryPlan(cells=cells, layout=layout, rewritten=rewritten, rescore=9),
+        ]
+        asked = [
+            (SearchRequest(queries, 5, condition, fields, timeout=timeout), plan)
+            for condition, fields, timeout in ((None, (), None), (filtered, ("group",), 30.0))
+            for plan in plans
+        ]
+        single = QueryPlan(cells=cells[:1], layout=layout)
+        return [
+            *asked,
+            (SearchRequest(one, COUNT + 5), QueryPlan()),
+            (SearchRequest(one, 7), single),
+        ]
+
+    def test_an_awaited_search_equals_a_blocking_one(self) -> None:
+        for metric in self.metrics:
+            collection = self.laid_out(metric)
+            for request, plan in self.searches(collection):
+                found = collection.search(request, plan)
+                awaited = self.search_async(collection, request, plan)
+                assert len(found) == len(awaited) == len(request.queries)
+                assert any(found)
+                for hits, others in zip(found, awaited, strict=True):
+                    assert [(hit.id, hit.fields) for hit in hits] == [
+                        (hit.id, hit.fields) for hit in others
+                    ]
+                    scores = [hit.score for hit in others]  # sums of floats in another order
+                    assert [hit.score for hit in hits] == pytest.approx(scores, rel=1e-5)
+
+    def test_an_awaited_search_refuses_what_a_blocking_one_does(self) -> None:
+        collection, one = self.laid_out(), vectors(1, 1)
+        other = QueryPlan(cells=np.array([[0]]), layout="other")
+        with pytest.raises(InvalidInput, match="layout"):
+            self.search_async(collection, SearchRequest(one, k=1), other)
 
     def test_writing_to_a_collection_without_cells(self) -> None:
         collection = self.fresh(Metric.IP)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from amips_plugins.adapters.base import Collection, Id
+from amips_plugins.adapters.base import Collection, Hit, Id, SearchRequest
 from amips_plugins.adapters.memory import MemoryCollection
+from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, Metric
 from tests.contract.collection_contract import CollectionContract
 
@@ -21,3 +23,9 @@ class TestMemoryCollection(CollectionContract):
     def add_without_cell(self, collection: Collection, ids: Sequence[Id], keys: FloatArray) -> None:
         assert isinstance(collection, MemoryCollection)
         collection.upsert(ids, keys)
+
+    def search_async(
+        self, collection: Collection, request: SearchRequest, plan: QueryPlan
+    ) -> list[list[Hit]]:
+        assert isinstance(collection, MemoryCollection)
+        return asyncio.run(collection.search_async(None, request, plan))

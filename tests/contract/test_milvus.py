@@ -7,11 +7,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from amips_plugins.adapters.base import Collection, Id
+from amips_plugins.adapters.base import Collection, Hit, Id, SearchRequest
+from amips_plugins.adapters.blocking import open_blocking
 from amips_plugins.adapters.layouts import Storage
 from amips_plugins.adapters.milvus import MilvusCollection
+from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, Metric
 from tests.contract.collection_contract import COUNT, DIM, CollectionContract, vectors
+from tests.loops import LoopThread
 
 pymilvus = pytest.importorskip("pymilvus")
 
@@ -101,14 +104,62 @@ class MilvusContract(CollectionContract):
 
 
 class TestMilvusLite(MilvusContract):
+    loop: ClassVar[LoopThread]
+    awaited: ClassVar[Any]
+    """An asynchronous client of the same file."""
+
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
     def database(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         pytest.importorskip("milvus_lite")
-        cls.set_up(pymilvus.MilvusClient(str(tmp_path_factory.mktemp("milvus") / "contract.db")))
-        yield
+        path = str(tmp_path_factory.mktemp("milvus") / "contract.db")
+        cls.set_up(pymilvus.MilvusClient(path))
+        cls.awaited = pymilvus.AsyncMilvusClient(path)
+        with LoopThread() as cls.loop:
+            yield
+            cls.loop.run(cls.awaited.close())
         cls.tear_down()
+
+    def search_async(
+        self, collection: Collection, request: SearchRequest, plan: QueryPlan
+    ) -> list[list[Hit]]:
+        assert isinstance(collection, MilvusCollection)
+        return self.loop.run(collection.search_async(self.awaited, request, plan))
 
 
 class TestMilvusLiteWithACellField(TestMilvusLite):
     storage: Storage | None = "field"
+
+
+class TestMilvusLiteThroughAnAsynchronousClient(TestMilvusLite):
+    """What a router does with a collection that others have laid out."""
+
+    def through(self, collection: Collection) -> Collection:
+        return open_blocking(self.awaited, collection.info.name, None, self.loop.loop)
+
+    def make(
+        self, keys: FloatArray, ids: Sequence[Id], metric: Metric, groups: Sequence[str]
+    ) -> Collection:
+        return self.through(super().make(keys, ids, metric, groups))
+
+    def laid_out(self, metric: Metric = Metric.COSINE) -> Collection:
+        if (metric,) not in self.built:
+            self.built[metric,] = self.fresh_laid_out(metric)
+        return self.through(self.built[metric,])
+
+    def fresh_laid_out(self, metric: Metric = Metric.COSINE) -> Collection:
+        of = MilvusCollection(self.client, self.fresh(metric).info.name)
+        return self.through(of.layouts.build(self.spec()))
+
+    @pytest.fixture(autouse=True)
+    def _no_builds(self, request: pytest.FixtureRequest) -> None:
+        if request.function.__name__ in _BUILDS:
+            pytest.skip("AsyncMilvusClient cannot wait for an index on Milvus Lite.")
+
+
+_BUILDS = {
+    "test_new_cells_roll_back_to_the_old_ones",
+    "test_what_is_old_can_be_dropped",
+    "test_a_build_goes_on_after_an_interruption",
+    "test_what_others_write_during_a_build_is_in_it",
+}

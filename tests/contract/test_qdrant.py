@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
-from qdrant_client import QdrantClient, models
+from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
-from amips_plugins.adapters.base import Collection, Id
+from amips_plugins.adapters.base import Collection, Hit, Id, SearchRequest
+from amips_plugins.adapters.blocking import BlockingClient, open_blocking
 from amips_plugins.adapters.qdrant import QdrantCollection
+from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, Metric
 from tests.contract.collection_contract import COUNT, DIM, CollectionContract
+from tests.loops import LoopThread
 
 DISTANCES = {
     Metric.COSINE: models.Distance.COSINE,
@@ -26,7 +30,7 @@ class QdrantContract(CollectionContract):
         sorted(str(uuid.uuid5(uuid.NAMESPACE_OID, str(row))) for row in range(COUNT))
     )
     vector = ""
-    client: QdrantClient
+    client: Any
     made: list[str]
     """Names of the collections made, for those who have to drop them."""
 
@@ -88,3 +92,28 @@ class TestQdrantCallsToAServer(TestQdrantLocal):
         assert isinstance(collection, QdrantCollection)
         collection._local = False
         return collection
+
+
+class TestQdrantLocalThroughAnAsynchronousClient(QdrantContract):
+    """With no other client, because local mode keeps what it has to itself."""
+
+    @pytest.fixture(autouse=True)
+    def _client(self) -> Iterator[None]:
+        self.made = []
+        self.awaited = AsyncQdrantClient(":memory:")
+        with LoopThread() as self.loop:
+            self.client = BlockingClient(self.awaited, self.loop.loop)
+            yield
+            self.client.close()
+
+    def make(
+        self, keys: FloatArray, ids: Sequence[Id], metric: Metric, groups: Sequence[str]
+    ) -> Collection:
+        name = super().make(keys, ids, metric, groups).info.name
+        return open_blocking(self.awaited, name, None, self.loop.loop)
+
+    def search_async(
+        self, collection: Collection, request: SearchRequest, plan: QueryPlan
+    ) -> list[list[Hit]]:
+        assert isinstance(collection, QdrantCollection)
+        return self.loop.run(collection.search_async(self.awaited, request, plan))

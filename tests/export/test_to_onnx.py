@@ -8,9 +8,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 
-from amips_plugins.export.nets import KeyNet, Net, SupportNet
-from amips_plugins.export.to_onnx import Order, to_onnx
+from amips_plugins.export.nets import KeyNet, LinearRouter, Net, SupportNet
+from amips_plugins.export.to_onnx import Order, support_to_onnx, to_onnx
 from amips_plugins.model import OnnxModel
 from amips_plugins.vectors import FloatArray, Metric, lift_queries, lifted_dim, normalise
 from tests.export.data import every_net, gaussian
@@ -18,17 +19,35 @@ from tests.export.data import every_net, gaussian
 DIM, CELLS = 6, 9
 KINDS = list(every_net(DIM, CELLS))
 ROUTERS = [name for name in KINDS if not name.startswith("keynet")]
+SUPPORTNETS = [name for name in KINDS if name.startswith("supportnet")]
 ORDER = Order(1.7, np.linspace(-0.5, 0.5, CELLS, dtype=np.float32))
 # What a runtime in another language has to know.
 OPERATORS = {
     *("Add", "ArgMax", "Concat", "Div", "Gather", "Gemm", "Identity", "MatMul"),
     *("LogSoftmax", "Max", "Mul", "ReduceL2", "Relu", "Sign", "Slice"),
+    *("Abs", "Cast", "MatMulInteger", "QuantizeLinear", "ReduceMax"),
 }
 
 
 def net_and_bytes(name: str, metric: Metric) -> tuple[Net, bytes]:
     net = every_net(lifted_dim(DIM, metric), CELLS)[name]
     return net, to_onnx(net, DIM, metric, None if isinstance(net, KeyNet) else ORDER)
+
+
+def support_net_and_bytes(name: str, metric: Metric) -> tuple[SupportNet, bytes]:
+    net = every_net(lifted_dim(DIM, metric), CELLS)[name]
+    assert isinstance(net, SupportNet)
+    return net, support_to_onnx(net, DIM, metric)
+
+
+def every_file(name: str, metric: Metric) -> list[bytes]:
+    net, data = net_and_bytes(name, metric)
+    files = [data]
+    if name in ROUTERS:
+        files.append(to_onnx(net, DIM, metric, ORDER, int8=True))
+    if name in SUPPORTNETS:
+        files.append(support_net_and_bytes(name, metric)[1])
+    return files
 
 
 def some_queries(n: int, seed: int = 0) -> FloatArray:
@@ -63,13 +82,8 @@ def close(given: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32]) -> No
 def test_router_parity(name: str, metric: Metric, batch: int) -> None:
     net, data = net_and_bytes(name, metric)
     queries = some_queries(batch)
-    scores, priority = run(data, ["scores", "priority"], queries)
+    (priority,) = run(data, ["priority"], queries)
     of_unit = torch_scores(net, unit_of(queries, metric))
-    wanted = of_unit
-    if isinstance(net, SupportNet) and metric is not Metric.COSINE:
-        # Support values are of the lifted query itself: they are 1-homogeneous.
-        wanted = torch_scores(net, lift_queries(queries, metric))
-    close(scores, wanted)
     assert ORDER.scale is not None
     expected = torch.log_softmax(ORDER.scale * torch.from_numpy(of_unit), dim=1).numpy()
     np.testing.assert_allclose(priority, expected + ORDER.offset, atol=1e-4, rtol=1e-4)
@@ -79,10 +93,10 @@ def test_router_parity(name: str, metric: Metric, batch: int) -> None:
 @pytest.mark.parametrize("name", ROUTERS)
 def test_without_a_scale_priorities_are_the_scores(name: str) -> None:
     """The order of the native baseline: nearest centroid first, and no cell costs more."""
-    net, order = every_net(DIM, CELLS)[name], Order(None, ORDER.offset)
-    data = to_onnx(net, DIM, Metric.COSINE, order)
-    scores, priority = run(data, ["scores", "priority"], some_queries(7))
-    np.testing.assert_allclose(priority, scores + ORDER.offset, rtol=1e-6)
+    net, order, queries = every_net(DIM, CELLS)[name], Order(None, ORDER.offset), some_queries(7)
+    (priority,) = run(to_onnx(net, DIM, Metric.COSINE, order), ["priority"], queries)
+    scores = torch_scores(net, unit_of(queries, Metric.COSINE))
+    np.testing.assert_allclose(priority, scores + ORDER.offset, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(order.priority(scores), scores + ORDER.offset)
 
 
@@ -100,11 +114,89 @@ def test_priorities_are_shares_less_a_cost_and_compare_across_queries() -> None:
 @pytest.mark.parametrize("name", ROUTERS)
 def test_a_router_takes_queries_only(name: str) -> None:
     model = OnnxModel(net_and_bytes(name, Metric.L2)[1])
-    assert set(model.inputs) == {"queries"}
-    shapes = {"scores": CELLS, "priority": CELLS}
-    if name.startswith("supportnet"):
-        shapes["keys"] = DIM
-    assert {output: shape[-1] for output, shape in model.outputs.items()} == shapes
+    assert model.inputs == {"queries": ["n", DIM]}
+    assert model.outputs == {"priority": ["n", CELLS]}
+
+
+def linear_of_8_bits(dim: int, n_cells: int, seed: int) -> tuple[LinearRouter, bytes]:
+    net = LinearRouter(dim, n_cells)
+    random = np.random.default_rng(seed)
+    weight = random.standard_normal((n_cells, dim)) * 10.0 ** random.uniform(-2, 2, (n_cells, 1))
+    weight[0] = 0.0
+    with torch.no_grad():
+        net.weight.copy_(torch.from_numpy(weight))
+        net.bias.copy_(torch.from_numpy(random.standard_normal(n_cells)))
+    order = Order(None, np.zeros(n_cells, dtype=np.float32))  # scores, to see each error
+    return net, to_onnx(net, dim, Metric.IP, order, int8=True)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("dim", "n_cells"), [(2, 3), (6, 9), (384, 65)])
+def test_8_bits_err_by_no_more_than_half_a_step_each(dim: int, n_cells: int, seed: int) -> None:
+    net, data = linear_of_8_bits(dim, n_cells, seed)
+    lengths = 10.0 ** np.random.default_rng(seed).uniform(-12, 12, size=(40, 1))
+    queries = (gaussian(40, dim, seed) * lengths).astype(np.float32)
+    (given,) = run(data, ["priority"], queries)
+    unit = normalise((queries / np.abs(queries).max(axis=1, keepdims=True)).astype(np.float32))
+    weight = net.weight.detach().numpy().astype(np.float64)
+    of_query = np.abs(unit).max(axis=1, keepdims=True) / 63 / 2
+    of_weight = np.abs(weight).max(axis=1) / 127 / 2
+    bound = (
+        of_query * np.abs(weight).sum(axis=1)
+        + np.abs(unit).sum(axis=1, keepdims=True) * of_weight
+        + dim * of_query * of_weight
+    )
+    error = np.abs(given - torch_scores(net, unit))
+    assert (error <= bound * 1.001 + 1e-5).all()
+    assert error.max() > 1e-4  # else these are no 8 bits
+
+
+def test_8_bits_give_a_query_alone_what_they_give_it_in_a_batch() -> None:
+    _, data = linear_of_8_bits(33, 20, 0)
+    queries = gaussian(300, 33) * np.linspace(0.01, 100, 300, dtype=np.float32)[:, None]
+    (together,) = run(data, ["priority"], queries)
+    alone = np.concatenate(
+        [run(data, ["priority"], queries[row : row + 1])[0] for row in range(300)]
+    )
+    np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("name", ROUTERS)
+def test_8_bits_are_close_for_every_router(name: str, metric: Metric) -> None:
+    net, data = net_and_bytes(name, metric)
+    queries = gaussian(200, DIM)
+    (exact,) = run(data, ["priority"], queries)
+    rounded = to_onnx(net, DIM, metric, ORDER, int8=True)
+    (given,) = run(rounded, ["priority"], queries)
+    error = np.abs(given - exact)
+    assert 1e-6 < error.mean() < 0.02 * np.std(exact)
+    assert OnnxModel(rounded).multiplications == OnnxModel(data).multiplications
+
+
+def test_no_sum_of_two_products_is_too_large_for_16_bits() -> None:
+    """As processors without an instruction for 8 bits add them, and cut what does not fit."""
+    model = onnx.load_from_string(linear_of_8_bits(384, 65, 0)[1])
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    (quantise,) = (node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    (product,) = (node for node in model.graph.node if node.op_type == "MatMulInteger")
+    step, zero = (constants[name] for name in quantise.input[1:])
+    largest = int(zero) + round(1.0 / float(step))  # entries lie within -1 and 1
+    weights = constants[product.input[1]].astype(np.int64)
+    assert np.abs(weights).max() == 127
+    assert 2 * largest * 127 < 2**15
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("name", SUPPORTNETS)
+def test_support_values_are_of_the_query_itself(name: str, metric: Metric) -> None:
+    net, data = support_net_and_bytes(name, metric)
+    queries = some_queries(20)
+    (scores,) = run(data, ["scores"], queries)
+    # They are 1-homogeneous; cosine sees directions only.
+    lifted = lift_queries(queries, metric)
+    close(scores, torch_scores(net, lifted))
+    assert OnnxModel(data).outputs == {"scores": ["n", CELLS], "keys": ["n", DIM]}
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
@@ -127,8 +219,7 @@ def test_keys_are_the_gradient_of_the_best_head(depth: int, seed: int, metric: M
     with torch.no_grad():
         for weight in net.norm:
             weight.uniform_(0.0, 1.0)
-    # An order that puts other cells first: the key belongs to the best score all the same.
-    data = to_onnx(net, DIM, metric, Order(1.0, 100.0 * np.arange(CELLS, dtype=np.float32)))
+    data = support_to_onnx(net, DIM, metric)
     queries = some_queries(40, seed)
     unit = torch.from_numpy(unit_of(queries, metric)).requires_grad_()
     scores = net(unit)
@@ -153,28 +244,28 @@ def test_a_querys_length_changes_no_plan(name: str, metric: Metric) -> None:
 @pytest.mark.parametrize("metric", list(Metric))
 @pytest.mark.parametrize("name", KINDS)
 def test_extreme_queries_give_finite_output(name: str, metric: Metric) -> None:
-    _, data = net_and_bytes(name, metric)
-    outputs = list(OnnxModel(data).outputs)
-    for entry in (0.0, -0.0, 1e-38, 1e-25, 1e18):
-        for output in run(data, outputs, np.full((2, DIM), entry, dtype=np.float32)):
-            assert np.isfinite(output).all(), (name, metric, entry)
+    for data in every_file(name, metric):
+        outputs = list(OnnxModel(data).outputs)
+        for entry in (0.0, -0.0, 1e-38, 1e-25, 1e18):
+            for output in run(data, outputs, np.full((2, DIM), entry, dtype=np.float32)):
+                assert np.isfinite(output).all(), (name, metric, entry)
 
 
 @pytest.mark.parametrize("metric", list(Metric))
 @pytest.mark.parametrize("name", KINDS)
 def test_graph_is_plain(name: str, metric: Metric, tmp_path: Path) -> None:
-    _, data = net_and_bytes(name, metric)
-    graph = onnx.load_from_string(data).graph
-    assert {node.op_type for node in graph.node} <= OPERATORS
-    assert {node.domain for node in graph.node} == {""}
-    assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in graph.initializer)
-    assert not any(tensor.external_data for tensor in graph.initializer)
-    path = tmp_path / "model.onnx"
-    path.write_bytes(data)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    assert list(tmp_path.iterdir()) == [path]
-    batch_axes = {node.shape[0] for node in session.get_inputs() if node.name == "queries"}
-    assert all(isinstance(axis, str) for axis in batch_axes)
+    for data in every_file(name, metric):
+        graph = onnx.load_from_string(data).graph
+        assert {node.op_type for node in graph.node} <= OPERATORS
+        assert {node.domain for node in graph.node} == {""}
+        assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in graph.initializer)
+        assert not any(tensor.external_data for tensor in graph.initializer)
+        path = tmp_path / "model.onnx"
+        path.write_bytes(data)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        assert list(tmp_path.iterdir()) == [path]
+        batch_axes = {node.shape[0] for node in session.get_inputs() if node.name == "queries"}
+        assert all(isinstance(axis, str) for axis in batch_axes)
 
 
 def test_the_operators_named_are_the_ones_used() -> None:
@@ -182,14 +273,15 @@ def test_the_operators_named_are_the_ones_used() -> None:
         node.op_type
         for metric in Metric
         for name in KINDS
-        for node in onnx.load_from_string(net_and_bytes(name, metric)[1]).graph.node
+        for data in every_file(name, metric)
+        for node in onnx.load_from_string(data).graph.node
     }
     assert used == OPERATORS
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_same_net_gives_the_same_bytes(name: str) -> None:
-    assert net_and_bytes(name, Metric.L2)[1] == net_and_bytes(name, Metric.L2)[1]
+    assert every_file(name, Metric.L2) == every_file(name, Metric.L2)
 
 
 def test_writing_does_not_change_the_net() -> None:

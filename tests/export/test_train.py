@@ -29,7 +29,8 @@ from amips_plugins.export.problem import Candidate, Problem, Split
 from amips_plugins.export.queries import split_queries
 from amips_plugins.export.snapshot import Snapshot, take_snapshot
 from amips_plugins.export.train import Run, TrainOptions, train
-from amips_plugins.hooks import NativeHook
+from amips_plugins.health.drift import load_reference, outputs_of
+from amips_plugins.hooks import NativeHook, RouteHook, load_hook
 from amips_plugins.layout import lay_out
 from amips_plugins.model import OnnxModel
 from amips_plugins.vectors import FloatArray, IntArray, Metric, lift_keys, lift_queries, normalise
@@ -133,6 +134,27 @@ def test_a_bundle_holds_what_it_says(
 
 
 @pytest.mark.parametrize(("model", "metric"), TRAININGS)
+def test_the_reference_is_of_queries_that_no_training_has_seen(
+    model: Model, metric: Metric, run_of: Callable[..., Run]
+) -> None:
+    bundle = opened(run_of(model, metric))
+    reference, hook = load_reference(bundle), load_hook(bundle)
+    assert reference is not None
+    held_out = outputs_of(hook, split_queries(QUERIES, seed=0).calibrate)
+    assert held_out is not None
+    assert reference.outputs.shape == held_out.shape
+    np.testing.assert_allclose(reference.outputs, np.sort(held_out, axis=0), atol=1e-5)
+    # Sorted column by column: what it says of one query is nowhere in the file.
+    assert not {row.tobytes() for row in held_out} & {row.tobytes() for row in reference.outputs}
+    fresh = outputs_of(hook, narrow_queries(400, DIM, seed=5))
+    other = outputs_of(hook, gaussian(400, DIM, seed=5))
+    assert fresh is not None
+    assert other is not None
+    assert not reference.compare(fresh).found
+    assert reference.compare(other).found
+
+
+@pytest.mark.parametrize(("model", "metric"), TRAININGS)
 def test_figures_of_every_candidate_are_there(
     model: Model, metric: Metric, run_of: Callable[..., Run]
 ) -> None:
@@ -176,6 +198,21 @@ def test_a_router_serves_it(model: Model, metric: Metric, run_of: Callable[..., 
     for a, b in zip(exact, routed, strict=True):
         known = {hit.id: hit.score for hit in a}
         assert all(hit.score == pytest.approx(known.get(hit.id, hit.score)) for hit in b)
+
+
+def test_what_a_supportnet_says_more_is_in_a_file_that_serving_does_not_need(
+    run_of: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = run_of("supportnet", Metric.COSINE)
+    queries = normalise(QUERIES[:50])
+    model = OnnxModel(opened(run).read("support.onnx"))
+    scores, keys = model.run(["scores", "keys"], {"queries": queries})
+    # Euler's theorem: a support value is the inner product with its gradient.
+    np.testing.assert_allclose((keys * queries).sum(axis=1), scores.max(axis=1), atol=1e-4)
+    without = shutil.copytree(run.bundle, tmp_path / "bundle")
+    (without / "support.onnx").unlink()
+    assert isinstance(load_hook(Bundle.in_folder(without)), RouteHook)
+    assert "support.onnx" not in opened(run_of("linear", Metric.COSINE)).manifest.files
 
 
 @pytest.mark.parametrize(("model", "metric"), [t for t in TRAININGS if t[0] != "keynet"])

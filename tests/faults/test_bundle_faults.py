@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from amips_plugins import LearnedRouter, Registry
-from amips_plugins.bundle import CALIBRATION, CELLS, MANIFEST, MODEL
+from amips_plugins.bundle import CALIBRATION, CANNED, CELLS, MANIFEST, MODEL
 from amips_plugins.registry import collection_key
 from tests.bundles import DIM, N_CELLS, laid_out, make_files, memory, write_bundle
 from tests.routing import QUERIES, assert_native, logged
@@ -284,7 +284,7 @@ MODELS: dict[str, tuple[Damage, str]] = {
     "attribute": (model(attribute), "attributes that are not allowed"),
     "value twice": (model(redefined), "'priority' twice"),
     "dangling input": (model(dangling), "'nothing', which nothing before it gives"),
-    "weights of doubles": (model(typed), "neither float32 nor int64"),
+    "weights of doubles": (model(typed), "neither float32 nor an integer of 8 or 64 bits"),
     "number of odd form": (replace(MODEL, unnormalised), "a number of odd form"),
     "graph twice": (replace(MODEL, second_graph), "the field graph twice"),
     "runtime's own format": (replace(MODEL, ort_format), "model is refused"),
@@ -338,10 +338,23 @@ def spoilt(name: str, value: float) -> Callable[[bytes], bytes]:
     return alter
 
 
+def _archive(**arrays: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
 def extra_array(data: bytes) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, **dict(np.load(io.BytesIO(data))), more=np.zeros(1))
     return buffer.getvalue()
+
+
+def other_weights(proto: Any) -> None:
+    """A sound model, but not the one that was measured."""
+    weight = max(proto.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    values = numpy_helper.to_array(weight) * np.float32(1.01)
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
 
 
 def sparse_file(folder: Path) -> None:
@@ -392,6 +405,22 @@ FILES: dict[str, tuple[Damage, str]] = {
     "no archive": (replace(CALIBRATION, lambda _: b"PK"), "cannot be read"),
     "huge calibration": (replace(CALIBRATION, header("(1099511627776,)")), "cannot be read"),
     "NaN calibration": (replace(CALIBRATION, spoilt("guaranteed", np.nan)), "impossible values"),
+    "other weights": (model(other_weights), "gives other results here"),
+    "other canned results": (replace(CANNED, spoilt("outputs", 7.0)), "gives other results here"),
+    "NaN canned result": (replace(CANNED, spoilt("outputs", np.nan)), "do not fit its model"),
+    "NaN canned query": (replace(CANNED, spoilt("queries", np.nan)), "gives other results here"),
+    "canned queries of another width": (
+        replace(
+            CANNED, lambda _: _archive(queries=np.zeros((8, DIM + 1)), outputs=np.zeros((8, 6)))
+        ),
+        "cannot be run",
+    ),
+    "fewer canned results": (
+        replace(CANNED, lambda _: _archive(queries=np.zeros((8, DIM)), outputs=np.zeros((7, 6)))),
+        "do not fit its model",
+    ),
+    "no canned queries": (replace(CANNED, lambda _: b""), "cannot be run"),
+    "missing canned queries": (lambda f: (f / CANNED).unlink(), "is missing"),
     "NaN threshold": (replace(CALIBRATION, spoilt("thresholds", np.nan)), "impossible values"),
 }
 

@@ -27,12 +27,14 @@ from amips_plugins.bundle import (
     KNOWN_CELLS,
     MANIFEST,
     MODEL,
+    REFERENCE,
     Bundle,
     describe_file,
 )
 from amips_plugins.errors import BundleCorrupt, BundleError
-from amips_plugins.export.nets import KeyNet, SupportNet
-from amips_plugins.export.to_onnx import Order, to_onnx
+from amips_plugins.export.nets import KeyNet, LinearRouter, SupportNet
+from amips_plugins.export.to_onnx import Order, support_to_onnx, to_onnx
+from amips_plugins.health.drift import load_reference
 from amips_plugins.hooks import ModelFault, load_hook
 from amips_plugins.layout import known_cells
 from amips_plugins.onnx_check import OPERATORS, check_onnx
@@ -54,8 +56,10 @@ def valid(name: str) -> bytes:
     if name == MANIFEST:
         return msgspec.json.encode(make_manifest(make_files()))
     if name == "supportnet":
-        order = Order(1.0, np.zeros(N_CELLS, dtype=np.float32))
-        return to_onnx(SupportNet(DIM, N_CELLS, 5, 2), DIM, Metric.COSINE, order)
+        return support_to_onnx(SupportNet(DIM, N_CELLS, 5, 2), DIM, Metric.COSINE)
+    if name == "int8":
+        net, order = LinearRouter(DIM, N_CELLS), Order(1.0, np.zeros(N_CELLS, dtype=np.float32))
+        return to_onnx(net, DIM, Metric.COSINE, order, int8=True)
     if name == "keynet":
         return to_onnx(KeyNet(DIM), DIM, Metric.COSINE)
     return make_files()[name]
@@ -191,6 +195,17 @@ def _known(changed: str, data: bytes) -> None:
     assert set(assign([0, 1, 2], QUERIES).tolist()) <= set(range(N_CELLS))
 
 
+@fuzz(REFERENCE, 0.05)
+def test_reference(data: bytes) -> None:
+    try:
+        reference = load_reference(opened(REFERENCE, data))
+    except BundleError:
+        return
+    assert reference is not None
+    with np.errstate(over="ignore"):  # of numbers like 1e38
+        assert 0.0 <= reference.compare(np.ones((5, N_CELLS), np.float32)).p_value <= 1.0
+
+
 @fuzz(KNOWN_CELLS, 0.05)
 def test_array(data: bytes) -> None:
     try:
@@ -200,7 +215,12 @@ def test_array(data: bytes) -> None:
     assert array.nbytes <= len(data)
 
 
-@fuzz("supportnet", 0.1)
+@fuzz("int8", 0.05)
+def test_int8(data: bytes) -> None:
+    _model(data)
+
+
+@fuzz("supportnet", 0.05)
 def test_supportnet(data: bytes) -> None:
     _model(data)
 

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from amips_plugins.errors import BundleCorrupt
-from amips_plugins.export.nets import KeyNet
-from amips_plugins.export.to_onnx import Order, to_onnx
+from amips_plugins.export.nets import KeyNet, SupportNet, multiplications
+from amips_plugins.export.to_onnx import Order, support_to_onnx, to_onnx
 from amips_plugins.onnx_check import IR_VERSION, OPERATORS, OPSET, check_onnx
 from amips_plugins.vectors import Metric, lifted_dim
 from tests.export.data import every_net
@@ -25,10 +26,16 @@ def written() -> list[Any]:
     models = []
     for metric in Metric:
         for net in every_net(lifted_dim(DIM, metric), CELLS).values():
-            order = Order(1.7, np.zeros(CELLS, dtype=np.float32))
-            data = to_onnx(net, DIM, metric, None if isinstance(net, KeyNet) else order)
-            check_onnx(data)
-            models.append(onnx.load_from_string(data))
+            plain = Order(1.7, np.zeros(CELLS, dtype=np.float32))
+            order = None if isinstance(net, KeyNet) else plain
+            files = [to_onnx(net, DIM, metric, order)]
+            if order is not None:
+                files.append(to_onnx(net, DIM, metric, order, int8=True))
+            if isinstance(net, SupportNet):
+                files.append(support_to_onnx(net, DIM, metric))
+            for file in files:
+                check_onnx(file)
+                models.append(onnx.load_from_string(file))
     return models
 
 
@@ -44,8 +51,20 @@ def test_what_is_allowed_is_what_training_writes_and_no_more() -> None:
     assert seen == OPERATORS
 
 
+@pytest.mark.parametrize("name", list(every_net(DIM, CELLS)))
+def test_multiplications_are_those_of_the_net(name: str) -> None:
+    net = every_net(DIM, CELLS)[name]
+    order = None if isinstance(net, KeyNet) else Order(1.7, np.zeros(CELLS, dtype=np.float32))
+    assert check_onnx(to_onnx(net, DIM, Metric.COSINE, order)) == multiplications(net)
+    if isinstance(net, SupportNet):  # the gradient is a pass of its own
+        assert check_onnx(support_to_onnx(net, DIM, Metric.COSINE)) > multiplications(net)
+
+
 WIDEST = 6
-OUTPUTS_ONE = ("ArgMax", "Identity", "LogSoftmax", "ReduceL2", "Relu", "Sign", "Slice")
+OUTPUTS_ONE = (
+    *("Abs", "ArgMax", "Identity", "LogSoftmax", "ReduceL2", "ReduceMax", "Relu", "Sign", "Slice"),
+)
+IN_8_BITS = ("QuantizeLinear", "MatMulInteger", "Cast")  # one after the other, and no other way
 
 
 def passes(data: bytes) -> bool:
@@ -54,6 +73,14 @@ def passes(data: bytes) -> bool:
     except BundleCorrupt:
         return False
     return True
+
+
+def node_of(operator: str, inputs: list[str], output: str) -> Any:
+    node = helper.make_node(operator, inputs, [output])
+    for key, value in OPERATORS[operator].items():
+        plain = list(value) if isinstance(value, tuple) else value
+        node.attribute.append(helper.make_attribute(key, plain))
+    return node
 
 
 def random_graph(rng: np.random.Generator) -> bytes:
@@ -66,6 +93,10 @@ def random_graph(rng: np.random.Generator) -> bytes:
     for place in range(4):
         shape = rng.integers(1, 4, size=rng.choice([0, 1, 2, 2]))
         constants.append(numpy_helper.from_array(np.full(shape, 0.5, np.float32), f"c{place}"))
+        weights = np.ones(rng.integers(1, 4, size=2), np.int8)
+        constants.append(numpy_helper.from_array(weights, f"w{place}"))
+    constants.append(numpy_helper.from_array(np.array(7, np.uint8), "zero"))
+    constants.append(numpy_helper.from_array(np.array(0.5, np.float32), "step"))
 
     def model(nodes: list[Any], output: str, width: int) -> bytes:
         info = helper.make_tensor_value_info
@@ -88,15 +119,22 @@ def random_graph(rng: np.random.Generator) -> bytes:
         if operator in ("Gemm", "MatMul"):  # else they hardly ever fit
             taken[:2] = str(rng.choice([names[0], *names[6:]])), str(rng.choice(names[1:5]))
         taken += ["i0", rng.choice(["i1", "i2"]), "i1"] if operator == "Slice" else []
-        node = helper.make_node(operator, taken, [name := f"v{place}"])
-        for key, value in OPERATORS[operator].items():
-            plain = list(value) if isinstance(value, tuple) else value
-            node.attribute.append(helper.make_attribute(key, plain))
+        name = f"v{place}"
+        steps = [(operator, taken, name)]
+        if operator in IN_8_BITS:
+            weight = f"w{rng.integers(4)}"
+            quantised, product = f"q{place}", f"p{place}"
+            steps = [
+                ("QuantizeLinear", [taken[0], "step", "zero"], quantised),
+                ("MatMulInteger", [quantised, weight, "zero"], product),
+                ("Cast", [product], name),
+            ]
+        made = [node_of(*step) for step in steps]
         for width in range(1, WIDEST + 1):
-            data = model([*nodes, node], name, width)
+            data = model([*nodes, *made], name, width)
             if passes(data):
                 best = data
-                nodes.append(node)
+                nodes += made
                 names.append(name)
                 break
     return best
@@ -124,3 +162,70 @@ def test_what_passes_gives_the_shapes_worked_out() -> None:
             assert output.shape == (count, width)
             assert output.dtype == np.float32
     assert min(seen[operator] for operator in OPERATORS) >= 3, seen
+
+
+def quantised(**changes: Any) -> bytes:
+    """A product in 8 bits, with one thing changed."""
+    steps: dict[str, tuple[str, list[str]]] = {
+        "q": ("QuantizeLinear", ["queries", "step", "zero"]),
+        "p": ("MatMulInteger", ["q", "weight", "zero"]),
+        "priority": ("Cast", ["p"]),
+    }
+    constants: dict[str, Any] = {
+        "step": np.array(0.1, np.float32),
+        "zero": np.array(64, np.uint8),
+        "weight": np.ones((DIM, CELLS), np.int8),
+    }
+    for name, value in changes.items():
+        (constants if name in constants else steps)[name] = value
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [node_of(operator, inputs, output) for output, (operator, inputs) in steps.items()],
+        "quantised",
+        [info("queries", TensorProto.FLOAT, ["n", DIM])],
+        [info("priority", TensorProto.FLOAT, ["n", CELLS])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opset = [helper.make_opsetid("", OPSET)]
+    made = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
+    data: bytes = made.SerializeToString()
+    return data
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": np.array([0.1] * DIM, np.float32)},
+        {"step": np.array(1, np.uint8)},
+        {"step": np.array(np.nan, np.float32)},
+        {"zero": np.array([64], np.uint8)},
+        {"zero": np.array(64, np.int8)},
+        {"zero": np.array(64.0, np.float32)},
+        {"weight": np.ones((DIM + 1, CELLS), np.int8)},
+        {"weight": np.ones((DIM, CELLS + 1), np.int8)},
+        {"weight": np.ones((DIM, CELLS), np.uint8)},
+        {"weight": np.ones((DIM, CELLS), np.float32)},
+        {"weight": np.ones(DIM, np.int8)},
+        {"weight": np.ones((2, DIM, CELLS), np.int8)},
+        {"weight": np.ones((DIM, CELLS), np.int16)},
+        {"weight": np.ones((DIM, CELLS), np.int32)},
+        {"q": ("QuantizeLinear", ["queries", "step"])},
+        {"q": ("QuantizeLinear", ["weight", "step", "zero"])},
+        {"q": ("QuantizeLinear", ["queries", "zero", "step"])},
+        {"q": ("Identity", ["queries"])},
+        {"p": ("MatMulInteger", ["q", "weight"])},
+        {"p": ("MatMulInteger", ["q", "q", "zero"])},
+        {"p": ("MatMulInteger", ["weight", "q", "zero"])},
+        {"p": ("MatMulInteger", ["q", "weight", "zero", "zero"])},
+        {"p": ("MatMul", ["q", "weight"])},
+        {"p": ("Identity", ["q"])},
+        {"priority": ("Cast", ["q"])},
+        {"priority": ("Cast", ["queries"])},
+        {"priority": ("Cast", ["p", "p"])},
+        {"priority": ("Identity", ["p"])},
+    ],
+)
+def test_a_product_in_8_bits_has_one_form(changes: dict[str, Any]) -> None:
+    assert check_onnx(quantised()) == DIM * CELLS
+    with pytest.raises(BundleCorrupt, match="model is refused"):
+        check_onnx(quantised(**changes))

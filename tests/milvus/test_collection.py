@@ -307,3 +307,35 @@ def test_a_write_in_the_moment_in_which_a_build_ends(
     monkeypatch.setattr(type(client), "describe_collection", late)
     copy.upsert([100], vectors()[:1], [{"extra": {}}], np.array([0]))
     assert copy.count() == COUNT + 1
+
+
+# The exact search
+
+
+@pytest.mark.parametrize(
+    ("index_type", "narrow"),
+    [("IVF_FLAT", {"nprobe": 1}), ("HNSW", {"ef": 10}), ("FLAT", {}), ("AUTOINDEX", {})],
+)
+def test_the_exact_search_goes_through_all_of_an_index(
+    client: Any, index_type: str, narrow: dict[str, int]
+) -> None:
+    rng = np.random.default_rng(0)
+    keys = rng.standard_normal((3000, DIM)).astype(np.float32)
+    queries = rng.standard_normal((20, DIM)).astype(np.float32)
+    schema = client.create_schema(auto_id=False)
+    schema.add_field("key", pymilvus.DataType.INT64, is_primary=True)
+    schema.add_field("embedding", pymilvus.DataType.FLOAT_VECTOR, dim=DIM)
+    client.create_collection("indexed", schema=schema)
+    client.insert("indexed", [{"key": row, "embedding": key} for row, key in enumerate(keys)])
+    client.flush("indexed")
+    index = client.prepare_index_params()
+    params = {"nlist": 16} if index_type == "IVF_FLAT" else {}
+    index.add_index("embedding", index_type=index_type, metric_type="IP", params=params)
+    client.create_index("indexed", index)
+    client.load_collection("indexed")
+    collection = MilvusCollection(client, "indexed")
+    wanted = np.argsort(-(queries @ keys.T), axis=1)[:, :10].tolist()
+    request = SearchRequest(queries, k=10, params=narrow)
+    assert [[hit.id for hit in hits] for hits in collection.exact(request)] == wanted
+    if narrow:  # else the test would show nothing
+        assert [[hit.id for hit in hits] for hits in collection.search(request)] != wanted

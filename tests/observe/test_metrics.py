@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from prometheus_client.openmetrics import exposition, parser
 
 from amips_plugins import LearnedRouter, MemoryCollection
 from amips_plugins.adapters.base import Id
+from amips_plugins.health.drift import Drift
+from amips_plugins.health.gate import Health, State
+from amips_plugins.health.recall import Recall
 from amips_plugins.observe.metrics import RouterMetrics
 from tests.bundles import laid_out, memory, vectors, write_bundle
 from tests.observe.watched import watched_router
@@ -31,10 +35,25 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None
     return registry.get_sample_value(name, {**LABELS, **labels})
 
 
-def served(folder: Path) -> CollectorRegistry:
+HEALTH = Health(
+    state="widened",
+    since="2026-01-01T00:00:00+00:00",
+    reasons=("recall is below its target",),
+    recall=Recall(n=100, mean=0.92, low=0.9, high=0.94, p5=0.7),
+    drift=Drift(p_value=0.25, n=500),
+)
+
+
+def served(folder: Path, does: Health | None = HEALTH) -> CollectorRegistry:
     """The metrics of a router that has seen everything there is to see."""
     registry = CollectorRegistry()
-    router, _ = watched_router(folder)
+
+    class Watched(LearnedRouter):
+        @property
+        def health(self) -> Health | None:
+            return does
+
+    router = Watched(laid_out(folder), bundle=folder, refresh=None)
     RouterMetrics(router, registry=registry)
     router.search(QUERIES, k=3, n_probes=2)
     router.search(QUERIES, k=5, n_probes=1, filter=only(*range(5)))
@@ -109,7 +128,7 @@ def test_both_formats_of_the_exposition_are_sound(folder: Path) -> None:
     names = {family.name for family in parsed}
     assert {"amips_queries", "amips_search_seconds", "amips_bundle_info"} <= names
     lines = generate_latest(registry).decode().splitlines()
-    assert len([line for line in lines if line.startswith("# TYPE")]) == 9
+    assert len([line for line in lines if line.startswith("# TYPE")]) == 13
     documented = set(re.findall(r"``(amips_\w+)``", RouterMetrics.__doc__ or ""))
     assert documented == {line.split()[2] for line in lines if line.startswith("# TYPE")}
 
@@ -122,6 +141,20 @@ def test_a_scrape_asks_the_database_nothing(folder: Path) -> None:
     for name in ("count", "overflow", "layout", "search", "current"):
         setattr(collection, name, None)  # calling it would raise
     assert generate_latest(registry)
+
+
+@pytest.mark.parametrize(("state", "number"), [("healthy", 0), ("widened", 1), ("native", 2)])
+def test_metrics_say_how_the_router_does(folder: Path, state: State, number: int) -> None:
+    registry = served(folder, replace(HEALTH, state=state))
+    assert value(registry, "amips_health") == number
+    assert value(registry, "amips_shadow_recall") == 0.92
+    assert value(registry, "amips_shadow_recall_low") == 0.9
+    assert value(registry, "amips_drift_p") == 0.25
+    unknown = served(folder, replace(HEALTH, state=state, recall=None, drift=None))
+    assert value(unknown, "amips_health") == number
+    assert value(unknown, "amips_shadow_recall") is None
+    assert value(unknown, "amips_drift_p") is None
+    assert value(served(folder, None), "amips_health") is None
 
 
 def expressions(node: Any) -> list[str]:

@@ -15,6 +15,7 @@ from amips_plugins import LearnedRouter, route
 from amips_plugins.adapters.milvus import MilvusCollection
 from amips_plugins.adapters.qdrant import QdrantCollection
 from amips_plugins.errors import InvalidInput
+from amips_plugins.health.watch import Watch
 from amips_plugins.plan import NATIVE, QueryPlan, Target
 from amips_plugins.vectors import FloatArray
 from tests.handmade import publish
@@ -378,3 +379,22 @@ def test_a_router_of_another_database_is_refused(database: Database) -> None:
     router = LearnedRouter(QdrantCollection(other, "docs"), hook=Broken())
     with pytest.raises(InvalidInput, match="client is of milvus"):
         route(database.bare, router)
+
+
+def test_the_watch_sees_what_the_caller_got(database: Database) -> None:
+    watch = Watch(share=1.0, at_most_every=0.0, at_most_busy=1.0, drift_share=0.0)
+    collection = MilvusCollection(database.bare, database.name)
+    router = LearnedRouter(collection, hook=database.every_cell(), watch=watch)
+    given: dict[str, Any] = {"search_params": {"params": {"nprobe": 4}}, "filter": ""}
+    for query in queries(2, 5).tolist():
+        database.search(router, database.name, [query], **given)
+        assert watch.idle(20)
+    assert router.health is not None
+    seen = router.health.recall
+    assert seen is not None
+    assert (seen.n, seen.mean) == (5, 1.0)
+    part: list[dict[str, Any]] = [{"filter": "group == 1"}, {"offset": 3}]
+    for more in part:
+        database.search(router, database.name, [QUERY], **more)
+        assert watch.idle(20)
+    assert router.health.recall == seen

@@ -15,6 +15,7 @@ from qdrant_client import AsyncQdrantClient, QdrantClient, models
 from amips_plugins import LearnedRouter, MemoryCollection, route
 from amips_plugins.adapters.qdrant import QdrantCollection
 from amips_plugins.errors import InvalidInput
+from amips_plugins.health.watch import Watch
 from amips_plugins.plan import NATIVE, QueryPlan, Target
 from amips_plugins.proxies.late import LateRouter
 from amips_plugins.vectors import FloatArray
@@ -703,3 +704,26 @@ def test_a_batch_whose_routed_search_fails(database: Database) -> None:
     assert found == expected
     assert database.watched.batches == [(("docs", requests), {})]
     assert router.fallbacks == {"search: InvalidInput": 1}
+
+
+def test_the_watch_sees_what_the_caller_got(database: Database) -> None:
+    watch = Watch(share=1.0, at_most_every=0.0, at_most_busy=1.0, drift_share=0.0)
+    router = database.router(database.every_cell(), watch=watch)
+    client = route(database.watched, router)
+    for query in queries(2, 5).tolist():
+        done(client.query_points("docs", query))
+        assert watch.idle(20)
+    assert router.health is not None
+    seen = router.health.recall
+    assert seen is not None
+    assert (seen.n, seen.mean) == (5, 1.0)
+    # Not the best k keys of the collection, so nothing to hold against it.
+    part: list[dict[str, Any]] = [
+        {"query_filter": GROUP},
+        {"offset": 3},
+        {"score_threshold": 0.9},
+    ]
+    for more in part:
+        done(client.query_points("docs", QUERY, **more))
+        assert watch.idle(20)
+    assert router.health.recall == seen

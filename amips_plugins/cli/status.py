@@ -1,0 +1,139 @@
+"""``amips status``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from amips_plugins.cli.output import duration, echo_json, share, table
+from amips_plugins.cli.progress import show_progress
+from amips_plugins.cli.publish import registry_option
+
+if TYPE_CHECKING:
+    from amips_plugins.health.report import Report
+    from amips_plugins.health.status_file import RunningStatus
+
+__all__ = ["command"]
+
+_EXIT = {"healthy": 0, "widened": 3, "native": 4}
+
+
+@click.command("status")
+@click.argument("uri")
+@registry_option
+@click.option(
+    "--queries",
+    type=click.Path(path_type=Path),
+    help="A .npy file of (n, dim) query vectors to measure recall and drift on.",
+)
+@click.option(
+    "--queries-log",
+    type=click.Path(path_type=Path),
+    help="The folder, or one file, of a QueryLog of this collection, in place of --queries.",
+)
+@click.option(
+    "--sample",
+    default=300,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="How many of the queries to search for.",
+)
+@click.option(
+    "--running",
+    type=click.Path(path_type=Path),
+    help="The folder of a StatusFile: show what running processes say, too.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    uri: str,
+    registry: str | None,
+    queries: Path | None,
+    queries_log: Path | None,
+    sample: int,
+    running: Path | None,
+    as_json: bool,
+) -> None:
+    """Say how the router of the collection URI does, and what to do about it.
+
+    Nothing is changed. With queries, some are searched as the router would and exactly, and the
+    state is the one that a running router would come to.
+
+    The exit status is 0 where it is healthy, 3 where it would search wider, 4 where the native
+    search answers.
+    """
+    from amips_plugins.adapters.connect import connect
+    from amips_plugins.errors import InvalidInput
+    from amips_plugins.export.queries import load_queries, load_query_log
+    from amips_plugins.health.report import report
+    from amips_plugins.health.status_file import read_status
+    from amips_plugins.registry import Registry, collection_key
+
+    if queries is not None and queries_log is not None:
+        raise InvalidInput("Pass one of --queries and --queries-log, not both.")
+    processes = None if running is None else read_status(running)
+    collection = connect(uri)
+    try:
+        info, rows = collection.info, None
+        if queries is not None:
+            rows = load_queries(queries, info.dim)
+        elif queries_log is not None:
+            rows = load_query_log(queries_log, collection_key(info), info.metric, info.dim)
+        found = report(collection, Registry(registry), rows, sample=sample, progress=show_progress)
+    finally:
+        collection.close()
+    if as_json:
+        content: dict[str, Any] = {"collection": info.name, "status": found}
+        if processes is not None:
+            content["running"] = [{"age": p.age, "status": p} for p in processes]
+        echo_json(content)
+    else:
+        click.echo(_show(info.name, found))
+        if processes is not None:
+            click.echo("\n" + _show_running(processes))
+    sys.exit(_EXIT[found.state])
+
+
+def _show(name: str, found: Report) -> str:
+    recall, drift = found.recall, found.drift
+    lines = [f"{name!r} is {found.state}." + "".join(f"\n  because: {r}" for r in found.reasons)]
+    bundle = "none" if found.bundle is None else f"{found.bundle} ({found.model})"
+    lines.append(f"bundle    {bundle}")
+    lines.append(f"cells     {found.layout or 'none'}")
+    lines.append(
+        f"overflow  {share(found.overflow)} of {found.keys:,} keys have no cell; from "
+        f"{share(found.break_even)} on routing does not pay"
+    )
+    if recall is not None:
+        lines.append(
+            f"recall    @{found.k} {recall.mean:.3f} as planned ({recall.low:.3f} to "
+            f"{recall.high:.3f} with 95 % confidence), p5 {recall.p5:.2f}, {recall.n} queries"
+        )
+    if drift is not None:
+        lines.append(f"drift     p = {drift.p_value:.2g} over {drift.n} queries")
+    return "\n".join([*lines, found.advice])
+
+
+def _show_running(processes: list[RunningStatus]) -> str:
+    if not processes:
+        return "No running process has written its status."
+    header = ["process", "collection", "state", "since", "recall", "drift p", "overflow", "age"]
+    rows = []
+    for process in processes:
+        health = process.health
+        recall, drift = health.recall, health.drift
+        rows.append(
+            [
+                f"{process.host}/{process.pid}",
+                process.collection,
+                health.state,
+                health.since,
+                "-" if recall is None else f"{recall.mean:.3f} ({recall.low:.3f})",
+                "-" if drift is None else f"{drift.p_value:.2g}",
+                share(health.overflow),
+                duration(process.age),
+            ]
+        )
+    return table(header, rows)

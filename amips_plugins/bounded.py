@@ -9,6 +9,8 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from amips_plugins.ending import at_work
+
 __all__ = ["start"]
 
 _T = TypeVar("_T")
@@ -45,10 +47,11 @@ class _Workers:
                     continue  # a job has just been promised to this thread
                 return
             if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(job())
-                except BaseException as exc:  # noqa: BLE001 - it is the waiting caller's
-                    future.set_exception(exc)
+                with at_work():
+                    try:
+                        future.set_result(job())
+                    except BaseException as exc:  # noqa: BLE001 - it is the waiting caller's
+                        future.set_exception(exc)
             del future, job  # or an idle thread would keep the queries
             self._idle.append(inbox)
 

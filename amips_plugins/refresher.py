@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from amips_plugins.ending import at_work, is_ending
+
 __all__ = ["Refresher"]
 
 _SOONEST = 1.0  # seconds from one look to the next, however many searches fail
@@ -35,7 +37,7 @@ class Refresher:
 
     def look(self) -> None:
         """Start the job if its time has come; takes no time of the caller's."""
-        if time.monotonic() < self._due or not self._busy.acquire(blocking=False):
+        if time.monotonic() < self._due or is_ending() or not self._busy.acquire(blocking=False):
             return
         if time.monotonic() < self._due:  # another thread has seen to it meanwhile
             self._busy.release()
@@ -53,11 +55,13 @@ class Refresher:
             self.look()
 
     def _run(self) -> None:
-        try:
-            self._job()
-        finally:
-            self._rest()
-            self._busy.release()
+        with at_work():
+            try:
+                if not is_ending():
+                    self._job()
+            finally:
+                self._rest()
+                self._busy.release()
 
     def _rest(self) -> None:
         now = time.monotonic()

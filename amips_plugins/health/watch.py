@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from amips_plugins.ending import at_work, is_ending
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.drift import WINDOW, Reference, outputs_of
 from amips_plugins.health.gate import Gate, Health
@@ -211,7 +212,8 @@ class Watch:
         """Start the thread if there is work and it is not at it."""
         watched = self._watched
         full = watched is not None and len(watched.live) >= WINDOW
-        if not (self._queue or full) or not self._busy.acquire(blocking=False):
+        work = (self._queue or full) and not is_ending()
+        if not work or not self._busy.acquire(blocking=False):
             return
         try:
             threading.Thread(target=self._run, name="amips-watch", daemon=True).start()
@@ -219,12 +221,14 @@ class Watch:
             self._busy.release()
 
     def _run(self) -> None:
-        try:
-            while self._queue:
-                self._examine(self._queue.popleft())
-            self._compare()
-        finally:
-            self._busy.release()
+        with at_work():
+            try:
+                while self._queue and not is_ending():
+                    self._examine(self._queue.popleft())
+                if not is_ending():
+                    self._compare()
+            finally:
+                self._busy.release()
         if self._queue:  # it came between the last look and the release
             self._look()
 

@@ -88,6 +88,7 @@ class Swapped:
             self.world.switch(generation(self.number, bundle), drop=True)
             name = self.world.serves.info.name
             wait_until(lambda: bool(self.failures) or self.router.collection.info.name == name)
+            wait_until(lambda: bool(self.failures) or self._routed_here())
         elif turn % 4 == 2:
             folder = self.folder / f"new{turn}"
             version = f"odd{turn}"
@@ -107,6 +108,10 @@ class Swapped:
             latest.write_bytes(pointer)
             model.write_bytes(good)
         self.let_pass()
+
+    def _routed_here(self) -> bool:
+        """Whether the generation that serves has been searched by a plan."""
+        return any((number, mode) == (self.number, "route") for number, _, mode in set(self.seen))
 
     def _serves(self, version: str) -> bool:
         manifest = self.router.manifest

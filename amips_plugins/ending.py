@@ -1,0 +1,55 @@
+"""The end of the process, while daemon threads of ours are at work.
+
+A daemon thread that is inside ONNX Runtime when the interpreter ends takes the process down with an
+abort. So the end waits a moment for what is under way, and nothing new begins. What hangs is left
+behind: that is what daemon threads are for.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["at_work", "is_ending"]
+
+_PATIENCE = 3.0  # seconds
+_under_way: set[object] = set()
+_ends = False
+
+
+def is_ending() -> bool:
+    """Tell whether the process ends, so that no more work should be begun."""
+    return _ends
+
+
+@contextmanager
+def at_work() -> Iterator[None]:
+    """Have the end of the process wait a moment for this block."""
+    token = object()
+    _under_way.add(token)
+    try:
+        yield
+    finally:
+        _under_way.discard(token)
+
+
+@atexit.register
+def _wait() -> None:
+    global _ends
+    _ends = True
+    deadline = time.monotonic() + _PATIENCE
+    while _under_way and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def _in_child() -> None:
+    """Wait for none of the parent's threads."""
+    global _ends
+    _ends = False
+    _under_way.clear()
+
+
+os.register_at_fork(after_in_child=_in_child)

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from amips_plugins.bundle import CANNED, MODEL
+from tests.bundles import write_bundle
+from tests.faults.test_runtime_faults import heavy
+
 ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
@@ -31,6 +35,10 @@ elif how == "refresh":
     router = LearnedRouter(laid_out(folder), registry=registry, refresh=1e-4)
     for query in vectors(seed=1, count=int(sys.argv[3])):
         router.search(query, k=3)
+elif how == "model":
+    router = LearnedRouter(laid_out(folder), bundle=folder, plan_timeout=1e-3)
+    queries = vectors(seed=1, count=int(sys.argv[3]))
+    assert router.search(queries, k=3)[0].trace.fallback == "model: TimeoutError"
 else:
     class Hangs:
         def plan(self, queries, target):
@@ -44,8 +52,6 @@ print("searched")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.bundles import write_bundle
-
     return write_bundle(tmp_path_factory.mktemp("bundle") / "made")
 
 
@@ -55,6 +61,18 @@ def test_threads_under_way_do_not_take_the_process_down(
     folder: Path, tmp_path: Path, how: str, count: int
 ) -> None:
     _run(folder, tmp_path, how, str(count))
+
+
+def test_a_model_that_runs_on_does_not_either(tmp_path: Path) -> None:
+    """ONNX Runtime is at work for a while after the caller has gone on, and the process ended."""
+
+    def slow(files: dict[str, bytes]) -> None:
+        files[MODEL] = heavy(1024, 64)
+        del files[CANNED]
+
+    folder = write_bundle(tmp_path / "slow", change=slow)
+    for count in ("100", "150"):
+        _run(folder, tmp_path, "model", count)
 
 
 def test_a_model_that_hangs_keeps_no_process_from_ending(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import threading
 import time
@@ -16,6 +18,7 @@ from matplotlib.figure import Figure
 __all__ = ["Sample", "Sampler", "draw", "growth"]
 
 _MIB = 2.0**20
+_TRIM = 15  # samples from one return of free memory to the next
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,14 +44,22 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sampler:
-    """Takes a sample every second until it is stopped."""
+    """Takes a sample every second until it is stopped.
+
+    Now and then what is free goes back to the system: the allocator keeps it, in a heap for every
+    thread that there ever was, and it would hide whether what is in use grows.
+    """
 
     def __init__(self) -> None:
         self.samples: list[Sample] = []
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
         self._started = time.monotonic()
 
     def take(self, searches: int) -> None:
         """Take a sample."""
+        if self._trim is not None and len(self.samples) % _TRIM == 0:
+            gc.collect()
+            self._trim(0)
         with Path("/proc/self/statm").open() as file:
             pages = int(file.read().split()[1])
         self.samples.append(

@@ -142,7 +142,7 @@ def test_a_paused_server_costs_the_deadline_and_gives_the_clients_own_error(
     routed.find_back()
     assert set(routed.router.fallbacks) == {"breaker: search"}
     rest, breaker, again = ours(caplog)
-    assert "given a rest" in rest
+    assert "get a rest" in rest
     assert "breaker: search" in breaker
     assert "answers again" in again
 
@@ -196,7 +196,7 @@ def test_a_partition_that_is_released_is_searched_around(
     assert routed.router.fallbacks == {"search: MilvusException": 5, "breaker: search": 3}
     first, rest, breaker = ours(caplog)
     assert "search: MilvusException" in first
-    assert "given a rest" in rest
+    assert "get a rest" in rest
     assert "breaker: search" in breaker
     routed.client.load_partitions(routed.name, [partition])
     routed.find_back()

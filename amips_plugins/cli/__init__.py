@@ -16,6 +16,7 @@ __all__ = ["main"]
 
 _COMMANDS = {
     "demo": "Try it all on the docstrings of the installed Python packages.",
+    "doctor": "Say whether routing would pay for a collection; nothing is changed.",
     "snapshot": "Copy a collection's ids and vectors to a folder.",
     "train": "Train a router on a snapshot and a log of queries.",
     "publish": "Put a trained bundle into a registry.",

@@ -32,7 +32,7 @@ def describe_milvus(table: Table) -> Construction:
         facts[1] = ("index", f"{facts[1][1]}; Milvus Lite goes over every row all the same")
         return Construction(tuple(facts), worth_from=_LITE_FROM)
     rows, unindexed = _unindexed(table)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if unindexed:
         notes = (
             f"{unindexed:,} of {rows:,} rows are in segments without an index, and every search "
@@ -57,7 +57,9 @@ def describe_milvus(table: Table) -> Construction:
 
 def _index(kind: str, index: Mapping[str, Any]) -> str:
     left_out = (*_STATES, *_PROGRESS)
-    found = ", ".join(f"{key} {value}" for key, value in sorted(index.items()) if key not in left_out)
+    found = ", ".join(
+        f"{key} {value}" for key, value in sorted(index.items()) if key not in left_out
+    )
     return f"{kind} ({found})" if found else kind
 
 

@@ -34,8 +34,8 @@ def describe_qdrant(collection: QdrantCollection) -> Construction:
     if vector is None:  # an impossible collection: ``info`` would have refused it
         return Construction(())
     if is_local:
-        facts = (("server", "local mode, always exact"), ("points", f"{found.points_count or 0:,}"))
-        return Construction(facts, worth_from=_WORTH_FROM, obstacle=_LOCAL)
+        exact = (("server", "local mode, always exact"),)
+        return Construction(exact, worth_from=_WORTH_FROM, obstacle=_LOCAL)
     own = vector.hnsw_config
     links = config.hnsw_config.m if own is None or own.m is None else own.m
     on_disk = bool(vector.on_disk or (config.hnsw_config if own is None else own).on_disk)

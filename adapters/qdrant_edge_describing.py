@@ -16,8 +16,8 @@ __all__ = ["describe_edge"]
 
 _WORTH_FROM = 10_000  # keys: below, a full scan takes as long as a search of cells
 _GRAPH = (
-    "its HNSW graph in memory takes less CPU a query than cells do; cells are built in a twelfth of "
-    "the time, so they are for a shard that is rebuilt or written to all the time"
+    "its HNSW graph in memory takes less CPU a query than cells do; cells are for a shard that is "
+    "rebuilt or written to all the time, since they are built in a twelfth of the time"
 )
 
 

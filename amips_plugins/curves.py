@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from amips_plugins.bundle import ModelKind
 from amips_plugins.errors import InvalidInput
 from amips_plugins.files import read_file
 
@@ -33,7 +34,7 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         Mean recall at each.
     """
 
-    candidate: str
+    candidate: ModelKind
     k: int
     total: list[float]
     recall: list[float]
@@ -53,7 +54,7 @@ class Epochs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         included, after each.
     """
 
-    candidate: str
+    candidate: ModelKind
     loss: list[float]
     cost: list[float]
 

@@ -193,7 +193,9 @@ def _measure(problem: Problem, splits: QuerySplits, asked: Asked) -> Trial:
         for name, (cells, found) in curves.items()
     }
     costs = tuple(
-        cost for name, (cells, found) in scaled.items() for cost in _costs(name, cells, found, asked)
+        cost
+        for name, (cells, found) in scaled.items()
+        for cost in _costs(name, cells, found, asked)
     )
     last = {
         name: resampled_costs(found, asked.k, asked.recalls, asked.seed)[-1]
@@ -229,9 +231,9 @@ def _perfect(problem: Problem, assignment: IntArray, sizes: IntArray) -> Curve:
     held = np.zeros((len(hit_cells), len(sizes)), dtype=np.float32)
     for column in hit_cells[:, : problem.k].T:
         held[np.arange(len(held)), column] += 1
-    worth = held / sizes.astype(np.float32)
-    steps = np.quantile(worth[worth > 0], np.linspace(1.0, 0.0, 200)).astype(np.float32)
-    thresholds = np.append(np.unique(steps)[::-1], np.float32(-np.inf))
+    worth: FloatArray = held / sizes.astype(np.float32)
+    steps = np.quantile(worth[worth > 0], np.linspace(0.0, 1.0, 200)).astype(np.float32)
+    thresholds: FloatArray = np.append(np.unique(steps)[::-1], np.float32(-np.inf))
     levels = levels_by_threshold(worth, thresholds)
     return curve(levels, len(thresholds), hit_cells, sizes, 0.0)
 

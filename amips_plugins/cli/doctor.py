@@ -129,9 +129,9 @@ def _show_trial(trial: Trial, found: Diagnosis) -> list[str]:
     ]
     if trial.keys < found.keys:
         lines.append(
-            f"Estimated on {trial.keys:,} of {found.keys:,} keys. The ten best of a sample lie further "
-            f"apart than the ten best of all, so that these shares tend to be too high, for every "
-            f"search alike."
+            f"Estimated on {trial.keys:,} of {found.keys:,} keys. The ten best of a sample lie "
+            f"further apart than the ten best of all, so that these shares tend to be too high, "
+            f"for every search alike."
         )
     if trial.read < found.keys:
         lines.append(

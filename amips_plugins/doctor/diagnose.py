@@ -63,7 +63,8 @@ def diagnose(
 
     if n_cells < 2 or sample < n_cells:
         raise InvalidInput(
-            f"{n_cells} cells of {sample} keys tell nothing; ask for 2 cells or more, and more keys."
+            f"{n_cells} cells of {sample} keys tell nothing; try 2 cells or more, on as many keys "
+            f"or more."
         )
     info, count, built = collection.info, collection.count(), describe(collection)
     share = collection.overflow() / max(1, count)

@@ -35,11 +35,13 @@ def judge_unseen(
         Share of the keys without a cell.
     """
     if layout is not None:
-        more = " First give the keys without a cell theirs: amips backfill." if overflow > 0.05 else ""
+        more = (
+            " First give the keys without a cell theirs: amips backfill." if overflow > 0.05 else ""
+        )
         return Verdict(
             answer="leave",
-            text=f"Leave it as it is: it is laid out in cells already ({layout}); amips status says "
-            f"how its router does.{more}",
+            text=f"Leave it as it is: it is laid out in cells already ({layout}); amips status "
+            f"says how its router does.{more}",
         )
     if construction.obstacle:
         return Verdict(answer="leave", text=f"Leave it as it is: {construction.obstacle}.")

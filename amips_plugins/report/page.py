@@ -24,9 +24,11 @@ _STYLE = """
 body { margin: 0 auto; padding: 2.5rem 1.25rem 5rem; max-width: 52rem; background: var(--paper);
   color: var(--ink); font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans",
   "DejaVu Sans", sans-serif; }
-h1, h2, h3 { line-height: 1.25; text-wrap: balance; }
+h1, h2, h3 { line-height: 1.25; text-wrap: pretty; }
+.sr { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%%); }
 h1 { font-size: 1.9rem; margin: 0 0 .3rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.3rem; margin: 3.2rem 0 .4rem; padding-top: 1rem; border-top: 1px solid var(--rule); }
+h2 { font-size: 1.3rem; margin: 3.2rem 0 .4rem; padding-top: 1rem;
+  border-top: 1px solid var(--rule); }
 h3 { font-size: 1.08rem; margin: 0 0 .6rem; }
 p { margin: .5rem 0; max-width: 42rem; }
 .what { color: var(--muted); margin: 0 0 1.4rem; overflow-wrap: anywhere; }
@@ -41,10 +43,12 @@ nav ol { margin: 1.6rem 0 0; padding: 0 0 0 1.2rem; font-size: .94rem; }
 nav li { margin: .15rem 0; }
 a { color: var(--linear); text-underline-offset: .15em; }
 :focus-visible { outline: 3px solid var(--supportnet); outline-offset: 3px; border-radius: 2px; }
-.skip { position: absolute; left: -100rem; top: .5rem; background: var(--paper); padding: .5rem 1rem; }
+.skip { position: absolute; left: -100rem; top: .5rem; background: var(--paper);
+  padding: .5rem 1rem; }
 .skip:focus { left: .5rem; z-index: 1; }
 figure { margin: 2.6rem 0 0; }
-figure svg { display: block; width: 100%%; height: auto; overflow: visible; }
+.plot { overflow-x: auto; } /* on a narrow screen text stays large enough to read */
+figure svg { display: block; width: 100%%; min-width: 32rem; height: auto; overflow: visible; }
 figure svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans",
   "DejaVu Sans", sans-serif !important; }
 figcaption { color: var(--muted); font-size: .92rem; margin-top: .6rem; max-width: 44rem; }
@@ -58,10 +62,11 @@ th, td { padding: .28rem 1.3rem .28rem 0; text-align: right; border-bottom: 1px 
 th:first-child, td:first-child { text-align: left; }
 thead th { font-weight: 600; color: var(--muted); border-bottom-color: var(--muted); }
 .card th { font-weight: 400; color: var(--muted); white-space: nowrap; }
-.card td { text-align: left; overflow-wrap: anywhere; }
+.card td { text-align: left; overflow-wrap: anywhere; font-size: .94rem; }
 code { font: .92em ui-monospace, "DejaVu Sans Mono", monospace; }
 footer { margin-top: 3rem; color: var(--muted); font-size: .88rem; }
-@media print { details::details-content { content-visibility: visible; } .skip, nav { display: none; } }
+@media print { .skip, nav { display: none; } details::details-content {
+  content-visibility: visible; } }
 @media (forced-colors: active) { .verdict { border-left-color: CanvasText; } }
 """
 
@@ -152,11 +157,15 @@ def _key_figures(material: Material) -> str:
     for name, what in ((manifest.model, "this model"), ("native", "nearest centroids")):
         figure = at.get(name)
         if figure is not None and figure.total is not None:
-            told.append((f"{figure.total:.1%}", f"of a full scan for recall@{k} {nearest:.2f}, {what}"))
+            told.append(
+                (f"{figure.total:.1%}", f"of a full scan for recall@{k} {nearest:.2f}, {what}")
+            )
     if manifest.n_cells:
         told.append((f"{manifest.n_cells}", "cells"))
     if live is not None and live.native_ms:
-        told.append((f"{live.routed_recall:.3f}", f"recall@{live.k} found in the collection, routed"))
+        told.append(
+            (f"{live.routed_recall:.3f}", f"recall@{live.k} found in the collection, routed")
+        )
     else:
         told.append((f"{manifest.parameters:,}", "multiplications of the model a query"))
     items = "".join(f"<li><strong>{escape(a)}</strong> {escape(b)}</li>" for a, b in told)
@@ -189,9 +198,9 @@ def _missing(heading: str, material: Material) -> Iterable[str]:
         )
     if heading == "How it was trained" and material.curves is None:
         yield (
-            "Training curves, cells searched by a query and the map are not shown: they are kept in "
-            "curves.json of a run's folder, which a bundle by itself does not have, nor a run of an "
-            "earlier version."
+            "Training curves, cells searched by a query and the map are not shown: they are kept "
+            "in curves.json of a run's folder, which a bundle by itself does not have, nor a run "
+            "of an earlier version."
         )
 
 
@@ -204,9 +213,9 @@ def _figure(chart: Chart) -> str:
         f'<desc id="{name}-desc">{escape(chart.description)}</desc>'
     )
     return (
-        f'<figure id="{name}"><h3>{escape(chart.title)}</h3>{opening}>{told}{rest}'
+        f'<figure id="{name}"><h3>{escape(chart.title)}</h3><div class="plot">{opening}>{told}{rest}</div>'
         f"<figcaption>{escape(chart.caption)}</figcaption>"
-        f"<details><summary>The numbers<span hidden> of {escape(name)}</span></summary>"
+        f'<details><summary>The numbers<span class="sr"> of: {escape(chart.title)}</span></summary>'
         f"{_table(chart.title, chart.header, chart.rows)}</details></figure>"
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ COLOURS: dict[str, tuple[str, str]] = {
     "wash": ("#cfe0f1", "#1d3a56"),
 }
 _INK, _MUTED, _RULE, _PAPER = (COLOURS[name][0] for name in ("ink", "muted", "rule", "paper"))
-_RC = {
+_RC: dict[Any, Any] = {  # its type names the settings of one version
     "font.family": "sans-serif",
     "font.size": 10.5,
     "axes.edgecolor": _RULE,

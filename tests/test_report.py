@@ -7,6 +7,7 @@ import shutil
 import struct
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def test_the_page_stands_by_itself(material: Material) -> None:
     assert page.tags[0] == ("html", {"lang": "en"})
     headings = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert headings[0] == 1
-    assert all(after <= before + 1 for before, after in zip(headings, headings[1:], strict=False))
+    assert all(after <= before + 1 for before, after in pairwise(headings))
     assert all("scope" in attributes for attributes in page.all("th"))
     assert "prefers-color-scheme: dark" in text
     assert material.manifest.snapshot in page.text
@@ -210,7 +211,7 @@ def test_an_earlier_run_can_be_shown(run: Run, tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda data: data[:-20], "cannot be read"),
-        (lambda data: b'{"format": 1}', "cannot be read"),
+        (lambda _: b'{"format": 1}', "cannot be read"),
         (lambda data: data.replace(b'"format":1', b'"format":9'), "has format 9"),
         (lambda data: re.sub(rb'"version":"[^"]*"', b'"version":"v0"', data), "is of bundle v0"),
     ],

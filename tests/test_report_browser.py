@@ -52,7 +52,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tab(page: Path) -> Iterator[Tab]:
+def tab() -> Iterator[Tab]:
     program = find_chromium()
     if program is None:
         pytest.skip(HINT)

@@ -213,7 +213,8 @@ def _figure(chart: Chart) -> str:
         f'<desc id="{name}-desc">{escape(chart.description)}</desc>'
     )
     return (
-        f'<figure id="{name}"><h3>{escape(chart.title)}</h3><div class="plot">{opening}>{told}{rest}</div>'
+        f'<figure id="{name}"><h3>{escape(chart.title)}</h3>'
+        f'<div class="plot">{opening}>{told}{rest}</div>'
         f"<figcaption>{escape(chart.caption)}</figcaption>"
         f'<details><summary>The numbers<span class="sr"> of: {escape(chart.title)}</span></summary>'
         f"{_table(chart.title, chart.header, chart.rows)}</details></figure>"

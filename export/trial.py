@@ -231,7 +231,7 @@ def _perfect(problem: Problem, assignment: IntArray, sizes: IntArray) -> Curve:
     held = np.zeros((len(hit_cells), len(sizes)), dtype=np.float32)
     for column in hit_cells[:, : problem.k].T:
         held[np.arange(len(held)), column] += 1
-    worth: FloatArray = held / sizes.astype(np.float32)
+    worth: FloatArray = np.divide(held, sizes, dtype=np.float32)
     steps = np.quantile(worth[worth > 0], np.linspace(0.0, 1.0, 200)).astype(np.float32)
     thresholds: FloatArray = np.append(np.unique(steps)[::-1], np.float32(-np.inf))
     levels = levels_by_threshold(worth, thresholds)

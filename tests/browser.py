@@ -24,6 +24,7 @@ HINT = (
 _OPTIONS = (
     "--headless",
     "--disable-gpu",
+    "--hide-scrollbars",
     "--disable-dev-shm-usage",
     "--disable-background-networking",
     "--no-first-run",

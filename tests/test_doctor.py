@@ -36,7 +36,7 @@ from tests.trainings import DIM, keys, queries
 
 
 def trial(**changes: Any) -> Trial:
-    shares = {"index": 0.4, "centroids": 0.4, "perfect": 0.05, "linear": 0.2}
+    shares: dict[Any, float] = {"index": 0.4, "centroids": 0.4, "perfect": 0.05, "linear": 0.2}
     costs = tuple(
         SearchCost(search=name, n_cells=64, recall=recall, total=total, low=total, high=total)
         for name, total in shares.items()
@@ -67,7 +67,7 @@ SCAN = Construction(())
 @pytest.mark.parametrize(
     ("built", "changes", "answer", "said"),
     [
-        (LISTS, {}, "route", "20.0% of the keys, its own index 40.0%"),
+        (LISTS, {}, "route", "20.0% of a full scan, its model included, and its own index 40.0%"),
         (LISTS, {}, "route", "in batches"),
         (SCAN, {}, "route", "The search now is exact"),
         (SCAN, {"learned_high": 1.01}, "route", "Plain k-means cells"),

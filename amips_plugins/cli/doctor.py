@@ -95,7 +95,7 @@ def _show(found: Diagnosis) -> str:
         ("database", found.database),
         ("keys", f"{found.keys:,} of dimension {found.dim} ({found.metric})"),
         *found.construction,
-        ("break-even", f"a full scan is cheaper from {share(found.break_even)} of the keys on"),
+        ("break-even", _break_even(found.break_even)),
     ]
     width = max(len(name) for name, _ in facts)
     lines = [f"{found.collection!r}" + (f", field {found.field!r}" if found.field else "")]
@@ -104,6 +104,12 @@ def _show(found: Diagnosis) -> str:
     if found.trial is not None:
         lines += ["", *_show_trial(found.trial, found)]
     return "\n".join([*lines, "", found.verdict.text])
+
+
+def _break_even(level: float) -> str:
+    if level >= 1.0:
+        return "fewer keys are always cheaper than all of them"
+    return f"a full scan is cheaper from {share(level)} of the keys on"
 
 
 def _show_trial(trial: Trial, found: Diagnosis) -> list[str]:
@@ -122,14 +128,13 @@ def _show_trial(trial: Trial, found: Diagnosis) -> list[str]:
     origin = "guessed" if trial.guessed else "yours"
     lines = [
         f"Keys scanned for recall@{trial.k} on {trial.test_queries:,} held-out queries ({origin}), "
-        f"the router's own cost included:",
+        f"a router's own cost included:",
         "",
         table(header, rows),
-        "",
     ]
     if trial.keys < found.keys:
         lines.append(
-            f"Estimated on {trial.keys:,} of {found.keys:,} keys. The ten best of a sample lie "
+            f"\nEstimated on {trial.keys:,} of {found.keys:,} keys. The ten best of a sample lie "
             f"further apart than the ten best of all, so that these shares tend to be too high, "
             f"for every search alike."
         )

@@ -69,14 +69,17 @@ def judge(construction: Construction, break_even: float, trial: Trial) -> Verdic
     after = trial.cost("linear", _TARGET)
     if after is None:
         return _unclear("the trial's router does not reach the recall; collect more queries")
-    saves = f"at recall@{trial.k} {_TARGET:.2f} a router scans {after:.1%} of the keys"
+    saves = (
+        f"at recall@{trial.k} {_TARGET:.2f} a router costs {after:.1%} of a full scan, its model "
+        f"included"
+    )
     before, what = _before(construction, trial)
     if construction.native == "graph":
         return _unclear(
             f"{saves}, but what a graph on disk costs was never measured; lay out a copy and "
             f"compare both with amips evaluate"
         )
-    compared = f"{saves}, {what} {before:.1%}"
+    compared = f"{saves}, and {what} {before:.1%}"
     if trial.guessed:
         return _unclear(
             f"{compared}, of queries that were guessed from the keys; log real ones (QueryLog) and "
@@ -91,7 +94,7 @@ def judge(construction: Construction, break_even: float, trial: Trial) -> Verdic
         return _leave(f"{compared}; above {break_even:.0%} a full scan is cheaper than cells")
     if trial.ratio_high > _WORTH:
         return _leave(f"{compared}; {_too_little(trial)}")
-    text = f"Worth it: {compared}, the router's own cost included. Go on with {_HOW}."
+    text = f"Worth it: {compared}. Go on with {_HOW}."
     if trial.learned_high >= 1.0:
         text += " Plain k-means cells (amips train --model native) may do as well here."
     if construction.native == "scan":

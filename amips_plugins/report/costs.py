@@ -276,10 +276,10 @@ def latency(live: Live) -> Chart:
         bars(axes, edges, [sign * int(height) for height in heights], colour)
         middle, p95 = np.quantile(values, [0.5, 0.95])
         tallest = int(heights.max())
-        axes.plot([middle, middle], [0, sign * tallest * 1.12], color=INK, linewidth=1.1)
+        axes.plot([middle, middle], [0, sign * tallest * 1.2], color=INK, linewidth=1.1)
         axes.annotate(
             f"{name}, median {middle:.2f} ms",
-            (middle, sign * tallest * 1.12),
+            (middle, sign * tallest * 1.2),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
@@ -327,7 +327,7 @@ def latency(live: Live) -> Chart:
 
 
 def _mark(axes: Axes, x: float, text: str, side: str, *, lower: bool = False) -> None:
-    axes.axvline(x, color=INK, linewidth=1.1, linestyle=(0, (1, 2)))
+    axes.axvline(x, color=INK, linewidth=1.1)
     axes.annotate(
         text,
         (x, 0.78 if lower else 0.95),

@@ -93,7 +93,7 @@ def test_every_chart_is_there_to_be_seen(tab: Tab, page: Path, scheme: str, widt
         )
         assert (np.abs(inside - paper).max(axis=2) > 60).mean() > 0.005
         colourful = inside.max(axis=2) - inside.min(axis=2) > 60
-        assert colourful.mean() > 0.0005
+        assert colourful.mean() > 0.0005 or width < 500  # where only a part of it shows
 
 
 def test_light_and_dark_differ(tab: Tab, page: Path) -> None:

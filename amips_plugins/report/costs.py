@@ -95,6 +95,7 @@ def recall_against_cost(material: Material) -> Chart | None:
         "Further left is cheaper, further up finds more. Marks are recalls .80, .90, .95 and .99 "
         "on test queries, which nothing was learned from or chosen on; the thin bars through them "
         "are 95% bootstrap intervals over those queries."
+        + _overtaken(costs, manifest.choice, target)
         + ("" if curves is not None else " The run kept no curves, so that lines join the marks."),
         f"Line chart of recall@{k} against cost on a logarithmic axis, for "
         f"{listed([NAMES[name] for name in names])}. All rise towards the upper right, where "
@@ -155,6 +156,16 @@ def _cost_title(costs: Sequence[Cost], choice: str, k: int, target: float) -> st
     if native is not None:
         return f"Nothing learned beats nearest centroids, which take {percent(native)} for {wanted}"
     return f"Nothing short of a full scan reaches {wanted}"
+
+
+def _overtaken(costs: Sequence[Cost], choice: str, target: float) -> str:
+    """Explain why the choice is not the cheapest on the page."""
+    nearest = _nearest(costs, target)
+    at = {cost.candidate: cost.total for cost in costs if cost.recall == nearest}
+    best = at.get(choice)
+    if best is None or all(total is None or total >= best for total in at.values()):
+        return ""
+    return " The choice was made on validation queries; on these, another came out ahead."
 
 
 def promises(material: Material) -> Chart | None:

@@ -12,6 +12,7 @@ __all__ = ["describe_milvus"]
 
 _SERVER_FROM = 100_000  # keys: below, a call costs more than what cells save
 _LITE_FROM = 1_000
+_LITE_LISTS = 128
 _STATES = ("index_type", "metric_type", "field_name", "index_name")
 _PROGRESS = ("total_rows", "indexed_rows", "pending_index_rows", "state")
 
@@ -22,17 +23,16 @@ def describe_milvus(table: Table) -> Construction:
     indexes = client.list_indexes(name, field_name=table.info.field)
     index: Mapping[str, Any] = client.describe_index(name, indexes[0]) if indexes else {}
     kind = str(index.get("index_type", "none")).upper()
-    facts = [
+    facts = (
         ("server", "Milvus Lite" if table.is_lite else str(client.get_server_version())),
         ("index", _index(kind, index)),
         ("segments", _segments(table, index)),
         ("partitions", _partitions(table)),
-    ]
+    )
     if table.is_lite:
-        facts[1] = ("index", f"{facts[1][1]}; Milvus Lite goes over every row all the same")
-        return Construction(tuple(facts), worth_from=_LITE_FROM)
+        return _lite(kind, facts)
     if kind == "FLAT":  # there is nothing to build, and no segment says that it has it
-        return Construction(tuple(facts), worth_from=_SERVER_FROM)
+        return Construction(facts, worth_from=_SERVER_FROM)
     rows = table.count()
     unindexed = max(0, rows - _indexed(table))
     notes: tuple[str, ...] = ()
@@ -42,18 +42,26 @@ def describe_milvus(table: Table) -> Construction:
             f"scans them: flush, and wait for the index.",
         )
     if unindexed > rows / 2:
-        return Construction(tuple(facts), worth_from=_SERVER_FROM, notes=notes)
+        return Construction(facts, worth_from=_SERVER_FROM, notes=notes)
     if kind.startswith(("IVF", "SCANN")):
         lists = str(index.get("nlist", ""))
         return Construction(
-            tuple(facts), "lists", int(lists) if lists.isdigit() else None, _SERVER_FROM, "", notes
+            facts, "lists", int(lists) if lists.isdigit() else None, _SERVER_FROM, "", notes
         )
     if kind == "DISKANN":
-        return Construction(tuple(facts), "graph", worth_from=_SERVER_FROM, notes=notes)
+        return Construction(facts, "graph", worth_from=_SERVER_FROM, notes=notes)
     obstacle = "its index is a graph in memory, which beat cells in every comparison"
     if kind == "AUTOINDEX":
         obstacle = "AUTOINDEX is a graph in memory by default, which beat cells in every comparison"
-    return Construction(tuple(facts), "graph", None, _SERVER_FROM, obstacle, notes)
+    return Construction(facts, "graph", None, _SERVER_FROM, obstacle, notes)
+
+
+def _lite(kind: str, facts: tuple[tuple[str, str], ...]) -> Construction:
+    if kind.startswith("IVF"):  # it makes 128 lists whatever it was told, and says nothing of it
+        return Construction(facts, "lists", _LITE_LISTS, _LITE_FROM)
+    if kind in ("FLAT", "BRUTE_FORCE"):
+        return Construction(facts, worth_from=_LITE_FROM)
+    return Construction(facts, "graph", worth_from=_LITE_FROM)
 
 
 def _index(kind: str, index: Mapping[str, Any]) -> str:

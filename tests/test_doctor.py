@@ -18,6 +18,7 @@ from qdrant_client import QdrantClient, models
 from amips_plugins.adapters.base import KeyBatch
 from amips_plugins.adapters.describing import Construction, describe
 from amips_plugins.adapters.memory import MemoryCollection
+from amips_plugins.adapters.milvus import MilvusCollection
 from amips_plugins.adapters.qdrant import QdrantCollection
 from amips_plugins.cli import doctor as cli
 from amips_plugins.cli import main
@@ -318,10 +319,39 @@ def test_milvus_lite_is_worth_it(home: Path) -> None:
     assert content(home) == before
 
 
+@pytest.mark.parametrize(
+    ("kind", "native", "lists", "answer"),
+    [("IVF_FLAT", "lists", 128, "leave"), ("AUTOINDEX", "graph", None, "unclear")],
+)
+def test_an_index_of_milvus_lite(
+    tmp_path: Path, kind: str, native: str, lists: int | None, answer: str
+) -> None:
+    pymilvus = pytest.importorskip("pymilvus")
+    client = pymilvus.MilvusClient(str(tmp_path / "docs.db"))
+    client.create_collection("docs", dimension=DIM, metric_type="IP", index_type=kind)
+    rows = [{"id": row, "vector": key.tolist()} for row, key in enumerate(keys())]
+    client.insert("docs", rows)
+    if kind != "AUTOINDEX":
+        client.release_collection("docs")
+        client.drop_index("docs", "vector")
+        index = client.prepare_index_params()
+        index.add_index("vector", index_type=kind, metric_type="IP", params={"nlist": 32})
+        client.create_index("docs", index)
+    collection = MilvusCollection(client, "docs")
+    built = describe(collection)
+    assert (built.native, built.lists, built.obstacle) == (native, lists, "")
+    assert dict(built.facts)["index"] == kind
+    found = diagnose(collection, queries(), n_cells=8)
+    assert found.verdict.answer == answer, found.verdict.text
+    assert found.trial is not None
+    assert (found.trial.cost("index", 0.95) is not None) == (lists is not None)
+    client.close()
+
+
 def test_the_text_is_for_people(home: Path) -> None:
     uri = f"milvus://{home}/docs.db?collection=docs"
-    code, out, _ = run(uri, "--cells", "16")
-    assert code == 4
+    code, out, err = run(uri, "--cells", "16")
+    assert code == 4, err
     assert "index       FLAT" in out
     assert "a full scan, as now" in out
     assert "the same cells, perfect router" in out
@@ -331,8 +361,8 @@ def test_the_text_is_for_people(home: Path) -> None:
 def test_qdrants_local_mode_is_left_as_it_is(home: Path) -> None:
     before = content(home / "qdrant")
     uri = f"qdrant://{home}/qdrant?collection=docs"
-    code, out, _ = run(uri, "--queries", str(home / "queries.npy"), "--cells", "8")
-    assert code == 3
+    code, out, err = run(uri, "--queries", str(home / "queries.npy"), "--cells", "8")
+    assert code == 3, err
     assert "filters in Python" in out
     assert content(home / "qdrant") == before
 

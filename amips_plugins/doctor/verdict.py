@@ -76,8 +76,8 @@ def judge(construction: Construction, break_even: float, trial: Trial) -> Verdic
     before, what = _before(construction, trial)
     if construction.native == "graph":
         return _unclear(
-            f"{saves}, but what a graph on disk costs was never measured; lay out a copy and "
-            f"compare both with amips evaluate"
+            f"{saves}, but cells were never compared with a graph on disk, or in Milvus Lite; lay "
+            f"out a copy and compare both with amips evaluate"
         )
     compared = f"{saves}, and {what} {before:.1%}"
     if trial.guessed:

@@ -67,12 +67,13 @@ def diagnose(
             f"or more."
         )
     info, count, built = collection.info, collection.count(), describe(collection)
-    share = collection.overflow() / max(1, count)
+    # All that is asked of the database comes before the trial: its connection may not outlive it.
+    share, break_even = collection.overflow() / max(1, count), collection.break_even
     verdict = judge_unseen(built, count, collection.layout(), share)
     trial: Trial | None = None
     try:
         trial = _try(collection, queries, (n_cells, sample, seed), built.lists, progress)
-        verdict = verdict or judge(built, collection.break_even, trial)
+        verdict = verdict or judge(built, break_even, trial)
     except TrainingError as exc:
         verdict = verdict or Verdict(answer="unclear", text=f"Cannot say: {exc}")
     return Diagnosis(
@@ -85,7 +86,7 @@ def diagnose(
         construction=built.facts,
         notes=built.notes,
         native=built.native,
-        break_even=collection.break_even,
+        break_even=break_even,
         trial=trial,
         verdict=verdict,
     )

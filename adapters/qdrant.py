@@ -205,6 +205,11 @@ class QdrantCollection:
             found.config.strict_mode_config,
         )
 
+    def look(self) -> tuple[models.CollectionInfo, bool]:
+        """Ask how the collection is configured, and say whether it is in local mode."""
+        with answering(self._server):
+            return self._client.get_collection(self._name), self._local
+
     def current(self) -> QdrantCollection:
         """Look at the database again: another object where the cells or the collection changed.
 

@@ -319,6 +319,10 @@ class QdrantEdgeCollection:
         names = edge_ids(ids)
         self._shard.update(edge.UpdateOperation.delete_points(names), len(names))
 
+    def look(self) -> tuple[dict[str, Any], edge.ShardInfo]:
+        """Return how the shard was created, and what the engine says of it now."""
+        return self._shard.config(), self._shard.engine.info()
+
     def current(self) -> QdrantEdgeCollection:
         """Look at the shard again: another object of the same shard where its cells changed."""
         again = type(self)._of(self._shard, self._field)

@@ -30,7 +30,9 @@ from amips_plugins.bundle import (
 from amips_plugins.calibration import Calibration
 from amips_plugins.canned import record_canned
 from amips_plugins.cells import sketch
+from amips_plugins.curves import CURVES
 from amips_plugins.export.choice import choose, to_publish
+from amips_plugins.export.curves import record_curves
 from amips_plugins.export.measure import (
     calibrate,
     curve,
@@ -72,8 +74,11 @@ def write_bundle(
     files = {MODEL: model, CANNED: record_canned(OnnxModel(model), output, dim)}
     if isinstance(net, SupportNet):
         files[SUPPORT] = support_to_onnx(net, dim, metric)
+    calibration = priorities = None
     if published.priority is not None:
-        files[CALIBRATION] = _calibrate(published, OnnxModel(model), problem).to_bytes()
+        priorities = _priorities(OnnxModel(model), problem.test)
+        calibration = _calibrate(published, OnnxModel(model), problem)
+        files[CALIBRATION] = calibration.to_bytes()
         files[CELLS] = published.cells.to_bytes()
         recorded = [published.assignment.astype(np.int32), sketch(snapshot.vectors())]
         files[KNOWN_CELLS] = _npy(np.stack(recorded, axis=1))
@@ -119,6 +124,16 @@ def write_bundle(
     for name, data in files.items():
         replace_file(building / name, data)
     replace_file(building / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+    kept = record_curves(
+        manifest.version,
+        problem,
+        candidates,
+        published,
+        calibration,
+        priorities,
+        options.recall,
+    )
+    replace_file(folder / CURVES, msgspec.json.encode(kept))
     building.rename(folder / "bundle")
     return manifest
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = [
     "figures",
     "levels_by_rank",
     "levels_by_threshold",
+    "resampled_costs",
     "thresholds_for",
 ]
 
@@ -177,24 +179,16 @@ def figures(candidate: str, measured: Curve, ks: tuple[int, ...], seed: int = 0)
     seed
         Of the bootstrap.
     """
-    n_queries = len(measured.found)
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(n_queries, np.full(n_queries, 1 / n_queries), _BOOTSTRAPS) / n_queries
     scanned = measured.scanned.mean(axis=0, dtype=np.float64)
-    sampled_scanned = weights @ measured.scanned
     result = []
     for k in ks:
         mean = measured.mean_recall(k)
-        sampled = weights @ measured.recall(k)
-        for target in TARGETS:
+        resampled = resampled_costs(measured, k, TARGETS, seed)
+        for target, totals in zip(TARGETS, resampled, strict=True):
             if mean[-1] < target:
                 result.append(_out_of_reach(candidate, k, target, measured.model))
                 continue
             level = int((mean >= target).argmax())
-            enough = sampled >= target - 1e-12
-            # A resample may miss what the whole split just reaches: it then searches every cell.
-            reached = np.where(enough[:, -1], enough.argmax(axis=1), measured.n_levels - 1)
-            totals = sampled_scanned[np.arange(_BOOTSTRAPS), reached] + measured.model
             low, high = np.quantile(totals, [0.025, 0.975])
             result.append(
                 Figure(
@@ -210,6 +204,41 @@ def figures(candidate: str, measured: Curve, ks: tuple[int, ...], seed: int = 0)
                 )
             )
     return result
+
+
+def resampled_costs(
+    measured: Curve, k: int, targets: Sequence[float], seed: int = 0
+) -> npt.NDArray[np.float64]:
+    """Return what resamples of the queries cost, scanned and model share, at some recalls.
+
+    Curves of as many queries draw the same resamples from the same seed, so that two searches of
+    the same queries can be compared resample by resample.
+
+    Parameters
+    ----------
+    measured
+        A curve.
+    k, targets
+        Which recall@k.
+    seed
+        Of the bootstrap.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n_targets, n_resamples)``.
+    """
+    n_queries = len(measured.found)
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(n_queries, np.full(n_queries, 1 / n_queries), _BOOTSTRAPS) / n_queries
+    scanned, recall = weights @ measured.scanned, weights @ measured.recall(k)
+    costs = np.empty((len(targets), _BOOTSTRAPS))
+    for place, target in enumerate(targets):
+        enough = recall >= target - 1e-12
+        # A resample may miss what the whole split just reaches: it then searches every cell.
+        reached = np.where(enough[:, -1], enough.argmax(axis=1), measured.n_levels - 1)
+        costs[place] = scanned[np.arange(_BOOTSTRAPS), reached] + measured.model
+    return costs
 
 
 def _out_of_reach(candidate: str, k: int, recall: float, model: float) -> Figure:

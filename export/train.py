@@ -5,6 +5,7 @@
     run/
         options.json   what was asked for; another question needs another folder
         work/          targets, cells and checkpoints, so that an interrupted run resumes
+        curves.json    what was measured on the way, for amips report; never published
         bundle/        the result; it appears whole, when everything else is done
 """
 

@@ -33,6 +33,7 @@ HEAVY = {
     "model_signing",
     "sigstore",
     "cryptography",
+    "matplotlib",
 }
 TRAINING = {"torch", "faiss", "onnx", "onnxscript", "safetensors"}
 WATCHING = {"opentelemetry", "prometheus_client", "pyarrow"}
@@ -71,6 +72,8 @@ def loaded(code: str, *arguments: str) -> set[str]:
         "import amips_plugins.signing, amips_plugins.publishing",
         "import amips_plugins.health.watch, amips_plugins.health.status_file",
         "import amips_plugins.health.report",
+        "import amips_plugins.doctor.diagnose, amips_plugins.adapters.describing",
+        "import amips_plugins.report.material, amips_plugins.report.live",
     ],
 )
 def test_importing_is_cheap(code: str) -> None:
@@ -115,6 +118,7 @@ def test_serving_loads_no_training_library_and_no_client(tmp_path: Path) -> None
         ("qdrant_client", "from amips_plugins import QdrantCollection", "qdrant"),
         ("prometheus_client", "import amips_plugins.observe.metrics", "metrics"),
         ("opentelemetry", "import amips_plugins.observe.tracing", "tracing"),
+        ("matplotlib", "import amips_plugins.report.page", "report"),
         (
             "model_signing",
             "from amips_plugins import Registry; Registry('x', require_signature='key.pub')",

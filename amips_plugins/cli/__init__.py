@@ -16,8 +16,10 @@ __all__ = ["main"]
 
 _COMMANDS = {
     "demo": "Try it all on the docstrings of the installed Python packages.",
+    "doctor": "Say whether routing would pay for a collection; nothing is changed.",
     "snapshot": "Copy a collection's ids and vectors to a folder.",
     "train": "Train a router on a snapshot and a log of queries.",
+    "report": "Show a training, or a bundle, as one HTML page.",
     "publish": "Put a trained bundle into a registry.",
     "layout": "Put a collection into the cells of its bundle; status, rollback, drop-old.",
     "backfill": "Give the keys that others have written their cells.",

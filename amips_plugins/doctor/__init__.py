@@ -1,0 +1,1 @@
+"""Whether routing would pay for a collection, found out without changing it."""

@@ -1,0 +1,87 @@
+"""Searching the collection itself, natively and routed, one query at a time."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from amips_plugins.adapters.base import SearchRequest
+from amips_plugins.bundle import Bundle
+from amips_plugins.errors import BundleMismatch
+from amips_plugins.health.watch import Watch
+from amips_plugins.hooks import NativeHook
+from amips_plugins.progress import Progress, no_progress
+from amips_plugins.report.material import Live
+from amips_plugins.router import LearnedRouter
+from amips_plugins.vectors import FloatArray
+
+if TYPE_CHECKING:
+    from amips_plugins.adapters.base import Collection
+
+__all__ = ["MOST_QUERIES", "measure_live"]
+
+MOST_QUERIES = 300
+_WARM_UP = 3
+
+
+def measure_live(
+    collection: Collection,
+    bundle: Bundle,
+    queries: FloatArray,
+    progress: Progress = no_progress,
+) -> Live:
+    """Time every query natively and routed, in turns, and compare both with the exact search.
+
+    Parameters
+    ----------
+    collection
+        The collection, laid out in the bundle's cells.
+    bundle
+        The bundle.
+    queries
+        ``(n, dim)`` float32; the first 300 are searched.
+    progress
+        Watches the work.
+
+    Raises
+    ------
+    BundleMismatch
+        The bundle was made for another collection, or for other cells.
+    """
+    manifest = bundle.manifest
+    k = min(manifest.default_k, collection.count())
+    if manifest.layout and collection.layout() != manifest.layout:
+        raise BundleMismatch(
+            f"Collection {collection.info.name!r} is not laid out in the cells of bundle "
+            f"{manifest.version}; lay it out first, or report without --collection."
+        )
+    quiet = Watch(share=0.0, drift_share=0.0)
+    routed = LearnedRouter(collection, bundle=bundle, refresh=None, watch=quiet)
+    native = LearnedRouter(collection, hook=NativeHook(), refresh=None, watch=quiet)
+    chosen = queries[:MOST_QUERIES]
+    times: dict[str, list[float]] = {"native": [], "routed": []}
+    found: dict[str, list[float]] = {"native": [], "routed": []}
+    for query in chosen[:_WARM_UP]:
+        native.search(query, k)
+        routed.search(query, k)
+    with progress("search", len(chosen), 0, "queries") as step:
+        for query in chosen:
+            exact = collection.exact(SearchRequest(query[None], k))[0]
+            true = {hit.id for hit in exact}
+            for name, router in (("native", native), ("routed", routed)):
+                started = time.perf_counter()
+                hits = router.search(query, k)
+                times[name].append(1e3 * (time.perf_counter() - started))
+                found[name].append(len(true & {hit.id for hit in hits}) / max(1, len(true)))
+            step.advance()
+    return Live(
+        k=k,
+        target=manifest.default_recall,
+        native_ms=times["native"],
+        routed_ms=times["routed"],
+        native_recall=float(np.mean(found["native"])),
+        routed_recall=float(np.mean(found["routed"])),
+        fallbacks=sum(routed.fallbacks.values()),
+    )

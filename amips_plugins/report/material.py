@@ -1,0 +1,94 @@
+"""What a report is made of, read from a run's folder or a bundle's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from amips_plugins.bundle import CALIBRATION, CELLS, MANIFEST, Bundle, Manifest
+from amips_plugins.calibration import Calibration
+from amips_plugins.cells import Cells
+from amips_plugins.curves import CURVES, Curves, read_curves
+from amips_plugins.errors import InvalidInput
+
+__all__ = ["Live", "Material", "read_material"]
+
+
+class Live(msgspec.Struct, frozen=True, kw_only=True):
+    """What searches of the collection itself showed.
+
+    Attributes
+    ----------
+    k, target
+        Which recall@k, and the recall that was asked for.
+    native_ms, routed_ms
+        Milliseconds of each query searched by itself, model and client included.
+    native_recall, routed_recall
+        Mean recall@k, against the exact search.
+    fallbacks
+        Queries that the native search answered in place of the model.
+    """
+
+    k: int
+    target: float
+    native_ms: list[float]
+    routed_ms: list[float]
+    native_recall: float
+    routed_recall: float
+    fallbacks: int
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that there is.
+
+    Attributes
+    ----------
+    bundle
+        The bundle.
+    cells, calibration
+        Of its model; None for a KeyNet.
+    curves
+        What its training kept; None for a bundle alone, or a run of an earlier version.
+    live
+        What searches of the collection showed; None where none was named.
+    """
+
+    bundle: Bundle
+    cells: Cells | None
+    calibration: Calibration | None
+    curves: Curves | None
+    live: Live | None = None
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says of itself."""
+        return self.bundle.manifest
+
+
+def read_material(path: Path) -> Material:
+    """Read a run's folder, or a bundle's.
+
+    Raises
+    ------
+    BundleNotFound, BundleCorrupt
+        There is no bundle, or it is not what its manifest says.
+    InvalidInput
+        What the training kept is damaged, or of another bundle.
+    """
+    folder = path if (path / MANIFEST).is_file() else path / "bundle"
+    bundle = Bundle.in_folder(folder)
+    # A bundle that still lies in its run has the curves beside it.
+    curves = read_curves(folder.parent / CURVES) if folder.name == "bundle" else None
+    if curves is not None and curves.version != bundle.manifest.version:
+        raise InvalidInput(
+            f"{folder.parent / CURVES} is of bundle {curves.version}, not "
+            f"{bundle.manifest.version}; delete it to report without."
+        )
+    cells = calibration = None
+    if bundle.manifest.model != "keynet":
+        cells = Cells.from_bytes(bundle.read(CELLS))
+        calibration = Calibration.from_bytes(bundle.read(CALIBRATION))
+    return Material(bundle, cells, calibration, curves)

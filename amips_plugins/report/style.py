@@ -1,0 +1,134 @@
+"""How charts look: one set of colours for light and dark, and SVG that a page can hold."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["COLOURS", "Chart", "new_axes", "to_png", "to_svg"]
+
+COLOURS: dict[str, tuple[str, str]] = {
+    # name: on white, on black; text in any of them has a contrast of 4.5 or more (WCAG 2.2, 1.4.3)
+    "ink": ("#1a1f25", "#e6ebf0"),
+    "muted": ("#57606b", "#a3adb8"),
+    "rule": ("#d5dae0", "#343b44"),
+    "faint": ("#aeb6bf", "#59636e"),
+    "paper": ("#fefefe", "#12161b"),
+    "native": ("#626b76", "#9aa5b1"),
+    "linear": ("#0b63b0", "#62abff"),
+    "supportnet": ("#b04a00", "#f59a4c"),
+    "keynet": ("#0a7454", "#46c79a"),
+    "wash": ("#cfe0f1", "#1d3a56"),
+}
+_INK, _MUTED, _RULE, _PAPER = (COLOURS[name][0] for name in ("ink", "muted", "rule", "paper"))
+_RC: dict[Any, Any] = {  # its type names the settings of one version
+    "font.family": "sans-serif",
+    "font.size": 10.5,
+    "axes.edgecolor": _RULE,
+    "axes.labelcolor": _MUTED,
+    "axes.labelsize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "figure.facecolor": _PAPER,
+    "grid.color": _RULE,
+    "grid.linewidth": 0.7,
+    "text.color": _INK,
+    "xtick.color": _RULE,
+    "ytick.color": _RULE,
+    "xtick.labelcolor": _MUTED,
+    "ytick.labelcolor": _MUTED,
+    "lines.linewidth": 2.0,
+    "lines.solid_capstyle": "round",
+    "svg.fonttype": "none",  # text stays text: small, sharp, and in the reader's own font
+    "path.simplify": True,
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One picture, with all that is said of it.
+
+    Attributes
+    ----------
+    name
+        Its identifier, and the name of its file.
+    title
+        What it shows, as a finding.
+    caption
+        How to read it.
+    description
+        What is to be seen, for those who cannot see it.
+    figure
+        The picture, without a title.
+    header, rows
+        The same in numbers.
+    """
+
+    name: str
+    title: str
+    caption: str
+    description: str
+    figure: Figure
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def new_axes(
+    width: float = 7.4, height: float = 4.0, columns: int = 1
+) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure of this size in inches, with axes side by side."""
+    with rc_context(_RC):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = [figure.add_subplot(1, columns, place + 1) for place in range(columns)]
+    for one in axes:
+        one.tick_params(length=0, pad=5)
+    return figure, axes
+
+
+def to_svg(chart: Chart) -> str:
+    """Draw a chart as an ``<svg>`` element that takes its colours from the page.
+
+    The same chart gives the same text; its identifiers begin with the chart's name, so that a page
+    can hold several.
+    """
+    buffer = io.StringIO()
+    with rc_context({**_RC, "svg.hashsalt": chart.name}):
+        chart.figure.savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
+    drawn = buffer.getvalue()
+    drawn = drawn[drawn.index("<svg") :]
+    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
+    for name, (light, _) in COLOURS.items():
+        drawn = drawn.replace(light, f"var(--{name})")
+    drawn = re.sub(r'\bid="', f'id="{chart.name}-', drawn)
+    drawn = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{chart.name}-", drawn)
+    size = re.search(r'viewBox="[^"]*"', drawn)
+    assert size is not None  # noqa: S101 - for the type checker: matplotlib writes one
+    opening = (
+        f'<svg role="img" aria-labelledby="{chart.name}-title {chart.name}-desc" '
+        f'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f"{size[0]}>"
+    )
+    return opening + drawn[drawn.index(">") + 1 :].strip()
+
+
+def to_png(chart: Chart) -> bytes:
+    """Draw a chart as a PNG on white, under its title."""
+    buffer = io.BytesIO()
+    with rc_context(_RC):
+        heading = chart.figure.suptitle(
+            chart.title, x=0.012, ha="left", fontsize=12.5, fontweight="bold", wrap=True
+        )
+        chart.figure.savefig(buffer, format="png", dpi=144)
+        heading.remove()
+    return buffer.getvalue()

@@ -4,13 +4,14 @@ DATABASE ?= milvus
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+DOCS_READY := $(VENV)/.installed-docs
 
-.PHONY: demo test lint types unit integration nightly lock clean
+.PHONY: demo test lint types unit integration docs nightly lock clean
 
 demo: $(READY)
 	$(BIN)/amips demo --database $(DATABASE)
 
-test: lint types unit integration
+test: lint types unit integration docs
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -24,6 +25,16 @@ unit: $(READY)
 
 integration: $(READY)
 	$(BIN)/python -m pytest integration_tests -n 2 --dist loadfile
+
+# The site, in build/docs: every warning is an error, and every link leads somewhere. It takes
+# Python 3.11; the older one has nothing to build it with.
+docs: $(READY) $(DOCS_READY)
+	$(BIN)/python docs/make_figures.py --check
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || echo 'The site is not built: that takes Python 3.11 or later.'
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 11))' || { \
+	  $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs build/docs \
+	  && $(BIN)/python docs/check_site.py build/docs; }
 
 # What takes longer than a developer waits for: over a hundred kills of servers and clients, both
 # demos, and the benchmarks on part of the data.
@@ -43,6 +54,8 @@ lock:
 	uv pip compile --universal --python-version 3.10 --extra dev --constraint requirements/torch.txt \
 	  --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements/constraints.txt
 	rm requirements/torch.txt
+	uv pip compile --universal --python-version 3.10 --extra docs --no-emit-index-url --no-annotate \
+	  --no-header --constraint requirements/constraints.txt pyproject.toml -o requirements/docs.txt
 
 clean:
 	rm -rf $(VENV) .demo build *.egg-info
@@ -51,4 +64,8 @@ $(READY): pyproject.toml requirements/constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or later is needed: make PYTHON=python3.12 ..."'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements/constraints.txt --editable '.[dev]'
+	touch $@
+
+$(DOCS_READY): $(READY) requirements/docs.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements/docs.txt --editable '.[docs]'
 	touch $@

@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 
 from amips_plugins.errors import AmipsError
 
-__all__ = ["main"]
+__all__ = ["command", "main"]
 
 _COMMANDS = {
     "demo": "Try it all on the docstrings of the installed Python packages.",
@@ -43,8 +43,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
-        return command
+        found: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
+        return found
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         named = [
@@ -63,7 +63,7 @@ class _Commands(click.Group):
 @click.version_option(package_name="amips-plugins", prog_name="amips")
 @click.option("--debug", is_flag=True, help="Show tracebacks. May stand anywhere.")
 @click.pass_context
-def _amips(ctx: click.Context, debug: bool) -> None:
+def command(ctx: click.Context, debug: bool) -> None:
     """Make a Milvus or Qdrant collection cheaper to search by learning from its queries.
 
     To see it work on this machine, in some minutes: amips demo
@@ -112,7 +112,7 @@ def main(args: list[str] | None = None) -> None:
     if not debug:  # pymilvus logs tracebacks of what it raises as well
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     try:
-        _amips.main(args=arguments, prog_name="amips", standalone_mode=False)
+        command.main(args=arguments, prog_name="amips", standalone_mode=False)
     except click.ClickException as exc:
         exc.show()
         sys.exit(exc.exit_code)

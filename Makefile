@@ -30,6 +30,7 @@ integration: $(READY)
 # Python 3.11; the older one has nothing to build it with.
 docs: $(READY) $(DOCS_READY)
 	$(BIN)/python docs/make_figures.py --check
+	rm -rf build/docs
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || echo 'The site is not built: that takes Python 3.11 or later.'
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 11))' || { \

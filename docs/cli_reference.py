@@ -24,7 +24,9 @@ def reference() -> str:
     return "".join(parts)
 
 
-def _described(command: click.Command, name: str, parent: click.Context, level: int) -> Iterator[str]:
+def _described(
+    command: click.Command, name: str, parent: click.Context, level: int
+) -> Iterator[str]:
     with click.Context(command, info_name=name, parent=parent) as ctx:
         yield f"\n{'#' * level} amips {ctx.command_path.removeprefix('amips ')}\n\n"
         yield f"```text\n{command.get_usage(ctx)}\n```\n\n"
@@ -47,11 +49,12 @@ def _described(command: click.Command, name: str, parent: click.Context, level: 
 
 def _text(text: str) -> str:
     """Turn click's paragraphs into Markdown's; those it must not rewrap become blocks."""
-    paragraphs = inspect.cleandoc(text).split("\n\n")
-    return "\n\n".join(
-        f"```text\n{part.removeprefix(chr(8)).strip(chr(10))}\n```" if part.startswith("\b") else part
-        for part in paragraphs
-    ) + "\n"
+    parts = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(_block(one) if one.startswith("\b") else one for one in parts) + "\n"
+
+
+def _block(lines: str) -> str:
+    return "```text\n" + lines.removeprefix("\b").strip("\n") + "\n```"
 
 
 def _cell(text: str) -> str:

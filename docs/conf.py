@@ -1,4 +1,4 @@
-"""How Sphinx builds the site: ``make docs``. Nothing of it is fetched from elsewhere when it is read."""
+"""How Sphinx builds the site: ``make docs``. Read, it fetches nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -73,12 +73,10 @@ def _inline(app: Sphinx, doctree: nodes.document) -> None:
         uri = str(image["uri"])
         if uri.endswith(".svg") and "://" not in uri:
             drawn = (Path(app.srcdir) / uri).read_text()
-            image.replace_self(
-                nodes.raw("", f'<div class="figure">{drawn}</div>', format="html")
-            )
+            image.replace_self(nodes.raw("", f'<div class="figure">{drawn}</div>', format="html"))
 
 
 def setup(app: Sphinx) -> None:
-    """Hook the two functions above in."""
+    """Call the two functions above while the site is built."""
     app.connect("source-read", _fill_in)
     app.connect("doctree-read", _inline)

@@ -1,7 +1,7 @@
 """Draws the figures of the pages: ``python docs/make_figures.py`` writes docs/figures/*.svg.
 
 Each is plain SVG whose colours are CSS variables with defaults for light and dark: as an image it
-follows the reader's system, and in the site, which puts it into the page, the theme that was chosen.
+follows the reader's system; the site puts it into the page, where it follows the chosen theme.
 The shares in cost.svg are read from the table in method.md.
 """
 
@@ -41,9 +41,9 @@ svg.amips .warm{fill:var(--warm,#f2b066)}}
 class Drawing:
     """An SVG that grows shape by shape; units are pixels of a page of the usual width."""
 
-    def __init__(self, title: str, width: int, height: int) -> None:
+    def __init__(self, title: str, height: int) -> None:
         self._parts = [
-            f'<svg class="amips" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+            f'<svg class="amips" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 {height}" '
             f'role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
             f"<style>{' '.join(_STYLE.split())}</style>"
         ]
@@ -89,7 +89,9 @@ class Drawing:
 
 def search() -> None:
     """Draw one search: query, model, a few cells and the overflow, hits."""
-    d = Drawing("A search: the model picks three of 48 cells; they and the overflow are scanned", 720, 270)
+    d = Drawing(
+        "A search: the model picks three of 48 cells; they and the overflow are scanned", 270
+    )
     d.box(8, 92, 104, 56, "your query", "a vector")
     d.arrow([(112, 120), (158, 120)])
     d.box(158, 80, 134, 80, "router", "a small model", "about 30 µs")
@@ -116,7 +118,7 @@ def search() -> None:
 
 def life() -> None:
     """Draw the commands in their order, and the log that feeds the next training."""
-    d = Drawing("snapshot, train, publish, layout, then searches whose queries train the next", 720, 210)
+    d = Drawing("snapshot, train, publish, layout, then searches whose queries train the next", 210)
     names = [
         ("snapshot", "ids and vectors,", "read once"),
         ("train", "cells and model,", "on your queries"),
@@ -150,21 +152,37 @@ def cost() -> None:
         ("learned router, same cells", total["native", "linear"], "soft"),
         ("learned router, query-aware cells", total["query-aware", "linear"], "on"),
     ]
-    d = Drawing("Keys scanned for recall@10 of .90: " + ", ".join(f"{n} {s:.1%}" for n, s, _ in bars), 720, 176)
+    d = Drawing(
+        "Keys scanned for recall@10 of .90: " + ", ".join(f"{n} {s:.1%}" for n, s, _ in bars),
+        176,
+    )
     d.text(8, 20, "Keys scanned for recall@10 of .90, the model's own cost included", "strong")
     for at, (name, scanned, kind) in enumerate(bars):
         y = 36 + 38 * at
         d.text(238, y + 20, name, "end")
         d.rect(250, y, 2600 * scanned, 28, kind, 3)
         d.text(258 + 2600 * scanned, y + 20, f"{scanned:.1%}", "strong")
-    d.text(8, 168, "100,000 keys, 512 cells, queries that no training has seen, from another corpus", "small")
+    d.text(
+        8,
+        168,
+        "100,000 keys, 512 cells, unseen queries from another corpus than the keys",
+        "small",
+    )
     d.save("cost.svg")
 
 
 def generations() -> None:
     """Draw how a Milvus collection gets its cells while the alias leads readers."""
-    d = Drawing("Milvus: docs is copied to docs__g2 while the alias serves docs; then the alias moves", 720, 230)
-    steps = ["1. copy, others write on", "2. catch up, compare", "3. the alias moves", "4. drop-old"]
+    d = Drawing(
+        "docs is copied to docs__g2 while the alias serves docs; then the alias moves",
+        230,
+    )
+    steps = [
+        "1. copy, others write on",
+        "2. catch up, compare",
+        "3. the alias moves",
+        "4. drop-old",
+    ]
     for at, step in enumerate(steps):
         x = 12 + 178 * at
         d.text(x + 76, 20, step, "middle strong")
@@ -179,13 +197,21 @@ def generations() -> None:
         d.arrow([(x + (110 if serves_new else 44), 64), (x + (110 if serves_new else 44), 106)])
         if at < 2:
             d.arrow([(x + 36, 156), (x + 36, 182), (x + 118, 182), (x + 118, 156)], "line dash")
-    d.text(12, 216, "rollback moves the alias back, and brings along what was written since, until step 4", "small")
+    d.text(
+        12,
+        216,
+        "until step 4 rollback moves the alias back, with what was written since",
+        "small",
+    )
     d.save("generations.svg")
 
 
 def states() -> None:
     """Draw the states of the never-worse gate."""
-    d = Drawing("healthy searches as planned, widened four times the keys, native the database's own", 720, 190)
+    d = Drawing(
+        "healthy: as planned; widened: four times the keys; native: the database's own",
+        190,
+    )
     for at, (name, about, kind) in enumerate(
         [
             ("healthy", "as planned", "box soft"),
@@ -200,7 +226,12 @@ def states() -> None:
         d.arrow([(x + 64, 110), (x, 110)])
     d.text(232, 44, "recall is below target, or queries drift", "middle small")
     d.text(488, 44, "still below, or too much overflow", "middle small")
-    d.text(360, 160, "back, once samples off the callers' path show that the better state keeps the promise", "middle small")
+    d.text(
+        360,
+        160,
+        "back, once samples off the callers' path show that it would keep the promise",
+        "middle small",
+    )
     d.save("states.svg")
 
 

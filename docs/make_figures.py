@@ -178,25 +178,25 @@ def generations() -> None:
         230,
     )
     steps = [
-        "1. copy, others write on",
+        "1. copy",
         "2. catch up, compare",
         "3. the alias moves",
         "4. drop-old",
     ]
     for at, step in enumerate(steps):
-        x = 12 + 178 * at
-        d.text(x + 76, 20, step, "middle strong")
+        x = 8 + 180 * at
+        d.text(x + 82, 20, step, "middle strong")
         serves_new = at > 1
-        d.box(x + 26, 36, 100, 28, "docs_live", kind="box soft")
+        d.box(x + 32, 36, 100, 28, "docs_live", kind="box soft")
         if at < 3:
-            d.box(x, 106, 72, 50, "docs", "as it was")
+            d.box(x, 106, 78, 50, "docs", "as it was")
         else:
-            d.rect(x, 106, 72, 50, "box dash")
-            d.text(x + 36, 136, "gone", "middle small")
-        d.box(x + 82, 106, 72, 50, "docs__g2", "cells" if at else "filling")
-        d.arrow([(x + (110 if serves_new else 44), 64), (x + (110 if serves_new else 44), 106)])
+            d.rect(x, 106, 78, 50, "box dash")
+            d.text(x + 39, 136, "gone", "middle small")
+        d.box(x + 86, 106, 78, 50, "docs__g2", "cells" if at else "filling")
+        d.arrow([(x + (112 if serves_new else 52), 64), (x + (112 if serves_new else 52), 106)])
         if at < 2:
-            d.arrow([(x + 36, 156), (x + 36, 182), (x + 118, 182), (x + 118, 156)], "line dash")
+            d.arrow([(x + 39, 156), (x + 39, 182), (x + 125, 182), (x + 125, 156)], "line dash")
     d.text(
         12,
         216,

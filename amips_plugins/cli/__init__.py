@@ -109,8 +109,9 @@ def main(args: list[str] | None = None) -> None:
     given = sys.argv[1:] if args is None else args
     arguments = [argument for argument in given if argument != "--debug"]
     debug = len(arguments) < len(given)
-    if not debug:  # pymilvus logs tracebacks of what it raises as well
-        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+    if not debug:  # they log tracebacks of what they raise as well
+        for client in ("pymilvus", "milvus_lite"):
+            logging.getLogger(client).setLevel(logging.CRITICAL)
     try:
         command.main(args=arguments, prog_name="amips", standalone_mode=False)
     except click.ClickException as exc:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import contextlib
 import inspect
 import os
 import re
@@ -42,13 +41,15 @@ STANDS_FOR = {  # what a page names, and what it is here
     "milvus:///path/to/docs.db": "milvus://{home}/docs.db",
     "milvus://localhost:19530": "milvus://{home}/docs.db",
     "http://localhost:19530": "{home}/docs.db",
+    'MilvusClient("docs.db")': 'MilvusClient("{home}/docs.db")',  # one name for one file
     "qdrant://localhost:6333": "qdrant://{home}/qdrant",
     "/srv/shards": "{home}/shards",
     "s3://bucket/registry": "{home}/registry",
     "start_http_server(9464": "start_http_server(0",
     'QdrantClient("http://localhost:6333")': 'QdrantClient(path="{home}/qdrant")',
-    # Seconds in place of minutes: a page does not say how long a training is.
-    " -o run": " --epochs 3 -o run",
+    # Seconds in place of minutes: pymilvus keeps an idle connection, and loses it while a long
+    # training is in the same process.
+    "amips train ": "amips train --model linear --epochs 3 ",
     "--cells 1024": "--cells 16",
 }
 
@@ -130,18 +131,16 @@ class Session:
         if inspect.iscoroutine(result):
             asyncio.run(result)
         self.ran += 1
+        for name in re.findall(r"^(\w+)\.close\(\)", block.text, re.MULTILINE):
+            del self.names[name]  # closed already
         self.close()
 
     def close(self) -> None:
         """Close what a block has opened, as the end of its process would."""
-        for name, value in list(self.names.items()):
-            opened = getattr(value, "collection", value)
-            if type(opened).__name__.endswith(("Collection", "Client")) and hasattr(
-                opened, "close"
-            ):
-                with contextlib.suppress(Exception):
-                    opened.close()
-                del self.names[name]
+        opened = {id(one): one for value in self.names.values() for one in [_opened(value)] if one}
+        for one in opened.values():
+            one.close()
+        self.names = {name: one for name, one in self.names.items() if _opened(one) is None}
 
     def command(self, line: str, fails: bool, where: str) -> None:
         if any(part in line for part in SKIPPED) or _looked_at(line):
@@ -207,6 +206,13 @@ def _looked_at(line: str) -> bool:
         assert (ROOT / words[1]).is_file(), line
         return True
     return False
+
+
+def _opened(value: Any) -> Any:
+    """What has to be closed of a value that a block has made: a collection or a client."""
+    found = getattr(value, "collection", value)
+    is_open = type(found).__name__.endswith(("Collection", "Client")) and hasattr(found, "close")
+    return found if is_open else None
 
 
 def made_up() -> tuple[Any, Any]:

@@ -4,17 +4,18 @@ DATABASE ?= milvus
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+DOCS_READY := $(VENV)/.installed-docs
 
 # LangChain and Haystack want pymilvus 3, LlamaIndex wants pymilvus 2.
 FRAMEWORKS := .venv-frameworks-3 .venv-frameworks-2
 ASYNC_TESTS := -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
 
-.PHONY: demo test lint types unit integration frameworks nightly lock clean
+.PHONY: demo test lint types unit integration frameworks docs nightly lock clean
 
 demo: $(READY)
 	$(BIN)/amips demo --database $(DATABASE)
 
-test: lint types unit integration frameworks
+test: lint types unit integration frameworks docs
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -34,6 +35,17 @@ frameworks: $(FRAMEWORKS:%=%/.installed)
 	.venv-frameworks-3/bin/python -m pytest tests/integrations $(ASYNC_TESTS) -n 2 --dist loadscope
 	.venv-frameworks-2/bin/python -m pytest tests/integrations tests/proxies/test_milvus.py \
 	  tests/milvus/test_collection.py tests/contract/test_milvus.py $(ASYNC_TESTS) -n 2 --dist loadscope
+
+# The site, in build/docs: every warning is an error, and every link leads somewhere. It takes
+# Python 3.11; the older one has nothing to build it with.
+docs: $(READY) $(DOCS_READY)
+	$(BIN)/python docs/make_figures.py --check
+	rm -rf build/docs
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || echo 'The site is not built: that takes Python 3.11 or later.'
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 11))' || { \
+	  $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs build/docs \
+	  && $(BIN)/python docs/check_site.py build/docs; }
 
 # What takes longer than a developer waits for: over a hundred kills of servers and clients, both
 # demos, a soak of 15 minutes, and the benchmarks on part of the data.
@@ -62,6 +74,8 @@ lock:
 	  -o requirements/frameworks-pymilvus3.txt
 	uv pip compile $(LOCK_FRAMEWORKS) --extra llama-index-milvus \
 	  -o requirements/frameworks-pymilvus2.txt
+	uv pip compile --universal --python-version 3.10 --extra docs --no-emit-index-url --no-annotate \
+	  --no-header --constraint requirements/constraints.txt pyproject.toml -o requirements/docs.txt
 
 clean:
 	rm -rf $(VENV) $(FRAMEWORKS) .demo build *.egg-info
@@ -77,4 +91,8 @@ $(READY): pyproject.toml requirements/constraints.txt
 	$(@D)/bin/pip install --quiet --disable-pip-version-check \
 	  --requirement requirements/frameworks-pymilvus$*.txt
 	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(DOCS_READY): $(READY) requirements/docs.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements/docs.txt --editable '.[docs]'
 	touch $@

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from amips_plugins.adapters.base import Collection
     from amips_plugins.adapters.layouts import LayoutPlan, LayoutSpec, Storage
 
-__all__ = ["backfill", "check_bundle", "known_cells", "lay_out", "plan_layout", "serving_bundle"]
+__all__ = [
+    "backfill",
+    "check_backfill",
+    "check_bundle",
+    "known_cells",
+    "lay_out",
+    "plan_layout",
+    "serving_bundle",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -108,6 +116,12 @@ def backfill(collection: Collection, bundle: Bundle, progress: Progress = no_pro
     BundleMismatch, BundleCorrupt
         As for ``lay_out``.
     """
+    check_backfill(collection, bundle)
+    return collection.layouts.backfill(known_cells(bundle), progress)
+
+
+def check_backfill(collection: Collection, bundle: Bundle) -> None:
+    """Refuse what ``backfill`` would refuse; nothing is changed."""
     check_bundle(collection, bundle)
     layout, manifest = collection.layout(), bundle.manifest
     if layout is None:
@@ -119,7 +133,6 @@ def backfill(collection: Collection, bundle: Bundle, progress: Progress = no_pro
             f"{collection.info.name!r} is laid out in the cells {layout!r}, not in those of bundle "
             f"{manifest.version} ({manifest.layout!r}); backfill with the bundle they come from."
         )
-    return collection.layouts.backfill(known_cells(bundle), progress)
 
 
 def check_bundle(collection: Collection, bundle: Bundle) -> None:

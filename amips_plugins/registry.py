@@ -107,7 +107,7 @@ class Registry:
         self._local = "file" in _protocols(self._fs)
         self._check = signature_check(require_signature)
 
-    def publish(self, folder: str | Path) -> str:
+    def publish(self, folder: str | Path, *, dry_run: bool = False) -> str:
         """Publish a bundle and make it the latest, unless the collection is pinned.
 
         It is loaded first, as the services will, so that what is published can serve. The same
@@ -118,6 +118,8 @@ class Registry:
         ----------
         folder
             The bundle, as training wrote it, and its signature if there is one.
+        dry_run
+            Refuse what would be refused, and write nothing.
 
         Returns
         -------
@@ -147,6 +149,8 @@ class Registry:
                 f"The registry {self.root} holds another bundle as version {manifest.version}; "
                 f"train again to get a version of its own."
             )
+        if dry_run:
+            return manifest.version
         if signature is not None:  # before the manifest, so that no reader misses it
             self._write(f"{home}/{manifest.version}/{SIGNATURE}", signature)
         if not exists:
@@ -181,6 +185,11 @@ class Registry:
         """Return whether the version that serves is held against newer ones."""
         latest = self._latest(key)
         return latest is not None and latest.pinned
+
+    def previous(self, key: CollectionKey) -> str | None:
+        """Return the version that ``roll_back`` would serve, or None."""
+        latest = self._latest(key)
+        return latest.previous[-1] if latest is not None and latest.previous else None
 
     def open(self, key: CollectionKey, version: str | None = None) -> Bundle:
         """Open a version, or the one that serves.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -167,8 +168,12 @@ def test_old_cells_are_dropped_on_request(
         out, err = amips("layout", "drop-old", URI)
         assert f"This drops: {first}." in err
         assert out == ""
+    _, err = amips("layout", "drop-old", URI, fails=1)
+    assert err.endswith(f"This drops: {first}. Nobody is there to ask whether it may: add --yes.\n")
+    out, _ = amips("layout", "drop-old", URI, "--dry-run")
+    assert out == f"'docs' serves. This drops: {first}.\n"
     assert collection.layouts.status().older == (first,)
-    out, _ = amips("layout", "drop-old", URI)
+    out, _ = amips("layout", "drop-old", URI, "--yes")
     assert out == f"Dropped: {first}.\n"
     second = collection.layout()
     out, _ = amips("layout", URI, "--bundle", "v1", "--drop-old")
@@ -277,7 +282,7 @@ def test_an_interrupted_layout_says_how_to_go_on(
 
     monkeypatch.setattr(MemoryLayouts, "build", interrupt)
     _, err = amips("layout", URI, fails=130)
-    assert "same command again" in err
+    assert f"amips layout {shlex.quote(URI)}" in err
 
 
 def test_figures_for_people() -> None:

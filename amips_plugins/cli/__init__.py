@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 import logging
+import shlex
 import sys
 import warnings
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from amips_plugins.errors import AmipsError
 
-__all__ = ["main"]
+__all__ = ["command", "main"]
 
 _COMMANDS = {
     "demo": "Try it all on the docstrings of the installed Python packages.",
@@ -26,7 +28,12 @@ _COMMANDS = {
     "status": "Say how a collection's router does, and what to do about it.",
     "evaluate": "Compare native and learned search on your own queries.",
     "registry": "List, pin and roll back published bundles.",
+    "completion": "Let bash, zsh or fish complete commands and options.",
 }
+
+# What these have done is kept, and found again by the same command. The others are short, or
+# only read.
+_GO_ON = frozenset({"demo", "snapshot", "train", "publish", "layout", "backfill"})
 
 
 class _Commands(click.Group):
@@ -38,8 +45,16 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
-        return command
+        found: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
+        return found
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        named = [
+            CompletionItem(name, help=about)
+            for name, about in _COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*named, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands, in the order you would use them"):
@@ -48,12 +63,23 @@ class _Commands(click.Group):
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="amips-plugins", prog_name="amips")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.option("--debug", is_flag=True, help="Show tracebacks. May stand anywhere.")
 @click.pass_context
-def _amips(ctx: click.Context, debug: bool) -> None:
+def command(ctx: click.Context, debug: bool) -> None:
     """Make a Milvus or Qdrant collection cheaper to search by learning from its queries.
 
-    A collection is named by a URI:
+    To see it work on this machine, in some minutes: amips demo
+
+    The main job, from a collection to a cheaper search:
+
+    \b
+      amips snapshot URI -o snap/                          copy ids and vectors
+      amips train snap/ --queries queries.npy -o run/      learn; says whether it pays
+      amips publish run/                                   into ./registry
+      amips layout URI                                     cells, while others read and write
+      amips evaluate URI --queries test.npy                what it gained
+
+    URI names a collection:
 
     \b
       milvus:///path/docs.db?collection=docs      Milvus Lite
@@ -62,17 +88,19 @@ def _amips(ctx: click.Context, debug: bool) -> None:
       qdrant://localhost:6333?collection=docs     Qdrant server
       qdrant-edge:///path/folder?collection=docs  Qdrant Edge, embedded
 
-    Add &field=NAME where there are several vector fields, and +https to the scheme for TLS.
-    Credentials come from AMIPS_MILVUS_TOKEN and AMIPS_QDRANT_API_KEY.
+    Quote it, since shells read ? and &. Add &field=NAME where there are several vector fields, and
+    +https to the scheme for TLS. Credentials come from AMIPS_MILVUS_TOKEN and AMIPS_QDRANT_API_KEY.
 
-    The main job, from a collection to a cheaper search:
+    In a script: results go to standard output (--json makes them JSON), progress and warnings to
+    standard error, and nothing is asked. What removes something needs --yes there.
 
     \b
-      amips snapshot URI -o snap/
-      amips train snap/ --queries queries.npy -o run/
-      amips publish run/ --registry ./registry
-      amips layout URI
-      amips evaluate URI --queries test.npy
+    Exit status:
+      0    done
+      1    an error, said in a sentence; --debug shows the traceback
+      2    the command line was not understood
+      3,4  amips status: the router searches wider, or the native search answers
+      130  interrupted; where work is kept, the same command goes on from there
     """  # noqa: D301 - click wants the backspace itself, to keep the lines
     ctx.obj = {"debug": debug}
 
@@ -80,28 +108,47 @@ def _amips(ctx: click.Context, debug: bool) -> None:
 def main(args: list[str] | None = None) -> None:
     """Run the command line; the console script's entry point."""
     warnings.showwarning = _show_warning
-    arguments = sys.argv[1:] if args is None else args
-    if "--debug" not in arguments:  # pymilvus logs tracebacks of what it raises as well
-        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+    given = sys.argv[1:] if args is None else args
+    arguments = [argument for argument in given if argument != "--debug"]
+    debug = len(arguments) < len(given)
+    if not debug:  # they log tracebacks of what they raise as well
+        for client in ("pymilvus", "milvus_lite"):
+            logging.getLogger(client).setLevel(logging.CRITICAL)
     try:
-        _amips.main(args=arguments, prog_name="amips", standalone_mode=False)
+        command.main(args=arguments, prog_name="amips", standalone_mode=False)
     except click.ClickException as exc:
         exc.show()
         sys.exit(exc.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nInterrupted. Run the same command again to go on from here.", err=True)
+        click.echo(f"\n{_after_interrupt(arguments)}", err=True)
         sys.exit(130)
-    except AmipsError as exc:
-        if "--debug" in arguments:
-            raise
-        click.echo(f"Error: {exc}", err=True)
-        sys.exit(1)
     except Exception as exc:
-        if "--debug" in arguments or not _is_the_databases(exc):
+        if debug:
             raise
-        said = " ".join(str(getattr(exc, "message", "") or exc).split())
-        click.echo(f"Error: The database says: {said[:500]} (--debug shows more.)", err=True)
+        click.echo(f"Error: {_sentence(exc)}", err=True)
         sys.exit(1)
+
+
+def _after_interrupt(arguments: list[str]) -> str:
+    again = f"amips {shlex.join(arguments)}"
+    if arguments and arguments[0] in _GO_ON:
+        return f"Interrupted. What is done is kept. To go on, the same command again:\n  {again}"
+    return f"Interrupted. To start over, the same command again:\n  {again}"
+
+
+def _sentence(exc: Exception) -> str:
+    """Say what went wrong: our errors as they are, the database's, the system's, and faults."""
+    if isinstance(exc, AmipsError):
+        return str(exc)
+    said = " ".join(str(getattr(exc, "message", "") or exc).split())[:500]
+    if _is_the_databases(exc):
+        return f"The database says: {said} (--debug shows more.)"
+    if isinstance(exc, OSError) and exc.strerror:
+        return f"{exc.strerror}{f': {exc.filename}' if exc.filename else ''}. (--debug shows more.)"
+    return (
+        f"This should not have happened: {type(exc).__name__}: {said or 'no more is known'}. Run "
+        f"it again with --debug, and report what it shows."
+    )
 
 
 def _is_the_databases(exc: Exception) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from amips_plugins.cli.options import dry_run_option, json_option
 from amips_plugins.cli.output import echo_json
 from amips_plugins.cli.progress import show_progress
 from amips_plugins.cli.publish import registry_option
@@ -14,25 +15,31 @@ __all__ = ["command"]
 @click.command("backfill")
 @click.argument("uri")
 @registry_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(uri: str, registry: str | None, as_json: bool) -> None:
+@dry_run_option
+@json_option
+def command(uri: str, registry: str | None, dry_run: bool, as_json: bool) -> None:
     """Give the keys of the collection URI that have no cell theirs.
 
     Keys written by others, who know nothing of cells, are searched by every query until then. The
     cells are those of the bundle that the collection is laid out in.
+
+    Interrupted, the same command goes on where it stopped.
     """
     from amips_plugins.adapters.connect import connect
-    from amips_plugins.layout import backfill, serving_bundle
+    from amips_plugins.layout import backfill, check_backfill, serving_bundle
     from amips_plugins.registry import Registry
 
     collection = connect(uri)
     try:
         bundle = serving_bundle(collection, Registry(registry))
-        placed = backfill(collection, bundle, show_progress)
+        check_backfill(collection, bundle)
+        placed = 0 if dry_run else backfill(collection, bundle, show_progress)
         left = collection.overflow()
     finally:
         collection.close()
     if as_json:
         echo_json({"placed": placed, "overflow": left})
+    elif dry_run:
+        click.echo(f"{left:,} keys would get their cells.")
     else:
         click.echo(f"{placed:,} keys got their cells; {left:,} have none.")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
 
+from amips_plugins.cli.options import json_option
+from amips_plugins.cli.output import echo_json
 from amips_plugins.cli.progress import show_progress
+from amips_plugins.errors import require
 
 __all__ = ["command"]
 
@@ -33,11 +37,18 @@ __all__ = ["command"]
     show_default=True,
     help="Docstrings to use, at most.",
 )
-def command(database: str, folder: Path, pairs: int) -> None:
+@json_option
+def command(database: str, folder: Path, pairs: int, as_json: bool) -> None:
     """Try it all on real text: the docstrings of the installed Python packages.
 
     The first sentence of a docstring asks for its body. Some minutes on two cores.
+    Interrupted, the same command goes on where it stopped.
     """
+    for module in ("torch", "faiss", "sentence_transformers"):
+        require(module, "demo")
     from amips_plugins.demo.run import run
 
-    run(database, folder, pairs, click.echo, show_progress)
+    say = partial(click.echo, err=as_json)
+    measured = run(database, folder, pairs, say, show_progress)
+    if as_json:
+        echo_json(measured)

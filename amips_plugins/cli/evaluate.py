@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from amips_plugins.cli.options import json_option
 from amips_plugins.cli.output import echo_json, share, table
 from amips_plugins.cli.progress import show_progress
 from amips_plugins.cli.publish import registry_option
@@ -27,7 +28,7 @@ __all__ = ["command", "show"]
 )
 @registry_option
 @click.option("--k", default=10, show_default=True, help="Measure recall@k.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def command(uri: str, queries: Path, registry: str | None, k: int, as_json: bool) -> None:
     """Compare native and learned search of the collection URI on your own queries.
 

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 import click
+from click.shell_completion import CompletionItem
 
+from amips_plugins.cli.options import (
+    agreed,
+    agreed_to_remove,
+    dry_run_option,
+    json_option,
+    yes_option,
+)
 from amips_plugins.cli.output import duration, echo_json, share, size
 from amips_plugins.cli.progress import show_progress
 from amips_plugins.cli.publish import registry_option
@@ -20,9 +28,6 @@ if TYPE_CHECKING:
     from amips_plugins.bundle import Bundle
 
 __all__ = ["command"]
-
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask, also on a terminal.")
 
 
 class _Layout(click.Group):
@@ -35,6 +40,12 @@ class _Layout(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return [name for name in self.commands if name != _build.name]
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        names = super().shell_complete(ctx, incomplete)
+        known = {item.value for item in names}
+        options = _build.shell_complete(ctx, incomplete)
+        return [*names, *(item for item in options if item.value not in known)]
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "[OPTIONS] URI")
@@ -71,10 +82,10 @@ class _Layout(click.Group):
     help="Folder to go on from after a crash.  "
     "[default: .amips/DATABASE-NAME-LAYOUT-ADDRESS where the command runs]",
 )
-@click.option("--dry-run", is_flag=True, help="Print what would happen, and change nothing.")
-@_yes_option
+@dry_run_option
+@yes_option
 @click.option("--drop-old", is_flag=True, help="Afterwards drop what rollback would need.")
-@_json_option
+@json_option
 def _build(
     uri: str,
     version: str | None,
@@ -147,7 +158,7 @@ command.add_command(_build)
 
 @command.command("status")
 @click.argument("uri")
-@_json_option
+@json_option
 def _status(uri: str, as_json: bool) -> None:
     """Show the cells of the collection URI, and what is kept beside them."""
 
@@ -163,16 +174,24 @@ def _status(uri: str, as_json: bool) -> None:
 
 @command.command("rollback")
 @click.argument("uri")
+@yes_option
 @click.option("--anyway", is_flag=True, help="Also where it holds keys that what serves has not.")
-def _roll_back(uri: str, anyway: bool) -> None:
+@json_option
+def _roll_back(uri: str, yes: bool, anyway: bool, as_json: bool) -> None:
     """Serve what the collection URI was before its cells were built."""
 
     def job(collection: Collection) -> None:
+        before = collection.layouts.status()
+        if not agreed(f"{before.name!r} serves. This serves what served before it.", yes=yes):
+            return
         earlier = collection.layouts.roll_back(anyway=anyway)
         try:
             status = earlier.layouts.status()
         finally:
             earlier.close()
+        if as_json:
+            echo_json(status)
+            return
         cells = "without cells" if status.layout is None else f"in the cells {status.layout}"
         if _is_elsewhere(uri, collection, status):
             click.echo(f"From now on search collection={status.name}, {cells}.")
@@ -184,20 +203,30 @@ def _roll_back(uri: str, anyway: bool) -> None:
 
 @command.command("drop-old")
 @click.argument("uri")
-@_yes_option
+@yes_option
 @click.option("--anyway", is_flag=True, help="Also where it holds keys that what serves has not.")
-def _drop_old(uri: str, yes: bool, anyway: bool) -> None:
-    """Drop what rollback would need, and what unfinished builds have left."""
+@dry_run_option
+@json_option
+def _drop_old(uri: str, yes: bool, anyway: bool, dry_run: bool, as_json: bool) -> None:
+    """Drop what rollback would need, and what unfinished builds have left.
+
+    There is no way back from it: on a terminal it asks, and a script has to say --yes.
+    """
 
     def job(collection: Collection) -> None:
         status = collection.layouts.status()
         old = [*status.older, *status.unfinished]
-        if old and not yes and sys.stdin.isatty():
-            click.echo(f"{status.name!r} serves. This drops: {', '.join(old)}.", err=True)
-            if not click.confirm("Go on?", default=False, err=True):
-                return
-        dropped = collection.layouts.drop_old(anyway=anyway)
-        click.echo(f"Dropped: {', '.join(dropped)}." if dropped else "There is nothing to drop.")
+        what = f"{status.name!r} serves. This drops: {', '.join(old)}."
+        if old and not dry_run and not agreed_to_remove(what, yes=yes):
+            return
+        dropped = [] if dry_run else collection.layouts.drop_old(anyway=anyway)
+        if as_json:
+            echo_json({"dropped": dropped, "old": old})
+        elif dry_run and old:
+            click.echo(what)
+        else:
+            said = f"Dropped: {', '.join(dropped)}." if dropped else "There is nothing to drop."
+            click.echo(said)
 
     _with_collection(uri, job)
 

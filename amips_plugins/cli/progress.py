@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -53,15 +54,21 @@ class _Lines:
         elapsed = self._said - self._started
         rate = (self._done - self._before) / elapsed if elapsed else 0.0
         left = (self._total - self._done) / rate if rate else 0.0
-        text = f"{self._title}: {self._done:,} of {self._total:,} {self._unit}"
-        text += f", {elapsed:.0f} s" + (f", about {left:.0f} s left" if left else "")
+        text = f"{self._title}: {self._done:,} of {self._total:,} {self._unit}, {elapsed:.0f} s"
+        if left:
+            text += f", {rate:,.{0 if rate >= 10 else 1}f} {self._unit}/s, about {left:.0f} s left"
         click.echo(text + (f" ({self._note})" if self._note else ""), err=True)
+
+
+def _has_room() -> bool:
+    """Whether there is a terminal, and one that tells its size: without it tqdm draws nothing."""
+    return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
 
 
 @contextmanager
 def show_progress(title: str, total: int, done: int = 0, unit: str = "") -> Iterator[Step]:
     """Show a step (the signature of ``amips_plugins.progress.Progress``)."""
-    if sys.stderr.isatty():
+    if _has_room():
         with tqdm(
             total=total,
             initial=done,

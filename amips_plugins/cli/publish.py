@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+from amips_plugins.cli.options import dry_run_option, json_option
+from amips_plugins.cli.output import echo_json
+
 __all__ = ["command", "registry_option"]
 
 registry_option = click.option(
@@ -29,8 +32,16 @@ registry_option = click.option(
     is_flag=True,
     help="Sign it first, without a key, by Sigstore: you log in, and your identity is published.",
 )
+@dry_run_option
+@json_option
 def command(
-    run: Path, registry: str | None, anyway: bool, sign_key: Path | None, sign_sigstore: bool
+    run: Path,
+    registry: str | None,
+    anyway: bool,
+    sign_key: Path | None,
+    sign_sigstore: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Publish the bundle of a RUN folder and make it the latest of its collection.
 
@@ -44,6 +55,8 @@ def command(
 
     if sign_key is not None and sign_sigstore:
         raise InvalidInput("Pass one of --sign-key and --sign-sigstore, not both.")
+    if dry_run and (sign_key is not None or sign_sigstore):
+        raise InvalidInput("A dry run signs nothing: leave --sign-key and --sign-sigstore out.")
     bundle = bundle_in(run)
     manifest = bundle.manifest
     if manifest.choice == "native" != manifest.model and not anyway:
@@ -53,5 +66,19 @@ def command(
         sign_with_key(Path(bundle.location), sign_key)
     elif sign_sigstore:
         sign_with_sigstore(Path(bundle.location))
-    published = store.publish(bundle.location)
-    click.echo(f"Published {published} to {store.root}.")
+    published = store.publish(bundle.location, dry_run=dry_run)
+    if as_json:
+        key = manifest.collection
+        echo_json(
+            {
+                "version": published,
+                "registry": store.root,
+                "collection": f"{key.database}/{key.name}/{key.field}",
+                "current": store.current(key),
+                "pinned": store.pinned(key),
+            }
+        )
+    elif dry_run:
+        click.echo(f"{published} is sound, and would be published to {store.root}.")
+    else:
+        click.echo(f"Published {published} to {store.root}.")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import click
 
-from amips_plugins.bundle import CollectionKey
+from amips_plugins.cli.options import agreed, dry_run_option, json_option, yes_option
 from amips_plugins.cli.output import echo_json
 from amips_plugins.cli.publish import registry_option
-from amips_plugins.registry import Registry
+
+if TYPE_CHECKING:
+    from amips_plugins.bundle import CollectionKey
+    from amips_plugins.registry import Registry
 
 __all__ = ["command"]
 
@@ -21,12 +27,14 @@ def command() -> None:
     """
 
 
-class _Key(click.ParamType[CollectionKey]):
+class _Key(click.ParamType["CollectionKey"]):
     name = "collection"
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> CollectionKey:
+        from amips_plugins.bundle import CollectionKey
+
         parts = str(value).split("/")
         if len(parts) != 3:
             self.fail(f"{value!r} is not DATABASE/NAME/FIELD.", param, ctx)
@@ -40,12 +48,14 @@ _KEY = click.argument("collection", type=_Key())
 @command.command("list")
 @_KEY
 @registry_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def list_versions(collection: CollectionKey, registry: str | None, as_json: bool) -> None:
     """List the versions; a star marks the one that serves.
 
     Whose signature a signed version has is found out when it is opened.
     """
+    from amips_plugins.registry import Registry
+
     store = Registry(registry)
     current, pinned = store.current(collection), store.pinned(collection)
     versions = store.versions(collection)
@@ -66,23 +76,93 @@ def list_versions(collection: CollectionKey, registry: str | None, as_json: bool
 @_KEY
 @click.argument("version")
 @registry_option
-def pin(collection: CollectionKey, version: str, registry: str | None) -> None:
+@dry_run_option
+@yes_option
+@json_option
+def pin(
+    collection: CollectionKey,
+    version: str,
+    registry: str | None,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
     """Serve VERSION, whatever is published later."""
-    Registry(registry).pin(collection, version)
-    click.echo(f"{version} serves and is pinned.")
+
+    def change(store: Registry) -> str:
+        store.pin(collection, version)
+        return f"{version} serves and is pinned."
+
+    _change(collection, registry, lambda _: version, change, dry_run, yes, as_json)
 
 
 @command.command("unpin")
 @_KEY
 @registry_option
-def unpin(collection: CollectionKey, registry: str | None) -> None:
+@dry_run_option
+@yes_option
+@json_option
+def unpin(
+    collection: CollectionKey, registry: str | None, dry_run: bool, yes: bool, as_json: bool
+) -> None:
     """Serve the newest version again, and every later one."""
-    click.echo(f"{Registry(registry).unpin(collection)} serves.")
+
+    def newest(store: Registry) -> str | None:
+        return next(reversed(store.versions(collection)), None)
+
+    def change(store: Registry) -> str:
+        return f"{store.unpin(collection)} serves."
+
+    _change(collection, registry, newest, change, dry_run, yes, as_json)
 
 
 @command.command("rollback")
 @_KEY
 @registry_option
-def roll_back(collection: CollectionKey, registry: str | None) -> None:
+@dry_run_option
+@yes_option
+@json_option
+def roll_back(
+    collection: CollectionKey, registry: str | None, dry_run: bool, yes: bool, as_json: bool
+) -> None:
     """Serve the version that served before the current one."""
-    click.echo(f"{Registry(registry).roll_back(collection)} serves.")
+
+    def change(store: Registry) -> str:
+        return f"{store.roll_back(collection)} serves."
+
+    def earlier(store: Registry) -> str | None:
+        return store.previous(collection)
+
+    _change(collection, registry, earlier, change, dry_run, yes, as_json)
+
+
+def _change(
+    collection: CollectionKey,
+    registry: str | None,
+    target: Callable[[Registry], str | None],
+    change: Callable[[Registry], str],
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Change what serves, where somebody who is asked agrees; say what serves now."""
+    from amips_plugins.errors import BundleCorrupt
+    from amips_plugins.registry import Registry
+
+    store = Registry(registry)
+    try:
+        now, then = store.current(collection), target(store)
+    except BundleCorrupt:  # a damaged latest.json, which pinning mends
+        now = then = None
+    known = then is not None and then in store.versions(collection)
+    what = f"{now} serves. This serves {then}." if now else f"This serves {then}."
+    if dry_run and known:
+        said = what
+    elif known and not agreed(what, yes=yes):
+        return
+    else:  # where nothing is known of the target, it says itself why
+        said = change(store)
+    if as_json:
+        echo_json({"current": store.current(collection), "pinned": store.pinned(collection)})
+    else:
+        click.echo(said)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from amips_plugins.cli.options import json_option
+from amips_plugins.cli.output import echo_json
 from amips_plugins.cli.progress import show_progress
 
 __all__ = ["command"]
@@ -21,7 +23,8 @@ __all__ = ["command"]
     show_default=True,
     help="Keys read at once.",
 )
-def command(uri: str, out: Path, batch_size: int) -> None:
+@json_option
+def command(uri: str, out: Path, batch_size: int, as_json: bool) -> None:
     """Copy every id and vector of the collection URI to a folder.
 
     Interrupted, the same command goes on where it stopped. The collection is only read.
@@ -35,10 +38,14 @@ def command(uri: str, out: Path, batch_size: int) -> None:
     finally:
         collection.close()
     manifest = taken.manifest
-    click.echo(
-        f"{manifest.count:,} keys of dimension {manifest.dim} ({manifest.metric}) in {out}, "
-        f"fingerprint {manifest.fingerprint[:12]}."
-    )
+    if as_json:
+        shown = ("count", "dim", "metric", "fingerprint", "count_before", "count_after", "moved")
+        echo_json({"snapshot": str(out), **{name: getattr(manifest, name) for name in shown}})
+    else:
+        click.echo(
+            f"{manifest.count:,} keys of dimension {manifest.dim} ({manifest.metric}) in {out}, "
+            f"fingerprint {manifest.fingerprint[:12]}."
+        )
     if manifest.moved:
         click.echo(
             f"Warning: the collection changed meanwhile: it held {manifest.count_before:,} keys at "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from amips_plugins.cli.options import json_option
 from amips_plugins.cli.output import duration, echo_json, share, table
 from amips_plugins.cli.progress import show_progress
 from amips_plugins.cli.publish import registry_option
@@ -46,7 +47,7 @@ _EXIT = {"healthy": 0, "widened": 3, "native": 4}
     type=click.Path(path_type=Path),
     help="The folder of a StatusFile: show what running processes say, too.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def command(
     uri: str,
     registry: str | None,

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from amips_plugins.cli.options import json_option
 from amips_plugins.cli.output import echo_json, share, table
 from amips_plugins.cli.progress import show_progress
 
@@ -56,7 +57,7 @@ __all__ = ["command"]
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+@json_option
 def command(
     snapshot: Path,
     queries: Path | None,

@@ -77,8 +77,13 @@ def test_a_folder_that_is_not_its_own_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "mine").read_text() == "kept"
 
 
-def test_there_is_no_other() -> None:
-    there = {path.stem for path in (ROOT / "examples").glob("*.py")}
-    assert there == {*EXAMPLES, "common"}
+def test_the_page_says_how_to_run_each() -> None:
+    there = {path.stem: path.read_text() for path in (ROOT / "examples").glob("*.py")}
     page = (ROOT / "examples" / "README.md").read_text()
-    assert all(f"examples/{example}.py" in page for example in EXAMPLES)
+    (line,) = re.findall(r"```python\n(.+)\n```", page)
+    assert there.keys() == {*EXAMPLES, "common"}
+    for example in EXAMPLES:
+        old = "2" if example == "rag_llama_index_milvus" else "3"
+        command = f".venv-frameworks-{old}/bin/python examples/{example}.py --amips .venv/bin/amips"
+        assert page.count(f"\n{command}\n") == 1
+        assert there[example].count(f"    {line}  # the one line\n") == 1

@@ -11,7 +11,6 @@ import asyncio
 import importlib
 import inspect
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,19 +95,12 @@ def test_a_section_runs_and_is_routed(
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_nothing_else_is_left_to_run(page: str) -> None:
+def test_what_else_a_page_holds_are_extras_that_there_are(page: str) -> None:
+    project = (ROOT / "pyproject.toml").read_text()
     for title, blocks in sections(page).items():
         if (page, title) not in WORLDS:
             ((language, text),) = blocks
             assert language == "bash"
-            assert re.findall(r"\[(.+)\]", text) == [f"{page}-qdrant", f"{page}-milvus"]
-
-
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib is of Python 3.11")
-def test_the_extras_are_there() -> None:
-    import tomllib
-
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ]
-    assert {f"{page}-{name}" for page in PAGES for name in ("qdrant", "milvus")} <= set(extras)
+            extras = re.findall(r"amips-plugins\[(.+)\]", text)
+            assert extras == [f"{page}-qdrant", f"{page}-milvus"]
+            assert all(f"\n{extra} = [" in project for extra in extras)

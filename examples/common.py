@@ -125,8 +125,9 @@ class App:
             return f"no, the native search answered ({', '.join(search.fallbacks)})"
         if not search.routed:
             return "no, the native search answered"
-        scanned = "" if search.scanned is None else f", {search.scanned:.0%} of the keys scanned"
-        return f"yes, {search.probes} cells{scanned}"
+        if search.scanned is None or search.scanned >= 1:  # see Collection.break_even
+            return f"yes, {search.probes} cells, which hold so much that all keys were scanned"
+        return f"yes, {search.probes} cells, {search.scanned:.0%} of the keys scanned"
 
 
 def main(
@@ -192,7 +193,7 @@ def _learn(app: App, uri: str, amips: str | None) -> None:
         ["publish", f"{folder}/run", "--registry", app.registry],
         ["layout", uri, "--yes", "--registry", app.registry, "--work", f"{folder}/layout"],
     ]
-    commands[1] += ["--cells", "16", "--recall", "0.9"]
+    commands[1] += ["--recall", "0.9"]
     if amips is None:
         print(
             "No bundle yet: the native search answers. Training needs the extra train, which is "

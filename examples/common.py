@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from amips_plugins.demo.corpus import Pair, pairs
+from amips_plugins.export.snapshot import finished
 from amips_plugins.observe.observers import Observation
 
 __all__ = ["DIM", "QUESTIONS", "App", "StubGenerator", "embed", "main"]
@@ -187,21 +188,25 @@ def _learn(app: App, uri: str, amips: str | None) -> None:
     if any(Path(app.registry).rglob("manifest.json")):
         return
     folder = app.folder
+    queries = f"{folder}/queries.npy"
     commands = [
         ["snapshot", uri, "-o", f"{folder}/snap"],
-        ["train", f"{folder}/snap", "--queries", f"{folder}/queries.npy", "-o", f"{folder}/run"],
+        ["train", f"{folder}/snap", "--queries", queries, "--recall", "0.9", "-o", f"{folder}/run"],
         ["publish", f"{folder}/run", "--registry", app.registry],
         ["layout", uri, "--yes", "--registry", app.registry, "--work", f"{folder}/layout"],
     ]
-    commands[1] += ["--recall", "0.9"]
     if amips is None:
         print(
             "No bundle yet: the native search answers. Training needs the extra train, which is "
             "not in this environment;\nrun this again with --amips PROGRAM, the amips of one that "
             "has it, or run these and then this again:"
         )
+    trained = (folder / "run/bundle/manifest.json").exists()
+    done = {"snapshot": finished(folder / "snap"), "train": trained}  # by a run that was stopped
     for command in commands:
+        if done.get(command[0]):
+            continue
         print(f"$ {shlex.join([amips or 'amips', *command])}", flush=True)
         if amips and subprocess.run([amips, *command], check=False).returncode:  # noqa: S603
-            print("It says why: the native search answers.", flush=True)
+            print("It says why; the questions are asked all the same.", flush=True)
             return

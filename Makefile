@@ -10,10 +10,15 @@ DOCS_READY := $(VENV)/.installed-docs
 FRAMEWORKS := .venv-frameworks-3 .venv-frameworks-2
 ASYNC_TESTS := -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
 
-.PHONY: demo test lint types unit integration frameworks docs nightly lock clean
+.PHONY: demo example test lint types unit integration frameworks docs nightly lock clean
 
 demo: $(READY)
 	$(BIN)/amips demo --database $(DATABASE)
+
+# A LangChain application on Qdrant, routed, and the report on its router.
+example: $(READY) .venv-frameworks-3/.installed
+	.venv-frameworks-3/bin/python examples/rag_langchain_qdrant.py --amips $(BIN)/amips
+	$(BIN)/amips report build/examples/langchain-qdrant/run -o build/examples/report.html
 
 test: lint types unit integration frameworks docs
 

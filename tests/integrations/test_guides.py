@@ -49,6 +49,8 @@ def test_a_section_runs_and_is_routed(
 ) -> None:
     name, kind = WORLDS[page, section]
     module = importlib.import_module(f"tests.integrations.{name}")  # skips without its framework
+    if not hasattr(module, kind):  # it has skipped before
+        pytest.skip("run it by: make frameworks")
     world = getattr(module, kind)(tmp_path)
     monkeypatch.setenv("AMIPS_REGISTRY", str(world.registry))
     given = {**GIVEN, "embeddings": None, "embed_model": None}

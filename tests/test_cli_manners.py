@@ -12,8 +12,8 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 import termios
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path

@@ -35,11 +35,11 @@ unit: $(READY)
 integration: $(READY)
 	$(BIN)/python -m pytest integration_tests -n 2 --dist loadfile
 
-# The stores of the frameworks, routed, and everything about Milvus with the older client too.
+# The stores of the frameworks, routed; of Milvus with the older client too.
 frameworks: $(FRAMEWORKS:%=%/.installed)
 	.venv-frameworks-3/bin/python -m pytest tests/integrations $(ASYNC_TESTS) -n 2 --dist loadscope
 	.venv-frameworks-2/bin/python -m pytest tests/integrations tests/proxies/test_milvus.py \
-	  tests/milvus/test_collection.py tests/contract/test_milvus.py $(ASYNC_TESTS) -n 2 --dist loadscope
+	  $(ASYNC_TESTS) -n 2 --dist loadscope
 
 # The site, in build/docs: every warning is an error, and every link leads somewhere. It takes
 # Python 3.11; the older one has nothing to build it with.
@@ -55,6 +55,8 @@ docs: $(READY) $(DOCS_READY)
 # What takes longer than a developer waits for: over a hundred kills of servers and clients, both
 # demos, a soak of 15 minutes, and the benchmarks on part of the data.
 nightly: test
+	.venv-frameworks-2/bin/python -m pytest tests/milvus/test_collection.py tests/contract/test_milvus.py \
+	  $(ASYNC_TESTS) -n 2 --dist loadscope
 	AMIPS_NIGHTLY=1 AMIPS_KILLS=10 $(BIN)/python -m pytest integration_tests/test_milvus_crashes.py \
 	  integration_tests/test_milvus_server.py integration_tests/test_milvus_faults.py -n 2 --dist loadfile --timeout 900
 	$(BIN)/amips demo --database milvus

@@ -72,7 +72,9 @@ def answer(
         if plan.cells is None and plan.rewritten is None:
             return Answer((yield Search(collection, request, plan)), plan)
         return (yield from _routed(collection, request, plan, started))
-    except Exception as exc:
+    except (
+        Exception
+    ) as exc:  # every client has its own; raised again unless another generation serves
         left = _what_is_left(request, started)
         now = None if left is None or not switches else (yield from _elsewhere(collection))
         if left is None or now is None:
@@ -90,7 +92,7 @@ def _routed(
     try:
         in_time = _what_is_left(request, started) or request
         routed = Answer((yield Search(collection, in_time, plan)), plan)
-    except Exception as exc:
+    except Exception as exc:  # of the plan or of the database: the native search will tell
         left = _what_is_left(request, started)
         if left is None:
             raise

@@ -312,7 +312,7 @@ class LearnedRouter:
         planned = time.perf_counter()
         try:
             answered = yield from answer(serving.collection, request, plan, started)
-        except Exception:
+        except Exception:  # noted here, and the caller's as it is
             self._failed(serving, plan, started, request.timeout)
             raise
         ended = time.perf_counter()

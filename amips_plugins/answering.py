@@ -72,9 +72,7 @@ def answer(
         if plan.cells is None and plan.rewritten is None:
             return Answer((yield Search(collection, request, plan)), plan)
         return (yield from _routed(collection, request, plan, started))
-    except (
-        Exception
-    ) as exc:  # every client has its own; raised again unless another generation serves
+    except Exception as exc:  # raised again, unless another generation serves
         left = _what_is_left(request, started)
         now = None if left is None or not switches else (yield from _elsewhere(collection))
         if left is None or now is None:

@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from amips_plugins.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from amips_plugins.adapters.base import Collection
+    from amips_plugins.collection import Collection
 
 __all__ = ["connect"]
 
@@ -87,16 +87,16 @@ def connect(uri: str) -> Collection:
     field = options.get("field", [None])[0]
     address = f"{tls or 'http'}://{parts.netloc}" if parts.netloc else unquote(parts.path)
     if scheme == "milvus":
-        from amips_plugins.adapters.milvus import MilvusCollection
+        from amips_plugins.adapters.milvus.collection import MilvusCollection
 
         token = os.environ.get("AMIPS_MILVUS_TOKEN")
         collection: Collection = MilvusCollection.connect(address, name, field, token)
     elif scheme == "qdrant-edge":
-        from amips_plugins.adapters.qdrant_edge import QdrantEdgeCollection
+        from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
 
         collection = QdrantEdgeCollection.connect(address, name, field)
     else:
-        from amips_plugins.adapters.qdrant import QdrantCollection
+        from amips_plugins.adapters.qdrant.collection import QdrantCollection
 
         token = os.environ.get("AMIPS_QDRANT_API_KEY")
         collection = QdrantCollection.connect(address, name, field, token)

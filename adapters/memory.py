@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from amips_plugins.adapters.base import (
+from amips_plugins.adapters.cell_groups import OVERFLOW
+from amips_plugins.cell_layout import (
+    AssignCells,
+    LayoutPlan,
+    LayoutSpec,
+    LayoutStatus,
+    check_assigned,
+    check_name,
+)
+from amips_plugins.collection import (
     CollectionInfo,
     Cursor,
     Hit,
@@ -19,15 +28,6 @@ from amips_plugins.adapters.base import (
     check_keys,
     check_layout,
     searches_everything,
-)
-from amips_plugins.adapters.grouping import OVERFLOW
-from amips_plugins.adapters.layouts import (
-    AssignCells,
-    LayoutPlan,
-    LayoutSpec,
-    LayoutStatus,
-    check_assigned,
-    check_name,
 )
 from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import NATIVE, QueryPlan
@@ -56,7 +56,7 @@ class MemoryCollection:
     Examples
     --------
     >>> import numpy as np
-    >>> from amips_plugins.adapters.base import SearchRequest
+    >>> from amips_plugins.collection import SearchRequest
     >>> collection = MemoryCollection(np.eye(3, dtype=np.float32), metric=Metric.IP)
     >>> query = np.array([[0.0, 1.0, 0.1]], dtype=np.float32)
     >>> [hit.id for hit in collection.search(SearchRequest(query, k=2))[0]]

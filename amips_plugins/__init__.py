@@ -15,30 +15,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from amips_plugins.adapters.connect import connect
     from amips_plugins.adapters.memory import MemoryCollection
-    from amips_plugins.adapters.milvus import MilvusCollection
-    from amips_plugins.adapters.qdrant import QdrantCollection
-    from amips_plugins.adapters.qdrant_edge import QdrantEdgeCollection
-    from amips_plugins.async_router import AsyncLearnedRouter
+    from amips_plugins.adapters.milvus.collection import MilvusCollection
+    from amips_plugins.adapters.qdrant.collection import QdrantCollection
+    from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
+    from amips_plugins.bundle.registry import Registry
     from amips_plugins.errors import AmipsError
     from amips_plugins.plan import PreQueryHook, QueryPlan, Target
     from amips_plugins.proxies import route
-    from amips_plugins.registry import Registry
-    from amips_plugins.router import Hits, LearnedRouter
+    from amips_plugins.routing.async_router import AsyncLearnedRouter
+    from amips_plugins.routing.router import Hits, LearnedRouter
     from amips_plugins.vectors import Metric
 
 _HOMES = {
     "AmipsError": "errors",
-    "AsyncLearnedRouter": "async_router",
-    "Hits": "router",
-    "LearnedRouter": "router",
+    "AsyncLearnedRouter": "routing.async_router",
+    "Hits": "routing.router",
+    "LearnedRouter": "routing.router",
     "MemoryCollection": "adapters.memory",
     "Metric": "vectors",
-    "MilvusCollection": "adapters.milvus",
+    "MilvusCollection": "adapters.milvus.collection",
     "PreQueryHook": "plan",
-    "QdrantCollection": "adapters.qdrant",
-    "QdrantEdgeCollection": "adapters.qdrant_edge",
+    "QdrantCollection": "adapters.qdrant.collection",
+    "QdrantEdgeCollection": "adapters.qdrant_edge.collection",
     "QueryPlan": "plan",
-    "Registry": "registry",
+    "Registry": "bundle.registry",
     "Target": "plan",
     "connect": "adapters.connect",
     "route": "proxies",

@@ -10,15 +10,15 @@ import msgspec
 import numpy as np
 
 from amips_plugins.arrays import read_npy
-from amips_plugins.bundle import CELLS, IDS, KNOWN_CELLS, Bundle
-from amips_plugins.cells import Cells, KnownCells
+from amips_plugins.bundle.manifest import CELLS, IDS, KNOWN_CELLS, Bundle
+from amips_plugins.bundle.registry import Registry, collection_key
 from amips_plugins.errors import BundleCorrupt, BundleMismatch, InvalidInput
+from amips_plugins.models.cells import Cells, KnownCells
 from amips_plugins.progress import Progress, no_progress
-from amips_plugins.registry import Registry, collection_key
 
 if TYPE_CHECKING:
-    from amips_plugins.adapters.base import Collection
-    from amips_plugins.adapters.layouts import LayoutPlan, LayoutSpec, Storage
+    from amips_plugins.cell_layout import LayoutPlan, LayoutSpec, Storage
+    from amips_plugins.collection import Collection
 
 __all__ = [
     "backfill",
@@ -228,7 +228,7 @@ def _spec(
     work: Path | None,
 ) -> LayoutSpec:
     """Check a bundle against the collection it is to be laid out in."""
-    from amips_plugins.adapters.layouts import LayoutSpec
+    from amips_plugins.cell_layout import LayoutSpec
 
     manifest = bundle.manifest
     check_bundle(collection, bundle)

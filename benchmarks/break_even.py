@@ -24,8 +24,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a file
 
-from amips_plugins.adapters.base import Collection, SearchRequest
-from amips_plugins.adapters.layouts import LayoutSpec, Storage
+from amips_plugins.cell_layout import LayoutSpec, Storage
+from amips_plugins.collection import Collection, SearchRequest
 from amips_plugins.plan import NATIVE, QueryPlan
 from amips_plugins.vectors import FloatArray, IntArray, normalise
 
@@ -40,7 +40,7 @@ def open_edge(folder: Path, keys: FloatArray) -> Iterator[Collection]:
     """Create a Qdrant Edge shard of these keys."""
     import qdrant_edge as edge
 
-    from amips_plugins.adapters.qdrant_edge import QdrantEdgeCollection
+    from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
 
     params = edge.EdgeVectorParams(size=keys.shape[1], distance=edge.Distance.Cosine)
     edge.EdgeShard.create(str(folder / "docs"), edge.EdgeConfig(vectors=params)).close()

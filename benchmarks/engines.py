@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from pymilvus import DataType, MilvusClient
 
-from amips_plugins.adapters.layouts import LayoutSpec, Storage
-from amips_plugins.adapters.milvus import MilvusCollection
+from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.cell_layout import LayoutSpec, Storage
 from amips_plugins.vectors import FloatArray
 from benchmarks.learned import Routing
 from benchmarks.traffic import Meter
@@ -196,7 +196,7 @@ def build_edge(folder: Path, file: Path, routing: Routing | None) -> Built:
     """
     import qdrant_edge as edge
 
-    from amips_plugins.adapters.qdrant_edge import QdrantEdgeCollection
+    from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
 
     keys = np.load(file, mmap_mode="r", allow_pickle=False)
     started, cpu = time.perf_counter(), time.process_time()

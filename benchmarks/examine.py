@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from amips_plugins import LearnedRouter
-from amips_plugins.adapters.base import Collection
-from amips_plugins.hooks import NativeHook, RewriteHook
-from amips_plugins.model import OnnxModel
+from amips_plugins.collection import Collection
+from amips_plugins.models.hooks import NativeHook, RewriteHook
+from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.plan import PreQueryHook, Target
 from amips_plugins.vectors import FloatArray, IntArray
 from benchmarks.engines import Built, quiet
@@ -272,7 +272,7 @@ def examine_edge(folder: Path, built: Built, exam: Exam, routing: Routing | None
     routing
         The cells it has, or None for HNSW.
     """
-    from amips_plugins.adapters.qdrant_edge import QdrantEdgeCollection
+    from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
 
     methods = [tuned("HNSW", "hnsw_ef", K, 2_000)]
     if routing is not None:

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from amips_plugins.adapters.base import Id
-from amips_plugins.calibration import Calibration
+from amips_plugins.collection import Id
 from amips_plugins.export.clustering import native_cells, query_aware_cells
-from amips_plugins.export.measure import thresholds_for
-from amips_plugins.export.presets import PRESETS, Preset
-from amips_plugins.export.problem import Problem
-from amips_plugins.export.rewriter import train_keynet
+from amips_plugins.export.cost_curves import thresholds_for
+from amips_plugins.export.dataset import Problem
+from amips_plugins.export.keynet import train_keynet
+from amips_plugins.export.recipes import PRESETS, Preset
 from amips_plugins.export.routers import train_router
 from amips_plugins.export.to_onnx import to_onnx
-from amips_plugins.hooks import RewriteHook, RouteHook
-from amips_plugins.model import OnnxModel
+from amips_plugins.models.calibration import Calibration
+from amips_plugins.models.hooks import RewriteHook, RouteHook
+from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.vectors import FloatArray, IntArray
 
 __all__ = ["Routing", "train_rewriting", "train_routing"]

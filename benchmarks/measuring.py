@@ -10,8 +10,8 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from amips_plugins.export.measure import Curve, curve, levels_by_threshold, thresholds_for
-from amips_plugins.export.problem import Candidate, Problem, Split
+from amips_plugins.export.cost_curves import Curve, curve, levels_by_threshold, thresholds_for
+from amips_plugins.export.dataset import Candidate, Problem, Split
 from amips_plugins.export.to_onnx import Order
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import FloatArray, IntArray

@@ -20,11 +20,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a file
 
 from amips_plugins.adapters.memory import MemoryCollection
-from amips_plugins.health.detector import Detector
+from amips_plugins.health.change_detector import Detector
 from amips_plugins.health.gate import FALSE_FALL, FALSE_RISE, SLACK
-from amips_plugins.health.shadow import Sample
-from amips_plugins.health.watch import Watch
-from amips_plugins.hooks import NativeHook
+from amips_plugins.health.monitor import Watch
+from amips_plugins.health.shadow_search import Sample
+from amips_plugins.models.hooks import NativeHook
 from amips_plugins.plan import Target
 
 _TARGET = 0.95

@@ -30,18 +30,18 @@ from qdrant_client import QdrantClient, models
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a file
 
 from amips_plugins import LearnedRouter
-from amips_plugins.adapters.base import Hit, SearchRequest
-from amips_plugins.adapters.layouts import LayoutSpec
 from amips_plugins.adapters.memory import MemoryCollection
-from amips_plugins.adapters.qdrant import QdrantCollection
-from amips_plugins.calibration import Calibration
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
+from amips_plugins.cell_layout import LayoutSpec
+from amips_plugins.collection import Hit, SearchRequest
 from amips_plugins.export.nets import KeyNet
-from amips_plugins.export.presets import PRESETS
+from amips_plugins.export.recipes import PRESETS
 from amips_plugins.export.routers import new_router
 from amips_plugins.export.to_onnx import Order, to_onnx
 from amips_plugins.files import replace_file
-from amips_plugins.hooks import NativeHook, RewriteHook, RouteHook
-from amips_plugins.model import OnnxModel
+from amips_plugins.models.calibration import Calibration
+from amips_plugins.models.hooks import NativeHook, RewriteHook, RouteHook
+from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
 from amips_plugins.vectors import FloatArray, Metric, normalise
 

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from amips_plugins.export.problem import Problem, Split
+from amips_plugins.export.dataset import Problem, Split
 from amips_plugins.export.queries import augment
 from amips_plugins.export.targets import top_keys
 from amips_plugins.progress import Progress

@@ -44,18 +44,18 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a file
 
-from amips_plugins.cells import Cells
 from amips_plugins.cli.progress import show_progress
 from amips_plugins.errors import AmipsError, InvalidInput
 from amips_plugins.export.clustering import centroid_weights, native_cells, query_aware_cells
-from amips_plugins.export.measure import Curve, calibrate, figures
-from amips_plugins.export.presets import PRESETS, Preset
-from amips_plugins.export.problem import Problem
-from amips_plugins.export.rewriter import train_keynet
+from amips_plugins.export.cost_curves import Curve, calibrate, figures
+from amips_plugins.export.dataset import Problem
+from amips_plugins.export.keynet import train_keynet
+from amips_plugins.export.recipes import PRESETS, Preset
 from amips_plugins.export.routers import native_candidate, train_router
 from amips_plugins.export.to_onnx import to_onnx
-from amips_plugins.hooks import RewriteHook
-from amips_plugins.model import OnnxModel
+from amips_plugins.models.cells import Cells
+from amips_plugins.models.hooks import RewriteHook
+from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.plan import Target
 from amips_plugins.vectors import IntArray, Metric
 from benchmarks.data import Dataset, Source, load

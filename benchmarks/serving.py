@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from amips_plugins.cli.progress import show_progress
 from amips_plugins.errors import AmipsError
-from amips_plugins.export.problem import Problem, Split
+from amips_plugins.export.dataset import Problem, Split
 from benchmarks.data import Dataset, Source, load
 from benchmarks.engines import Built, Milvus, build_edge
 from benchmarks.enlarge import enlarge

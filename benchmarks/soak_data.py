@@ -10,7 +10,8 @@ import msgspec
 import numpy as np
 import torch
 
-from amips_plugins.bundle import (
+from amips_plugins.bundle.golden_outputs import record_canned
+from amips_plugins.bundle.manifest import (
     CALIBRATION,
     CANNED,
     CELLS,
@@ -23,12 +24,11 @@ from amips_plugins.bundle import (
     Manifest,
     describe_file,
 )
-from amips_plugins.canned import record_canned
-from amips_plugins.cells import Cells, sketch
-from amips_plugins.export.measure import calibrate, curve, levels_by_threshold, thresholds_for
+from amips_plugins.export.cost_curves import calibrate, curve, levels_by_threshold, thresholds_for
 from amips_plugins.export.nets import LinearRouter
 from amips_plugins.export.to_onnx import Order, to_onnx
-from amips_plugins.model import OnnxModel
+from amips_plugins.models.cells import Cells, sketch
+from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.vectors import FloatArray, Metric, normalise
 
 __all__ = ["METRIC", "Corpus", "K", "make_corpus", "write_bundle"]

@@ -21,15 +21,15 @@ from prometheus_client import CollectorRegistry
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a file
 
 from amips_plugins import LearnedRouter, MemoryCollection
-from amips_plugins.adapters.base import SearchRequest
-from amips_plugins.answering import Answer
-from amips_plugins.hooks import NativeHook
+from amips_plugins.collection import SearchRequest
+from amips_plugins.models.hooks import NativeHook
 from amips_plugins.observe.metrics import RouterMetrics
-from amips_plugins.observe.observers import Observation, Observers
 from amips_plugins.observe.query_log import QueryLog
 from amips_plugins.observe.tracing import SearchSpans
 from amips_plugins.plan import QueryPlan
-from amips_plugins.trace import Trace
+from amips_plugins.routing.execution import Answer
+from amips_plugins.routing.hits import Trace
+from amips_plugins.routing.observers import Observation, Observers
 
 _DIM = 384
 _PROBES = 16

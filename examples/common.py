@@ -26,7 +26,7 @@ import numpy as np
 
 from amips_plugins.demo.corpus import Pair, pairs
 from amips_plugins.export.snapshot import finished
-from amips_plugins.observe.observers import Observation
+from amips_plugins.routing.observers import Observation
 
 __all__ = ["DIM", "QUESTIONS", "App", "StubGenerator", "embed", "main"]
 

@@ -9,8 +9,8 @@ import faiss
 import numpy as np
 import torch
 
-from amips_plugins.cells import Cells, View, place_keys
 from amips_plugins.errors import TrainingError
+from amips_plugins.models.cells import Cells, View, place_keys
 from amips_plugins.vectors import FloatArray, IntArray, Metric, lift_keys, normalise
 
 __all__ = ["QueryAware", "centroid_weights", "k_means", "native_cells", "query_aware_cells"]

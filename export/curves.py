@@ -1,14 +1,14 @@
-"""Keeping what a training measured (see ``amips_plugins.curves``)."""
+"""Keeping what a training measured (see ``amips_plugins.report.training_record``)."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from amips_plugins.calibration import Calibration
-from amips_plugins.curves import Curves, Epochs, FlatMap, Line, Promises
-from amips_plugins.export.measure import curve, levels_by_threshold
-from amips_plugins.export.problem import Candidate, Problem
+from amips_plugins.export.cost_curves import curve, levels_by_threshold
+from amips_plugins.export.dataset import Candidate, Problem
+from amips_plugins.models.calibration import Calibration
+from amips_plugins.report.training_record import Curves, Epochs, FlatMap, Line, Promises
 from amips_plugins.vectors import FloatArray, Metric, normalise
 
 __all__ = ["flat_map", "record_curves"]

@@ -9,17 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amips_plugins.cells import Cells
 from amips_plugins.export import losses
 from amips_plugins.export.clustering import centroid_weights
-from amips_plugins.export.fit import fit
-from amips_plugins.export.measure import (
+from amips_plugins.export.cost_curves import (
     Curve,
     curve,
     levels_by_rank,
     levels_by_threshold,
     thresholds_for,
 )
+from amips_plugins.export.dataset import Candidate, Problem, Split, augmented, score
 from amips_plugins.export.nets import (
     LinearRouter,
     LowRankRouter,
@@ -28,10 +27,11 @@ from amips_plugins.export.nets import (
     SupportNet,
     multiplications,
 )
-from amips_plugins.export.presets import Preset
-from amips_plugins.export.problem import Candidate, Problem, Split, augmented, score
+from amips_plugins.export.recipes import Preset
 from amips_plugins.export.targets import best_per_cell
 from amips_plugins.export.to_onnx import Order
+from amips_plugins.export.training_loop import fit
+from amips_plugins.models.cells import Cells
 from amips_plugins.vectors import FloatArray, IntArray, normalise
 
 __all__ = ["native_candidate", "train_router"]

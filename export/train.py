@@ -29,20 +29,20 @@ import msgspec
 import numpy as np
 import torch
 
-from amips_plugins.bundle import MANIFEST, Bundle, Manifest
-from amips_plugins.cells import Cells
-from amips_plugins.export.assemble import write_bundle
+from amips_plugins.bundle.manifest import MANIFEST, Bundle, Manifest
+from amips_plugins.export.bundling import write_bundle
 from amips_plugins.export.clustering import check_enough_keys, native_cells, query_aware_cells
+from amips_plugins.export.dataset import Candidate, Problem, Split
+from amips_plugins.export.keynet import train_keynet
 from amips_plugins.export.options import TrainOptions
-from amips_plugins.export.presets import PRESETS, Preset
-from amips_plugins.export.problem import Candidate, Problem, Split
 from amips_plugins.export.queries import QuerySplits, guess_queries, split_queries
-from amips_plugins.export.rewriter import train_keynet
+from amips_plugins.export.recipes import PRESETS, Preset
 from amips_plugins.export.routers import native_candidate, train_router
 from amips_plugins.export.snapshot import Snapshot
 from amips_plugins.export.targets import top_keys
 from amips_plugins.files import replace_file
-from amips_plugins.hooks import RewriteHook
+from amips_plugins.models.cells import Cells
+from amips_plugins.models.hooks import RewriteHook
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import (
     FloatArray,

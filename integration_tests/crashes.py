@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pymilvus
 
-from amips_plugins.adapters.base import Id
-from amips_plugins.adapters.layouts import LayoutSpec, Storage
-from amips_plugins.adapters.milvus import MilvusCollection
+from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.cell_layout import LayoutSpec, Storage
+from amips_plugins.collection import Id
 from amips_plugins.vectors import FloatArray, IntArray
 
 __all__ = ["COUNT", "DIM", "N_CELLS", "Build", "by_remainder", "make", "spec", "until_it_works"]

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amips_plugins.adapters.describing import describe
-from amips_plugins.adapters.milvus import MilvusCollection
-from amips_plugins.adapters.qdrant import QdrantCollection
+from amips_plugins.adapters.describe import describe
+from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.doctor.diagnose import diagnose
 
 pymilvus = pytest.importorskip("pymilvus")

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from amips_plugins import AsyncLearnedRouter, LearnedRouter, MilvusCollection, route
+from amips_plugins.bundle.registry import collection_key
 from amips_plugins.layout import lay_out
-from amips_plugins.registry import collection_key
 from tests.bundles import COUNT, DIM, N_CELLS, open_bundle, vectors, write_bundle
 
 pymilvus = pytest.importorskip("pymilvus")

@@ -19,8 +19,8 @@ import pymilvus
 import pytest
 
 from amips_plugins import LearnedRouter
-from amips_plugins.adapters.base import Id, SearchRequest
-from amips_plugins.adapters.milvus import MilvusCollection
+from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.collection import Id, SearchRequest
 from amips_plugins.plan import QueryPlan, Target
 from amips_plugins.vectors import FloatArray
 from integration_tests.crashes import (

@@ -22,7 +22,7 @@ import pymilvus
 import pytest
 
 from amips_plugins import LearnedRouter
-from amips_plugins.adapters.milvus import MilvusCollection
+from amips_plugins.adapters.milvus.collection import MilvusCollection
 from integration_tests.crashes import COUNT, DIM, make, spec
 from integration_tests.servers import MilvusServer
 from integration_tests.test_milvus_crashes import AllCells

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amips_plugins.adapters.base import SearchRequest
-from amips_plugins.adapters.layouts import LayoutSpec, Storage
-from amips_plugins.adapters.milvus import MilvusCollection
+from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.cell_layout import LayoutSpec, Storage
+from amips_plugins.collection import SearchRequest
 from amips_plugins.errors import CollectionError, CollectionNotFound
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
-from amips_plugins.adapters.base import Id, SearchRequest
-from amips_plugins.adapters.layouts import LayoutSpec
-from amips_plugins.adapters.qdrant import QdrantCollection
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
+from amips_plugins.cell_layout import LayoutSpec
+from amips_plugins.collection import Id, SearchRequest
 from amips_plugins.errors import CollectionError, CollectionNotFound
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, IntArray, Metric
@@ -34,8 +34,8 @@ MANY = 20_000
 BUILDER = """
 import os, sys
 import numpy as np
-from amips_plugins.adapters.layouts import LayoutSpec
-from amips_plugins.adapters.qdrant import QdrantCollection
+from amips_plugins.cell_layout import LayoutSpec
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
 
 def assign(ids, vectors):
     print(flush=True)  # what follows is the writing
@@ -110,7 +110,7 @@ class TestQdrantServer(QdrantContract):
         ]
 
     def test_a_build_goes_on_where_it_stopped(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("amips_plugins.adapters.qdrant_store._WRITE_BATCH", 16)
+        monkeypatch.setattr("amips_plugins.adapters.qdrant.store._WRITE_BATCH", 16)
         collection = self.build()
         with pytest.raises(KeyboardInterrupt):
             collection.layouts.build(self.spec(), Recorder(stop_after=40))

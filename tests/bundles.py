@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 import torch
 
-from amips_plugins.adapters.base import Id
 from amips_plugins.adapters.memory import MemoryCollection
-from amips_plugins.bundle import (
+from amips_plugins.bundle.golden_outputs import record_canned
+from amips_plugins.bundle.manifest import (
     CALIBRATION,
     CANNED,
     CELLS,
@@ -28,17 +28,17 @@ from amips_plugins.bundle import (
     Manifest,
     describe_file,
 )
-from amips_plugins.calibration import Calibration
-from amips_plugins.canned import record_canned
-from amips_plugins.cells import Cells, sketch
+from amips_plugins.bundle.registry import collection_key
+from amips_plugins.collection import Id
 from amips_plugins.export.clustering import nearest_offsets
-from amips_plugins.export.measure import calibrate, curve, levels_by_threshold, thresholds_for
+from amips_plugins.export.cost_curves import calibrate, curve, levels_by_threshold, thresholds_for
 from amips_plugins.export.nets import KeyNet, LinearRouter
 from amips_plugins.export.to_onnx import Order, to_onnx
 from amips_plugins.health.drift import Reference
 from amips_plugins.layout import lay_out
-from amips_plugins.model import OnnxModel
-from amips_plugins.registry import collection_key
+from amips_plugins.models.calibration import Calibration
+from amips_plugins.models.cells import Cells, sketch
+from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.vectors import (
     FloatArray,
     IntArray,

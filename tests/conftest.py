@@ -5,8 +5,8 @@ from __future__ import annotations
 import hypothesis
 import pytest
 
-from amips_plugins import router
-from amips_plugins.health.watch import Watch
+from amips_plugins.health.monitor import Watch
+from amips_plugins.routing import router
 
 # A slow machine is no failure.
 hypothesis.settings.register_profile("untimed", deadline=None)

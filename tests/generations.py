@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amips_plugins.adapters.base import Collection, Hit, SearchRequest
 from amips_plugins.adapters.memory import MemoryCollection
+from amips_plugins.collection import Collection, Hit, SearchRequest
 from amips_plugins.layout import lay_out
 from amips_plugins.plan import NATIVE, QueryPlan
 from tests.bundles import COUNT, open_bundle, vectors

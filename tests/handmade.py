@@ -14,8 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from amips_plugins import Registry
-from amips_plugins.adapters.base import Collection
-from amips_plugins.bundle import (
+from amips_plugins.bundle.manifest import (
     CALIBRATION,
     CELLS,
     FORMAT,
@@ -27,11 +26,12 @@ from amips_plugins.bundle import (
     Manifest,
     describe_file,
 )
-from amips_plugins.cells import Cells, place_keys, sketch
-from amips_plugins.export.measure import calibrate, curve, levels_by_threshold, thresholds_for
+from amips_plugins.bundle.registry import collection_key
+from amips_plugins.collection import Collection
+from amips_plugins.export.cost_curves import calibrate, curve, levels_by_threshold, thresholds_for
 from amips_plugins.layout import lay_out
-from amips_plugins.onnx_check import IR_VERSION, OPSET
-from amips_plugins.registry import collection_key
+from amips_plugins.models.cells import Cells, place_keys, sketch
+from amips_plugins.models.onnx_check import IR_VERSION, OPSET
 from amips_plugins.vectors import (
     FloatArray,
     IntArray,

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from qdrant_client import QdrantClient, models
 
-from amips_plugins.adapters.base import Id, SearchRequest
-from amips_plugins.adapters.layouts import LayoutSpec
-from amips_plugins.adapters.qdrant import QdrantCollection
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
+from amips_plugins.cell_layout import LayoutSpec
+from amips_plugins.collection import Id, SearchRequest
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, IntArray
 

@@ -15,15 +15,15 @@ import qdrant_edge as edge
 from qdrant_client import AsyncQdrantClient, models
 
 from amips_plugins import AsyncLearnedRouter, LearnedRouter, QdrantEdgeCollection, Registry
-from amips_plugins.adapters.base import Hit, SearchRequest
-from amips_plugins.adapters.layouts import LayoutSpec
 from amips_plugins.adapters.memory import MemoryCollection
-from amips_plugins.adapters.milvus import MilvusCollection
+from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.bundle.registry import collection_key
+from amips_plugins.cell_layout import LayoutSpec
+from amips_plugins.collection import Hit, SearchRequest
 from amips_plugins.errors import CollectionError, CollectionNotFound, InvalidInput
-from amips_plugins.hooks import NativeHook
 from amips_plugins.layout import lay_out
+from amips_plugins.models.hooks import NativeHook
 from amips_plugins.plan import NATIVE, QueryPlan
-from amips_plugins.registry import collection_key
 from amips_plugins.vectors import FloatArray
 from tests.bundles import COUNT, DIM, laid_out, memory, open_bundle, vectors, write_bundle
 from tests.routing import QUERIES, DatabaseError, Hook, Spy, pairs

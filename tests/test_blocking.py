@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
-from amips_plugins.adapters.blocking import BlockingClient, open_blocking
+from amips_plugins.adapters.sync_facade import BlockingClient, open_blocking
 from amips_plugins.errors import CollectionError, DatabaseUnreachable, InvalidInput
 from tests.loops import LoopThread
 
@@ -142,7 +142,7 @@ def test_an_interrupted_wait_ends_the_call(
         assert inner.begun.wait(20)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("amips_plugins.adapters.blocking.wait", interrupt)
+    monkeypatch.setattr("amips_plugins.adapters.sync_facade.wait", interrupt)
     with pytest.raises(KeyboardInterrupt):
         client.hang()
     assert inner.cancelled.wait(20)
@@ -170,7 +170,7 @@ def test_a_clients_own_class_may_be_a_users(thread: LoopThread) -> None:
 def test_a_call_may_take_longer_than_a_look_at_the_loop(
     thread: LoopThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amips_plugins.adapters.blocking._LOOK", 0.001)
+    monkeypatch.setattr("amips_plugins.adapters.sync_facade._LOOK", 0.001)
     inner = Client()
 
     async def slow() -> int:

@@ -12,8 +12,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from amips_plugins import bounded
-from amips_plugins.bounded import start
+from amips_plugins.background import abandonable as bounded
+from amips_plugins.background.abandonable import start
 
 
 def test_results_and_errors_reach_the_caller() -> None:
@@ -75,7 +75,7 @@ def test_a_child_of_a_fork_has_threads_of_its_own() -> None:
     start(lambda: 1).result(20)
     script = (
         "import os, sys\n"
-        "from amips_plugins.bounded import start\n"
+        "from amips_plugins.background.abandonable import start\n"
         "start(lambda: 1).result(20)\n"
         "child = os.fork()\n"
         "if child == 0:\n"

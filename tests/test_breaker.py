@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from amips_plugins import breaker
-from amips_plugins.breaker import Breaker
+from amips_plugins.routing import circuit_breaker as breaker
+from amips_plugins.routing.circuit_breaker import Breaker
 
 
 class Clock:

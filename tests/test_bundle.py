@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from amips_plugins import LearnedRouter
-from amips_plugins.bundle import CELLS, MANIFEST, MODEL, Bundle, describe_file
+from amips_plugins.bundle.manifest import CELLS, MANIFEST, MODEL, Bundle, describe_file
 from amips_plugins.errors import BundleCorrupt, BundleMismatch, BundleNotFound
 from amips_plugins.vectors import Metric
 from tests.bundles import make_files, memory, open_bundle, write_bundle

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amips_plugins.calibration import Calibration
 from amips_plugins.errors import BundleCorrupt, InvalidInput
+from amips_plugins.models.calibration import Calibration
 
 # The last level searches every cell, so it finds every key.
 GUARANTEED = np.array([[0.5, 0.8, 0.95, 1.0], [0.3, 0.6, 0.87654, 1.0]], dtype=np.float32)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from amips_plugins import cells as module
-from amips_plugins.cells import Cells, KnownCells, View, place_keys, sketch
 from amips_plugins.errors import BundleCorrupt
+from amips_plugins.models import cells as module
+from amips_plugins.models.cells import Cells, KnownCells, View, place_keys, sketch
 from amips_plugins.vectors import FloatArray, Metric, normalise
 from tests.bundles import DIM, vectors
 

@@ -13,8 +13,8 @@ import pytest
 
 from amips_plugins import MemoryCollection, Registry
 from amips_plugins.adapters import connect
-from amips_plugins.adapters.layouts import LayoutPlan, LayoutSpec
 from amips_plugins.adapters.memory import MemoryLayouts
+from amips_plugins.cell_layout import LayoutPlan, LayoutSpec
 from amips_plugins.cli import main
 from amips_plugins.cli.output import duration, size
 from tests.bundles import COUNT, N_CELLS, memory, open_bundle, other_cells, vectors, write_bundle

@@ -15,13 +15,13 @@ import pytest
 from click.testing import CliRunner
 from qdrant_client import QdrantClient, models
 
-from amips_plugins.adapters.base import KeyBatch
-from amips_plugins.adapters.describing import Construction, describe
+from amips_plugins.adapters.describe import Construction, describe
 from amips_plugins.adapters.memory import MemoryCollection
-from amips_plugins.adapters.milvus import MilvusCollection
-from amips_plugins.adapters.qdrant import QdrantCollection
+from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.cli import doctor as cli
 from amips_plugins.cli import main
+from amips_plugins.collection import KeyBatch
 from amips_plugins.doctor import diagnose as diagnosing
 from amips_plugins.doctor.diagnose import diagnose
 from amips_plugins.doctor.findings import SearchCost, Trial
@@ -445,7 +445,7 @@ def test_a_qdrant_server(changes: dict[str, Any], native: str, obstacle: str, no
 
 def test_qdrant_edge(tmp_path: Path) -> None:
     edge = pytest.importorskip("qdrant_edge")
-    from amips_plugins.adapters.qdrant_edge import QdrantEdgeCollection
+    from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
 
     vectors = edge.EdgeVectorParams(size=DIM, distance=edge.Distance.Cosine)
     shard = edge.EdgeShard.create(str(tmp_path), edge.EdgeConfig(vectors=vectors))

@@ -9,7 +9,7 @@ import pytest
 from amips_plugins import LearnedRouter, MemoryCollection
 from amips_plugins.errors import InvalidInput
 from amips_plugins.evaluate import evaluate, exact_neighbours
-from amips_plugins.hooks import NativeHook
+from amips_plugins.models.hooks import NativeHook
 from amips_plugins.plan import QueryPlan, Target
 from amips_plugins.vectors import FloatArray, Metric, native_scores
 from tests.bundles import COUNT, K, laid_out, memory, vectors, weaken, write_bundle

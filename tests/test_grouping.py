@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from amips_plugins.adapters.base import Hit
-from amips_plugins.adapters.grouping import OVERFLOW, group_by_cells, merge_hits
+from amips_plugins.adapters.cell_groups import OVERFLOW, group_by_cells, merge_hits
+from amips_plugins.collection import Hit
 
 
 @given(

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 
-from amips_plugins.bundle import CANNED, MODEL
+from amips_plugins.bundle.manifest import CANNED, MODEL
 from amips_plugins.errors import BundleCorrupt, InvalidInput
-from amips_plugins.hooks import (
+from amips_plugins.models.hooks import (
     ModelFault,
     NativeHook,
     RewriteHook,
@@ -25,7 +25,7 @@ from amips_plugins.hooks import (
     cells_above,
     load_hook,
 )
-from amips_plugins.model import OnnxModel
+from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.plan import NATIVE, PreQueryHook, Target
 from amips_plugins.vectors import FloatArray, Metric, native_scores
 from tests.bundles import DIM, N_CELLS, K, make_files, open_bundle, vectors, write_bundle

@@ -66,13 +66,13 @@ def loaded(code: str, *arguments: str) -> set[str]:
         "from amips_plugins import LearnedRouter, MemoryCollection",
         "from amips_plugins import AmipsError, Hits, Metric, PreQueryHook, QueryPlan, Registry",
         "from amips_plugins import Target, connect",
-        "import amips_plugins.evaluate, amips_plugins.layout, amips_plugins.hooks",
+        "import amips_plugins.evaluate, amips_plugins.layout, amips_plugins.models.hooks",
         "import amips_plugins.export, amips_plugins.adapters, amips_plugins.demo",
-        "import amips_plugins.observe.query_log, amips_plugins.observe.observers",
-        "import amips_plugins.signing, amips_plugins.publishing",
-        "import amips_plugins.health.watch, amips_plugins.health.status_file",
-        "import amips_plugins.health.report",
-        "import amips_plugins.doctor.diagnose, amips_plugins.adapters.describing",
+        "import amips_plugins.observe.query_log, amips_plugins.routing.observers",
+        "import amips_plugins.bundle.signing, amips_plugins.bundle.loading",
+        "import amips_plugins.health.monitor, amips_plugins.health.status_file",
+        "import amips_plugins.status",
+        "import amips_plugins.doctor.diagnose, amips_plugins.adapters.describe",
         "import amips_plugins.report.material, amips_plugins.report.live",
     ],
 )
@@ -85,7 +85,7 @@ import sys
 import numpy as np
 from amips_plugins import LearnedRouter, MemoryCollection, Registry
 from amips_plugins.layout import lay_out
-from amips_plugins.registry import collection_key
+from amips_plugins.bundle.registry import collection_key
 
 folder, root, keys = sys.argv[1:]
 collection = MemoryCollection(np.load(keys), name="docs")
@@ -164,7 +164,7 @@ def test_without_any_extra_the_core_works() -> None:
     done = run(
         blocks + "import numpy as np\n"
         "from amips_plugins import LearnedRouter, MemoryCollection\n"
-        "from amips_plugins.hooks import NativeHook\n"
+        "from amips_plugins.models.hooks import NativeHook\n"
         "router = LearnedRouter(MemoryCollection(np.eye(3)), hook=NativeHook())\n"
         "print(router.search([0.0, 1.0, 0.0], k=1)[0].id)"
     )

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from amips_plugins import LearnedRouter, MemoryCollection, Registry
-from amips_plugins.adapters.base import SearchRequest
-from amips_plugins.adapters.layouts import LayoutPlan, LayoutSpec
 from amips_plugins.adapters.memory import MemoryLayouts
-from amips_plugins.bundle import CELLS, IDS, KNOWN_CELLS, CollectionKey
-from amips_plugins.cells import Cells
+from amips_plugins.bundle.manifest import CELLS, IDS, KNOWN_CELLS, CollectionKey
+from amips_plugins.cell_layout import LayoutPlan, LayoutSpec
+from amips_plugins.collection import SearchRequest
 from amips_plugins.errors import BundleCorrupt, BundleMismatch, BundleNotFound, InvalidInput
 from amips_plugins.layout import (
     backfill,
@@ -23,6 +22,7 @@ from amips_plugins.layout import (
     plan_layout,
     serving_bundle,
 )
+from amips_plugins.models.cells import Cells
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import Metric
 from tests.bundles import (

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amips_plugins.bundle import MODEL
-from amips_plugins.model import OnnxModel
+from amips_plugins.bundle.manifest import MODEL
+from amips_plugins.models.onnx_session import OnnxModel
 from tests.bundles import DIM, N_CELLS, make_files
 
 TASKS = Path("/proc/self/task")
@@ -19,7 +19,7 @@ COUNT = """
 import os, sys
 import numpy as np
 import onnxruntime  # which has a thread of its own
-from amips_plugins.model import OnnxModel
+from amips_plugins.models.onnx_session import OnnxModel
 
 tasks = lambda: len(os.listdir("/proc/self/task"))
 data, threads = sys.stdin.buffer.read(), int(sys.argv[1])

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
-from amips_plugins.adapters.base import Id, SearchRequest
-from amips_plugins.adapters.qdrant import QdrantCollection
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
+from amips_plugins.collection import Id, SearchRequest
 from amips_plugins.errors import (
     CollectionError,
     CollectionNotFound,
@@ -61,11 +61,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_missing_client_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "amips_plugins.adapters.qdrant")
+    monkeypatch.delitem(sys.modules, "amips_plugins.adapters.qdrant.collection")
     monkeypatch.setitem(sys.modules, "qdrant_client", None)
     monkeypatch.delitem(sys.modules, "qdrant_client.models", raising=False)
     with pytest.raises(MissingExtra, match=r"amips-plugins\[qdrant\]"):
-        __import__("amips_plugins.adapters.qdrant")
+        __import__("amips_plugins.adapters.qdrant.collection")
 
 
 def test_constructing_asks_nothing_and_an_absent_server_is_named_quickly() -> None:
@@ -333,7 +333,7 @@ def test_numpy_ids_are_numbers(collection: QdrantCollection) -> None:
 def test_a_large_batch_is_several_calls(
     collection: QdrantCollection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amips_plugins.adapters.qdrant._UPSERT_BATCH", 7)
+    monkeypatch.setattr("amips_plugins.adapters.qdrant.collection._UPSERT_BATCH", 7)
     keys = KEYS[::-1].copy()
     collection.upsert(list(range(40)), keys)
     read = next(iter(collection.scan(100)))

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
-from amips_plugins.adapters.base import Id
-from amips_plugins.adapters.layouts import LayoutSpec
-from amips_plugins.adapters.qdrant import QdrantCollection
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
+from amips_plugins.cell_layout import LayoutSpec
+from amips_plugins.collection import Id
 from amips_plugins.vectors import FloatArray, IntArray
 from tests.qdrant_data import A1, KEYS, by_row, cells_of, fill, ids_found
 
@@ -94,7 +94,7 @@ def client() -> Iterator[QdrantClient]:
 
 @pytest.fixture
 def boundaries(client: QdrantClient, monkeypatch: pytest.MonkeyPatch) -> Boundaries:
-    monkeypatch.setattr("amips_plugins.adapters.qdrant_store._WRITE_BATCH", 10)
+    monkeypatch.setattr("amips_plugins.adapters.qdrant.store._WRITE_BATCH", 10)
     return Boundaries(client, monkeypatch)
 
 
@@ -185,8 +185,8 @@ def test_roll_back_backfill_and_drop_die_at_every_boundary(
 BUILDER = """
 import sys
 import numpy as np
-from amips_plugins.adapters.layouts import LayoutSpec
-from amips_plugins.adapters.qdrant import QdrantCollection
+from amips_plugins.cell_layout import LayoutSpec
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
 
 def assign(ids, vectors):
     print(flush=True)  # what follows is the writing

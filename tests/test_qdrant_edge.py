@@ -17,10 +17,10 @@ import pytest
 import qdrant_edge as edge
 
 from amips_plugins import LearnedRouter, QdrantEdgeCollection, connect
-from amips_plugins.adapters.base import Collection, SearchRequest
-from amips_plugins.adapters.layouts import LayoutSpec
-from amips_plugins.adapters.qdrant_cells import cell_key
-from amips_plugins.adapters.qdrant_edge_cells import EdgeCells, OpenShard
+from amips_plugins.adapters.qdrant.cells import cell_key
+from amips_plugins.adapters.qdrant_edge.shard import EdgeCells, OpenShard
+from amips_plugins.cell_layout import LayoutSpec
+from amips_plugins.collection import Collection, SearchRequest
 from amips_plugins.errors import (
     CollectionError,
     CollectionNotFound,
@@ -29,7 +29,7 @@ from amips_plugins.errors import (
     InvalidInput,
     MetricNotSupported,
 )
-from amips_plugins.hooks import NativeHook
+from amips_plugins.models.hooks import NativeHook
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray
 

@@ -14,9 +14,9 @@ import pytest
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
-from amips_plugins.adapters.base import Id, SearchRequest
-from amips_plugins.adapters.layouts import LayoutSpec
-from amips_plugins.adapters.qdrant import QdrantCollection
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
+from amips_plugins.cell_layout import LayoutSpec
+from amips_plugins.collection import Id, SearchRequest
 from amips_plugins.errors import CollectionError, DatabaseUnreachable, InvalidInput
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, IntArray
@@ -167,7 +167,7 @@ def test_a_reader_of_dropped_cells_still_finds_every_key(collection: QdrantColle
 def test_a_build_reports_its_progress(
     collection: QdrantCollection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amips_plugins.adapters.qdrant_store._WRITE_BATCH", 10)
+    monkeypatch.setattr("amips_plugins.adapters.qdrant.store._WRITE_BATCH", 10)
     interrupted = Recorder(stop_after=25)
     with pytest.raises(KeyboardInterrupt):
         collection.layouts.build(A1, interrupted)
@@ -359,7 +359,7 @@ def test_two_writers_during_a_build(
     client: QdrantClient, collection: QdrantCollection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One knows the cells in force, the other knows of none; both write between any two steps."""
-    monkeypatch.setattr("amips_plugins.adapters.qdrant_store._WRITE_BATCH", 3)
+    monkeypatch.setattr("amips_plugins.adapters.qdrant.store._WRITE_BATCH", 3)
     writer = lay_out(collection)
     rng = np.random.default_rng(5)
     present = {row: KEYS[row] for row in range(40)}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
-from amips_plugins.adapters.base import SearchRequest
-from amips_plugins.adapters.qdrant import QdrantCollection
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
+from amips_plugins.collection import SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import QueryPlan
 from tests.qdrant_data import KEYS, dense, fill, lay_out

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from qdrant_client import QdrantClient, models
 
-from amips_plugins.adapters.qdrant import QdrantCollection
-from amips_plugins.adapters.qdrant_strict import batch_limit, refusal, strict_notes, time_limit
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
+from amips_plugins.adapters.qdrant.strict_mode import batch_limit, refusal, strict_notes, time_limit
 from amips_plugins.errors import CollectionError
 from tests.qdrant_data import A1, KEYS, cells_of, fill, lay_out
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from amips_plugins.refresher import Refresher
+from amips_plugins.background.single_flight import Refresher
 
 
 def wait_until(true: Callable[[], bool]) -> None:

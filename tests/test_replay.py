@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amips_plugins.adapters.base import Id
-from amips_plugins.adapters.replay import Base, Row, changes, digest
+from amips_plugins.adapters.milvus.row_changes import Base, Row, changes, digest
+from amips_plugins.collection import Id
 
 contents = st.dictionaries(st.integers(0, 12), st.integers(0, 3))
 

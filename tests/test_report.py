@@ -15,9 +15,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from amips_plugins.bundle import MANIFEST
+from amips_plugins.bundle.manifest import MANIFEST
 from amips_plugins.cli import main
-from amips_plugins.curves import CURVES, Curves, read_curves
 from amips_plugins.errors import BundleMismatch, BundleNotFound, InvalidInput
 from amips_plugins.export.train import Run
 from amips_plugins.layout import lay_out
@@ -26,6 +25,7 @@ from amips_plugins.report.live import measure_live
 from amips_plugins.report.material import Live, Material, read_material
 from amips_plugins.report.page import render, write_pngs
 from amips_plugins.report.style import COLOURS, to_svg
+from amips_plugins.report.training_record import CURVES, Curves, read_curves
 from tests.bundles import write_bundle
 from tests.trainings import NAME, collection, queries, short_run
 

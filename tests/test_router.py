@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amips_plugins import Hits, LearnedRouter, MemoryCollection
-from amips_plugins.adapters.base import Hit, Id, SearchRequest
-from amips_plugins.bundle import CELLS
-from amips_plugins.cells import Cells
-from amips_plugins.hooks import NativeHook
+from amips_plugins.bundle.manifest import CELLS
+from amips_plugins.collection import Hit, Id, SearchRequest
+from amips_plugins.models.cells import Cells
+from amips_plugins.models.hooks import NativeHook
 from amips_plugins.plan import QueryPlan
-from amips_plugins.router import Trace
+from amips_plugins.routing.router import Trace
 from amips_plugins.vectors import FloatArray, Metric
 from tests.bundles import (
     COUNT,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from amips_plugins import LearnedRouter, Registry
-from amips_plugins.bundle import (
+from amips_plugins.bundle.manifest import (
     CELLS,
     IDS,
     KNOWN_CELLS,
@@ -16,8 +16,8 @@ from amips_plugins.bundle import (
     MODEL,
     CollectionKey,
 )
-from amips_plugins.cells import Cells
 from amips_plugins.errors import BundleCorrupt, BundleMismatch, BundleNotFound
+from amips_plugins.models.cells import Cells
 from amips_plugins.vectors import Metric
 from tests.bundles import (
     DIM,

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from amips_plugins import LearnedRouter
-from amips_plugins.adapters.base import Hit, SearchRequest
-from amips_plugins.hooks import NativeHook
+from amips_plugins.collection import Hit, SearchRequest
+from amips_plugins.models.hooks import NativeHook
 from amips_plugins.plan import NATIVE, QueryPlan
-from amips_plugins.router import Trace
+from amips_plugins.routing.router import Trace
 from tests.bundles import (
     COUNT,
     N_CELLS,

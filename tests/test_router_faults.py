@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from amips_plugins import LearnedRouter
-from amips_plugins.adapters.base import Hit, SearchRequest
-from amips_plugins.adapters.layouts import LayoutSpec
+from amips_plugins.cell_layout import LayoutSpec
+from amips_plugins.collection import Hit, SearchRequest
 from amips_plugins.errors import InvalidInput
-from amips_plugins.hooks import NativeHook
+from amips_plugins.models.hooks import NativeHook
 from amips_plugins.plan import NATIVE, QueryPlan
 from amips_plugins.vectors import FloatArray, IntArray
 from tests.bundles import (

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from amips_plugins import LearnedRouter, Registry
-from amips_plugins.adapters.grouping import OVERFLOW
-from amips_plugins.bundle import REFERENCE
+from amips_plugins.adapters.cell_groups import OVERFLOW
+from amips_plugins.bundle.manifest import REFERENCE
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.gate import Health
-from amips_plugins.health.watch import Watch
+from amips_plugins.health.monitor import Watch
 from amips_plugins.plan import QueryPlan, Target
 from amips_plugins.vectors import FloatArray
 from tests.bundles import COUNT, laid_out, memory, vectors, write_bundle

@@ -10,8 +10,8 @@ import pytest
 
 from amips_plugins import LearnedRouter
 from amips_plugins.errors import InvalidInput
-from amips_plugins.hooks import NativeHook
-from amips_plugins.router import Trace
+from amips_plugins.models.hooks import NativeHook
+from amips_plugins.routing.router import Trace
 from tests.bundles import (
     COUNT,
     DIM,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from amips_plugins import LearnedRouter
-from amips_plugins.hooks import NativeHook
+from amips_plugins.models.hooks import NativeHook
 from tests.bundles import COUNT, laid_out, memory, write_bundle
 from tests.routing import QUERIES, Spy, logged
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from amips_plugins import LearnedRouter, MemoryCollection, Registry
-from amips_plugins.bundle import MODEL, CollectionKey
+from amips_plugins.bundle.manifest import MODEL, CollectionKey
+from amips_plugins.bundle.registry import collection_key
 from amips_plugins.errors import InvalidInput
-from amips_plugins.hooks import NativeHook
 from amips_plugins.layout import lay_out
-from amips_plugins.registry import collection_key
-from amips_plugins.router import Trace
+from amips_plugins.models.hooks import NativeHook
+from amips_plugins.routing.router import Trace
 from tests.bundles import COUNT, laid_out, memory, open_bundle, other_cells, vectors, write_bundle
 from tests.generations import Gone, World, generation
 from tests.routing import QUERIES, DatabaseError, Spy, logged, native, pairs

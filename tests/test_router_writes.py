@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from amips_plugins import LearnedRouter, MemoryCollection, Registry
-from amips_plugins.adapters.base import Id, SearchRequest
-from amips_plugins.bundle import CELLS, IDS, KNOWN_CELLS, Bundle
-from amips_plugins.cells import Cells
+from amips_plugins.bundle.manifest import CELLS, IDS, KNOWN_CELLS, Bundle
+from amips_plugins.collection import Id, SearchRequest
 from amips_plugins.errors import CollectionError, InvalidInput
-from amips_plugins.hooks import NativeHook
+from amips_plugins.models.cells import Cells
+from amips_plugins.models.hooks import NativeHook
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, IntArray, Metric
 from tests.bundles import (

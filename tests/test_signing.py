@@ -33,12 +33,9 @@ from model_signing import hashing, signing, verifying
 from sigstore.errors import TUFError
 
 from amips_plugins import Registry
-from amips_plugins.bundle import MANIFEST, MODEL, SIGNATURE, Bundle, Fetch
-from amips_plugins.cli import main
-from amips_plugins.errors import BundleCorrupt, BundleNotFound, BundleUnsigned, InvalidInput
-from amips_plugins.files import read_file
-from amips_plugins.registry import collection_key
-from amips_plugins.signing import (
+from amips_plugins.bundle.manifest import MANIFEST, MODEL, SIGNATURE, Bundle, Fetch
+from amips_plugins.bundle.registry import collection_key
+from amips_plugins.bundle.signing import (
     SIGNATURE_LIMIT,
     Signer,
     SigstoreIdentity,
@@ -46,6 +43,9 @@ from amips_plugins.signing import (
     sign_with_sigstore,
     signature_check,
 )
+from amips_plugins.cli import main
+from amips_plugins.errors import BundleCorrupt, BundleNotFound, BundleUnsigned, InvalidInput
+from amips_plugins.files import read_file
 from tests.bundles import memory, write_bundle
 from tests.keys import Key, write_key
 

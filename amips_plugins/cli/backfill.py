@@ -26,8 +26,8 @@ def command(uri: str, registry: str | None, dry_run: bool, as_json: bool) -> Non
     Interrupted, the same command goes on where it stopped.
     """
     from amips_plugins.adapters.connect import connect
+    from amips_plugins.bundle.registry import Registry
     from amips_plugins.layout import backfill, check_backfill, serving_bundle
-    from amips_plugins.registry import Registry
 
     collection = connect(uri)
     try:

@@ -63,9 +63,9 @@ def command(
       1  for an error
     """  # noqa: D301 - click wants the backspace itself, to keep the lines
     from amips_plugins.adapters.connect import connect
+    from amips_plugins.bundle.registry import collection_key
     from amips_plugins.doctor.diagnose import diagnose
     from amips_plugins.errors import InvalidInput, require
-    from amips_plugins.registry import collection_key
 
     if queries is not None and queries_log is not None:
         raise InvalidInput("Pass one of --queries and --queries-log, not both.")

@@ -23,9 +23,9 @@ from amips_plugins.cli.progress import show_progress
 from amips_plugins.cli.publish import registry_option
 
 if TYPE_CHECKING:
-    from amips_plugins.adapters.base import Collection
-    from amips_plugins.adapters.layouts import LayoutPlan, LayoutStatus
-    from amips_plugins.bundle import Bundle
+    from amips_plugins.bundle.manifest import Bundle
+    from amips_plugins.cell_layout import LayoutPlan, LayoutStatus
+    from amips_plugins.collection import Collection
 
 __all__ = ["command"]
 
@@ -104,8 +104,8 @@ def _build(
     On a terminal it shows what will happen and asks. Interrupted at any point, the same command
     goes on from there.
     """
+    from amips_plugins.bundle.registry import Registry, collection_key
     from amips_plugins.layout import lay_out, plan_layout
-    from amips_plugins.registry import Registry, collection_key
 
     def job(collection: Collection) -> None:
         bundle = Registry(registry).open(collection_key(collection.info), version)

@@ -48,10 +48,10 @@ def command(
     Readers see the old version or the new one, never half of one. Publishing a version again with a
     signature adds it, or replaces the one there was.
     """
+    from amips_plugins.bundle.registry import Registry
+    from amips_plugins.bundle.signing import sign_with_key, sign_with_sigstore
     from amips_plugins.errors import InvalidInput
-    from amips_plugins.registry import Registry
-    from amips_plugins.serving import bundle_in
-    from amips_plugins.signing import sign_with_key, sign_with_sigstore
+    from amips_plugins.routing.serving import bundle_in
 
     if sign_key is not None and sign_sigstore:
         raise InvalidInput("Pass one of --sign-key and --sign-sigstore, not both.")

@@ -12,8 +12,8 @@ from amips_plugins.cli.output import echo_json
 from amips_plugins.cli.publish import registry_option
 
 if TYPE_CHECKING:
-    from amips_plugins.bundle import CollectionKey
-    from amips_plugins.registry import Registry
+    from amips_plugins.bundle.manifest import CollectionKey
+    from amips_plugins.bundle.registry import Registry
 
 __all__ = ["command"]
 
@@ -33,7 +33,7 @@ class _Key(click.ParamType["CollectionKey"]):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> CollectionKey:
-        from amips_plugins.bundle import CollectionKey
+        from amips_plugins.bundle.manifest import CollectionKey
 
         parts = str(value).split("/")
         if len(parts) != 3:
@@ -54,7 +54,7 @@ def list_versions(collection: CollectionKey, registry: str | None, as_json: bool
 
     Whose signature a signed version has is found out when it is opened.
     """
-    from amips_plugins.registry import Registry
+    from amips_plugins.bundle.registry import Registry
 
     store = Registry(registry)
     current, pinned = store.current(collection), store.pinned(collection)
@@ -146,8 +146,8 @@ def _change(
     as_json: bool,
 ) -> None:
     """Change what serves, where somebody who is asked agrees; say what serves now."""
+    from amips_plugins.bundle.registry import Registry
     from amips_plugins.errors import BundleCorrupt
-    from amips_plugins.registry import Registry
 
     store = Registry(registry)
     try:

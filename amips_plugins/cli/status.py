@@ -14,8 +14,8 @@ from amips_plugins.cli.progress import show_progress
 from amips_plugins.cli.publish import registry_option
 
 if TYPE_CHECKING:
-    from amips_plugins.health.report import Report
     from amips_plugins.health.status_file import RunningStatus
+    from amips_plugins.status import Report
 
 __all__ = ["command"]
 
@@ -66,11 +66,11 @@ def command(
     search answers.
     """
     from amips_plugins.adapters.connect import connect
+    from amips_plugins.bundle.registry import Registry, collection_key
     from amips_plugins.errors import InvalidInput
     from amips_plugins.export.queries import load_queries, load_query_log
-    from amips_plugins.health.report import report
     from amips_plugins.health.status_file import read_status
-    from amips_plugins.registry import Registry, collection_key
+    from amips_plugins.status import report
 
     if queries is not None and queries_log is not None:
         raise InvalidInput("Pass one of --queries and --queries-log, not both.")

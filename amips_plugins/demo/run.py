@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from amips_plugins.bundle import Bundle, Manifest
+from amips_plugins.bundle.manifest import Bundle, Manifest
+from amips_plugins.bundle.registry import Registry, collection_key
 from amips_plugins.cli.evaluate import show
 from amips_plugins.demo.corpus import Pair, pairs
 from amips_plugins.demo.embed import Embedder, load_embedder
@@ -22,12 +23,11 @@ from amips_plugins.export.train import Run, TrainOptions, train
 from amips_plugins.files import replace_file
 from amips_plugins.layout import lay_out
 from amips_plugins.progress import Progress
-from amips_plugins.registry import Registry, collection_key
-from amips_plugins.router import LearnedRouter
+from amips_plugins.routing.router import LearnedRouter
 from amips_plugins.vectors import FloatArray
 
 if TYPE_CHECKING:
-    from amips_plugins.adapters.base import Collection
+    from amips_plugins.collection import Collection
 
 __all__ = ["run"]
 
@@ -192,7 +192,7 @@ def _publish(collection: Collection, trained: Run, registry: Registry) -> Bundle
 def _milvus(folder: Path, found: list[Pair], keys: FloatArray, progress: Progress) -> Collection:
     from pymilvus import DataType, MilvusClient
 
-    from amips_plugins.adapters.milvus import MilvusCollection
+    from amips_plugins.adapters.milvus.collection import MilvusCollection
 
     client = MilvusClient(str(folder / "docs.db"))
     complete = client.has_collection(_NAME) and len(found) == int(
@@ -216,7 +216,7 @@ def _milvus(folder: Path, found: list[Pair], keys: FloatArray, progress: Progres
 def _qdrant(_: Path, found: list[Pair], keys: FloatArray, progress: Progress) -> Collection:
     from qdrant_client import QdrantClient, models
 
-    from amips_plugins.adapters.qdrant import QdrantCollection
+    from amips_plugins.adapters.qdrant.collection import QdrantCollection
 
     # On disk, local mode commits every point by itself: minutes for what takes seconds here.
     client = QdrantClient(":memory:")
@@ -258,7 +258,7 @@ def _store(
 
 
 def _milvus_generations(collection: Collection) -> Iterator[Collection]:
-    from amips_plugins.adapters.milvus import MilvusCollection
+    from amips_plugins.adapters.milvus.collection import MilvusCollection
 
     if isinstance(collection, MilvusCollection):
         for name in sorted(collection.client.list_collections()):

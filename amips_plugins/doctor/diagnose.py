@@ -14,7 +14,7 @@ from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import FloatArray
 
 if TYPE_CHECKING:
-    from amips_plugins.adapters.base import Collection
+    from amips_plugins.collection import Collection
 
 __all__ = ["SAMPLE", "diagnose"]
 
@@ -59,7 +59,7 @@ def diagnose(
     MissingExtra
         What the trial needs is not installed.
     """
-    from amips_plugins.adapters.describing import describe
+    from amips_plugins.adapters.describe import describe
 
     if n_cells < 2 or sample < n_cells:
         raise InvalidInput(
@@ -99,7 +99,7 @@ def _try(
     lists: int | None,
     progress: Progress,
 ) -> Trial:
-    from amips_plugins.export.trial import Asked, run_trial
+    from amips_plugins.export.quick_trial import Asked, run_trial
 
     n_cells, sample, seed = asked
     count = collection.count()

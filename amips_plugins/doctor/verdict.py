@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from amips_plugins.doctor.findings import Trial, Verdict
 
 if TYPE_CHECKING:
-    from amips_plugins.adapters.describing import Construction
+    from amips_plugins.adapters.describe import Construction
 
 __all__ = ["RECALLS", "judge", "judge_unseen"]
 

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from amips_plugins.arrays import read_npz
-from amips_plugins.bundle import REFERENCE, REFERENCE_LIMIT, Bundle
+from amips_plugins.bundle.manifest import REFERENCE, REFERENCE_LIMIT, Bundle
 from amips_plugins.errors import BundleCorrupt
-from amips_plugins.hooks import RewriteHook, RouteHook
+from amips_plugins.models.hooks import RewriteHook, RouteHook
 from amips_plugins.plan import PreQueryHook
 from amips_plugins.vectors import FloatArray
 

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Literal
 
-from amips_plugins.health.detector import Detector
+from amips_plugins.health.change_detector import Detector
 from amips_plugins.health.drift import Drift
 from amips_plugins.health.recall import Recall, RecallWindow
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from amips_plugins.bounds import betting_bound
+from amips_plugins.health.confidence import betting_bound
 
 if TYPE_CHECKING:
-    from amips_plugins.adapters.base import Hit
+    from amips_plugins.collection import Hit
 
 __all__ = ["Recall", "RecallWindow", "recall_at_k"]
 

@@ -70,7 +70,7 @@ class StatusFile:
 
     Examples
     --------
-    >>> from amips_plugins.health.watch import Watch
+    >>> from amips_plugins.health.monitor import Watch
     >>> watch = Watch(on_health=StatusFile("status", "docs"))
     """
 

@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from amips_plugins.async_router import AsyncLearnedRouter
 from amips_plugins.errors import InvalidInput
 from amips_plugins.proxies.client import ClientProxy
 from amips_plugins.proxies.late import LateRouter
-from amips_plugins.router import LearnedRouter
+from amips_plugins.routing.async_router import AsyncLearnedRouter
+from amips_plugins.routing.router import LearnedRouter
 
 __all__ = [
     "Router",
@@ -76,7 +76,7 @@ def qdrant_router(
     """
 
     def make() -> LearnedRouter:
-        from amips_plugins.adapters.qdrant import QdrantCollection
+        from amips_plugins.adapters.qdrant.collection import QdrantCollection
 
         return LearnedRouter(QdrantCollection(client, name, field()), **options)
 
@@ -91,7 +91,7 @@ def milvus_router(
     """Return the router given, or one for a collection of a Milvus client (see above)."""
 
     def make() -> LearnedRouter:
-        from amips_plugins.adapters.milvus import MilvusCollection
+        from amips_plugins.adapters.milvus.collection import MilvusCollection
 
         return LearnedRouter(MilvusCollection(client, name, field), **options)
 

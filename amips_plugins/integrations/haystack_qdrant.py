@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from amips_plugins.checks import check_target
 from amips_plugins.errors import require
 from amips_plugins.integrations.common import Router, check_store, given_or_late, unrouted
 from amips_plugins.proxies import route
 from amips_plugins.proxies.client import ClientProxy
+from amips_plugins.routing.checks import check_target
 
 if TYPE_CHECKING:
-    from amips_plugins.router import LearnedRouter
+    from amips_plugins.routing.router import LearnedRouter
 
 __all__ = ["routed"]
 
@@ -74,8 +74,8 @@ def routed(
     inner._client, inner._async_client = unrouted(inner._client), unrouted(inner._async_client)
 
     def make() -> LearnedRouter:
-        from amips_plugins.adapters.qdrant import QdrantCollection
-        from amips_plugins.router import LearnedRouter
+        from amips_plugins.adapters.qdrant.collection import QdrantCollection
+        from amips_plugins.routing.router import LearnedRouter
 
         kind._initialize_client(inner)  # the asynchronous one may be alone so far
         dense = require(f"{_MODULE}.converters", "haystack-qdrant").DENSE_VECTORS_NAME

@@ -16,7 +16,7 @@ from amips_plugins.integrations.common import check_store, milvus_router, unrout
 from amips_plugins.proxies import route
 
 if TYPE_CHECKING:
-    from amips_plugins.router import LearnedRouter
+    from amips_plugins.routing.router import LearnedRouter
 
 __all__ = ["routed"]
 

@@ -13,7 +13,7 @@ require("opentelemetry.trace", "tracing")
 from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
-from amips_plugins.observe.observers import Observation
+from amips_plugins.routing.observers import Observation
 
 __all__ = ["SearchSpans"]
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from amips_plugins.checks import check_target
 from amips_plugins.errors import InvalidInput
+from amips_plugins.routing.checks import check_target
 
 if TYPE_CHECKING:
-    from amips_plugins.async_router import AsyncLearnedRouter
     from amips_plugins.proxies.late import LateRouter
-    from amips_plugins.router import LearnedRouter
+    from amips_plugins.routing.async_router import AsyncLearnedRouter
+    from amips_plugins.routing.router import LearnedRouter
 
 __all__ = ["route"]
 
@@ -67,9 +67,9 @@ def route(
     >>> client = route(QdrantClient("http://localhost:6333"), router)  # doctest: +SKIP
     >>> client.query_points("docs", query=vector, limit=10)  # doctest: +SKIP
     """
-    from amips_plugins.async_router import AsyncLearnedRouter
     from amips_plugins.proxies.late import LateRouter
-    from amips_plugins.router import LearnedRouter
+    from amips_plugins.routing.async_router import AsyncLearnedRouter
+    from amips_plugins.routing.router import LearnedRouter
 
     check_target(recall, None)
     if isinstance(router, AsyncLearnedRouter):

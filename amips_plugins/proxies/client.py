@@ -8,7 +8,7 @@ from typing import Any
 
 from amips_plugins.proxies.calls import Dialect, Routing
 from amips_plugins.proxies.late import LateRouter
-from amips_plugins.router import LearnedRouter
+from amips_plugins.routing.router import LearnedRouter
 
 __all__ = ["ClientProxy"]
 

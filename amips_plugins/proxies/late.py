@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from amips_plugins.router import LearnedRouter
+from amips_plugins.routing.router import LearnedRouter
 
 __all__ = ["LateRouter"]
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from amips_plugins.adapters.base import CollectionInfo, Hit, SearchRequest, check_layout
-from amips_plugins.adapters.milvus import MilvusCollection
-from amips_plugins.adapters.milvus_queries import check_partitions, plan_calls
+from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.adapters.milvus.search import check_partitions, plan_calls
+from amips_plugins.collection import CollectionInfo, Hit, SearchRequest, check_layout
 from amips_plugins.errors import InvalidInput
 from amips_plugins.proxies.calls import Asked, Call, Found
 from amips_plugins.proxies.client import ClientProxy
 from amips_plugins.proxies.late import LateRouter
-from amips_plugins.router import LearnedRouter
-from amips_plugins.steps import Aside, Search, Steps, run, run_async
+from amips_plugins.routing.effects import Aside, Search, Steps, run, run_async
+from amips_plugins.routing.router import LearnedRouter
 from amips_plugins.vectors import as_queries, native_scores
 
 __all__ = ["wrap"]

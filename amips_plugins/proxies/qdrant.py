@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amips_plugins.adapters.base import CollectionInfo, SearchRequest, check_layout
-from amips_plugins.adapters.qdrant_queries import plan_queries
+from amips_plugins.adapters.qdrant.search import plan_queries
+from amips_plugins.collection import CollectionInfo, SearchRequest, check_layout
 from amips_plugins.errors import InvalidInput, require
 from amips_plugins.proxies.calls import Asked, Call, Found
 from amips_plugins.proxies.client import ClientProxy
 from amips_plugins.proxies.late import LateRouter
-from amips_plugins.router import LearnedRouter
-from amips_plugins.steps import Search, Steps, run, run_async
+from amips_plugins.routing.effects import Search, Steps, run, run_async
+from amips_plugins.routing.router import LearnedRouter
 from amips_plugins.vectors import as_queries
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from amips_plugins.bundle import Figure as Cost
-from amips_plugins.curves import Curves
+from amips_plugins.bundle.manifest import Figure as Cost
 from amips_plugins.report.drawing import (
     BLUE,
     DASHES,
@@ -28,6 +27,7 @@ from amips_plugins.report.drawing import (
 )
 from amips_plugins.report.material import Live, Material
 from amips_plugins.report.style import COLOURS, Chart, new_axes
+from amips_plugins.report.training_record import Curves
 
 __all__ = ["latency", "probes", "promises", "recall_against_cost"]
 

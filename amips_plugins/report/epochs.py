@@ -6,7 +6,6 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from amips_plugins.curves import Curves
 from amips_plugins.report.drawing import (
     DASHES,
     INK,
@@ -17,6 +16,7 @@ from amips_plugins.report.drawing import (
     percent,
 )
 from amips_plugins.report.style import COLOURS, Chart, new_axes
+from amips_plugins.report.training_record import Curves
 
 __all__ = ["training"]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import msgspec
 
-from amips_plugins.bundle import CALIBRATION, CELLS, MANIFEST, Bundle, Manifest
-from amips_plugins.calibration import Calibration
-from amips_plugins.cells import Cells
-from amips_plugins.curves import CURVES, Curves, read_curves
+from amips_plugins.bundle.manifest import CALIBRATION, CELLS, MANIFEST, Bundle, Manifest
 from amips_plugins.errors import InvalidInput
+from amips_plugins.models.calibration import Calibration
+from amips_plugins.models.cells import Cells
+from amips_plugins.report.training_record import CURVES, Curves, read_curves
 
 __all__ = ["Live", "Material", "read_material"]
 

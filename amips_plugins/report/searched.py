@@ -11,7 +11,6 @@ from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter
 
-from amips_plugins.curves import FlatMap
 from amips_plugins.report.drawing import (
     BLUE,
     FAINT,
@@ -22,6 +21,7 @@ from amips_plugins.report.drawing import (
 )
 from amips_plugins.report.material import Material
 from amips_plugins.report.style import Chart, new_axes
+from amips_plugins.report.training_record import FlatMap
 
 __all__ = ["cell_sizes", "flat_map"]
 

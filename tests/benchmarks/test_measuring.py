@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from amips_plugins.export.clustering import centroid_weights, native_cells
-from amips_plugins.export.problem import Problem, Split
+from amips_plugins.export.dataset import Problem, Split
 from amips_plugins.export.routers import native_candidate
 from amips_plugins.export.targets import top_keys
 from amips_plugins.progress import no_progress

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amips_plugins.export.problem import Problem
+from amips_plugins.export.dataset import Problem
 from amips_plugins.progress import no_progress
 from amips_plugins.vectors import FloatArray, Metric, normalise
 from benchmarks.data import Dataset

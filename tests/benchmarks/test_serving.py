@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from amips_plugins.adapters.base import Hit
+from amips_plugins.collection import Hit
 from amips_plugins.errors import InvalidInput
 from amips_plugins.vectors import FloatArray, normalise
 from benchmarks import break_even

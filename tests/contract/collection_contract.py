@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amips_plugins.adapters.base import Collection, Hit, Id, SearchRequest
-from amips_plugins.adapters.layouts import AssignCells, LayoutSpec, Storage
 from amips_plugins.adapters.memory import MemoryCollection
+from amips_plugins.cell_layout import AssignCells, LayoutSpec, Storage
+from amips_plugins.collection import Collection, Hit, Id, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, Metric, normalise

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from amips_plugins.adapters.base import Collection, Hit, Id, SearchRequest
 from amips_plugins.adapters.memory import MemoryCollection
+from amips_plugins.collection import Collection, Hit, Id, SearchRequest
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, Metric
 from tests.contract.collection_contract import CollectionContract

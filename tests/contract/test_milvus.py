@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from amips_plugins.adapters.base import Collection, Hit, Id, SearchRequest
-from amips_plugins.adapters.blocking import open_blocking
-from amips_plugins.adapters.layouts import Storage
-from amips_plugins.adapters.milvus import MilvusCollection
+from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.adapters.sync_facade import open_blocking
+from amips_plugins.cell_layout import Storage
+from amips_plugins.collection import Collection, Hit, Id, SearchRequest
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, Metric
 from tests.contract.collection_contract import COUNT, DIM, CollectionContract, vectors

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
-from amips_plugins.adapters.base import Collection, Hit, Id, SearchRequest
-from amips_plugins.adapters.blocking import BlockingClient, open_blocking
-from amips_plugins.adapters.qdrant import QdrantCollection
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
+from amips_plugins.adapters.sync_facade import BlockingClient, open_blocking
+from amips_plugins.collection import Collection, Hit, Id, SearchRequest
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, Metric
 from tests.contract.collection_contract import COUNT, DIM, CollectionContract

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import qdrant_edge as edge
 
-from amips_plugins.adapters.base import Collection, Id
-from amips_plugins.adapters.qdrant_edge import QdrantEdgeCollection
+from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
+from amips_plugins.collection import Collection, Id
 from amips_plugins.vectors import FloatArray, Metric
 from tests.contract.collection_contract import COUNT, DIM, CollectionContract
 

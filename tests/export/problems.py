@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from amips_plugins.export.presets import Preset
-from amips_plugins.export.problem import Problem, Split
+from amips_plugins.export.dataset import Problem, Split
 from amips_plugins.export.queries import split_queries
+from amips_plugins.export.recipes import Preset
 from amips_plugins.export.targets import top_keys
 from amips_plugins.progress import no_progress
 from amips_plugins.vectors import FloatArray, Metric, lift_keys, lift_queries, normalise

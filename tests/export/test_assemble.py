@@ -9,11 +9,11 @@ import onnx
 import pytest
 import torch
 
-from amips_plugins.cells import Cells
-from amips_plugins.export.assemble import served_model
+from amips_plugins.export.bundling import served_model
+from amips_plugins.export.dataset import Candidate, Problem
 from amips_plugins.export.nets import KeyNet, LinearRouter, Net
-from amips_plugins.export.problem import Candidate, Problem
 from amips_plugins.export.to_onnx import Order
+from amips_plugins.models.cells import Cells
 from amips_plugins.vectors import Metric
 from tests.export.problems import CELLS as N_CELLS
 from tests.export.problems import DIM, make_problem

@@ -5,7 +5,6 @@ import warnings
 import numpy as np
 import pytest
 
-from amips_plugins.cells import Cells, place_keys
 from amips_plugins.errors import TrainingError
 from amips_plugins.export import clustering
 from amips_plugins.export.clustering import (
@@ -20,6 +19,7 @@ from amips_plugins.export.clustering import (
     weighted_k_means,
     without_empty,
 )
+from amips_plugins.models.cells import Cells, place_keys
 from amips_plugins.vectors import FloatArray, IntArray, Metric, lift_keys, lift_queries
 from tests.export.data import clustered_keys, gaussian, narrow_queries
 
@@ -190,7 +190,7 @@ def test_blocks_change_nothing(layout: str, monkeypatch: pytest.MonkeyPatch) -> 
     cells, assignment, _ = cut(layout, keys, Metric.L2)
     weights = centroid_weights(keys, assignment, cells, Metric.IP)
     monkeypatch.setattr(clustering, "_BLOCK", 7)
-    monkeypatch.setattr("amips_plugins.cells._BLOCK", 11)
+    monkeypatch.setattr("amips_plugins.models.cells._BLOCK", 11)
     again, same, _ = cut(layout, keys, Metric.L2)
     np.testing.assert_array_equal(same, assignment)
     new = clustered_keys(100, DIM, seed=7)

@@ -10,8 +10,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from amips_plugins.errors import TrainingError
-from amips_plugins.export.fit import Schedule, Score, fit
 from amips_plugins.export.nets import KeyNet, LinearRouter, LowRankRouter, Net, SupportNet
+from amips_plugins.export.training_loop import Schedule, Score, fit
 from tests.progress_recorder import Recorder
 
 DIM, CELLS, N = 5, 4, 70

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from amips_plugins.export.measure import (
+from amips_plugins.export.cost_curves import (
     TARGETS,
     Curve,
     betting_bound,
@@ -22,7 +22,7 @@ from amips_plugins.export.measure import (
     levels_by_threshold,
     thresholds_for,
 )
-from amips_plugins.hooks import cells_above
+from amips_plugins.models.hooks import cells_above
 from amips_plugins.vectors import FloatArray, IntArray
 
 N_CELLS, K = 12, 5

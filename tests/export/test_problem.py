@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amips_plugins.export import problem as module
+from amips_plugins.export import dataset as module
 from amips_plugins.export.clustering import native_cells
-from amips_plugins.export.measure import Curve
-from amips_plugins.export.presets import PRESETS
-from amips_plugins.export.problem import augmented, score
+from amips_plugins.export.cost_curves import Curve
+from amips_plugins.export.dataset import augmented, score
+from amips_plugins.export.keynet import train_keynet
 from amips_plugins.export.queries import augment
-from amips_plugins.export.rewriter import train_keynet
+from amips_plugins.export.recipes import PRESETS
 from amips_plugins.export.routers import train_router
 from amips_plugins.vectors import FloatArray, Metric, lift_queries, normalise
 from tests.export.problems import CELLS, make_problem, short

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from amips_plugins.export.clustering import centroid_weights, native_cells
-from amips_plugins.export.presets import PRESETS
-from amips_plugins.export.rewriter import as_query, cut_many_ways, train_keynet
+from amips_plugins.export.keynet import as_query, cut_many_ways, train_keynet
+from amips_plugins.export.recipes import PRESETS
 from amips_plugins.vectors import Metric, lift_queries
 from tests.export.data import gaussian
 from tests.export.problems import CELLS, DIM, K, make_problem, short

@@ -10,10 +10,10 @@ import torch
 
 from amips_plugins.export import routers as module
 from amips_plugins.export.clustering import centroid_weights, native_cells
-from amips_plugins.export.measure import curve, levels_by_threshold, thresholds_for
+from amips_plugins.export.cost_curves import curve, levels_by_threshold, thresholds_for
+from amips_plugins.export.dataset import Problem
 from amips_plugins.export.nets import LinearRouter, LowRankRouter
-from amips_plugins.export.presets import PRESETS
-from amips_plugins.export.problem import Problem
+from amips_plugins.export.recipes import PRESETS
 from amips_plugins.export.routers import (
     SupportTargets,
     native_candidate,
@@ -21,7 +21,7 @@ from amips_plugins.export.routers import (
     train_router,
 )
 from amips_plugins.export.to_onnx import to_onnx
-from amips_plugins.model import OnnxModel
+from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.vectors import Metric, normalise
 from tests.export.data import gaussian
 from tests.export.problems import CELLS, DIM, K, make_problem, short

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amips_plugins.adapters.base import Cursor, Id, KeyBatch
 from amips_plugins.adapters.memory import MemoryCollection
+from amips_plugins.collection import Cursor, Id, KeyBatch
 from amips_plugins.errors import DatabaseUnreachable, SnapshotError
 from amips_plugins.export import snapshot as module
 from amips_plugins.export.snapshot import Snapshot, take_snapshot

@@ -18,21 +18,27 @@ from safetensors import safe_open
 
 from amips_plugins import LearnedRouter
 from amips_plugins.adapters.memory import MemoryCollection
-from amips_plugins.bundle import Bundle
-from amips_plugins.calibration import Calibration
-from amips_plugins.cells import Cells
+from amips_plugins.bundle.manifest import Bundle
 from amips_plugins.errors import AmipsError, InvalidInput, MetricNotSupported, TrainingError
-from amips_plugins.export.choice import choose
-from amips_plugins.export.measure import Curve, curve, figures, levels_by_threshold, thresholds_for
+from amips_plugins.export.cost_curves import (
+    Curve,
+    curve,
+    figures,
+    levels_by_threshold,
+    thresholds_for,
+)
+from amips_plugins.export.dataset import Candidate, Problem, Split
 from amips_plugins.export.nets import LinearRouter
-from amips_plugins.export.problem import Candidate, Problem, Split
 from amips_plugins.export.queries import split_queries
+from amips_plugins.export.selection import choose
 from amips_plugins.export.snapshot import Snapshot, take_snapshot
 from amips_plugins.export.train import Run, TrainOptions, train
 from amips_plugins.health.drift import load_reference, outputs_of
-from amips_plugins.hooks import NativeHook, RouteHook, load_hook
 from amips_plugins.layout import lay_out
-from amips_plugins.model import OnnxModel
+from amips_plugins.models.calibration import Calibration
+from amips_plugins.models.cells import Cells
+from amips_plugins.models.hooks import NativeHook, RouteHook, load_hook
+from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.vectors import FloatArray, IntArray, Metric, lift_keys, lift_queries, normalise
 from tests.export.data import clustered_keys, gaussian, narrow_queries
 from tests.export.problems import make_problem
@@ -595,7 +601,7 @@ def test_an_interrupted_write_of_the_bundle_leaves_none(
         path.write_bytes(data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["amips_plugins.export.assemble"], "replace_file", killed)
+        patch.setattr(sys.modules["amips_plugins.export.bundling"], "replace_file", killed)
         with pytest.raises(KeyboardInterrupt):
             train(snapshot, QUERIES, tmp_path, asked)
     assert "model.onnx" in written

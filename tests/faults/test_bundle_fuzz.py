@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from amips_plugins.arrays import read_npy
-from amips_plugins.bundle import (
+from amips_plugins.bundle.manifest import (
     CALIBRATION,
     CELLS,
     IDS,
@@ -31,15 +31,15 @@ from amips_plugins.bundle import (
     Bundle,
     describe_file,
 )
+from amips_plugins.bundle.registry import Registry, collection_key
 from amips_plugins.errors import BundleCorrupt, BundleError
 from amips_plugins.export.nets import KeyNet, LinearRouter, SupportNet
 from amips_plugins.export.to_onnx import Order, support_to_onnx, to_onnx
 from amips_plugins.health.drift import load_reference
-from amips_plugins.hooks import ModelFault, load_hook
 from amips_plugins.layout import known_cells
-from amips_plugins.onnx_check import OPERATORS, check_onnx
+from amips_plugins.models.hooks import ModelFault, load_hook
+from amips_plugins.models.onnx_check import OPERATORS, check_onnx
 from amips_plugins.plan import Target
-from amips_plugins.registry import Registry, collection_key
 from amips_plugins.vectors import Metric
 from tests.bundles import DIM, N_CELLS, make_files, make_manifest, memory, vectors
 
@@ -253,7 +253,7 @@ def _agree(data: bytes) -> None:
 
 
 def _model(data: bytes) -> None:
-    from amips_plugins.model import OnnxModel
+    from amips_plugins.models.onnx_session import OnnxModel
 
     _agree(data)
     try:

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from amips_plugins import AsyncLearnedRouter, LearnedRouter, MilvusCollection, Registry
-from amips_plugins.adapters.base import Hit, Id
-from amips_plugins.breaker import Breaker
-from amips_plugins.bundle import MODEL
+from amips_plugins.bundle.manifest import MODEL
+from amips_plugins.bundle.registry import collection_key
+from amips_plugins.collection import Hit, Id
 from amips_plugins.layout import lay_out
-from amips_plugins.registry import collection_key
+from amips_plugins.routing.circuit_breaker import Breaker
 from tests.bundles import DIM, memory, open_bundle, other_cells, vectors, write_bundle
 from tests.generations import Gone, World, generation
 

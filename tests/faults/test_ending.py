@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from amips_plugins.bundle import CANNED, MODEL
+from amips_plugins.bundle.manifest import CANNED, MODEL
 from tests.bundles import write_bundle
 from tests.faults.test_runtime_faults import heavy
 
@@ -19,7 +19,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from amips_plugins import LearnedRouter, Registry
-from amips_plugins.health.watch import Watch
+from amips_plugins.health.monitor import Watch
 from amips_plugins.plan import QueryPlan
 from tests.bundles import laid_out, memory, vectors, write_bundle
 

@@ -245,7 +245,7 @@ import asyncio, multiprocessing, sys
 from pathlib import Path
 import numpy as np
 from amips_plugins import AsyncLearnedRouter, LearnedRouter, MemoryCollection
-from amips_plugins.bundle import Bundle
+from amips_plugins.bundle.manifest import Bundle
 from amips_plugins.layout import lay_out
 
 router = None
@@ -285,9 +285,9 @@ def test_a_router_in_every_process_of_a_pool(tmp_path: Path, method: str) -> Non
 EDGE = """
 import qdrant_edge as edge
 from amips_plugins import QdrantEdgeCollection
-from amips_plugins.adapters.base import SearchRequest
+from amips_plugins.collection import SearchRequest
 from amips_plugins.errors import CollectionError
-from amips_plugins.hooks import NativeHook
+from amips_plugins.models.hooks import NativeHook
 
 (folder / "docs").mkdir()
 config = edge.EdgeConfig(vectors=edge.EdgeVectorParams(size=4, distance=edge.Distance.Dot))

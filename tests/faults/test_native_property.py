@@ -21,10 +21,10 @@ from pymilvus import DataType, MilvusClient
 from qdrant_client import QdrantClient, models
 
 from amips_plugins import LearnedRouter, MemoryCollection, MilvusCollection, QdrantCollection
-from amips_plugins.adapters.base import Collection
+from amips_plugins.bundle.registry import collection_key
+from amips_plugins.collection import Collection
 from amips_plugins.layout import lay_out
 from amips_plugins.plan import QueryPlan
-from amips_plugins.registry import collection_key
 from amips_plugins.vectors import FloatArray, Metric, native_scores
 from tests.bundles import COUNT, DIM, N_CELLS, open_bundle, vectors, write_bundle
 from tests.routing import Hook

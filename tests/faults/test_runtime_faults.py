@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from amips_plugins import LearnedRouter, breaker
-from amips_plugins.adapters.base import Hit, SearchRequest
-from amips_plugins.bundle import CANNED, MODEL
+from amips_plugins import LearnedRouter
+from amips_plugins.bundle.manifest import CANNED, MODEL
+from amips_plugins.collection import Hit, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import NATIVE, QueryPlan
+from amips_plugins.routing import circuit_breaker as breaker
 from amips_plugins.vectors import FloatArray
 from tests.bundles import DIM, N_CELLS, laid_out, memory, vectors, write_bundle
 from tests.routing import QUERIES, Hook, Spy, assert_native, logged

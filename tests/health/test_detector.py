@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from amips_plugins.errors import InvalidInput
-from amips_plugins.health.detector import Detector
+from amips_plugins.health.change_detector import Detector
 
 Draw = Callable[[np.random.Generator, int], npt.NDArray[np.float64]]
 TARGET = 0.95

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from amips_plugins.adapters.base import Hit
+from amips_plugins.collection import Hit
 from amips_plugins.health.recall import RecallWindow, recall_at_k
 
 

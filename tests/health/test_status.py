@@ -15,18 +15,18 @@ from qdrant_client import QdrantClient, models
 
 from amips_plugins import QdrantCollection, Registry
 from amips_plugins.adapters.memory import MemoryCollection
-from amips_plugins.bundle import CALIBRATION, CollectionKey
-from amips_plugins.calibration import Calibration
+from amips_plugins.bundle.manifest import CALIBRATION, CollectionKey
+from amips_plugins.bundle.registry import collection_key
 from amips_plugins.cli import main
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.drift import Drift
 from amips_plugins.health.gate import Health
+from amips_plugins.health.monitor import Watch
 from amips_plugins.health.recall import Recall
-from amips_plugins.health.report import report
 from amips_plugins.health.status_file import StatusFile, read_status
-from amips_plugins.health.watch import Watch
 from amips_plugins.layout import lay_out
-from amips_plugins.registry import collection_key
+from amips_plugins.models.calibration import Calibration
+from amips_plugins.status import report
 from amips_plugins.vectors import Metric
 from tests.bundles import COUNT, DIM, K, laid_out, memory, open_bundle, vectors, write_bundle
 from tests.health.world import router

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amips_plugins.adapters.base import Hit, SearchRequest
 from amips_plugins.adapters.memory import MemoryCollection
+from amips_plugins.collection import Hit, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.gate import WIDEN, Health
-from amips_plugins.health.shadow import Sample, examine, search_in
-from amips_plugins.health.watch import Watch
-from amips_plugins.hooks import NativeHook
+from amips_plugins.health.monitor import Watch
+from amips_plugins.health.shadow_search import Sample, examine, search_in
+from amips_plugins.models.hooks import NativeHook
 from amips_plugins.plan import NATIVE, QueryPlan, Target
 from amips_plugins.vectors import FloatArray
 from tests.health.world import (
@@ -79,7 +79,7 @@ def test_cells_that_went_bad_are_noticed_and_their_mending_too(
     assert driver.run(queries(13, 2000), "healthy") <= 1000
     assert [health.state for health in told] == ["widened", "native", "widened", "healthy"]
     assert not watch.failures
-    records = [record for record in caplog.records if record.name.endswith("watch")]
+    records = [record for record in caplog.records if record.name.endswith("monitor")]
     assert [record.levelno for record in records] == [logging.WARNING] * 3
     fields = vars(records[0])
     assert records[0].getMessage() == (
@@ -278,7 +278,7 @@ def test_samples_are_apart_in_time() -> None:
 
 def test_the_database_is_left_to_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("amips_plugins.health.watch.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("amips_plugins.health.monitor.time.monotonic", lambda: clock[0])
 
     class Dear(MemoryCollection):
         def exact(self, request: SearchRequest) -> list[list[Hit]]:

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from amips_plugins.adapters.base import Collection, Hit, SearchRequest
-from amips_plugins.adapters.layouts import LayoutSpec
 from amips_plugins.adapters.memory import MemoryCollection
-from amips_plugins.export.measure import calibrate, curve, levels_by_threshold, thresholds_for
+from amips_plugins.cell_layout import LayoutSpec
+from amips_plugins.collection import Collection, Hit, SearchRequest
+from amips_plugins.export.cost_curves import calibrate, curve, levels_by_threshold, thresholds_for
 from amips_plugins.export.nets import KeyNet, LinearRouter
 from amips_plugins.export.to_onnx import Order, to_onnx
 from amips_plugins.health.drift import Reference, outputs_of
-from amips_plugins.health.shadow import Sample, search_in
-from amips_plugins.health.watch import Watch
-from amips_plugins.hooks import RewriteHook, RouteHook
-from amips_plugins.model import OnnxModel
+from amips_plugins.health.monitor import Watch
+from amips_plugins.health.shadow_search import Sample, search_in
+from amips_plugins.models.hooks import RewriteHook, RouteHook
+from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.plan import PreQueryHook, Target
 from amips_plugins.vectors import FloatArray, IntArray, Metric, normalise
 

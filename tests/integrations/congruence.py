@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from amips_plugins import LearnedRouter
-from amips_plugins.adapters.base import Collection
-from amips_plugins.observe.observers import Observation
+from amips_plugins.collection import Collection
+from amips_plugins.routing.observers import Observation
 from tests.handmade import publish
 from tests.integrations.corpus import TARGET, calibration, unseen
 from tests.proxies.data import EveryCell, Rewrite

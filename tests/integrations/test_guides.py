@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from amips_plugins.router import LearnedRouter
+from amips_plugins.routing.router import LearnedRouter
 from tests.integrations.corpus import DIM, embed
 
 ROOT = Path(__file__).parents[2]

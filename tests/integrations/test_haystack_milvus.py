@@ -13,7 +13,7 @@ from milvus_haystack import MilvusDocumentStore
 from milvus_haystack.milvus_embedding_retriever import MilvusEmbeddingRetriever
 
 from amips_plugins import LearnedRouter
-from amips_plugins.adapters.milvus import MilvusCollection
+from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.errors import InvalidInput
 from amips_plugins.integrations.haystack_milvus import routed
 from tests.integrations.congruence import Ask, Congruence, Found, World, lay_out

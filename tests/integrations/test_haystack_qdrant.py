@@ -19,7 +19,7 @@ from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from amips_plugins import LearnedRouter
-from amips_plugins.adapters.qdrant import QdrantCollection
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.errors import InvalidInput
 from amips_plugins.integrations.haystack_qdrant import routed
 from tests.integrations.congruence import Ask, Congruence, Found, World, lay_out

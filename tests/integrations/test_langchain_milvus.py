@@ -14,7 +14,7 @@ from langchain_milvus import BM25BuiltInFunction, Milvus
 from langchain_tests.integration_tests.vectorstores import VectorStoreIntegrationTests
 
 from amips_plugins import LearnedRouter
-from amips_plugins.adapters.milvus import MilvusCollection
+from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.errors import InvalidInput
 from amips_plugins.integrations.langchain_milvus import routed
 from amips_plugins.proxies import late

@@ -17,8 +17,8 @@ from langchain_tests.integration_tests.vectorstores import VectorStoreIntegratio
 from qdrant_client import QdrantClient, models
 
 from amips_plugins import LearnedRouter
-from amips_plugins.adapters.layouts import LayoutSpec
-from amips_plugins.adapters.qdrant import QdrantCollection
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
+from amips_plugins.cell_layout import LayoutSpec
 from amips_plugins.errors import FieldNotFound, InvalidInput
 from amips_plugins.integrations.langchain_qdrant import routed
 from tests.integrations.congruence import Ask, Congruence, Found, World, lay_out

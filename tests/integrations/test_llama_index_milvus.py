@@ -11,7 +11,7 @@ pytest.importorskip("llama_index.vector_stores.milvus", reason="run it by: make 
 from llama_index.vector_stores.milvus import MilvusVectorStore
 
 from amips_plugins import LearnedRouter
-from amips_plugins.adapters.milvus import MilvusCollection
+from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.errors import InvalidInput
 from amips_plugins.integrations.llama_index_milvus import routed
 from tests.integrations import llama_index_ways as shared

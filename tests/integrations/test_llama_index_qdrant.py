@@ -12,7 +12,7 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
 from amips_plugins import LearnedRouter
-from amips_plugins.adapters.qdrant import QdrantCollection
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.errors import InvalidInput
 from amips_plugins.integrations.llama_index_qdrant import routed
 from tests.integrations import llama_index_ways as shared

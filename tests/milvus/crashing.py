@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from amips_plugins.adapters.base import Id
-from amips_plugins.adapters.milvus import MilvusCollection
+from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.collection import Id
 from amips_plugins.vectors import FloatArray
 
 _CHANGING = {

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amips_plugins.adapters.base import Collection, Id, SearchRequest
-from amips_plugins.adapters.layouts import LayoutSpec
-from amips_plugins.adapters.milvus import MilvusCollection
+from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.cell_layout import LayoutSpec
+from amips_plugins.collection import Collection, Id, SearchRequest
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, IntArray
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amips_plugins.adapters.base import SearchRequest
-from amips_plugins.adapters.layouts import Storage
-from amips_plugins.adapters.milvus import MilvusCollection
+from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.cell_layout import Storage
+from amips_plugins.collection import SearchRequest
 from amips_plugins.errors import (
     CollectionError,
     CollectionNotFound,

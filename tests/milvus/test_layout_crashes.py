@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amips_plugins.adapters.layouts import Storage
-from amips_plugins.adapters.milvus import MilvusCollection
+from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.cell_layout import Storage
 from tests.milvus.crashing import Killed, Watched, Writer, check, contents
 from tests.milvus.docs import COUNT, make, spec
 

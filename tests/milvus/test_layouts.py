@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amips_plugins.adapters.base import Id
-from amips_plugins.adapters.layouts import Storage
-from amips_plugins.adapters.milvus import MilvusCollection
-from amips_plugins.adapters.milvus_plan import choose_storage, has_clustering_keys
+from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.adapters.milvus.layout_plan import choose_storage, has_clustering_keys
+from amips_plugins.cell_layout import Storage
+from amips_plugins.collection import Id
 from amips_plugins.errors import CollectionError, InvalidInput
 from amips_plugins.vectors import FloatArray, IntArray
 from tests.milvus.crashing import Killed, Watched, contents
@@ -264,7 +264,7 @@ def test_a_copy_that_finds_worse_neighbours_is_not_switched_to(
 ) -> None:
     source = aliased(client)
     monkeypatch.setattr(
-        "amips_plugins.adapters.milvus_copy._nearest",
+        "amips_plugins.adapters.milvus.copying._nearest",
         lambda table, queries, _: (
             [{table.name: float("building" not in table.name)}] * len(queries)
         ),

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics import exposition, parser
 
 from amips_plugins import LearnedRouter, MemoryCollection
-from amips_plugins.adapters.base import Id
+from amips_plugins.collection import Id
 from amips_plugins.health.drift import Drift
 from amips_plugins.health.gate import Health, State
 from amips_plugins.health.recall import Recall

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from amips_plugins import LearnedRouter
-from amips_plugins.adapters.base import Id
+from amips_plugins.collection import Id
 from amips_plugins.errors import InvalidInput
-from amips_plugins.observe.observers import Observation
 from amips_plugins.plan import QueryPlan
+from amips_plugins.routing.observers import Observation
 from tests.bundles import laid_out, memory, write_bundle
 from tests.observe.watched import watched_router
 from tests.routing import QUERIES, TOO_FEW, DatabaseError, Hook, Spy, logged, only, pairs

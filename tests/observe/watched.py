@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from amips_plugins import LearnedRouter
-from amips_plugins.adapters.base import CollectionInfo
-from amips_plugins.observe.observers import Observation, Observer
+from amips_plugins.collection import CollectionInfo
+from amips_plugins.routing.observers import Observation, Observer
 from amips_plugins.vectors import FloatArray, Metric
 from tests.bundles import laid_out
 

@@ -12,10 +12,10 @@ import pytest
 from qdrant_client import QdrantClient, models
 
 from amips_plugins import LearnedRouter, route
-from amips_plugins.adapters.milvus import MilvusCollection
-from amips_plugins.adapters.qdrant import QdrantCollection
+from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.errors import InvalidInput
-from amips_plugins.health.watch import Watch
+from amips_plugins.health.monitor import Watch
 from amips_plugins.plan import NATIVE, QueryPlan, Target
 from amips_plugins.vectors import FloatArray
 from tests.handmade import publish

@@ -13,9 +13,9 @@ import pytest
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from amips_plugins import LearnedRouter, MemoryCollection, route
-from amips_plugins.adapters.qdrant import QdrantCollection
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.errors import InvalidInput
-from amips_plugins.health.watch import Watch
+from amips_plugins.health.monitor import Watch
 from amips_plugins.plan import NATIVE, QueryPlan, Target
 from amips_plugins.proxies.late import LateRouter
 from amips_plugins.vectors import FloatArray
@@ -509,7 +509,7 @@ def test_parameters_of_a_server_are_kept(database: Database) -> None:
     """Exactness is asked for on a server alone, so the call is looked at, not made."""
     from amips_plugins.proxies.calls import Call
     from amips_plugins.proxies.qdrant import _Qdrant
-    from amips_plugins.steps import Search
+    from amips_plugins.routing.effects import Search
 
     dialect = _Qdrant(None, local=False)
     params = models.SearchParams(

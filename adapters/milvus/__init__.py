@@ -1,0 +1,1 @@
+"""Milvus: Milvus Lite and the server."""

@@ -1,0 +1,98 @@
+"""How the cells of Milvus are named, and how a collection says that it has some.
+
+A laid-out collection says so in the properties it was created with (a server forgets properties
+altered later when it restarts). Its cells are partitions, with the overflow in Milvus' own
+``_default``, or values of the field ``amips_cell``, where the overflow is -1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from amips_plugins.adapters.cell_groups import OVERFLOW
+from amips_plugins.cell_layout import Storage
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
+__all__ = [
+    "BUILDING",
+    "CELL_FIELD",
+    "DEFAULT_PARTITION",
+    "Cells",
+    "draining",
+    "generation_of",
+    "read_cells",
+]
+
+CELL_FIELD = "amips_cell"
+BUILDING = "__building_"  # in the name of a copy that is not complete
+DEFAULT_PARTITION = "_default"  # where Milvus puts a row that names no partition
+
+_GENERATION = re.compile(r"(.*)__g(\d+)")
+_PROPERTY = "amips."
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """The cells of a laid-out table, as its properties name them.
+
+    Attributes
+    ----------
+    layout, n_cells, version, storage
+        As in ``LayoutSpec``.
+    source
+        The collection it was copied from.
+    index
+        As in ``LayoutSpec``.
+    """
+
+    layout: str
+    n_cells: int
+    version: str
+    storage: Storage
+    source: str
+    index: str
+
+    def properties(self) -> dict[str, str]:
+        """Write them as properties of a collection."""
+        return {f"{_PROPERTY}{name}": str(getattr(self, name)) for name in self.__slots__}
+
+    @classmethod
+    def read(cls, properties: Mapping[str, str]) -> Cells | None:
+        """Read what ``properties`` wrote, or None."""
+        found = {name: properties.get(f"{_PROPERTY}{name}") for name in cls.__slots__}
+        storage = found["storage"]
+        if storage not in ("partitions", "field") or not str(found["n_cells"]).isdigit():
+            return None
+        return cls(
+            layout=str(found["layout"]),
+            n_cells=int(str(found["n_cells"])),
+            version=found["version"] or "",
+            storage="partitions" if storage == "partitions" else "field",
+            source=found["source"] or "",
+            index=found["index"] or "FLAT",
+        )
+
+    def partition(self, cell: int) -> str:
+        """Return the partition of a cell, the overflow's too."""
+        return DEFAULT_PARTITION if cell == OVERFLOW else f"cell_{self.layout}_{cell:04d}"
+
+
+def read_cells(client: MilvusClient, name: str) -> Cells | None:
+    """Read the cells of a collection from its properties."""
+    return Cells.read(client.describe_collection(name).get("properties") or {})
+
+
+def draining(target: str) -> str:
+    """Return the alias that names the source of a switch while late writes are copied from it."""
+    return f"{target}__draining"
+
+
+def generation_of(name: str) -> tuple[str, int]:
+    """Split the name of a generation: ``docs__g3`` is number 3 of ``docs``, itself number 1."""
+    match = _GENERATION.fullmatch(name)
+    return (match[1], int(match[2])) if match else (name, 1)

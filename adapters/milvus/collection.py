@@ -1,0 +1,358 @@
+"""Milvus: Milvus Lite and the server, both through ``pymilvus.MilvusClient``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from amips_plugins.adapters.cell_groups import OVERFLOW
+from amips_plugins.adapters.milvus.cells import BUILDING, draining
+from amips_plugins.adapters.milvus.layouts import MilvusLayouts
+from amips_plugins.adapters.milvus.opening import (
+    connect_lite,
+    connect_server,
+    open_table,
+    widest_params,
+)
+from amips_plugins.adapters.milvus.search import (
+    Call,
+    as_hits,
+    check_partitions,
+    plan_calls,
+    time_left,
+)
+from amips_plugins.adapters.milvus.table import Table
+from amips_plugins.collection import (
+    CollectionInfo,
+    Cursor,
+    Hit,
+    Id,
+    KeyBatch,
+    SearchRequest,
+    check_keys,
+    check_layout,
+)
+from amips_plugins.errors import CollectionNotFound
+from amips_plugins.plan import NATIVE, QueryPlan
+from amips_plugins.vectors import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
+__all__ = ["MilvusCollection"]
+
+_AT_ONCE = 8  # calls of one search: a batch is not to push everybody else aside
+_PAGE_BYTES = 32 << 20  # well under the 100 MB of one answer
+
+
+class MilvusCollection:
+    """A vector field of a Milvus collection. Constructing it asks the database nothing.
+
+    An alias is followed once, at the first use: the object then stays on that collection, so that
+    a moved alias never mixes two generations. ``info.name`` is the collection's own name.
+
+    Make the client, and this object, in the process that uses them: gRPC may take no calls in a
+    fork of a process that was in the middle of one.
+
+    Parameters
+    ----------
+    client
+        An open client; it stays the caller's to close.
+    name
+        Name or alias of the collection.
+    field
+        The vector field; may be left out where there is only one.
+
+    Examples
+    --------
+    >>> from pymilvus import MilvusClient  # doctest: +SKIP
+    >>> collection = MilvusCollection(MilvusClient("docs.db"), "docs")  # doctest: +SKIP
+    >>> collection.info.metric  # doctest: +SKIP
+    <Metric.COSINE: 'cosine'>
+    """
+
+    def __init__(self, client: MilvusClient, name: str, field: str | None = None) -> None:
+        self.client = client
+        self._name = name
+        self._field = field
+        self._own: tuple[str, str | None] | None = None
+        self._table: Table | None = None
+
+    @classmethod
+    def connect(
+        cls, address: str, name: str, field: str | None = None, token: str | None = None
+    ) -> MilvusCollection:
+        """Open a client for one collection; ``close`` closes it.
+
+        Parameters
+        ----------
+        address
+            Path of a Milvus Lite database, ending in ``.db``, or ``http(s)://host:port``.
+        name
+            Name or alias of the collection.
+        field
+            The vector field; may be left out where there is only one.
+        token
+            ``"user:password"`` or an API key; None where the server asks for none.
+
+        Raises
+        ------
+        MissingExtra
+            pymilvus, or milvus-lite for a path, is not installed.
+        CollectionNotFound
+            The path does not exist; no empty database is created.
+        DatabaseUnreachable
+            No server answers, or the file cannot be opened.
+        InvalidInput
+            The address is neither a path nor a URL.
+        """
+        if urlsplit(address).scheme in ("http", "https"):
+            client = connect_server(address, token)
+        else:
+            client = connect_lite(address)
+        collection = cls(client, name, field)
+        collection._own = (address, token)
+        return collection
+
+    @property
+    def info(self) -> CollectionInfo:
+        """What the collection is; the first use asks the database.
+
+        Raises
+        ------
+        CollectionNotFound
+            There is no such collection or alias.
+        FieldNotFound
+            There is no such vector field, or several and none was named.
+        MetricNotSupported
+            The index compares otherwise than by IP, COSINE or L2.
+        CollectionError
+            The field has no index, or a server has not loaded the collection.
+        """
+        return self.table().info
+
+    def table(self) -> Table:
+        """Return the physical collection, found out at the first use."""
+        if self._table is None:
+            self._table = open_table(self.client, self._name, self._field)
+        return self._table
+
+    @property
+    def break_even(self) -> float:
+        """Share of the keys above which a full scan is cheaper (docs/performance.md)."""
+        table = self.table()
+        if table.is_lite:  # it loops over the rows in scope, so fewer are always cheaper
+            return 1.0
+        return 0.1 if table.cells is not None and table.cells.storage == "field" else 0.5
+
+    @property
+    def alias(self) -> str | None:
+        """The alias by which the collection was opened, or None."""
+        return None if self._name == self.table().name else self._name
+
+    def target_of(self, alias: str) -> str | None:
+        """Return the collection that an alias names, or None."""
+        if alias in self.client.list_collections() or not self.client.has_collection(alias):
+            return None
+        return str(self.client.describe_collection(alias)["collection_name"])
+
+    def path(self) -> Path | None:
+        """Return the folder of a Milvus Lite file, or None where that is not known."""
+        return Path(self._own[0]).parent if self._own and self.table().is_lite else None
+
+    def current(self) -> MilvusCollection:
+        """Return this object, or one for the collection that the alias names now.
+
+        Raises
+        ------
+        CollectionNotFound
+            There is no such collection or alias any more.
+        """
+        if not self.client.has_collection(self._name):
+            raise CollectionNotFound(f"Milvus has no collection {self._name!r} any more.")
+        found = self.client.describe_collection(self._name)
+        table = self.table()
+        # There may be another collection under the old name. Milvus Lite numbers none: there it
+        # shows only where the fields are others.
+        same = ("collection_name", "collection_id", "fields")
+        if all(found[what] == table.raw[what] for what in same):
+            return self
+        return type(self)(self.client, self._name, self.info.field)
+
+    def sibling(self, name: str) -> MilvusCollection:
+        """Return another collection of this database."""
+        if self._own is None:
+            return type(self)(self.client, name, self.info.field)
+        address, token = self._own  # pymilvus shares the connection; each object closes its own
+        return type(self).connect(address, name, self.info.field, token)
+
+    def count(self) -> int:
+        """Return the number of keys, with every write acknowledged before this call."""
+        return self.table().count()
+
+    def scan(self, batch_size: int, after: Cursor | None = None) -> Iterator[KeyBatch]:
+        """Read every key once, in the order of the ids, behind the id ``after``.
+
+        A batch may be smaller than ``batch_size``, so that one answer stays within what Milvus
+        sends. It is not a snapshot: a key written meanwhile may appear, a deleted one vanish.
+
+        Raises
+        ------
+        InvalidInput
+            ``batch_size`` is under 1, or ``after`` is not an id of this collection's kind.
+        """
+        table = self.table()
+        for rows in table.pages(batch_size, _PAGE_BYTES, [table.key, table.info.field], after):
+            ids = [row[table.key] for row in rows]
+            yield KeyBatch(ids, table.vectors(rows), ids[-1])
+
+    def upsert(
+        self,
+        ids: Sequence[Id],
+        vectors: FloatArray,
+        fields: Sequence[Mapping[str, Any]] | None = None,
+        cells: IntArray | None = None,
+    ) -> None:
+        """Write keys into their cells, in place of those with the same ids wherever they lie.
+
+        Without ``cells`` they are overflow. ``fields`` has to bring every field of the schema that
+        has no default, other vectors too. The new row is there before an old one in another cell
+        goes; on Milvus Lite, for a moment, neither is.
+        """
+        table = self.table()
+        check_keys(table.info.dim, self.layout(), ids, vectors, fields, cells)
+        stored = fields if fields is not None else [{}] * len(ids)
+        rows = [
+            {**more, table.key: key, table.info.field: vector}
+            for key, vector, more in zip(ids, vectors, stored, strict=True)
+        ]
+        source = self._draining()
+        if source is not None:
+            source.write(rows, None if source.cells is None else np.full(len(rows), OVERFLOW))
+        table.write(rows, cells)
+
+    def delete(self, ids: Sequence[Id]) -> None:
+        """Delete keys; ids that are not there are none of its business."""
+        source = self._draining()
+        if source is not None:
+            source.delete(ids)
+        self.table().delete(ids)
+
+    def _draining(self) -> Table | None:
+        """Return what has to hear of every write first (see ``milvus_layouts``)."""
+        name = draining(self.table().name)
+        if not self.client.has_collection(name):
+            return None
+        try:
+            return open_table(self.client, name, self.info.field)
+        except Exception:  # each kind of Milvus has its own error for an alias that is gone
+            if self.client.has_collection(name):
+                raise
+            return None  # the build has ended in this moment
+
+    def overflow(self) -> int:
+        """Return the number of keys without a cell; 0 without a layout."""
+        return self.table().overflow() if self.layout() else 0
+
+    def layout(self) -> str | None:
+        """Return the identifier of the cells, or None."""
+        cells = self.table().cells
+        return None if cells is None or BUILDING in self.table().name else cells.layout
+
+    @property
+    def layouts(self) -> MilvusLayouts:
+        """Builds, shows, mends and takes back the cells."""
+        return MilvusLayouts(self)
+
+    def search(self, request: SearchRequest, plan: QueryPlan = NATIVE) -> list[list[Hit]]:
+        """Search by a plan, in one call for all queries that search the same cells.
+
+        ``request.filter`` is a Milvus expression; ``request.params`` are search parameters such
+        as ``{"nprobe": 16}``. Milvus Lite ignores ``request.timeout``.
+
+        Raises
+        ------
+        InvalidInput
+            The filter is no expression, ``params`` name another metric than the index, or the
+            plan counts the cells of another layout.
+        CollectionError
+            Milvus Lite has lost a cell's partition, which it would take for an empty one; on a
+            server its own error says so.
+        """
+        table = self.table()
+        check_layout(plan, self.layout(), table.name)
+        calls = plan_calls(request, plan, table, self.break_even)
+        if _must_be_there(calls, table):
+            check_partitions(calls, table.partitions(), table.name)
+        search, timeout = self.client.search, request.timeout
+        if len(calls) == 1:
+            answers = [search(**calls[0].arguments, timeout=timeout)]
+        else:
+            started = time.monotonic()
+            answers = [search(**c.arguments, timeout=time_left(timeout, started)) for c in calls]
+        return as_hits(request, plan, table, calls, answers)
+
+    def exact(self, request: SearchRequest) -> list[list[Hit]]:
+        """Search as widely as the index can, all partitions of a layout included.
+
+        A FLAT index is exact, and an IVF index that keeps whole vectors is when all its lists are
+        searched. A graph (HNSW, DISKANN) gets the longest list of candidates that a server takes,
+        and an index of compressed vectors its most, too: the best that Milvus can do with them.
+        """
+        params = {"params": widest_params(self.table(), request.k)}
+        return self.search(replace(request, params=params))
+
+    async def search_async(
+        self, client: Any, request: SearchRequest, plan: QueryPlan = NATIVE
+    ) -> list[list[Hit]]:
+        """Search as ``search`` does, through a ``pymilvus.AsyncMilvusClient``.
+
+        Calls for different cells are under way at the same time, up to eight of them.
+        """
+        if self._table is None:
+            await asyncio.to_thread(self.table)
+        table = self.table()
+        check_layout(plan, self.layout(), table.name)
+        calls = plan_calls(request, plan, table, self.break_even)
+        if _must_be_there(calls, table):
+            check_partitions(calls, await client.list_partitions(table.name), table.name)
+        timeout = request.timeout
+        if len(calls) == 1:
+            answers = [await client.search(**calls[0].arguments, timeout=timeout)]
+        else:
+            started, turns = time.monotonic(), asyncio.Semaphore(_AT_ONCE)
+
+            async def search(call: Call) -> Any:
+                async with turns:
+                    left = time_left(timeout, started)
+                    return await client.search(**call.arguments, timeout=left)
+
+            answers = await _all(search(call) for call in calls)
+        return as_hits(request, plan, table, calls, answers)
+
+    def close(self) -> None:
+        """Close the client if ``connect`` opened it; safe to call twice."""
+        if self._own is not None:
+            self.client.close()
+
+
+def _must_be_there(calls: Sequence[Call], table: Table) -> bool:
+    """Tell whether nobody but us would notice that a partition is lost."""
+    return table.is_lite and any(call.arguments["partition_names"] for call in calls)
+
+
+async def _all(calls: Iterable[Awaitable[Any]]) -> list[Any]:
+    """Await calls at the same time; where one fails, or the caller goes, so do the others."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

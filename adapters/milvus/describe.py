@@ -1,0 +1,102 @@
+"""How a Milvus collection is built (see ``describing``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from amips_plugins.adapters.describe import Construction
+from amips_plugins.adapters.milvus.table import Table
+
+__all__ = ["describe_milvus"]
+
+_SERVER_FROM = 100_000  # keys: below, a call costs more than what cells save
+_LITE_FROM = 1_000
+_LITE_LISTS = 128
+_STATES = ("index_type", "metric_type", "field_name", "index_name")
+_PROGRESS = ("total_rows", "indexed_rows", "pending_index_rows", "state")
+
+
+def describe_milvus(table: Table) -> Construction:
+    """Look at index, segments and partitions."""
+    client, name = table.client, table.name
+    indexes = client.list_indexes(name, field_name=table.info.field)
+    index: Mapping[str, Any] = client.describe_index(name, indexes[0]) if indexes else {}
+    kind = str(index.get("index_type", "none")).upper()
+    facts = (
+        ("server", "Milvus Lite" if table.is_lite else str(client.get_server_version())),
+        ("index", _index(kind, index)),
+        ("segments", _segments(table, index)),
+        ("partitions", _partitions(table)),
+    )
+    if table.is_lite:
+        return _lite(kind, facts)
+    if kind == "FLAT":  # there is nothing to build, and no segment says that it has it
+        return Construction(facts, worth_from=_SERVER_FROM)
+    rows = table.count()
+    unindexed = max(0, rows - _indexed(table))
+    notes: tuple[str, ...] = ()
+    if unindexed:
+        notes = (
+            f"{unindexed:,} of {rows:,} rows are in segments without an index, and every search "
+            f"scans them: flush, and wait for the index.",
+        )
+    if unindexed > rows / 2:
+        return Construction(facts, worth_from=_SERVER_FROM, notes=notes)
+    if kind.startswith(("IVF", "SCANN")):
+        lists = str(index.get("nlist", ""))
+        return Construction(
+            facts, "lists", int(lists) if lists.isdigit() else None, _SERVER_FROM, "", notes
+        )
+    if kind == "DISKANN":
+        return Construction(facts, "graph", worth_from=_SERVER_FROM, notes=notes)
+    obstacle = "its index is a graph in memory, which beat cells in every comparison"
+    if kind == "AUTOINDEX":
+        obstacle = "AUTOINDEX is a graph in memory by default, which beat cells in every comparison"
+    return Construction(facts, "graph", None, _SERVER_FROM, obstacle, notes)
+
+
+def _lite(kind: str, facts: tuple[tuple[str, str], ...]) -> Construction:
+    if kind.startswith("IVF"):  # it makes 128 lists whatever it was told, and says nothing of it
+        return Construction(facts, "lists", _LITE_LISTS, _LITE_FROM)
+    if kind in ("FLAT", "BRUTE_FORCE"):
+        return Construction(facts, worth_from=_LITE_FROM)
+    return Construction(facts, "graph", worth_from=_LITE_FROM)
+
+
+def _index(kind: str, index: Mapping[str, Any]) -> str:
+    left_out = (*_STATES, *_PROGRESS)
+    found = ", ".join(
+        f"{key} {value}" for key, value in sorted(index.items()) if key not in left_out
+    )
+    return f"{kind} ({found})" if found else kind
+
+
+def _segments(table: Table, index: Mapping[str, Any]) -> str:
+    if table.is_lite:  # it knows no segments
+        pending = int(index.get("pending_index_rows", 0))
+        return f"{pending:,} rows wait for the index" if pending else "every row is indexed"
+    loaded = table.client.list_loaded_segments(table.name)
+    indexed = sum(bool(part.index_name) for part in loaded)
+    growing = sum(part.state_name == "Growing" for part in loaded)
+    return f"{len(loaded)} loaded, {indexed} of them indexed, {growing} still growing"
+
+
+def _indexed(table: Table) -> int:
+    """Count the rows in indexed segments; one that still grows may not be listed at all."""
+    loaded = table.client.list_loaded_segments(table.name)
+    return sum(int(part.num_rows) for part in loaded if part.index_name)
+
+
+def _partitions(table: Table) -> str:
+    return ", ".join(_named(table)) or "one"
+
+
+def _named(table: Table) -> Iterator[str]:
+    if table.cells is not None and table.cells.storage == "partitions":
+        yield f"{table.cells.n_cells} cells"
+    if any(field.get("is_partition_key") for field in table.raw["fields"]):
+        yield "by a partition key"
+    own = table.own_partitions()
+    if own:
+        yield f"{len(own)} of its owner's"

@@ -1,0 +1,167 @@
+"""Whether a Milvus collection can be copied into cells, and what that would take."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from amips_plugins.adapters.milvus.cells import CELL_FIELD
+from amips_plugins.adapters.milvus.row_changes import encoded
+from amips_plugins.adapters.milvus.table import Table
+from amips_plugins.cell_layout import LayoutPlan, LayoutSpec, Storage, check_name
+from amips_plugins.errors import CollectionError, InvalidInput
+
+__all__ = ["choose_storage", "has_clustering_keys", "plan_copy"]
+
+_MANY_PARTITIONS = 128  # 256 took a server a minute to load
+_MAX_PARTITIONS = 1024  # the documented limit of Milvus 2.4 and later
+_IDS = 5_000  # in one expression
+_SAMPLE = 512  # rows read to estimate size and speed
+_PASSES = 4  # one to copy, of which writing takes as long as reading, and one to compare
+_OVERHEAD = 1.3  # of what Milvus stores over the rows themselves
+_ROOM = 1.2  # of the disk must be free
+
+
+def plan_copy(
+    table: Table,
+    spec: LayoutSpec,
+    alias: str | None,
+    target: str,
+    path: Callable[[], Path | None],
+) -> LayoutPlan:
+    """Check the copy, and say what making it would do (see ``Layouts.plan``)."""
+    check_name(spec)
+    storage = choose_storage(spec)
+    _check(table, spec, storage, alias)
+    keys = _count_ids(table)
+    n_bytes, rate = _estimate(table, keys)
+    folder = path()
+    if folder is not None:
+        _check_disk(folder, n_bytes)
+    kind = "a partition for each" if storage == "partitions" else f"the field {CELL_FIELD!r}"
+    index = "a FLAT index" if spec.index == "FLAT" else "the same index"
+    steps = [
+        f"create {target!r} with {spec.n_cells} cells ({kind}) and {index}",
+        f"copy {keys:,} keys of {table.name!r}, then what changed meanwhile, until equal",
+        "compare counts and the neighbours of sampled keys",
+    ]
+    if alias is not None:
+        steps.append(f"point alias {alias!r} at {target!r}, then copy what changed meanwhile")
+    steps.append(f"keep {table.name!r} until it is dropped")
+    notes = _notes(table, spec, storage, alias, target)
+    return LayoutPlan(tuple(steps), keys, n_bytes, _PASSES * keys / rate, tuple(notes))
+
+
+def choose_storage(spec: LayoutSpec) -> Storage:
+    """Return where the cells go: partitions where they are few enough, else a field."""
+    if spec.storage is not None:
+        return spec.storage
+    return "partitions" if spec.n_cells <= _MANY_PARTITIONS else "field"
+
+
+def has_clustering_keys(version: str) -> bool:
+    """Whether a server of this version stores rows by a clustering key: 2.4 and later."""
+    match = re.match(r"v?(\d+)\.(\d+)", version)
+    return match is not None and (int(match[1]), int(match[2])) >= (2, 4)
+
+
+def _check(table: Table, spec: LayoutSpec, storage: Storage, alias: str | None) -> None:
+    name = table.name
+    if table.cells is not None and table.cells.layout == spec.layout:
+        raise InvalidInput(f"{name!r} is laid out in the cells {spec.layout!r} already.")
+    if storage == "partitions" and spec.n_cells > _MAX_PARTITIONS:
+        raise InvalidInput(
+            f"{spec.n_cells} cells cannot be partitions of Milvus, which has at most "
+            f"{_MAX_PARTITIONS}; use the storage 'field'."
+        )
+    if any(field.get("is_partition_key") for field in table.raw["fields"]):
+        raise InvalidInput(
+            f"Collection {name!r} has a partition key, which a copy in cells would lose; "
+            f"lay out a collection without one."
+        )
+    own = table.own_partitions()
+    if own:
+        raise InvalidInput(
+            f"Collection {name!r} has partitions of its own ({', '.join(own[:5])}), which cells "
+            f"would replace; lay out a collection without partitions."
+        )
+    if table.cells is None and any(field["name"] == CELL_FIELD for field in table.raw["fields"]):
+        raise InvalidInput(
+            f"Collection {name!r} has a field {CELL_FIELD!r} that holds no cells of ours; "
+            f"lay out a collection without it."
+        )
+    if alias is not None and table.raw.get("auto_id"):
+        raise InvalidInput(
+            f"Milvus makes the ids of {name!r}, which a copy has to keep, so behind the alias "
+            f"{alias!r} writers would have to bring their own; lay out the collection by its own "
+            f"name, and let the writers go over when they do."
+        )
+    if alias is not None and alias in table.client.list_collections():
+        raise InvalidInput(
+            f"{alias!r} is a collection, and Milvus allows no alias of that name; choose another "
+            f"alias."
+        )
+
+
+def _count_ids(table: Table) -> int:
+    before = table.count()
+    distinct = sum(len(page) for page in table.pages(16_384, 1 << 30, [table.key]))
+    if table.cells is not None and table.cells.storage == "partitions":
+        return distinct  # others upsert beside the row in a cell, and the newer one is copied
+    twice = 0
+    if min(before, table.count()) > distinct:  # or others wrote and deleted meanwhile
+        for page in table.pages(_IDS, 1 << 30, [table.key]):
+            ids = [row[table.key] for row in page]
+            twice += max(0, table.count(table.where_ids(ids)) - len(ids))
+    if twice:
+        raise InvalidInput(
+            f"Collection {table.name!r} holds {twice} rows whose id another row has too, and a "
+            f"copy would keep one of each; delete these ids and write them once."
+        )
+    return distinct
+
+
+def _estimate(table: Table, keys: int) -> tuple[int, float]:
+    """Return what the copy takes in bytes, and how many rows a second are read now."""
+    started = time.perf_counter()
+    rows = next(table.pages(_SAMPLE, 8 << 20, ["*"]), [])
+    seconds = time.perf_counter() - started
+    size = sum(len(encoded(row)) for row in rows) / max(1, len(rows))
+    # Vectors travel as 9 bytes a number and are stored as 4.
+    vectors = 5 * table.info.dim
+    return int(keys * max(size - vectors, 4.0) * _OVERHEAD), max(1.0, len(rows) / seconds)
+
+
+def _check_disk(folder: Path, n_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < _ROOM * n_bytes:
+        raise CollectionError(
+            f"The copy takes about {n_bytes / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; "
+            f"make room first."
+        )
+
+
+def _notes(
+    table: Table, spec: LayoutSpec, storage: Storage, alias: str | None, target: str
+) -> Sequence[str]:
+    notes = []
+    if storage == "partitions" and spec.n_cells > _MANY_PARTITIONS:
+        notes.append(
+            f"{spec.n_cells} partitions take Milvus minutes to load; {_MANY_PARTITIONS} or fewer "
+            f"are advised, or the storage 'field'"
+        )
+    if table.raw.get("auto_id"):
+        notes.append(
+            "Milvus made the ids; the copy keeps them, so writers to it have to bring their own"
+        )
+    if alias is None:
+        notes.append(
+            f"no alias moves: readers and writers have to go over to {target!r}, and what is "
+            f"written to {table.name!r} after the copy stays there"
+        )
+    if not table.is_lite:
+        notes.append("the copy is loaded beside the collection, and takes as much memory again")
+    return notes

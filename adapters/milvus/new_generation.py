@@ -1,0 +1,101 @@
+"""The empty copy of a Milvus collection that is to become its next generation."""
+
+from __future__ import annotations
+
+from amips_plugins.adapters.cell_groups import OVERFLOW
+from amips_plugins.adapters.milvus.cells import (
+    BUILDING,
+    CELL_FIELD,
+    Cells,
+    generation_of,
+    read_cells,
+)
+from amips_plugins.adapters.milvus.layout_plan import choose_storage, has_clustering_keys
+from amips_plugins.adapters.milvus.table import Table
+from amips_plugins.cell_layout import LayoutSpec
+from amips_plugins.errors import InvalidInput, require
+
+__all__ = ["prepare_copy"]
+
+_INDEX_STATE = ("total_rows", "indexed_rows", "pending_index_rows", "state")
+
+
+def prepare_copy(spec: LayoutSpec, source: Table) -> tuple[str, bool]:
+    """Create the copy, or what is missing of it; return its name and whether it is new."""
+    client, storage = source.client, choose_storage(spec)
+    building = f"{generation_of(source.name)[0]}{BUILDING}{spec.layout}"
+    cells = Cells(spec.layout, spec.n_cells, spec.version, storage, source.name, spec.index)
+    new = not client.has_collection(building)
+    there = None if new else read_cells(client, building)
+    if not new and there is None:
+        raise InvalidInput(f"{building!r} is in the way and not one of ours; drop or rename it.")
+    if not new and there != cells:
+        client.drop_collection(building)  # of an earlier build with other options
+        new = True
+    if new:
+        _create(source, building, cells)
+    if storage == "partitions":
+        made = set(client.list_partitions(building))
+        for cell in range(spec.n_cells):
+            if cells.partition(cell) not in made:
+                client.create_partition(building, cells.partition(cell))
+    _create_indexes(source, building, spec.index)
+    client.load_collection(building)
+    return building, new
+
+
+def _create(source: Table, building: str, cells: Cells) -> None:
+    orm = require("pymilvus", "milvus")
+    fields = [
+        # The ids stay what they are, also where Milvus made them.
+        {**field, "auto_id": False} if field.get("is_primary") else field
+        for field in source.raw["fields"]
+        if field["name"] != CELL_FIELD
+    ]
+    raw = {**source.raw, "fields": fields, "auto_id": False}
+    schema = orm.CollectionSchema.construct_from_dict(raw)
+    if cells.storage == "field":
+        version = str(source.client.get_server_version())
+        schema.add_field(
+            CELL_FIELD,
+            orm.DataType.INT64,
+            default_value=OVERFLOW,
+            **({"is_clustering_key": True} if has_clustering_keys(version) else {}),
+        )
+    theirs = {
+        name: value
+        for name, value in (source.raw.get("properties") or {}).items()
+        if name not in cells.properties()
+    }
+    source.client.create_collection(
+        building,
+        schema=schema,
+        num_shards=raw.get("num_shards") or 1,
+        consistency_level=raw["consistency_level"],
+        properties={**theirs, **cells.properties()},
+    )
+
+
+def _create_indexes(source: Table, building: str, kind: str) -> None:
+    """Create those indexes that are missing."""
+    client, info = source.client, source.info
+    made = {
+        client.describe_index(building, index)["field_name"]
+        for index in client.list_indexes(building)
+    }
+    indexes = client.prepare_index_params()
+    for index in client.list_indexes(source.name):
+        found = client.describe_index(source.name, index)
+        if found["field_name"] in made or found["field_name"] == CELL_FIELD:
+            continue
+        if found["field_name"] == info.field and kind == "FLAT":
+            indexes.add_index(
+                info.field, index_type="FLAT", index_name=info.field, metric_type=info.metric.name
+            )
+        else:
+            indexes.add_index(**{k: v for k, v in found.items() if k not in _INDEX_STATE})
+    fields = {field["name"] for field in client.describe_collection(building)["fields"]}
+    if CELL_FIELD in fields - made and not source.is_lite:  # else every row is tested every time
+        indexes.add_index(CELL_FIELD, index_type="STL_SORT", index_name=CELL_FIELD)
+    if len(indexes):
+        client.create_index(building, indexes)

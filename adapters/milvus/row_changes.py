@@ -1,0 +1,141 @@
+"""Keeping a copy equal to its source while both may be written to.
+
+One pass compares source and copy row by row, in the order of the ids, and says what to write to
+the copy. On an empty copy that is the copying itself; after an interruption it goes on with what
+is missing; again and again it catches up with other writers. Once the copy serves, and has writers
+of its own, the state of the source after the last pass, its *base*, tells who wrote last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from amips_plugins.collection import Id
+from amips_plugins.files import replace_file
+
+__all__ = ["Base", "Change", "Row", "changes", "digest", "encoded"]
+
+_encoder = msgspec.msgpack.Encoder(
+    order="deterministic", enc_hook=lambda value: np.asarray(value).tolist()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a collection.
+
+    Attributes
+    ----------
+    id
+        Its id.
+    digest
+        Equal for equal values.
+    values
+        What is stored.
+    """
+
+    id: Id
+    digest: int
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What to do to the copy for one id.
+
+    Attributes
+    ----------
+    id
+        The id.
+    row
+        The row to write; None to delete.
+    old
+        The copy's row now; None where it has none.
+    """
+
+    id: Id
+    row: Row | None
+    old: Row | None
+
+
+@dataclass
+class Base:
+    """The ids and digests of a source as one pass read it, in the order of the ids."""
+
+    ids: list[Id] = field(default_factory=list)
+    digests: list[int] = field(default_factory=list)
+
+    def add(self, row: Row) -> None:
+        """Note the next row."""
+        self.ids.append(row.id)
+        self.digests.append(row.digest)
+
+    def save(self, path: Path) -> None:
+        """Write to a file, in one step."""
+        digests = np.array(self.digests, dtype=np.uint64).tobytes()
+        replace_file(path, msgspec.msgpack.encode((self.ids, digests)))
+
+    @classmethod
+    def load(cls, path: Path) -> Base | None:
+        """Read what ``save`` wrote; None where there is no such file."""
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        ids, digests = msgspec.msgpack.decode(data, type=tuple[list[int | str], bytes])
+        return cls(ids, np.frombuffer(digests, dtype=np.uint64).tolist())
+
+
+def encoded(values: Mapping[str, Any]) -> bytes:
+    """Return bytes that are equal for equal values."""
+    return _encoder.encode({name: _plain(value) for name, value in values.items()})
+
+
+def _plain(value: Any) -> Any:
+    # A sparse vector has integers for keys, which have no order in msgpack.
+    sparse = isinstance(value, dict) and not all(isinstance(key, str) for key in value)
+    return sorted(value.items()) if sparse else value
+
+
+def digest(values: Mapping[str, Any]) -> int:
+    """Return 64 bits that are equal for equal values."""
+    return int.from_bytes(hashlib.blake2b(encoded(values), digest_size=8).digest(), "little")
+
+
+def changes(
+    source: Iterable[Row], copy: Iterable[Row], base: Base | None = None
+) -> Iterator[Change]:
+    """Compare a source with its copy.
+
+    Parameters
+    ----------
+    source, copy
+        Their rows, in the order of the ids, each id once.
+    base
+        The source as the pass before read it, which the copy then was equal to. With it only what
+        changed in the source since then is a change, and only where nobody has written to the
+        copy; without it everything in which the copy differs is.
+    """
+    sources, copies = iter(source), iter(copy)
+    bases = iter(()) if base is None else zip(base.ids, base.digests, strict=True)
+    left, right, before = next(sources, None), next(copies, None), next(bases, None)
+    while left is not None or right is not None or before is not None:
+        heads: list[Any] = [head.id for head in (left, right) if head is not None]
+        key = min(heads + ([before[0]] if before is not None else []))
+        row, old, known = None, None, None
+        if left is not None and left.id == key:
+            row, left = left, next(sources, None)
+        if right is not None and right.id == key:
+            old, right = right, next(copies, None)
+        if before is not None and before[0] == key:
+            known, before = before[1], next(bases, None)
+        wanted, there = row and row.digest, old and old.digest
+        if wanted != there and (base is None or (wanted != known and there == known)):
+            yield Change(key, row, old)

@@ -1,0 +1,1 @@
+"""Qdrant: embedded local mode, and the server."""

@@ -1,0 +1,1 @@
+"""The published artefact: manifest, signature, registry, loading."""

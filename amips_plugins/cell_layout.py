@@ -1,0 +1,240 @@
+"""Cells inside a database: what it takes to build, mend and take them back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from amips_plugins.errors import InvalidInput
+from amips_plugins.progress import Progress, no_progress
+from amips_plugins.vectors import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from amips_plugins.collection import Collection, Id
+
+__all__ = [
+    "AssignCells",
+    "LayoutPlan",
+    "LayoutSpec",
+    "LayoutStatus",
+    "Layouts",
+    "Storage",
+    "check_assigned",
+    "check_name",
+]
+
+AssignCells = Callable[[Sequence["Id"], FloatArray], IntArray]
+"""Gives each key its cell: ids and ``(n, dim)`` float32 vectors to ``(n,)`` int64, -1 for none."""
+
+Storage = Literal["partitions", "field"]
+
+_NAME = re.compile(r"[a-z0-9]{1,16}")
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutSpec:
+    """The cells that a collection is to get.
+
+    Attributes
+    ----------
+    layout
+        Identifies the cells; lower-case letters and digits, at most 16.
+    n_cells
+        Number of cells.
+    assign
+        Gives each key its cell.
+    version
+        The bundle they come from; kept beside the cells.
+    storage
+        Milvus: a partition for every cell, or a field that holds the cell. Left out, partitions
+        where they are few enough.
+    index
+        Milvus: the vector index inside the cells, ``"FLAT"`` (exact) or ``"source"`` (the kind
+        and parameters that the collection has now).
+    alias
+        Milvus: the alias to point at the result when it is complete; left out, the one by which
+        the collection was opened, if any.
+    work
+        Folder that remembers what was copied, so that a run after a crash can tell the writes of
+        others apart; left out, memory.
+    """
+
+    layout: str
+    n_cells: int
+    assign: AssignCells
+    version: str = ""
+    storage: Storage | None = None
+    index: Literal["FLAT", "source"] = "FLAT"
+    alias: str | None = None
+    work: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutPlan:
+    """What building the cells would do. Nothing has been changed to find it out.
+
+    Attributes
+    ----------
+    steps
+        What happens, in order.
+    keys
+        Number of keys to place.
+    n_bytes
+        What the database will store in addition.
+    seconds
+        A guess from how fast it reads now.
+    notes
+        What the operator should know before.
+    """
+
+    steps: tuple[str, ...]
+    keys: int
+    n_bytes: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutStatus:
+    """The cells that a collection has.
+
+    Attributes
+    ----------
+    name
+        The collection that serves.
+    layout, version, storage
+        Its cells and the bundle they come from; None without cells.
+    count, overflow
+        Its keys, and those of them without a cell.
+    unfinished
+        What an interrupted build left, to be finished by building again.
+    older
+        What is kept to roll back to, oldest first; ``drop_old`` removes it.
+    """
+
+    name: str
+    layout: str | None
+    version: str | None
+    storage: str | None
+    count: int
+    overflow: int
+    unfinished: tuple[str, ...] = ()
+    older: tuple[str, ...] = ()
+
+
+class Layouts(Protocol):
+    """The cells of one collection. ``tests/contract`` holds what every adapter promises."""
+
+    def plan(self, spec: LayoutSpec) -> LayoutPlan:
+        """Check whether the cells can be built and say what that would do; change nothing.
+
+        Raises
+        ------
+        InvalidInput
+            The collection has these cells already, or cannot have them.
+        CollectionError
+            The database would refuse, or has too little room.
+        """
+        ...
+
+    def build(self, spec: LayoutSpec, progress: Progress = no_progress) -> Collection:
+        """Give every key its cell while others go on reading and writing.
+
+        Killed at any point and run again, it goes on from there. Cells that were there before
+        serve until the new ones are complete.
+
+        Returns
+        -------
+        Collection
+            The collection that has the cells: the same one (Qdrant, memory) or a new generation
+            of it (Milvus).
+
+        Raises
+        ------
+        InvalidInput, CollectionError
+            As for ``plan``; and what was written is not what was meant to be.
+        """
+        ...
+
+    def status(self) -> LayoutStatus:
+        """Say which cells there are."""
+        ...
+
+    def roll_back(self, *, anyway: bool = False) -> Collection:
+        """Serve what served before the cells that serve now, and return that.
+
+        Parameters
+        ----------
+        anyway
+            Also where that holds keys which the serving collection has not.
+
+        Raises
+        ------
+        InvalidInput
+            Nothing is kept to roll back to.
+        CollectionError
+            It holds keys which the serving collection has not.
+        """
+        ...
+
+    def drop_old(self, *, anyway: bool = False) -> list[str]:
+        """Remove what ``roll_back`` would need and what unfinished builds left; return the names.
+
+        Parameters
+        ----------
+        anyway
+            Also where that holds keys which the serving collection has not.
+
+        Raises
+        ------
+        CollectionError
+            Something that would go holds keys which the serving collection has not.
+        """
+        ...
+
+    def backfill(self, assign: AssignCells, progress: Progress = no_progress) -> int:
+        """Give the overflow its cells, and return how many keys got one.
+
+        Raises
+        ------
+        InvalidInput
+            The collection has no cells.
+        """
+        ...
+
+
+def check_name(spec: LayoutSpec) -> None:
+    """Refuse an identifier or a number of cells that no database could hold."""
+    if not _NAME.fullmatch(spec.layout):
+        raise InvalidInput(
+            f"The layout is called {spec.layout!r}; use 1 to 16 lower-case letters and digits."
+        )
+    if spec.n_cells < 1:
+        raise InvalidInput(f"{spec.n_cells} cells hold nothing; use 1 or more.")
+
+
+def check_assigned(cells: IntArray, n_keys: int, n_cells: int) -> IntArray:
+    """Refuse what cannot be the cells of some keys, and return it as int64.
+
+    Raises
+    ------
+    InvalidInput
+        Not one integer a key, or not from -1 to ``n_cells - 1``.
+    """
+    array = np.asarray(cells)
+    if array.shape != (n_keys,) or not np.issubdtype(array.dtype, np.integer):
+        raise InvalidInput(
+            f"assign answered with {array.dtype} of shape {array.shape} for {n_keys} keys; "
+            f"it must return one integer a key."
+        )
+    if n_keys and not (array.min() >= -1 and array.max() < n_cells):
+        raise InvalidInput(
+            f"assign chose cells from {array.min()} to {array.max()}; "
+            f"there are 0 to {n_cells - 1}, and -1 for none."
+        )
+    return array.astype(np.int64)

@@ -1,0 +1,332 @@
+"""What the router needs of a vector database: the ``Collection`` protocol and its values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from amips_plugins.errors import InvalidInput
+from amips_plugins.plan import NATIVE, QueryPlan
+from amips_plugins.vectors import FloatArray, IntArray, Metric
+
+if TYPE_CHECKING:
+    from amips_plugins.cell_layout import Layouts
+
+__all__ = [
+    "AsyncCollection",
+    "BoolArray",
+    "Collection",
+    "CollectionInfo",
+    "Cursor",
+    "Hit",
+    "Id",
+    "KeyBatch",
+    "SearchRequest",
+    "check_keys",
+    "check_layout",
+    "searches_everything",
+]
+
+Id = int | str
+Cursor = int | str
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionInfo:
+    """What a collection is, read once from the database.
+
+    Attributes
+    ----------
+    database
+        ``"milvus"``, ``"qdrant"``, ``"qdrant-edge"`` or ``"memory"``.
+    name
+        Name of the collection.
+    field
+        The vector field searched (Qdrant: the vector's name, empty for the unnamed one).
+    metric
+        How it compares vectors.
+    dim
+        Dimension of the vectors.
+    schema
+        Field names and their types, as the database names them.
+    """
+
+    database: str
+    name: str
+    field: str
+    metric: Metric
+    dim: int
+    schema: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyBatch:
+    """Some keys of a collection, in the order of their ids.
+
+    Attributes
+    ----------
+    ids
+        One id a key.
+    vectors
+        ``(n, dim)`` float32, as the database stores them.
+    cursor
+        Pass it as ``after`` to go on behind this batch, in another process too.
+    """
+
+    ids: Sequence[Id]
+    vectors: FloatArray
+    cursor: Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """One search, as the caller asked for it.
+
+    Attributes
+    ----------
+    queries
+        ``(n_queries, dim)`` finite float32.
+    k
+        Number of hits wanted for each query.
+    filter
+        The database's own filter: an expression (Milvus), a ``models.Filter`` (Qdrant), a
+        predicate on the id and fields (memory).
+    fields
+        Names of the stored fields to return with each hit.
+    params
+        The database's own search parameters, such as ``{"nprobe": 16}``.
+    timeout
+        Seconds the database may take; None for the client's default.
+    """
+
+    queries: FloatArray
+    k: int
+    filter: Any = None
+    fields: Sequence[str] = ()
+    params: Mapping[str, Any] | None = None
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One key found.
+
+    Attributes
+    ----------
+    id
+        Its id.
+    score
+        The database's own score of the original query: inner product, cosine similarity, or a
+        distance (squared in Milvus and in memory, not squared in Qdrant).
+    fields
+        The stored fields asked for.
+    """
+
+    id: Id
+    score: float
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@runtime_checkable
+class Collection(Protocol):
+    """One vector field of one collection. ``tests/contract`` holds what every adapter promises."""
+
+    @property
+    def info(self) -> CollectionInfo:
+        """What the collection is; the first use asks the database."""
+        ...
+
+    def count(self) -> int:
+        """Return the number of keys that a search can find now."""
+        ...
+
+    def scan(self, batch_size: int, after: Cursor | None = None) -> Iterator[KeyBatch]:
+        """Read every key once, in a stable order, behind the cursor ``after``."""
+        ...
+
+    def search(self, request: SearchRequest, plan: QueryPlan = NATIVE) -> list[list[Hit]]:
+        """Search by a plan; the empty plan is the database's native search.
+
+        Returns
+        -------
+        list
+            For each query its hits, best first.
+
+        Raises
+        ------
+        InvalidInput
+            The plan names cells of a layout that the collection does not have.
+        """
+        ...
+
+    def exact(self, request: SearchRequest) -> list[list[Hit]]:
+        """Search exactly, as far as the database can: what an answer's recall is measured by.
+
+        Parameters
+        ----------
+        request
+            As for ``search``; its ``params`` are left aside for those that find the most.
+
+        Returns
+        -------
+        list
+            For each query its hits, best first.
+        """
+        ...
+
+    @property
+    def break_even(self) -> float:
+        """Share of the keys above which a full scan is cheaper than a search of cells.
+
+        ``docs/performance.md`` says how it was measured; 1 where cells are always cheaper.
+        """
+        ...
+
+    def current(self) -> Collection:
+        """Look at the database again.
+
+        An object stays on the generation and the cells it found first, so that one search never
+        mixes two. This is how to follow a moved alias or new cells.
+
+        Returns
+        -------
+        Collection
+            This object where nothing changed, else another one with the same connection.
+        """
+        ...
+
+    def upsert(
+        self,
+        ids: Sequence[Id],
+        vectors: FloatArray,
+        fields: Sequence[Mapping[str, Any]] | None = None,
+        cells: IntArray | None = None,
+    ) -> None:
+        """Write keys, in place of those with the same ids; the call returns when they are safe.
+
+        A key that moves to another cell leaves no copy behind in its old one, and is never
+        without either.
+
+        Parameters
+        ----------
+        ids
+            One id a key, each once.
+        vectors
+            ``(n, dim)`` float32.
+        fields
+            Stored fields of each key.
+        cells
+            ``(n,)`` int64, cells of this collection's layout; left out, the keys are overflow.
+
+        Raises
+        ------
+        InvalidInput
+            Lengths or the dimension differ, an id comes twice, or there are cells but no layout.
+        """
+        ...
+
+    def delete(self, ids: Sequence[Id]) -> None:
+        """Delete keys; ids that are not there are none of its business."""
+        ...
+
+    def layout(self) -> str | None:
+        """Return the identifier of the cells the collection is laid out in, or None."""
+        ...
+
+    def overflow(self) -> int:
+        """Return the number of keys without a cell; 0 without a layout."""
+        ...
+
+    @property
+    def layouts(self) -> Layouts:
+        """Builds, shows, mends and takes back the cells."""
+        ...
+
+    def close(self) -> None:
+        """Release what this object opened; safe to call twice."""
+        ...
+
+
+@runtime_checkable
+class AsyncCollection(Collection, Protocol):
+    """A collection that can also be searched through an asynchronous client of its database."""
+
+    async def search_async(
+        self, client: Any, request: SearchRequest, plan: QueryPlan = NATIVE
+    ) -> list[list[Hit]]:
+        """Search as ``search`` does.
+
+        Parameters
+        ----------
+        client
+            The database's asynchronous client, connected to the same database.
+        request, plan
+            As for ``search``.
+        """
+        ...
+
+
+def searches_everything(plan: QueryPlan, break_even: float) -> BoolArray:
+    """Tell which queries of a plan are cheaper answered by a full, exact scan.
+
+    Parameters
+    ----------
+    plan
+        A plan with cells.
+    break_even
+        The collection's own.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n_queries,)`` bool; all False where the plan does not say what its cells hold.
+    """
+    if plan.cells is None or plan.shares is None:
+        return np.zeros(0 if plan.cells is None else len(plan.cells), dtype=np.bool_)
+    return plan.shares > break_even
+
+
+def check_keys(
+    dim: int,
+    layout: str | None,
+    ids: Sequence[Id],
+    vectors: FloatArray,
+    fields: Sequence[Mapping[str, Any]] | None,
+    cells: IntArray | None,
+) -> None:
+    """Refuse keys that cannot be written (see ``Collection.upsert``)."""
+    if len(set(ids)) != len(ids):
+        raise InvalidInput("An id comes twice in one call; pass every id once.")
+    if vectors.shape != (len(ids), dim):
+        raise InvalidInput(
+            f"{len(ids)} ids came with vectors of shape {vectors.shape}; pass ({len(ids)}, {dim})."
+        )
+    if fields is not None and len(fields) != len(ids):
+        raise InvalidInput(f"{len(ids)} ids came with fields for {len(fields)}; pass one each.")
+    if cells is not None and layout is None:
+        raise InvalidInput("The collection has no cells to write to; lay it out first.")
+    if cells is not None and cells.shape != (len(ids),):
+        raise InvalidInput(
+            f"{len(ids)} ids came with cells of shape {cells.shape}; pass one cell each."
+        )
+
+
+def check_layout(plan: QueryPlan, layout: str | None, name: str) -> None:
+    """Refuse a plan whose cells are not the collection's own.
+
+    Raises
+    ------
+    InvalidInput
+        The plan counts the cells of another layout.
+    """
+    if plan.cells is not None and plan.layout != layout:
+        raise InvalidInput(
+            f"The plan searches cells of layout {plan.layout!r}, but collection {name!r} has "
+            f"{layout!r}; lay it out with the bundle that made the plan."
+        )

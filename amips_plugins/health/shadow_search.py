@@ -1,0 +1,156 @@
+"""What a sampled query shows: its answer beside the exact one, and beside those of other states.
+
+What recall has to be, on average:
+
+- Cells, as planned: the recall that the search asked for, which calibration promises.
+- Cells, widened: the same, or what the native search finds where that is less. The next state down
+  is the native search, and going there must not make things worse.
+- A rewritten query: what the native search finds with the original one, less ``GIVE``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from amips_plugins.health.gate import Shadow, State, Trial, factor
+from amips_plugins.health.recall import recall_at_k
+from amips_plugins.models.hooks import RouteHook
+from amips_plugins.plan import PreQueryHook, QueryPlan, Target
+from amips_plugins.vectors import FloatArray
+
+if TYPE_CHECKING:
+    from amips_plugins.collection import Collection, Hit, SearchRequest
+
+__all__ = ["GIVE", "Sample", "examine", "search_in", "widens"]
+
+GIVE = 0.02
+"""Recall below the native search's that a rewritten query may have: it promised no figure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One query that was answered: without a filter, and without ``n_probes`` of the caller's.
+
+    Attributes
+    ----------
+    collection, hook
+        What was searched, and what planned.
+    query
+        ``(dim,)`` float32.
+    target
+        What the caller asked for.
+    found
+        What the caller got.
+    mode
+        ``route``, ``rewrite`` or ``native``: the kind of the plan that answered, also where it
+        found too few and was completed natively.
+    state
+        The state of the gate that the search was planned in.
+    params
+        The caller's own search parameters.
+    """
+
+    collection: Collection
+    hook: PreQueryHook
+    query: FloatArray
+    target: Target
+    found: Sequence[Hit]
+    mode: str
+    state: State
+    params: Mapping[str, Any] | None = None
+
+
+def widens(hook: PreQueryHook) -> bool:
+    """Tell whether a hook knows of ``Target.widen``: a bundle's router does."""
+    return isinstance(hook, RouteHook)
+
+
+def examine(sample: Sample, better: State | None, timeout: float | None) -> Shadow | None:
+    """Search for a sampled query exactly, natively and as a better state would, where needed.
+
+    Parameters
+    ----------
+    sample
+        What was answered.
+    better
+        The state to try as well, or None.
+    timeout
+        Seconds the database may take for each search.
+
+    Returns
+    -------
+    Shadow or None
+        None where the model had no part in the answer and could have had none.
+
+    Raises
+    ------
+    Exception
+        Whatever the database or the model raises.
+    """
+    from amips_plugins.collection import SearchRequest
+
+    collection = sample.collection
+    if sample.state == "healthy" and sample.mode == "native":
+        return None  # every cell was called for, or something failed
+    k = sample.target.k
+    request = SearchRequest(sample.query[None], k, params=sample.params, timeout=timeout)
+    (exact,) = collection.exact(request)
+
+    def recall(found: Sequence[Hit]) -> float:
+        larger = collection.info.metric.larger_is_better
+        return recall_at_k(found, exact, k, larger_is_better=larger)
+
+    served = recall(sample.found)
+    promised = _promised(sample)
+    fixed = sample.state == "healthy" and promised is not None and widens(sample.hook)
+    if sample.state == "native" or (fixed and better is None):
+        native = served  # not looked at where the target is a fixed one
+    else:
+        native = recall(collection.search(request)[0])
+    tried = None
+    if better is not None:
+        found = search_in(better, collection, sample.hook, sample.target, request)
+        if found is None:
+            return None
+        tried = _trial(recall(found), better, promised, native, widens(sample.hook))
+    trial = _trial(served, sample.state, promised, native, widens(sample.hook))
+    return Shadow(sample.state, trial, tried)
+
+
+def search_in(
+    state: State,
+    collection: Collection,
+    hook: PreQueryHook,
+    target: Target,
+    request: SearchRequest,
+) -> list[Hit] | None:
+    """Answer one query as a router does in a state; None where it would not use its model."""
+    if _is_native(hook.plan(request.queries, replace(target, widen=1.0))):
+        return None
+    plan = hook.plan(request.queries, replace(target, widen=factor(state)))
+    (found,) = collection.search(request, plan)
+    if len(found) < request.k and not _is_native(plan):
+        (found,) = collection.search(request)
+    return found
+
+
+def _is_native(plan: QueryPlan) -> bool:
+    return plan.cells is None and plan.rewritten is None
+
+
+def _promised(sample: Sample) -> float | None:
+    if sample.target.recall is None and isinstance(sample.hook, RouteHook):
+        return sample.hook.default_recall
+    return sample.target.recall
+
+
+def _trial(
+    recall: float, state: State, promised: float | None, native: float, widening: bool
+) -> Trial:
+    if promised is None:
+        return Trial(recall, max(native - GIVE, 0.0), relative=True)
+    if state == "healthy" and widening:
+        return Trial(recall, promised)
+    return Trial(recall, min(promised, native), relative=True)

@@ -1,0 +1,1 @@
+"""What plans a search: hooks, cells, calibration, and the ONNX file they come from."""

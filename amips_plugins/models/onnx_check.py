@@ -1,0 +1,385 @@
+"""What a model file may hold, checked before ONNX Runtime sees a byte of it.
+
+ONNX Runtime loads far more than a router needs: weights from other files, loops, user-defined
+functions and operators, tensors of any size. The models of this package are a handful of plain
+operators on matrices (``export.to_onnx``), so the check knows exactly those and refuses all else.
+It works out the shape of every value too: a graph that passes takes an amount of memory and time
+that is known beforehand. The file is read by ``protobuf.Reader``, since the ``onnx`` package is
+none that serving needs, and ONNX Runtime can only be asked about a model by loading it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amips_plugins.errors import BundleCorrupt
+from amips_plugins.models.protobuf import Field, Malformed, Reader
+
+__all__ = ["IR_VERSION", "OPERATORS", "OPSET", "check_onnx"]
+
+OPSET = 17
+IR_VERSION = 8
+
+OPERATORS: Mapping[str, Mapping[str, int | tuple[int, ...]]] = {
+    "Abs": {},
+    "Add": {},
+    "ArgMax": {"axis": 1, "keepdims": 0},
+    "Cast": {"to": 1},
+    "Concat": {"axis": 1},
+    "Div": {},
+    "Gather": {"axis": 0},
+    "Gemm": {"transB": 1},
+    "Identity": {},
+    "LogSoftmax": {"axis": 1},
+    "MatMul": {},
+    "MatMulInteger": {},
+    "Max": {},
+    "Mul": {},
+    "QuantizeLinear": {},
+    "ReduceL2": {"axes": (1,), "keepdims": 1},
+    "ReduceMax": {"axes": (1,), "keepdims": 1},
+    "Relu": {},
+    "Sign": {},
+    "Slice": {},
+}
+"""The operators that ``export.to_onnx`` writes, each with the only attributes it writes."""
+
+_MOST_FIELDS = 20_000  # of the protobuf message
+_MOST_NODES = 256
+_WIDEST = 1 << 17  # columns of any value: cells, dimensions, hidden units
+_MOST_COLUMNS = 1 << 20  # of the values of all nodes: memory for each query
+_MOST_WEIGHTS = 1 << 27  # numbers in all constants
+_MOST_MULTIPLICATIONS = 1 << 28  # for each query
+
+_FLOAT, _UINT8, _INT8, _INT32, _INT64 = 1, 2, 3, 6, 7  # ONNX's numbers for them
+_DTYPES: Mapping[int, np.dtype[Any]] = {  # of constants
+    _FLOAT: np.dtype("<f4"),
+    _UINT8: np.dtype("u1"),
+    _INT8: np.dtype("i1"),
+    _INT64: np.dtype("<i8"),
+}
+_ATTRIBUTE_INT, _ATTRIBUTE_INTS = 2, 7
+_N = -1  # the free axis: the number of queries
+
+_TENSOR = {
+    1: Field("dims", "int", repeated=True),
+    2: Field("data_type", "int"),
+    8: Field("name", "text"),
+    9: Field("raw_data", "bytes"),
+    13: Field("external data", "refused"),
+    14: Field("external data (a data location)", "refused"),
+}
+_ATTRIBUTE = {
+    1: Field("name", "text"),
+    3: Field("i", "int"),
+    5: Field("a tensor as an attribute", "refused"),
+    6: Field("a subgraph", "refused"),
+    8: Field("ints", "int", repeated=True),
+    10: Field("tensors as an attribute", "refused"),
+    11: Field("subgraphs", "refused"),
+    20: Field("type", "int"),
+}
+_NODE = {
+    1: Field("input", "text", repeated=True),
+    2: Field("output", "text", repeated=True),
+    3: Field("name", "text"),
+    4: Field("op_type", "text"),
+    5: Field("attribute", _ATTRIBUTE, repeated=True),
+    7: Field("domain", "text"),
+}
+_DIMENSION = {1: Field("dim_value", "int"), 2: Field("dim_param", "text")}
+_SHAPE = {1: Field("dim", _DIMENSION, repeated=True)}
+_TENSOR_TYPE = {1: Field("elem_type", "int"), 2: Field("shape", _SHAPE)}
+_TYPE = {1: Field("tensor_type", _TENSOR_TYPE)}
+_VALUE = {1: Field("name", "text"), 2: Field("type", _TYPE)}
+_GRAPH = {
+    1: Field("node", _NODE, repeated=True),
+    2: Field("name", "text"),
+    5: Field("initializer", _TENSOR, repeated=True),
+    11: Field("input", _VALUE, repeated=True),
+    12: Field("output", _VALUE, repeated=True),
+    15: Field("sparse initializers", "refused"),
+}
+_OPERATOR_SET = {1: Field("domain", "text"), 2: Field("version", "int")}
+_MODEL = {
+    1: Field("ir_version", "int"),
+    2: Field("producer_name", "text"),
+    7: Field("graph", _GRAPH),
+    8: Field("opset_import", _OPERATOR_SET, repeated=True),
+    20: Field("training steps", "refused"),
+    25: Field("functions of its own", "refused"),
+}
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A matrix, a vector or a number; ``constant`` holds what the file says it is."""
+
+    shape: tuple[int, ...]
+    dtype: int = _FLOAT
+    constant: npt.NDArray[Any] | None = None
+
+
+def check_onnx(data: bytes) -> int:
+    """Refuse a model file that holds anything but what ``export.to_onnx`` writes.
+
+    Parameters
+    ----------
+    data
+        The file.
+
+    Returns
+    -------
+    int
+        Multiplications that the model takes for a query.
+
+    Raises
+    ------
+    BundleCorrupt
+        The message says why.
+    """
+    try:
+        model = Reader(_MOST_FIELDS).read(memoryview(data), _MODEL)
+        _check_versions(model)
+        graph = model.get("graph")
+        if graph is None:
+            raise Malformed("it has no graph")
+        return _check_graph(graph)
+    except Malformed as exc:
+        raise BundleCorrupt(
+            f"The model is refused: {exc}; publish one that amips train has written."
+        ) from exc
+
+
+def _check_versions(model: Mapping[str, Any]) -> None:
+    sets = [(entry.get("domain", ""), entry.get("version")) for entry in model["opset_import"]]
+    domains = [domain for domain, _ in sets if domain]
+    if domains:
+        raise Malformed(f"it has operators of the custom domain {domains[0]!r}")
+    if sets != [("", OPSET)]:
+        versions = ", ".join(str(version) for _, version in sets) or "none"
+        raise Malformed(f"its operator set is {versions}, not {OPSET}")
+    if model.get("ir_version") != IR_VERSION:
+        raise Malformed(f"its ir_version is {model.get('ir_version')}, not {IR_VERSION}")
+
+
+def _check_graph(graph: Mapping[str, Any]) -> int:
+    if len(graph["node"]) > _MOST_NODES:
+        raise Malformed(f"it has {len(graph['node'])} nodes, and {_MOST_NODES} are the limit")
+    if [value.get("name") for value in graph["input"]] != ["queries"]:
+        raise Malformed("its input is not one matrix named queries")
+    values = {"queries": _declared(graph["input"][0])}
+    weights = 0
+    for tensor in graph["initializer"]:
+        value = _constant(tensor)
+        weights += math.prod(value.shape)
+        if weights > _MOST_WEIGHTS:
+            raise Malformed(f"it has more than {_MOST_WEIGHTS} weights")
+        _define(values, tensor.get("name", ""), value)
+    multiplications = columns = 0
+    for node in graph["node"]:
+        inputs = _inputs_of(node, values)
+        value = _result(node["op_type"], inputs)
+        if node["op_type"] in ("Gemm", "MatMul", "MatMulInteger"):
+            multiplications += inputs[0].shape[1] * value.shape[1]
+        columns += value.shape[-1] if len(value.shape) == 2 else 1
+        if columns > _MOST_COLUMNS:
+            raise Malformed(f"its values have more than {_MOST_COLUMNS} columns")
+        if multiplications > _MOST_MULTIPLICATIONS:
+            raise Malformed(f"it takes more than {_MOST_MULTIPLICATIONS} multiplications a query")
+        _define(values, node["output"][0], value)
+    names = [value.get("name", "") for value in graph["output"]]
+    if not names or len(set(names)) < len(names):
+        raise Malformed("its outputs are none, or one of them comes twice")
+    for declared in graph["output"]:
+        name = declared.get("name", "")
+        given = values.get(name)
+        expected = _declared(declared)
+        if given is None or (given.shape, given.dtype) != (expected.shape, expected.dtype):
+            raise Malformed(f"its output {name!r} is not of the shape that it declares")
+    return multiplications
+
+
+def _declared(value: Mapping[str, Any]) -> _Value:
+    """Return an input or output: a float matrix with a row for each query."""
+    kind = value.get("type", {}).get("tensor_type", {})
+    axes = kind.get("shape", {}).get("dim", [])
+    fits = (
+        kind.get("elem_type") == _FLOAT
+        and len(axes) == 2
+        and set(axes[0]) == {"dim_param"}
+        and set(axes[1]) == {"dim_value"}
+        and 0 < axes[1]["dim_value"] <= _WIDEST
+    )
+    if not fits:
+        raise Malformed(f"{value.get('name')!r} is not a float matrix with a row for each query")
+    return _Value((_N, axes[1]["dim_value"]))
+
+
+def _constant(tensor: Mapping[str, Any]) -> _Value:
+    """Return a constant; its numbers are finite."""
+    name, shape = tensor.get("name", ""), tuple(tensor["dims"])
+    dtype = _DTYPES.get(tensor.get("data_type", 0))
+    if dtype is None:
+        raise Malformed(f"the constant {name!r} is neither float32 nor an integer of 8 or 64 bits")
+    if len(shape) > 2 or not all(0 < size <= _MOST_WEIGHTS for size in shape):
+        raise Malformed(f"the constant {name!r} has the shape {list(shape)[:8]}")
+    raw = tensor.get("raw_data", memoryview(b""))
+    if len(raw) != math.prod(shape) * dtype.itemsize:
+        raise Malformed(f"the constant {name!r} has {len(raw)} bytes, and its shape another number")
+    array = np.frombuffer(raw, dtype).reshape(shape)
+    if dtype.kind == "f" and not np.isfinite(array).all():
+        raise Malformed(f"the constant {name!r} has values that are not finite")
+    return _Value(shape, tensor["data_type"], array)
+
+
+def _define(values: dict[str, _Value], name: str, value: _Value) -> None:
+    if not name or name in values:
+        raise Malformed(f"it defines {name!r} twice, or a value without a name")
+    if value.constant is None and not all(size <= _WIDEST for size in value.shape):
+        raise Malformed(f"its value {name!r} has more than {_WIDEST} columns")
+    values[name] = value
+
+
+def _inputs_of(node: Mapping[str, Any], values: Mapping[str, _Value]) -> list[_Value]:
+    """Check a node's operator and attributes; return what it takes."""
+    operator = node.get("op_type", "")
+    if node.get("domain"):
+        raise Malformed(f"it has operators of the custom domain {node['domain']!r}")
+    if operator not in OPERATORS:
+        raise Malformed(f"it has the operator {operator!r}, which is not allowed")
+    attributes = {item.get("name", ""): _attribute(item) for item in node["attribute"]}
+    if len(attributes) < len(node["attribute"]) or attributes != OPERATORS[operator]:
+        raise Malformed(f"its {operator} has attributes that are not allowed")
+    missing = [name for name in node["input"] if name not in values]
+    if missing:
+        raise Malformed(f"its {operator} takes {missing[0]!r}, which nothing before it gives")
+    if len(node["output"]) != 1:
+        raise Malformed(f"its {operator} has {len(node['output'])} outputs")
+    return [values[name] for name in node["input"]]
+
+
+def _attribute(item: Mapping[str, Any]) -> int | tuple[int, ...] | None:
+    if item.get("type") == _ATTRIBUTE_INT and not item["ints"]:
+        number: int | None = item.get("i", 0)
+        return number
+    if item.get("type") == _ATTRIBUTE_INTS and "i" not in item:
+        return tuple(item["ints"])
+    return None
+
+
+def _result(operator: str, inputs: Sequence[_Value]) -> _Value:
+    """Return the shape of what an operator gives, or refuse what it takes."""
+    shapes = [value.shape for value in inputs]
+    first, *others = shapes or [()]
+    floats = all(value.dtype == _FLOAT for value in inputs)
+    matrices = floats and all(len(shape) == 2 for shape in shapes)
+    result: tuple[int, ...] | None = None
+    dtype = _FLOAT
+    if operator in ("Abs", "Identity", "Relu", "Sign"):
+        result = first if floats and len(shapes) == 1 else None
+    elif operator in ("Add", "Div", "Max", "Mul"):
+        result = _broadcast(first, others[0]) if floats and len(shapes) == 2 else None
+    elif operator == "LogSoftmax":
+        result = first if matrices and len(shapes) == 1 else None
+    elif operator in ("ReduceL2", "ReduceMax"):
+        result = (first[0], 1) if matrices and len(shapes) == 1 else None
+    elif operator == "ArgMax":
+        result, dtype = ((first[0],) if matrices and len(shapes) == 1 else None), _INT64
+    elif operator == "MatMul":
+        fits = matrices and len(shapes) == 2 and first[1] == others[0][0]
+        result = (first[0], others[0][1]) if fits else None
+    elif operator == "Gemm":
+        result = _gemm(shapes) if floats else None
+    elif operator == "QuantizeLinear":
+        result, dtype = _quantised(inputs), _UINT8
+    elif operator == "MatMulInteger":
+        result, dtype = _integer_product(inputs), _INT32
+    elif operator == "Cast":
+        result = first if [value.dtype for value in inputs] == [_INT32] else None
+    elif operator == "Concat":
+        fits = matrices and len(shapes) == 2 and first[0] == others[0][0]
+        result = (first[0], first[1] + others[0][1]) if fits else None
+    elif operator == "Gather":
+        result = _gather(inputs)
+    elif operator == "Slice":
+        result = _slice(inputs)
+    if result is None or result[:1] != (_N,):  # what comes out is a row for each query
+        raise Malformed(f"its {operator} takes the shapes {[list(shape) for shape in shapes[:4]]}")
+    return _Value(result, dtype)
+
+
+def _broadcast(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...] | None:
+    rank = max(len(left), len(right))
+    pairs = zip((1,) * (rank - len(left)) + left, (1,) * (rank - len(right)) + right, strict=True)
+    result = []
+    for one, other in pairs:
+        if one != other and 1 not in (one, other):
+            return None
+        result.append(other if one == 1 else one)
+    # The queries lie along the first axis of a matrix and nowhere else.
+    return None if _N in result[1:] else tuple(result)
+
+
+def _gemm(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
+    if len(shapes) not in (2, 3) or len(shapes[0]) != 2 or len(shapes[1]) != 2:
+        return None
+    (rows, inner), (columns, of_weight) = shapes[:2]
+    if inner != of_weight or columns == _N or shapes[2:] not in ([], [(columns,)]):
+        return None
+    return rows, columns
+
+
+def _quantised(inputs: Sequence[_Value]) -> tuple[int, ...] | None:
+    """Return the shape of a matrix of floats in steps of one size."""
+    if len(inputs) != 3 or inputs[0].dtype != _FLOAT or len(inputs[0].shape) != 2:
+        return None
+    plain = _is_number(inputs[1], _FLOAT) and _is_number(inputs[2], _UINT8)
+    return inputs[0].shape if plain else None
+
+
+def _integer_product(inputs: Sequence[_Value]) -> tuple[int, ...] | None:
+    """Return the shape of the product of quantised rows and constant weights."""
+    if len(inputs) != 3 or not _is_number(inputs[2], _UINT8):
+        return None
+    rows, weight = inputs[:2]
+    if (rows.dtype, weight.dtype) != (_UINT8, _INT8):
+        return None
+    if (len(rows.shape), len(weight.shape)) != (2, 2):
+        return None
+    return (rows.shape[0], weight.shape[1]) if rows.shape[1] == weight.shape[0] else None
+
+
+def _is_number(value: _Value, dtype: int) -> bool:
+    return value.constant is not None and value.dtype == dtype and value.shape == ()
+
+
+def _gather(inputs: Sequence[_Value]) -> tuple[int, ...] | None:
+    """Return the shape of the rows of a constant that ArgMax found."""
+    if len(inputs) != 2 or inputs[0].constant is None or inputs[0].dtype != _FLOAT:
+        return None
+    table, rows = inputs
+    # An index outside the table fails the call, as ONNX Runtime checks it.
+    return (_N, table.shape[1]) if len(table.shape) == 2 and _is_rows(rows) else None
+
+
+def _is_rows(value: _Value) -> bool:
+    return value.dtype == _INT64 and value.shape == (_N,)
+
+
+def _slice(inputs: Sequence[_Value]) -> tuple[int, ...] | None:
+    """Return the shape of the first columns of a matrix."""
+    if len(inputs) != 4 or inputs[0].dtype != _FLOAT or len(inputs[0].shape) != 2:
+        return None
+    bounds = [value.constant for value in inputs[1:]]
+    if any(bound is None or bound.shape != (1,) or bound.dtype != np.int64 for bound in bounds):
+        return None
+    start, stop, axis = (int(bound[0]) for bound in bounds if bound is not None)
+    rows, columns = inputs[0].shape
+    return (rows, stop) if (start, axis) == (0, 1) and 0 < stop <= columns else None

@@ -1,0 +1,104 @@
+"""An ONNX model, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+from amips_plugins.background.forks import renew_after_fork
+from amips_plugins.errors import BundleCorrupt
+from amips_plugins.models.onnx_check import check_onnx
+
+__all__ = ["OnnxModel"]
+
+
+class OnnxModel:
+    """A model loaded from bytes that ``onnx_check`` has passed.
+
+    Parameters
+    ----------
+    data
+        The ONNX file.
+    threads
+        Threads that one call may use, the caller's own among them. With 1 there is no pool: the
+        model runs on the thread that calls, and any number of workers can share it, each on a core
+        of its own; that is fastest for single queries too. With more, all calls share one pool of
+        ``threads - 1``, which sleeps between calls, so that it takes no core from a database
+        beside it; it can only pay for batches.
+
+    Attributes
+    ----------
+    multiplications
+        What one query costs: multiplications in the matrix products of the whole file.
+
+    Raises
+    ------
+    BundleCorrupt
+        The file holds anything but what ``export.to_onnx`` writes.
+    """
+
+    def __init__(self, data: bytes, threads: int = 1) -> None:
+        self.multiplications = check_onnx(data)
+        self._data = data
+        self._threads = threads
+        self._before: Any = None
+        self._session: Any = self._open()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Open the model anew at its next use: a thread of the parent may have been in a run.
+
+        The parent's session keeps the locks of that moment. It stays, for to end it waits for them.
+        """
+        self._before = self._session or self._before
+        self._session = None
+
+    def _open(self) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Else the runtime guesses, and may take the bytes for its own, unchecked format.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        options.log_severity_level = 4  # the library reports through exceptions, not on stderr
+        try:
+            return onnxruntime.InferenceSession(
+                self._data, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as exc:
+            raise BundleCorrupt(f"ONNX Runtime refuses the model: {exc}") from exc
+
+    def _opened(self) -> Any:
+        if self._session is None:
+            self._session = self._open()
+        return self._session
+
+    @property
+    def inputs(self) -> dict[str, list[Any]]:
+        """Names and shapes of the inputs; a free axis is a string."""
+        return {node.name: node.shape for node in self._opened().get_inputs()}
+
+    @property
+    def outputs(self) -> dict[str, list[Any]]:
+        """Names and shapes of the outputs; a free axis is a string."""
+        return {node.name: node.shape for node in self._opened().get_outputs()}
+
+    def run(
+        self, outputs: Sequence[str], inputs: Mapping[str, npt.NDArray[Any]]
+    ) -> list[npt.NDArray[Any]]:
+        """Run the model.
+
+        Parameters
+        ----------
+        outputs
+            Names of the outputs wanted. The others of the file are computed all the same.
+        inputs
+            Every input by name.
+        """
+        session = self._session or self._opened()
+        result: list[npt.NDArray[Any]] = session.run(outputs, inputs)
+        return result

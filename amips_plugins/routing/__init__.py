@@ -1,0 +1,1 @@
+"""A search from the caller to the database and back."""

@@ -1,0 +1,102 @@
+"""Arguments and plans that make no sense are refused before anything is asked."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from amips_plugins.errors import InvalidInput
+from amips_plugins.models.hooks import ModelFault
+from amips_plugins.plan import QueryPlan
+from amips_plugins.vectors import FloatArray, as_queries
+
+if TYPE_CHECKING:
+    from amips_plugins.collection import Id
+
+__all__ = ["as_ids", "as_keys", "check_k", "check_plan", "check_target"]
+
+
+def check_k(k: Any) -> None:
+    """Refuse what is no number of hits."""
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise InvalidInput(f"k={k!r} asks for nothing; pass a whole number of 1 or more.")
+
+
+def check_target(recall: Any, n_probes: Any) -> None:
+    """Refuse a target that makes no sense for any model; None is no target.
+
+    Raises
+    ------
+    InvalidInput
+        The recall is no share, or the probes are no whole number of 1 or more.
+    """
+    real = isinstance(recall, numbers.Real) and not isinstance(recall, bool)
+    if recall is not None and not (real and 0.0 < recall <= 1.0):
+        raise InvalidInput(f"recall={recall!r} is no share; pass a number in (0, 1].")
+    whole = isinstance(n_probes, (int, np.integer)) and not isinstance(n_probes, bool)
+    if n_probes is not None and not (whole and n_probes >= 1):
+        raise InvalidInput(
+            f"n_probes={n_probes!r} searches nothing; pass a whole number of 1 or more."
+        )
+
+
+def check_plan(plan: QueryPlan, queries: FloatArray) -> None:
+    """Refuse a plan that does not fit its queries: a hook may be anyone's.
+
+    Raises
+    ------
+    ModelFault
+        Shapes differ, or a rewritten query is not finite.
+    """
+    rewritten, cells, shares = plan.rewritten, plan.cells, plan.shares
+    if rewritten is not None and rewritten.shape != queries.shape:
+        raise ModelFault(f"{len(queries)} queries were rewritten to shape {rewritten.shape}.")
+    if rewritten is not None and not np.isfinite(rewritten).all():
+        raise ModelFault("A rewritten query is not finite.")
+    if cells is not None and (cells.ndim != 2 or len(cells) != len(queries)):
+        raise ModelFault(f"{len(queries)} queries got cells of shape {cells.shape}.")
+    if shares is not None and shares.shape != (len(queries),):
+        raise ModelFault(f"{len(queries)} queries got shares of shape {shares.shape}.")
+
+
+def as_ids(ids: Any) -> list[Id]:
+    """Check ids and make plain Python values of them: the clients know no numpy integers.
+
+    Raises
+    ------
+    InvalidInput
+        Not a list of ints or strings, or an id comes twice.
+    """
+    if isinstance(ids, (str, bytes)):
+        raise InvalidInput(f"ids={ids!r} is one id; pass a list of ids.")
+    try:
+        plain = [int(key) if isinstance(key, np.integer) else key for key in ids]
+    except TypeError as exc:
+        raise InvalidInput(f"ids={ids!r} is no list of ids.") from exc
+    for key in plain:
+        if isinstance(key, bool) or not isinstance(key, (int, str)):
+            raise InvalidInput(f"The id {key!r} is no whole number and no string.")
+    if len(set(plain)) != len(plain):
+        raise InvalidInput("An id comes twice in one call; pass every id once.")
+    return plain
+
+
+def as_keys(
+    ids: Any, vectors: Any, fields: Sequence[Mapping[str, Any]] | None, dim: int
+) -> tuple[list[Id], FloatArray]:
+    """Check keys to be written, and bring ids and vectors into one form.
+
+    Raises
+    ------
+    InvalidInput
+        Ids or vectors cannot be used, or the lengths differ.
+    """
+    from amips_plugins.collection import check_keys
+
+    plain = as_ids(ids)
+    rows, _ = as_queries(vectors, dim, ("Vector", "Vectors"))
+    check_keys(dim, None, plain, rows, fields, None)
+    return plain, rows

@@ -1,0 +1,203 @@
+"""Searching by a plan, and natively wherever the plan does not do: all from one generation."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from amips_plugins.plan import NATIVE, QueryPlan
+from amips_plugins.routing.effects import Aside, Search, Steps
+from amips_plugins.routing.hits import Trace
+
+if TYPE_CHECKING:
+    from amips_plugins.collection import BoolArray, Collection, SearchRequest
+
+__all__ = ["Answer", "answer", "traces"]
+
+_log = logging.getLogger(__name__)
+_TOO_FEW = "cells: fewer than k hits"
+_SWITCHES = 10  # generations that one search follows: more in a row is a fault
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a search found.
+
+    Attributes
+    ----------
+    found
+        Each query's hits.
+    plan
+        The plan that found them.
+    fallback
+        Why the native search answered in place of the model, or None.
+    completed
+        Rows that the native search answered because the plan found fewer than k hits.
+    notes
+        What went otherwise than planned: reasons, and the error behind each or None.
+    """
+
+    found: list[Any]
+    plan: QueryPlan
+    fallback: str | None = None
+    completed: set[int] = field(default_factory=set)
+    notes: list[tuple[str, Exception | None]] = field(default_factory=list)
+
+
+def answer(
+    collection: Collection,
+    request: SearchRequest,
+    plan: QueryPlan,
+    started: float,
+    switches: int = _SWITCHES,
+) -> Steps[Answer]:
+    """Search by a plan. Where the generation is gone, the one that serves now answers instead.
+
+    Parameters
+    ----------
+    collection
+        The generation to search.
+    request
+        What the caller asked for; its timeout is one deadline for every search it takes.
+    plan
+        How to search; the empty plan is the native search.
+    started
+        When the caller's time began, by ``time.perf_counter``.
+    switches
+        How often to follow on to another generation.
+    """
+    try:
+        if plan.cells is None and plan.rewritten is None:
+            return Answer((yield Search(collection, request, plan)), plan)
+        return (yield from _routed(collection, request, plan, started))
+    except Exception as exc:  # raised again, unless another generation serves
+        left = _what_is_left(request, started)
+        now = None if left is None or not switches else (yield from _elsewhere(collection))
+        if left is None or now is None:
+            raise
+        # Natively: the plan may name cells that are no more. Every row, so that none is older.
+        # That one may be gone, too, by the time that it is this search's turn.
+        again = yield from answer(now, left, NATIVE, time.perf_counter(), switches - 1)
+        return _instead(again.found, exc)
+
+
+def _routed(
+    collection: Collection, request: SearchRequest, plan: QueryPlan, started: float
+) -> Steps[Answer]:
+    """Search one generation by a plan, and natively where that fails."""
+    try:
+        in_time = _what_is_left(request, started) or request
+        routed = Answer((yield Search(collection, in_time, plan)), plan)
+    except Exception as exc:  # of the plan or of the database: the native search will tell
+        left = _what_is_left(request, started)
+        if left is None:
+            raise
+        # An error of the database shows here too.
+        return _instead((yield Search(collection, left, NATIVE)), exc)
+    yield from _complete(collection, request, routed, started)
+    return routed
+
+
+def _instead(found: list[Any], exc: Exception) -> Answer:
+    reason = f"search: {type(exc).__name__}"
+    return Answer(found, NATIVE, reason, notes=[(reason, exc)])
+
+
+def _complete(
+    collection: Collection, request: SearchRequest, routed: Answer, started: float
+) -> Steps[None]:
+    """Search natively where a plan found fewer than k hits: small cells, a narrow filter."""
+    short = [row for row, hits in enumerate(routed.found) if len(hits) < request.k]
+    if short and routed.plan.shares is not None:
+        whole = _scanned_whole(collection, routed.plan)
+        short = [row for row in short if not whole[row]]  # there is nothing more to find
+    left = _what_is_left(request, started) if short else None
+    if left is None:
+        return
+    try:
+        again = yield Search(collection, replace(left, queries=request.queries[short]), NATIVE)
+    except Exception as exc:
+        if _what_is_left(request, started) is not None:
+            raise
+        # Too late; a short answer is at hand.
+        routed.notes.append((f"complete: {type(exc).__name__}", exc))
+        return
+    for row, hits in zip(short, again, strict=True):
+        routed.found[row] = hits
+    routed.notes.append((_TOO_FEW, None))
+    routed.completed.update(short)
+
+
+def traces(
+    answered: Answer, base: Trace, collection: Collection, model_share: float, *, explain: bool
+) -> list[Trace]:
+    """Say of every row how it was answered.
+
+    Parameters
+    ----------
+    answered
+        What was found.
+    base
+        What all rows have in common.
+    collection
+        What was searched.
+    model_share
+        What the model costs, as a share of a full scan.
+    explain
+        Whether to name cells and count what was scanned.
+    """
+    plan, count = answered.plan, len(answered.found)
+    rows = [base] * count
+    if plan.cells is not None and explain:
+        chosen = [tuple(c for c in cells if c >= 0) for cells in plan.cells.tolist()]
+        scanned = _scanned(collection, plan, model_share)
+        rows = [
+            replace(base, n_probes=len(cells), cells=cells, scanned=share)
+            for cells, share in zip(chosen, scanned, strict=True)
+        ]
+    elif plan.cells is not None:  # without ``replace``, which takes as long as all the rest
+        rows = [
+            Trace(base.mode, len(cells) - cells.count(-1), base.version, base.fallback)
+            for cells in plan.cells.tolist()
+        ]
+    for row in answered.completed:
+        routed = rows[row].scanned
+        scanned_too = None if routed is None else routed + 1.0  # the cells, and then every key
+        rows[row] = replace(rows[row], mode="native", fallback=_TOO_FEW, scanned=scanned_too)
+    return rows
+
+
+def _scanned(collection: Collection, plan: QueryPlan, model_share: float) -> list[float | None]:
+    if plan.shares is None:
+        return [None] * (0 if plan.cells is None else len(plan.cells))
+    whole = _scanned_whole(collection, plan).tolist()
+    return [
+        (1.0 if everything else share) + model_share
+        for everything, share in zip(whole, plan.shares.tolist(), strict=True)
+    ]
+
+
+def _scanned_whole(collection: Collection, plan: QueryPlan) -> BoolArray:
+    from amips_plugins.collection import searches_everything
+
+    return searches_everything(plan, collection.break_even)
+
+
+def _what_is_left(request: SearchRequest, started: float) -> SearchRequest | None:
+    """Return the request for another search within the caller's one deadline, or None."""
+    if request.timeout is None:
+        return request
+    left = request.timeout - (time.perf_counter() - started)
+    return replace(request, timeout=left) if left > 0 else None
+
+
+def _elsewhere(collection: Collection) -> Steps[Collection | None]:
+    """Return what serves now in place of a generation that failed; None if it is the same."""
+    try:
+        now: Collection = yield Aside(collection.current)
+    except Exception as exc:  # noqa: BLE001 - the error of the search says more than this one
+        _log.debug("%r cannot be looked at again: %s", collection.info.name, exc)
+        return None
+    return None if now is collection else now

@@ -1,0 +1,152 @@
+"""What a router serves now, and the looking around that keeps it so."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from amips_plugins.bundle.registry import Registry
+from amips_plugins.routing.serving import Serving, follow, serve_latest
+
+if TYPE_CHECKING:
+    from amips_plugins.collection import Collection
+
+__all__ = ["Lookout"]
+
+_log = logging.getLogger(__name__)
+
+
+class Lookout:
+    """Follows a collection and a registry.
+
+    Parameters
+    ----------
+    serving
+        What serves at first.
+    registry
+        Where newer bundles appear; None where the bundle or the hook was given.
+    threads
+        Threads of one model call.
+    overflow_warning
+        Share of keys without a cell past which a look logs a warning.
+    on_change
+        Called with what serves from now on.
+
+    Attributes
+    ----------
+    serving
+        What serves now. A search takes it once, so that a look meanwhile is the next search's.
+    overflow_share
+        What ``count_overflow`` last found; None before the first.
+    """
+
+    def __init__(
+        self,
+        serving: Serving,
+        registry: Registry | None,
+        threads: int,
+        overflow_warning: float,
+        on_change: Callable[[Serving], object],
+    ) -> None:
+        self.serving = serving
+        self.overflow_share: float | None = None
+        self._registry = registry
+        self._threads = threads
+        self._overflow_warning = overflow_warning
+        self._overflows = False
+        self._on_change = on_change
+        self._problem: str | None = None
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Forget a look that the parent process was at."""
+        self._looking = threading.Lock()
+
+    def look(self) -> bool:
+        """Look at the database and the registry, and serve what is new there.
+
+        Returns
+        -------
+        bool
+            Whether something else serves now.
+        """
+        with self._looking:
+            before, problem = self.serving, None
+            try:
+                serving, problem = self._load_latest(follow(before))
+                self.adopt(serving)
+                self.count_overflow()
+            except Exception as exc:  # noqa: BLE001 - whatever is out of reach, the router serves on
+                problem = f"{before.collection.info.name!r} cannot be looked at again: {exc}"
+            self._say(problem)
+            return self.serving is not before
+
+    def look_first(self) -> None:
+        """Load what the registry has; where that does not do, the native search serves."""
+        serving, problem = self._load_latest(self.serving)
+        self.adopt(serving)
+        self._say(problem)
+
+    def follow(self) -> None:
+        """Follow the collection alone.
+
+        Raises
+        ------
+        Exception
+            Whatever the database raises.
+        """
+        self.adopt(follow(self.serving))
+
+    def adopt(self, serving: Serving) -> None:
+        """Let the searches to come use another state."""
+        if serving is self.serving:
+            return
+        self.serving = serving
+        self._on_change(serving)
+        _log.info(
+            "%r is searched with bundle %s.",
+            serving.collection.info.name,
+            None if serving.manifest is None else serving.manifest.version,
+        )
+
+    def count_overflow(self) -> float:
+        """Count the keys that have no cell; return their share of all keys."""
+        collection = self.serving.collection
+        if collection.layout() is None:
+            self.overflow_share = 0.0
+            return 0.0
+        self.overflow_share = share = collection.overflow() / max(1, collection.count())
+        crossed, self._overflows = not self._overflows, share > self._overflow_warning
+        if self._overflows and crossed:
+            _log.warning(
+                "%.1f %% of the keys of %r have no cell and are searched by every query; to give "
+                "them theirs: amips backfill.",
+                100 * share,
+                collection.info.name,
+            )
+        return share
+
+    def _load_latest(self, running: Serving) -> tuple[Serving, str | None]:
+        """Return what the registry has for the collection, or what runs and why it still does."""
+        if self._registry is None:
+            return running, None
+        collection: Collection = running.collection
+        name = collection.info.name
+        try:
+            return serve_latest(running, self._registry, self._threads), None
+        except Exception as exc:  # noqa: BLE001 - whatever the registry's storage raises, native serves
+            if running.hook is not None:
+                return running, f"The bundle that runs serves {name!r} on: {exc}"
+            obstacle = f"bundle: {type(exc).__name__}"
+            if running.obstacle != obstacle:
+                running = replace(running, obstacle=obstacle)
+            return running, f"No bundle serves {name!r}: {exc}"
+
+    def _say(self, problem: str | None) -> None:
+        """Log what a look found wrong, once until it is another matter."""
+        if problem is not None and problem != self._problem:
+            _log.warning("%s", problem)
+        self._problem = problem

@@ -1,0 +1,504 @@
+"""The router: plan with the model, search once, and never do worse than the native search."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amips_plugins.background.forks import renew_after_fork
+from amips_plugins.background.single_flight import Refresher
+from amips_plugins.bundle.manifest import Bundle, Manifest
+from amips_plugins.bundle.registry import Registry
+from amips_plugins.errors import InvalidInput
+from amips_plugins.health.gate import Health
+from amips_plugins.health.monitor import Watch
+from amips_plugins.health.shadow_search import Sample
+from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
+from amips_plugins.routing.checks import check_k, check_target
+from amips_plugins.routing.effects import Aside, Steps, run
+from amips_plugins.routing.execution import Answer, answer, traces
+from amips_plugins.routing.fallbacks import Fallbacks
+from amips_plugins.routing.hits import Hits, Trace
+from amips_plugins.routing.observers import Observer, Observers
+from amips_plugins.routing.planner import GATED, Planner
+from amips_plugins.routing.refresh import Lookout
+from amips_plugins.routing.serving import Serving, bundle_in, serve_bundle
+from amips_plugins.routing.writer import Writer
+from amips_plugins.vectors import as_queries
+
+if TYPE_CHECKING:
+    from amips_plugins.collection import Collection, Id, SearchRequest
+
+__all__ = ["Hits", "LearnedRouter", "Trace"]
+
+
+class LearnedRouter:
+    """Searches a collection through the model published for it.
+
+    Without a usable model every search is the native one; ``fallbacks`` counts why.
+
+    Parameters
+    ----------
+    collection
+        The collection to search.
+    registry
+        Where to find the bundle: a folder, an fsspec URL or a ``Registry``; left out,
+        ``$AMIPS_REGISTRY`` or the folder ``registry``.
+    bundle
+        A bundle, or the folder of one, to use in place of the registry's latest.
+    hook
+        A pre-query hook of your own, in place of any bundle.
+    threads
+        Threads of one model call. At 1 the caller's own thread computes and ONNX Runtime starts
+        none, so a server of many workers or processes is not oversubscribed; more help large
+        batches only, and where a process has the cores to itself.
+    refresh
+        Seconds after which a search has the database and the registry looked at again, on a
+        thread of its own (see ``refresh``); None to do so only on request.
+    overflow_warning
+        Share of keys without a cell past which a refresh logs a warning.
+    observers
+        Told of every answered search, see ``observe``: a ``QueryLog``, ``SearchSpans``, your own.
+    plan_timeout
+        Seconds that the model may take for one query (a batch gets a millisecond more for each of
+        the others), and never more than a quarter of a search's ``timeout``; then the native
+        search answers.
+    watch
+        Samples live searches and holds the router to its target, see ``health``; left out, one
+        with its defaults. ``Watch(share=0, drift_share=0)`` watches nothing but the overflow.
+
+    Raises
+    ------
+    InvalidInput
+        More than one of ``registry``, ``bundle`` and ``hook`` is given, or another argument
+        cannot be used.
+    BundleError
+        The ``bundle`` given cannot serve the collection. (A registry's bundle that cannot is
+        logged, and the native search serves.)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from amips_plugins import LearnedRouter, MemoryCollection
+    >>> from amips_plugins.plan import QueryPlan
+    >>> class Halve:
+    ...     def plan(self, queries, target):
+    ...         return QueryPlan(rewritten=queries / 2, rescore=10)
+    >>> router = LearnedRouter(MemoryCollection(np.eye(3, dtype=np.float32)), hook=Halve())
+    >>> hits = router.search([0.0, 1.0, 0.1], k=2)
+    >>> [hit.id for hit in hits], hits.trace.mode
+    ([1, 2], 'rewrite')
+    """
+
+    def __init__(
+        self,
+        collection: Collection,
+        *,
+        registry: Registry | str | Path | None = None,
+        bundle: Bundle | str | Path | None = None,
+        hook: PreQueryHook | None = None,
+        threads: int = 1,
+        refresh: float | None = 30.0,
+        overflow_warning: float = 0.05,
+        observers: Sequence[Observer] = (),
+        plan_timeout: float = 0.25,
+        watch: Watch | None = None,
+    ) -> None:
+        if sum(given is not None for given in (registry, bundle, hook)) > 1:
+            raise InvalidInput("Give the router one of registry, bundle and hook, not several.")
+        if refresh is not None and not refresh > 0:
+            raise InvalidInput(f"refresh={refresh!r} is no time; pass seconds above 0, or None.")
+        if not 0.0 <= overflow_warning <= 1.0:
+            raise InvalidInput(f"overflow_warning={overflow_warning!r} is no share from 0 to 1.")
+        if not plan_timeout > 0:
+            raise InvalidInput(f"plan_timeout={plan_timeout!r} is no time; pass seconds above 0.")
+        self._count = collection.count()
+        self._observers = Observers(observers)
+        self._fallbacks = Fallbacks()
+        self._planner = Planner(self._fallbacks, plan_timeout)
+        self._planner.enabled = os.environ.get("AMIPS_DISABLED", "") in ("", "0")
+        serving = Serving(collection, hook)
+        known: Registry | None = None
+        if bundle is not None:
+            opened = bundle if isinstance(bundle, Bundle) else bundle_in(Path(bundle))
+            serving = serve_bundle(collection, opened, threads)
+        elif hook is None:
+            known = registry if isinstance(registry, Registry) else Registry(registry)
+        self._watch = Watch() if watch is None else watch
+        self._start_over(serving)
+        self._lookout = Lookout(serving, known, threads, overflow_warning, self._start_over)
+        self._lookout.look_first()
+        self._writer = Writer(self._lookout, self._fallbacks)
+        self._refresher = Refresher(self.refresh, refresh)
+        renew_after_fork(self)
+
+    @property
+    def collection(self) -> Collection:
+        """The collection searched, as it was last looked at."""
+        return self._lookout.serving.collection
+
+    @property
+    def fallbacks(self) -> Counter[str]:
+        """How often the native search answered in place of the model, by reason."""
+        return self._fallbacks.counts
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The manifest of the bundle in use, or None."""
+        return self._lookout.serving.manifest
+
+    @property
+    def learned(self) -> bool:
+        """Whether there is a hook to plan with; without one every search is native."""
+        return self._lookout.serving.hook is not None
+
+    @property
+    def last_overflow_share(self) -> float | None:
+        """What ``overflow_share`` last found, for every refresh asks it; None before the first."""
+        return self._lookout.overflow_share
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the model is asked at all; set it to False to have every search native.
+
+        A process that starts with ``AMIPS_DISABLED=1`` in its environment begins so.
+        """
+        return self._planner.enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self._planner.enabled = bool(value)
+
+    @property
+    def health(self) -> Health | None:
+        """Which way the router searches, and what live searches showed; None without a model."""
+        return self._watch.health
+
+    def observe(self, observer: Observer) -> None:
+        """Tell an observer of every search to come, once it is answered.
+
+        It is called on the caller's thread before the hits are returned. What it raises is logged
+        once and never reaches the caller. A search that raises is not told of.
+
+        Raises
+        ------
+        InvalidInput
+            It cannot be called.
+        """
+        self._observers.add(observer)
+
+    def search(
+        self,
+        queries: Any,
+        k: int = 10,
+        *,
+        recall: float | None = None,
+        n_probes: int | None = None,
+        filter: Any = None,  # noqa: A002 - both databases call it so
+        fields: Sequence[str] = (),
+        params: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        explain: bool = False,
+    ) -> Any:
+        """Search.
+
+        Parameters
+        ----------
+        queries
+            ``(dim,)`` or ``(n_queries, dim)``, finite numbers.
+        k
+            Number of hits wanted, from 1 to the number of keys.
+        recall
+            Recall@k to reach on average, in (0, 1], with the confidence of the calibration; left
+            out, the bundle's own target. Route mode only.
+        n_probes
+            Number of cells to search, in place of a recall target. Route mode only.
+        filter
+            The database's own filter; hits satisfy it, whatever the model chose.
+        fields
+            Stored fields to return with the hits.
+        params
+            The database's own search parameters.
+        timeout
+            Seconds the database may take.
+        explain
+            Fill in the trace's details.
+
+        Returns
+        -------
+        Hits or list of Hits
+            ``Hits`` for one vector, a list of them for a matrix.
+
+        Raises
+        ------
+        InvalidInput
+            An argument cannot be used.
+        """
+        return run(
+            self.steps(
+                queries,
+                k,
+                recall=recall,
+                n_probes=n_probes,
+                filter=filter,
+                fields=fields,
+                params=params,
+                timeout=timeout,
+                explain=explain,
+            )
+        )
+
+    def steps(
+        self,
+        queries: Any,
+        k: int = 10,
+        *,
+        recall: float | None = None,
+        n_probes: int | None = None,
+        filter: Any = None,  # noqa: A002 - as above
+        fields: Sequence[str] = (),
+        params: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        explain: bool = False,
+    ) -> Steps[Any]:
+        """Search as ``search`` does, and leave it to the caller how to wait (see ``steps.run``)."""
+        from amips_plugins.collection import SearchRequest
+
+        rows, single = as_queries(queries, self.collection.info.dim)
+        check_k(k)
+        if k > self._count:
+            yield from self._check_count(k, self.collection)
+        check_target(recall, n_probes)
+        if isinstance(fields, str):
+            raise InvalidInput(f"fields={fields!r} is one name; pass a list of names.")
+        k = int(k)
+        answers = yield from self.search_steps(
+            SearchRequest(rows, k, filter, tuple(fields), params, timeout),
+            Target(k=k, recall=recall, n_probes=n_probes),
+            explain=explain,
+        )
+        return answers[0] if single else answers
+
+    def search_steps(
+        self, request: SearchRequest, target: Target, *, explain: bool = False
+    ) -> Steps[list[Hits]]:
+        """Search for a request that has been checked.
+
+        Whoever performs the steps decides what a hit is: all that is asked of the result of a
+        ``steps.Search`` is a list for each query.
+
+        Parameters
+        ----------
+        request
+            What is searched.
+        target
+            What the model is to aim at.
+        explain
+            Fill in the trace's details.
+        """
+        self._refresher.look()
+        serving = self._lookout.serving  # taken once: a look meanwhile is the next search's
+        health = self._watch.health
+        started = time.perf_counter()
+        plan, fallback = yield from self._planner.plan(
+            serving, request.queries, target, request.timeout, health
+        )
+        planned = time.perf_counter()
+        try:
+            answered = yield from answer(serving.collection, request, plan, started)
+        except Exception:  # noted here, and the caller's as it is
+            self._failed(serving, plan, started, request.timeout)
+            raise
+        ended = time.perf_counter()
+        self._account(serving, plan, answered)
+        if (
+            request.filter is None
+            and target.n_probes is None
+            and health is not None
+            and answered.fallback is None
+            and fallback in (None, GATED)
+            and self._watch.chosen(len(request.queries))
+        ):
+            self._sample(serving, request, target, answered, health)
+        version = None if serving.manifest is None else serving.manifest.version
+        base = Trace(_mode(answered.plan), version=version, fallback=fallback or answered.fallback)
+        if explain:
+            base = replace(
+                base,
+                plan_us=(planned - started) * 1e6,
+                search_ms=(ended - planned) * 1e3,
+            )
+        rows_traced = traces(
+            answered, base, serving.collection, serving.model_share, explain=explain
+        )
+        if self._observers:
+            self._observers.tell(
+                serving.collection,
+                request,
+                answered,
+                rows_traced,
+                serving.model_share,
+                (planned - started, ended - planned),
+            )
+        return [Hits(hits, t) for hits, t in zip(answered.found, rows_traced, strict=True)]
+
+    def upsert(
+        self,
+        ids: Sequence[Id],
+        vectors: Any,
+        fields: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Write keys, in place of those with the same ids; safe and searched when it returns.
+
+        Each key gets the cell that the bundle gives it: for a key of the snapshot that has kept
+        its vector the recorded one, which takes 16 bytes of memory a key of the snapshot from the
+        first call on. Where there is no bundle, or the collection has no cells of it, keys are
+        written without (``amips backfill`` gives them theirs), and are searched all the same.
+
+        Parameters
+        ----------
+        ids
+            One int or string a key, each once.
+        vectors
+            ``(n, dim)``, finite numbers.
+        fields
+            Stored fields of each key.
+
+        Raises
+        ------
+        InvalidInput
+            An argument cannot be used; nothing has been written.
+        CollectionError
+            The collection was replaced time and again during the call.
+        """
+        self._writer.upsert(ids, vectors, fields)
+
+    def delete(self, ids: Sequence[Id]) -> None:
+        """Delete keys; ids that are not there are none of its business.
+
+        Raises
+        ------
+        InvalidInput
+            The ids cannot be used.
+        CollectionError
+            The collection was replaced time and again during the call.
+        """
+        self._writer.delete(ids)
+
+    def overflow_share(self) -> float:
+        """Count the keys that have no cell, which every query searches.
+
+        Returns
+        -------
+        float
+            Their share of all keys; 0 where the collection has no cells.
+        """
+        share = self._lookout.count_overflow()
+        self._watch.add_overflow(share, self.collection.break_even)
+        return share
+
+    def refresh(self) -> bool:
+        """Look at the database and the registry again now, and serve what is new there.
+
+        A moved alias, new cells and a newly published bundle show here. The next searches use
+        them; those under way end as they began. A bundle that cannot serve is refused, which is
+        logged, and the one that runs serves on; so does everything while the database or the
+        registry cannot be reached.
+
+        Returns
+        -------
+        bool
+            Whether something else serves now.
+        """
+        changed = self._lookout.look()
+        if self._lookout.overflow_share is not None:
+            self._watch.add_overflow(self._lookout.overflow_share, self.collection.break_even)
+        return changed
+
+    def after_fork(self) -> None:
+        """Take nothing over from the parent process that only its threads could finish."""
+        self._fallbacks.after_fork()
+        self._observers.after_fork()
+        self._writer.after_fork()
+        self._lookout.after_fork()
+        self._refresher.after_fork()
+        self._planner.start_over(self._lookout.serving)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "A LearnedRouter holds connections and threads and cannot be pickled; make one in "
+            "every process."
+        )
+
+    def _start_over(self, serving: Serving) -> None:
+        """Judge a new state by itself."""
+        # What goes wrong from now on is news; why there is no bundle is said where it is known.
+        self._fallbacks.start_over(*([serving.obstacle or ""] if serving.hook is None else []))
+        self._planner.start_over(serving)
+        hook = serving.hook if serving.obstacle is None else None
+        self._watch.start_over(serving.collection, hook, serving.reference)
+
+    def _account(self, serving: Serving, plan: QueryPlan, answered: Answer) -> None:
+        """Learn from a search that was answered."""
+        if plan is not NATIVE:
+            self._planner.searched(serving, by_plan=answered.plan is plan)
+        for reason, cause in answered.notes:
+            self._fallbacks.note(serving.collection.info.name, reason, cause)
+        if answered.fallback is not None:
+            self._refresher.hurry()
+
+    def _sample(
+        self,
+        serving: Serving,
+        request: SearchRequest,
+        target: Target,
+        answered: Answer,
+        health: Health,
+    ) -> None:
+        """Hand one query of an answered search over to the watch."""
+        if serving.hook is None:
+            return
+        row = random.randrange(len(request.queries))  # noqa: S311 - a sample, no secret
+        self._watch.sample(
+            Sample(
+                serving.collection,
+                serving.hook,
+                request.queries[row],
+                target,
+                answered.found[row],
+                _mode(answered.plan),
+                health.state,
+                request.params,
+            )
+        )
+
+    def _failed(
+        self, serving: Serving, plan: QueryPlan, started: float, timeout: float | None
+    ) -> None:
+        """Learn from a search that was not answered."""
+        if plan is NATIVE:
+            return
+        if timeout is not None and time.perf_counter() - started >= timeout:
+            # The native search had no chance: give it one, should this go on.
+            self._planner.searched(serving, by_plan=False)
+        self._refresher.hurry()
+
+    def _check_count(self, k: int, collection: Collection) -> Steps[None]:
+        self._count = yield Aside(collection.count)  # it may have grown since
+        if k > self._count:
+            raise InvalidInput(
+                f"k={k} is more than the {self._count} keys of {collection.info.name!r}; "
+                f"ask for at most that many."
+            )
+
+
+def _mode(plan: QueryPlan) -> str:
+    if plan.cells is not None:
+        return "route"
+    return "native" if plan.rewritten is None else "rewrite"

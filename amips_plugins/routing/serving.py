@@ -1,0 +1,173 @@
+"""What a router serves at one moment: a collection, and the model that plans for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amips_plugins.bundle.manifest import MANIFEST, Bundle, Manifest
+from amips_plugins.bundle.registry import Registry, collection_key
+from amips_plugins.errors import BundleMismatch
+from amips_plugins.health.drift import Reference, load_reference
+from amips_plugins.layout import check_bundle, serving_bundle
+from amips_plugins.models.hooks import load_hook
+from amips_plugins.plan import PreQueryHook
+
+if TYPE_CHECKING:
+    from amips_plugins.collection import Collection
+
+__all__ = ["Serving", "bundle_in", "follow", "serve_bundle", "serve_latest"]
+
+_HINTS = {
+    "cells: not laid out": "run: amips layout",
+    "cells: of another bundle": "run: amips layout",
+}
+
+
+@dataclass(frozen=True)
+class Serving:
+    """One state of a router. A search takes it once, so it never sees half a change.
+
+    Attributes
+    ----------
+    collection
+        The generation that is searched.
+    hook
+        What plans; None without a usable bundle.
+    bundle
+        Where the hook comes from; None if it is the user's own.
+    layout
+        The collection's cells when it was looked at, where the bundle has any.
+    latest
+        The version that the registry named when it was looked at.
+    obstacle
+        Why the native search answers in place of the hook, or None.
+    reference
+        What the bundle's model said of held-out queries; None where it is not known.
+    """
+
+    collection: Collection
+    hook: PreQueryHook | None = None
+    bundle: Bundle | None = None
+    layout: str | None = None
+    latest: str | None = None
+    obstacle: str | None = None
+    reference: Reference | None = None
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The manifest of the bundle, or None."""
+        return None if self.bundle is None else self.bundle.manifest
+
+    @property
+    def hint(self) -> str | None:
+        """What to do about the obstacle."""
+        return _HINTS.get(self.obstacle or "")
+
+    @property
+    def model_share(self) -> float:
+        """The model's multiplications, as a share of those of a full scan; 0 for a user's hook."""
+        manifest = self.manifest
+        if manifest is None:
+            return 0.0
+        return manifest.parameters / manifest.dim / manifest.count
+
+    def has_cells_of_bundle(self) -> bool:
+        """Ask the collection whether it is laid out in the bundle's cells."""
+        manifest = self.manifest
+        if manifest is None or not manifest.layout:
+            return False
+        return self.collection.layout() == manifest.layout
+
+
+def bundle_in(folder: Path) -> Bundle:
+    """Open the bundle in a folder, or in the folder that training wrote.
+
+    Raises
+    ------
+    BundleNotFound, BundleCorrupt
+        There is no sound one.
+    """
+    inner = folder / "bundle"
+    home = inner if (inner / MANIFEST).exists() else folder
+    return Bundle.in_folder(home)
+
+
+def follow(serving: Serving) -> Serving:
+    """Look at the database again, and keep the model.
+
+    Returns
+    -------
+    Serving
+        The same object where nothing changed.
+    """
+    collection = serving.collection.current()
+    manifest = serving.manifest
+    layout = collection.layout() if manifest is not None and manifest.layout else None
+    if collection is serving.collection and layout == serving.layout:
+        return serving
+    if serving.bundle is None:
+        return replace(serving, collection=collection)
+    obstacle = _obstacle(collection, serving.bundle, layout)
+    return replace(serving, collection=collection, layout=layout, obstacle=obstacle)
+
+
+def serve_bundle(
+    collection: Collection, bundle: Bundle, threads: int, running: Serving | None = None
+) -> Serving:
+    """Load a bundle for a collection; the hook that runs stays if it is of the same bundle.
+
+    Raises
+    ------
+    BundleMismatch
+        It was made for another collection.
+    BundleCorrupt
+        A file is not what the manifest says.
+    """
+    check_bundle(collection, bundle)
+    if running is not None and running.hook is not None and running.manifest == bundle.manifest:
+        hook, reference = running.hook, running.reference
+    else:
+        hook, reference = load_hook(bundle, threads), load_reference(bundle)
+    layout = collection.layout() if bundle.manifest.layout else None
+    obstacle = _obstacle(collection, bundle, layout)
+    return Serving(collection, hook, bundle, layout, obstacle=obstacle, reference=reference)
+
+
+def serve_latest(running: Serving, registry: Registry, threads: int) -> Serving:
+    """Load what the registry has for the collection, if that is not what runs.
+
+    Which bundle that is, ``layout.serving_bundle`` decides.
+
+    Returns
+    -------
+    Serving
+        The same object where there is nothing new.
+
+    Raises
+    ------
+    BundleError
+        There is no bundle, or it cannot serve.
+    """
+    collection = running.collection
+    latest = registry.current(collection_key(collection.info))
+    if running.hook is not None and latest == running.latest and running.obstacle is None:
+        return running
+    bundle = serving_bundle(collection, registry, latest)  # not asked again: it may have moved
+    serving = replace(serve_bundle(collection, bundle, threads, running), latest=latest)
+    same = (serving.manifest, serving.layout, latest, serving.obstacle)
+    if same == (running.manifest, running.layout, running.latest, running.obstacle):
+        return running
+    return serving
+
+
+def _obstacle(collection: Collection, bundle: Bundle, layout: str | None) -> str | None:
+    """Say what keeps a loaded bundle from serving the collection as it is now."""
+    try:
+        check_bundle(collection, bundle)
+    except BundleMismatch:
+        return "bundle: BundleMismatch"  # an alias that was moved to another collection
+    if bundle.manifest.layout in ("", layout):
+        return None
+    return "cells: not laid out" if layout is None else "cells: of another bundle"

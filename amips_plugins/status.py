@@ -1,0 +1,192 @@
+"""How a collection would be searched, found out once: what ``amips status`` says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from amips_plugins.bundle.registry import Registry
+from amips_plugins.errors import BundleError
+from amips_plugins.health.drift import WINDOW, Drift, load_reference, outputs_of
+from amips_plugins.health.gate import Gate, Shadow, State
+from amips_plugins.health.recall import Recall, RecallWindow
+from amips_plugins.health.shadow_search import Sample, examine, search_in, widens
+from amips_plugins.plan import PreQueryHook, Target
+from amips_plugins.progress import Progress, no_progress
+from amips_plugins.routing.serving import Serving, serve_latest
+from amips_plugins.vectors import FloatArray
+
+if TYPE_CHECKING:
+    from amips_plugins.collection import Collection
+
+__all__ = ["Report", "report"]
+
+_MUCH_OVERFLOW = 0.05  # share of the keys; what a router warns of
+_SAMPLE = 300  # queries that are searched
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of a collection's router.
+
+    Attributes
+    ----------
+    state, reasons
+        What the gate makes of it (see ``health.gate``), and why; without a usable bundle native.
+    bundle, model, layout
+        Version and kind of the bundle in use, and the cells that the collection is laid out in;
+        None without.
+    keys, overflow, break_even
+        Number of keys, share of them without a cell, and the share above which routing does not
+        pay.
+    k, recall
+        Recall@k of searches as planned, on the queries given; None without queries.
+    drift
+        Those queries against the bundle's reference; None without either.
+    advice
+        What to do, in a sentence.
+    """
+
+    state: State
+    reasons: tuple[str, ...]
+    bundle: str | None
+    model: str | None
+    layout: str | None
+    keys: int
+    overflow: float
+    break_even: float
+    k: int | None
+    recall: Recall | None
+    drift: Drift | None
+    advice: str
+
+
+def report(
+    collection: Collection,
+    registry: Registry,
+    queries: FloatArray | None = None,
+    *,
+    sample: int = _SAMPLE,
+    progress: Progress = no_progress,
+) -> Report:
+    """Look at a collection, its bundle and some of its queries; nothing is changed.
+
+    Parameters
+    ----------
+    collection
+        The collection.
+    registry
+        Where its bundle is.
+    queries
+        ``(n, dim)`` float32, such as a query log's; None leaves recall and drift unknown.
+    sample
+        How many of them to search for, each exactly and as a router would.
+    progress
+        Watches the work.
+    """
+    keys = collection.count()
+    share = collection.overflow() / max(1, keys)
+    obstacle, advice = None, ""
+    serving = Serving(collection)
+    try:
+        serving = serve_latest(serving, registry, threads=1)
+        obstacle = serving.obstacle
+        advice = f"The cells are not those of the bundle; {serving.hint or 'run: amips layout'}."
+    except BundleError as exc:
+        obstacle, advice = str(exc), "Train and publish a bundle: amips train, amips publish."
+    manifest, hook = serving.manifest, serving.hook
+    gate, recall, drift = Gate(widens=hook is not None and widens(hook)), None, None
+    gate.add_overflow(share, collection.break_even)
+    if serving.bundle is not None and hook is not None and obstacle is None:
+        if queries is not None:
+            drift = _drift(serving, hook, queries)
+            if drift is not None:
+                gate.add_drift(drift)
+            chosen = np.random.default_rng(0).permutation(len(queries))[:sample]
+            k = min(serving.bundle.manifest.default_k, keys)
+            recall = _weigh(gate, serving, hook, queries[np.sort(chosen)], k, progress)
+        advice = _advice(gate, share, measured=queries is not None)
+    health = gate.health
+    return Report(
+        state="native" if obstacle is not None else health.state,
+        reasons=health.reasons if obstacle is None else (obstacle,),
+        bundle=None if manifest is None else manifest.version,
+        model=None if manifest is None else manifest.model,
+        layout=collection.layout(),
+        keys=keys,
+        overflow=share,
+        break_even=collection.break_even,
+        k=None if recall is None or manifest is None else manifest.default_k,
+        recall=recall,
+        drift=drift,
+        advice=advice,
+    )
+
+
+def _drift(serving: Serving, hook: PreQueryHook, queries: FloatArray) -> Drift | None:
+    reference = None if serving.bundle is None else load_reference(serving.bundle)
+    if reference is None:
+        return None
+    rows = np.random.default_rng(1).permutation(len(queries))[:WINDOW]
+    outputs = outputs_of(hook, queries[rows])
+    return None if outputs is None else reference.compare(outputs)
+
+
+def _weigh(
+    gate: Gate,
+    serving: Serving,
+    hook: PreQueryHook,
+    queries: FloatArray,
+    k: int,
+    progress: Progress,
+) -> Recall | None:
+    """Show the gate the queries in the state that it is in; return their recall as planned."""
+    planned = RecallWindow(len(queries))
+    with progress("search", len(queries), 0, "queries") as step:
+        for query in queries:
+            as_planned = _examine(serving.collection, hook, query, k, "healthy", None)
+            if as_planned is not None:
+                planned.add(as_planned.served.recall)
+            if gate.state == "healthy":
+                shadow = as_planned
+            else:
+                shadow = _examine(serving.collection, hook, query, k, gate.state, gate.better)
+            if shadow is not None:
+                gate.add_shadow(shadow)
+            step.advance(1)
+    return planned.summary()
+
+
+def _examine(
+    collection: Collection,
+    hook: PreQueryHook,
+    query: FloatArray,
+    k: int,
+    state: State,
+    better: State | None,
+) -> Shadow | None:
+    from amips_plugins.collection import SearchRequest
+
+    target, request = Target(k), SearchRequest(query[None], k)
+    found = search_in(state, collection, hook, target, request)
+    if found is None:
+        return None
+    # Only a healthy state has to know how; the model had a part in the answer, or could have.
+    mode = "native" if state == "native" else "route"
+    return examine(Sample(collection, hook, query, target, found, mode, state), better, None)
+
+
+def _advice(gate: Gate, share: float, *, measured: bool) -> str:
+    if gate.state != "healthy" and share > _MUCH_OVERFLOW:
+        return "Give the keys without a cell theirs, and look again: amips backfill."
+    if gate.state != "healthy":
+        return (
+            "Train on the queries that come now (amips train --queries-log), publish, and lay out; "
+            "until then running routers search wider or natively."
+        )
+    if share > _MUCH_OVERFLOW:
+        return "Give the keys without a cell theirs: amips backfill."
+    if not measured:
+        return "Nothing to do; with --queries or --queries-log recall is measured, too."
+    return "Nothing to do."

@@ -1,0 +1,194 @@
+"""Putting a bundle together: it appears whole, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import platform
+import shutil
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from amips_plugins.bundle.golden_outputs import record_canned
+from amips_plugins.bundle.manifest import (
+    CALIBRATION,
+    CANNED,
+    CELLS,
+    FORMAT,
+    IDS,
+    KNOWN_CELLS,
+    MANIFEST,
+    MODEL,
+    REFERENCE,
+    SUPPORT,
+    Manifest,
+    describe_file,
+)
+from amips_plugins.export.cost_curves import (
+    calibrate,
+    curve,
+    figures,
+    levels_by_threshold,
+    thresholds_for,
+)
+from amips_plugins.export.curves import record_curves
+from amips_plugins.export.dataset import Candidate, Problem, Split
+from amips_plugins.export.nets import SupportNet
+from amips_plugins.export.options import TrainOptions
+from amips_plugins.export.queries import QuerySplits
+from amips_plugins.export.selection import choose, to_publish
+from amips_plugins.export.snapshot import Snapshot
+from amips_plugins.export.to_onnx import support_to_onnx, to_onnx
+from amips_plugins.files import replace_file
+from amips_plugins.health.drift import Reference
+from amips_plugins.models.calibration import Calibration
+from amips_plugins.models.cells import sketch
+from amips_plugins.models.onnx_session import OnnxModel
+from amips_plugins.report.training_record import CURVES
+from amips_plugins.vectors import FloatArray, Metric
+
+__all__ = ["served_model", "write_bundle"]
+
+# Root mean square error of a priority, which is the log of a share: within a twentieth of it.
+# At .02 no figure of npm2pypi moved (docs/method.md).
+_ROUNDING = 0.05
+
+
+def write_bundle(
+    folder: Path,
+    snapshot: Snapshot,
+    splits: QuerySplits,
+    problem: Problem,
+    options: TrainOptions,
+    candidates: list[Candidate],
+) -> Manifest:
+    """Write the files to a folder nobody looks at, then give it its name."""
+    published = to_publish(candidates, problem, options)
+    net, dim, metric = published.net, snapshot.manifest.dim, problem.metric
+    model = served_model(published, problem)
+    output = "rewritten" if published.kind == "keynet" else "priority"
+    files = {MODEL: model, CANNED: record_canned(OnnxModel(model), output, dim)}
+    if isinstance(net, SupportNet):
+        files[SUPPORT] = support_to_onnx(net, dim, metric)
+    calibration = priorities = None
+    if published.priority is not None:
+        priorities = _priorities(OnnxModel(model), problem.test)
+        calibration = _calibrate(published, OnnxModel(model), problem)
+        files[CALIBRATION] = calibration.to_bytes()
+        files[CELLS] = published.cells.to_bytes()
+        recorded = [published.assignment.astype(np.int32), sketch(snapshot.vectors())]
+        files[KNOWN_CELLS] = _npy(np.stack(recorded, axis=1))
+        files[IDS] = snapshot.ids_bytes()
+    files[REFERENCE] = _refer(published, files[MODEL], problem.calibrate).to_bytes()
+    ks = tuple(sorted({1, options.k}))
+    measured_figures = [
+        figure
+        for candidate in candidates
+        for figure in figures(candidate.kind, candidate.measure(problem.test), ks, options.seed)
+    ]
+    choice, reason = choose(candidates, problem, measured_figures)
+    created = datetime.now(timezone.utc)
+    content = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()
+    manifest = Manifest(
+        format=FORMAT,
+        version=f"{created:%Y%m%dT%H%M%S}-{content[:8]}",
+        created=created.isoformat(timespec="seconds"),
+        collection=snapshot.manifest.collection,
+        metric=snapshot.manifest.metric,
+        dim=snapshot.manifest.dim,
+        snapshot=snapshot.manifest.fingerprint,
+        count=snapshot.manifest.count,
+        model=published.kind,
+        preset=options.preset,
+        parameters=published.parameters,
+        n_cells=0 if published.kind == "keynet" else published.cells.n_cells,
+        layout="" if published.kind == "keynet" else published.cells.layout(),
+        queries=splits.source,
+        default_k=options.k,
+        default_recall=options.recall,
+        choice=choice,
+        reason=reason,
+        figures=measured_figures,
+        tools={
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("amips-plugins", "numpy", "onnx", "torch")},
+        },
+        files={name: describe_file(data) for name, data in files.items()},
+    )
+    building = folder / "bundle.tmp"
+    shutil.rmtree(building, ignore_errors=True)
+    for name, data in files.items():
+        replace_file(building / name, data)
+    replace_file(building / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+    kept = record_curves(
+        manifest.version,
+        problem,
+        candidates,
+        published,
+        calibration,
+        priorities,
+        options.recall,
+    )
+    replace_file(folder / CURVES, msgspec.json.encode(kept))
+    building.rename(folder / "bundle")
+    return manifest
+
+
+def served_model(published: Candidate, problem: Problem) -> bytes:
+    """Write the model, in 8 bits where that leaves a router's priorities what they are.
+
+    Parameters
+    ----------
+    published
+        What is published.
+    problem
+        Its validation queries are what the two are compared on.
+    """
+    net, dim, order = published.net, problem.keys.shape[1], published.order
+    exact = to_onnx(net, dim, problem.metric, order)
+    # A priority without a scale is no logarithm, so that its error says nothing by itself. And
+    # beside the long queries that L2 may see, the 1 that lifts them is less than a step.
+    if order is None or order.scale is None or problem.metric is Metric.L2:
+        return exact
+    rounded = to_onnx(net, dim, problem.metric, order, int8=True)
+    error = _priorities(OnnxModel(rounded), problem.validate)
+    error -= _priorities(OnnxModel(exact), problem.validate)
+    return rounded if np.sqrt(np.mean(error**2)) <= _ROUNDING else exact
+
+
+def _priorities(model: OnnxModel, split: Split) -> FloatArray:
+    (priority,) = model.run(["priority"], {"queries": split.queries})
+    return priority
+
+
+def _calibrate(published: Candidate, model: OnnxModel, problem: Problem) -> Calibration:
+    """Measure recall by threshold with the very model that serves.
+
+    The validation split chose the thresholds.
+    """
+    assignment, sizes = published.assignment, published.cells.sizes
+    thresholds = thresholds_for(
+        _priorities(model, problem.validate), assignment[problem.validate.hits[:, : problem.k]]
+    )
+    levels = levels_by_threshold(_priorities(model, problem.calibrate), thresholds)
+    hit_cells = assignment[problem.calibrate.hits]
+    model_keys = published.parameters / problem.lifted.shape[1]
+    measured = curve(levels, len(thresholds), hit_cells, sizes, model_keys)
+    return calibrate(measured, thresholds, hit_cells.shape[1])
+
+
+def _refer(published: Candidate, model: bytes, held_out: Split) -> Reference:
+    """Record what the model, as it will be served, says of queries that it has not seen."""
+    name = "rewritten" if published.kind == "keynet" else "priority"
+    (outputs,) = OnnxModel(model).run([name], {"queries": held_out.queries})
+    return Reference.of(outputs)
+
+
+def _npy(array: np.typing.NDArray[np.int32]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

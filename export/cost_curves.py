@@ -1,0 +1,286 @@
+"""What a router costs to reach a recall, and what may be promised about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from amips_plugins.bundle.manifest import Figure
+from amips_plugins.health.confidence import betting_bound
+from amips_plugins.models.calibration import Calibration
+from amips_plugins.vectors import FloatArray, IntArray
+
+__all__ = [
+    "TARGETS",
+    "Curve",
+    "betting_bound",
+    "calibrate",
+    "curve",
+    "figures",
+    "levels_by_rank",
+    "levels_by_threshold",
+    "resampled_costs",
+    "thresholds_for",
+]
+
+TARGETS = (0.80, 0.90, 0.95, 0.99)
+_BOOTSTRAPS = 200
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Recall and cost of one router, per query and level.
+
+    A level is a number of probes, the same for every query (what an IVF index offers), or a
+    threshold of priority, which lets every query have its own number. Level by level more cells
+    are searched; at the last level all of them.
+
+    Attributes
+    ----------
+    found
+        ``(n_queries, max_k)`` int64: the level that first searches the cell of each of the query's
+        true top keys, best key first; ``n_levels`` for a key that is never found.
+    scanned
+        ``(n_queries, n_levels)`` float32: share of the keys in the cells searched.
+    probes
+        ``(n_levels,)`` float64: mean number of cells searched.
+    model
+        The router's own multiplications, expressed as a share of the keys.
+    """
+
+    found: IntArray
+    scanned: FloatArray
+    probes: npt.NDArray[np.float64]
+    model: float
+
+    @property
+    def n_levels(self) -> int:
+        """Number of levels."""
+        return int(self.scanned.shape[1])
+
+    def cost(self, k: int, recall: float) -> float:
+        """Return scanned and model share at the first level that reaches the recall, or inf."""
+        mean = self.mean_recall(k)
+        if mean[-1] < recall:
+            return math.inf
+        return float(self.scanned[:, (mean >= recall).argmax()].mean()) + self.model
+
+    def mean_recall(self, k: int) -> npt.NDArray[np.float64]:
+        """Return ``(n_levels,)``: mean recall@k by level."""
+        counts = np.bincount(self.found[:, :k].ravel(), minlength=self.n_levels + 1)
+        return counts[: self.n_levels].cumsum() / (k * len(self.found))
+
+    def recall(self, k: int) -> npt.NDArray[np.float64]:
+        """Return ``(n_queries, n_levels)``: recall@k of each query by level."""
+        counts = np.zeros((len(self.found), self.n_levels + 1))
+        rows = np.arange(len(self.found))
+        for place in range(k):
+            np.add.at(counts, (rows, self.found[:, place]), 1.0)
+        recall: npt.NDArray[np.float64] = counts[:, :-1].cumsum(axis=1) / k
+        return recall
+
+
+def levels_by_rank(priority: FloatArray) -> IntArray:
+    """Return at which level each cell is searched when level p searches the best p + 1 cells.
+
+    Parameters
+    ----------
+    priority
+        ``(n_queries, n_cells)``.
+    """
+    order = np.argsort(-priority, axis=1, kind="stable")
+    levels = np.empty_like(order)
+    np.put_along_axis(levels, order, np.arange(order.shape[1])[None, :], axis=1)
+    return levels
+
+
+def levels_by_threshold(priority: FloatArray, thresholds: FloatArray) -> IntArray:
+    """Return at which level each cell is searched when level t searches all above a threshold.
+
+    Parameters
+    ----------
+    priority
+        ``(n_queries, n_cells)``.
+    thresholds
+        ``(n_levels,)`` falling, the last minus infinity. The best cell is searched at any level.
+    """
+    levels = np.searchsorted(-thresholds, -priority, side="left")
+    levels[np.arange(len(levels)), priority.argmax(axis=1)] = 0
+    return levels
+
+
+def thresholds_for(priority: FloatArray, hit_cells: IntArray) -> FloatArray:
+    """Choose thresholds that step through the useful recalls, finest where recall is high.
+
+    Parameters
+    ----------
+    priority
+        ``(n_queries, n_cells)`` on queries that serve nothing else.
+    hit_cells
+        ``(n_queries, k)`` cells of the true top keys.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n_levels,)`` float32, falling, minus infinity last.
+    """
+    hits = np.take_along_axis(priority, hit_cells, axis=1).ravel()
+    recalls = np.concatenate([np.arange(0.3, 0.7, 0.02), np.arange(0.7, 0.9999, 0.0025)])
+    steps = np.unique(np.quantile(hits, 1.0 - recalls).astype(np.float32))[::-1]
+    return np.append(steps, np.float32(-np.inf))
+
+
+def curve(
+    levels: IntArray, n_levels: int, hit_cells: IntArray, sizes: IntArray, model_keys: float
+) -> Curve:
+    """Measure a router.
+
+    Parameters
+    ----------
+    levels
+        ``(n_queries, n_cells)``: the level at which each cell is searched.
+    n_levels
+        Number of levels.
+    hit_cells
+        ``(n_queries, max_k)``: cells of the true top keys, best key first.
+    sizes
+        ``(n_cells,)`` keys in each cell.
+    model_keys
+        The router's cost, in keys: multiplications divided by the dimension.
+    """
+    count = float(sizes.sum())
+    places = (levels + np.arange(len(levels))[:, None] * n_levels).ravel()
+    total = len(levels) * n_levels
+    keys = np.bincount(places, np.tile(sizes, len(levels)), total).reshape(-1, n_levels)
+    cells = np.bincount(levels.ravel(), minlength=n_levels)
+    return Curve(
+        found=np.take_along_axis(levels, hit_cells, axis=1),
+        scanned=(keys.cumsum(axis=1) / count).astype(np.float32),
+        probes=cells.cumsum() / len(levels),
+        model=model_keys / count,
+    )
+
+
+def figures(candidate: str, measured: Curve, ks: tuple[int, ...], seed: int = 0) -> list[Figure]:
+    """Summarise a curve at the usual recalls, with bootstrap intervals over the queries.
+
+    Parameters
+    ----------
+    candidate
+        Name of the router.
+    measured
+        Its curve.
+    ks
+        Which recall@k.
+    seed
+        Of the bootstrap.
+    """
+    scanned = measured.scanned.mean(axis=0, dtype=np.float64)
+    result = []
+    for k in ks:
+        mean = measured.mean_recall(k)
+        resampled = resampled_costs(measured, k, TARGETS, seed)
+        for target, totals in zip(TARGETS, resampled, strict=True):
+            if mean[-1] < target:
+                result.append(_out_of_reach(candidate, k, target, measured.model))
+                continue
+            level = int((mean >= target).argmax())
+            low, high = np.quantile(totals, [0.025, 0.975])
+            result.append(
+                Figure(
+                    candidate=candidate,
+                    k=k,
+                    recall=target,
+                    n_probes=float(measured.probes[level]),
+                    scanned=float(scanned[level]),
+                    model=measured.model,
+                    total=float(scanned[level]) + measured.model,
+                    low=float(low),
+                    high=float(high),
+                )
+            )
+    return result
+
+
+def resampled_costs(
+    measured: Curve, k: int, targets: Sequence[float], seed: int = 0
+) -> npt.NDArray[np.float64]:
+    """Return what resamples of the queries cost, scanned and model share, at some recalls.
+
+    Curves of as many queries draw the same resamples from the same seed, so that two searches of
+    the same queries can be compared resample by resample.
+
+    Parameters
+    ----------
+    measured
+        A curve.
+    k, targets
+        Which recall@k.
+    seed
+        Of the bootstrap.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n_targets, n_resamples)``.
+    """
+    n_queries = len(measured.found)
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(n_queries, np.full(n_queries, 1 / n_queries), _BOOTSTRAPS) / n_queries
+    scanned, recall = weights @ measured.scanned, weights @ measured.recall(k)
+    costs = np.empty((len(targets), _BOOTSTRAPS))
+    for place, target in enumerate(targets):
+        enough = recall >= target - 1e-12
+        # A resample may miss what the whole split just reaches: it then searches every cell.
+        reached = np.where(enough[:, -1], enough.argmax(axis=1), measured.n_levels - 1)
+        costs[place] = scanned[np.arange(_BOOTSTRAPS), reached] + measured.model
+    return costs
+
+
+def _out_of_reach(candidate: str, k: int, recall: float, model: float) -> Figure:
+    return Figure(
+        candidate=candidate,
+        k=k,
+        recall=recall,
+        n_probes=None,
+        scanned=None,
+        model=model,
+        total=None,
+        low=None,
+        high=None,
+    )
+
+
+def calibrate(
+    measured: Curve, thresholds: FloatArray, max_k: int, confidence: float = 0.95
+) -> Calibration:
+    """Turn the curve of the calibration split into recalls that may be promised.
+
+    Parameters
+    ----------
+    measured
+        The curve on queries that nothing else has seen, in an order that means nothing.
+    thresholds
+        ``(n_levels,)`` what the levels of the curve are, chosen without those queries.
+    max_k
+        Largest k to promise for.
+    confidence
+        Probability that a promise holds.
+    """
+    recall = np.empty((max_k, measured.n_levels), dtype=np.float32)
+    guaranteed = np.empty((max_k, measured.n_levels), dtype=np.float32)
+    for k in range(1, max_k + 1):
+        recalls = measured.recall(k)
+        # The gambler may stop while ahead; no more is promised than was seen all the same.
+        bounds = np.minimum(betting_bound(recalls, 1.0 - confidence), recalls.mean(axis=0))
+        bounds[-1] = 1.0  # every cell searched is every key searched
+        # Fixed-sequence testing from all cells downwards: a bound counts only while all wider
+        # ones hold, so searching less can never promise more.
+        guaranteed[k - 1] = np.minimum.accumulate(bounds[::-1])[::-1]
+        recall[k - 1] = recalls.mean(axis=0)
+    scanned = measured.scanned.mean(axis=0)
+    return Calibration(thresholds, recall, guaranteed, scanned, confidence)

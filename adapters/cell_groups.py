@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
+from amips_plugins.collection import Hit
 from amips_plugins.vectors import IntArray
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import Hit
 
 __all__ = ["OVERFLOW", "group_by_cells", "merge_hits"]
 

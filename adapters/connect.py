@@ -17,13 +17,10 @@ URI: set ``AMIPS_MILVUS_TOKEN`` or ``AMIPS_QDRANT_API_KEY``.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from amips_plugins.collection import Collection
 from amips_plugins.errors import InvalidInput
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import Collection
 
 __all__ = ["connect"]
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from amips_plugins.collection import Collection
+from amips_plugins.collection import Collection
 
 __all__ = ["Construction", "describe"]
 

@@ -11,12 +11,10 @@ import inspect
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError, wait
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from amips_plugins.collection import AsyncCollection
 from amips_plugins.errors import CollectionError, DatabaseUnreachable, InvalidInput
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import AsyncCollection
 
 __all__ = ["BlockingClient", "open_blocking"]
 

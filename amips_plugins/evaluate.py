@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from amips_plugins.collection import Collection, Id
 from amips_plugins.errors import InvalidInput
 from amips_plugins.models.hooks import NativeHook
 from amips_plugins.plan import Target
@@ -19,7 +20,6 @@ from amips_plugins.routing.router import LearnedRouter
 from amips_plugins.vectors import FloatArray, as_queries, lift_keys, lift_queries
 
 if TYPE_CHECKING:
-    from amips_plugins.collection import Collection, Id
     from amips_plugins.routing.router import Hits
 
 __all__ = ["Measurement", "evaluate", "exact_neighbours"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -12,13 +12,11 @@ import numpy as np
 from amips_plugins.arrays import read_npy
 from amips_plugins.bundle.manifest import CELLS, IDS, KNOWN_CELLS, Bundle
 from amips_plugins.bundle.registry import Registry, collection_key
+from amips_plugins.cell_layout import LayoutPlan, LayoutSpec, Storage
+from amips_plugins.collection import Collection
 from amips_plugins.errors import BundleCorrupt, BundleMismatch, InvalidInput
 from amips_plugins.models.cells import Cells, KnownCells
 from amips_plugins.progress import Progress, no_progress
-
-if TYPE_CHECKING:
-    from amips_plugins.cell_layout import LayoutPlan, LayoutSpec, Storage
-    from amips_plugins.collection import Collection
 
 __all__ = [
     "backfill",
@@ -228,8 +226,6 @@ def _spec(
     work: Path | None,
 ) -> LayoutSpec:
     """Check a bundle against the collection it is to be laid out in."""
-    from amips_plugins.cell_layout import LayoutSpec
-
     manifest = bundle.manifest
     check_bundle(collection, bundle)
     if not manifest.layout:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 import numpy as np
 
 from amips_plugins.bundle.registry import Registry
+from amips_plugins.collection import Collection, SearchRequest
 from amips_plugins.errors import BundleError
 from amips_plugins.health.drift import WINDOW, Drift, load_reference, outputs_of
 from amips_plugins.health.gate import Gate, Shadow, State
@@ -17,9 +16,6 @@ from amips_plugins.plan import PreQueryHook, Target
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.routing.serving import Serving, serve_latest
 from amips_plugins.vectors import FloatArray
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import Collection
 
 __all__ = ["Report", "report"]
 
@@ -166,8 +162,6 @@ def _examine(
     state: State,
     better: State | None,
 ) -> Shadow | None:
-    from amips_plugins.collection import SearchRequest
-
     target, request = Target(k), SearchRequest(query[None], k)
     found = search_in(state, collection, hook, target, request)
     if found is None:

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from amips_plugins.collection import Id, KeyBatch
 from amips_plugins.errors import CollectionError
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import Id, KeyBatch
 
 __all__ = ["CELL_PREFIX", "CellStore", "LayoutState", "Record", "cell_key", "serving"]
 

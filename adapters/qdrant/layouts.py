@@ -15,7 +15,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.qdrant.cells import (
@@ -33,11 +32,9 @@ from amips_plugins.cell_layout import (
     check_assigned,
     check_name,
 )
+from amips_plugins.collection import Collection, Id
 from amips_plugins.errors import CollectionError, InvalidInput
 from amips_plugins.progress import Progress, Step, no_progress
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import Collection, Id
 
 __all__ = ["QdrantLayouts"]
 

@@ -26,18 +26,16 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
 from amips_plugins.bundle.manifest import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Bundle, CollectionKey
 from amips_plugins.bundle.signing import SIGNATURE_LIMIT, Signer, signature_check
+from amips_plugins.collection import CollectionInfo
 from amips_plugins.errors import BundleCorrupt, BundleError, BundleNotFound, InvalidInput
 from amips_plugins.files import held, read_file, replace_file
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import CollectionInfo
 
 __all__ = ["Registry", "collection_key", "default_registry"]
 

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 import click
 from click.shell_completion import CompletionItem
 
+from amips_plugins.cell_layout import LayoutPlan, LayoutStatus
 from amips_plugins.cli.options import (
     agreed,
     agreed_to_remove,
@@ -21,11 +22,10 @@ from amips_plugins.cli.options import (
 from amips_plugins.cli.output import duration, echo_json, share, size
 from amips_plugins.cli.progress import show_progress
 from amips_plugins.cli.publish import registry_option
+from amips_plugins.collection import Collection
 
 if TYPE_CHECKING:
     from amips_plugins.bundle.manifest import Bundle
-    from amips_plugins.cell_layout import LayoutPlan, LayoutStatus
-    from amips_plugins.collection import Collection
 
 __all__ = ["command"]
 

@@ -8,13 +8,14 @@ import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 
 from amips_plugins.bundle.manifest import Bundle, Manifest
 from amips_plugins.bundle.registry import Registry, collection_key
 from amips_plugins.cli.evaluate import show
+from amips_plugins.collection import Collection
 from amips_plugins.demo.corpus import Pair, pairs
 from amips_plugins.demo.embed import Embedder, load_embedder
 from amips_plugins.evaluate import Measurement, evaluate
@@ -25,9 +26,6 @@ from amips_plugins.layout import lay_out
 from amips_plugins.progress import Progress
 from amips_plugins.routing.router import LearnedRouter
 from amips_plugins.vectors import FloatArray
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import Collection
 
 __all__ = ["run"]
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from amips_plugins.collection import Collection
 from amips_plugins.doctor.findings import Diagnosis, Trial, Verdict
 from amips_plugins.doctor.verdict import RECALLS, judge, judge_unseen
 from amips_plugins.errors import InvalidInput, TrainingError
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import FloatArray
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import Collection
 
 __all__ = ["SAMPLE", "diagnose"]
 

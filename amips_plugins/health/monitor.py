@@ -11,11 +11,11 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from amips_plugins.background.process_end import at_work, is_ending
+from amips_plugins.collection import Collection
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.drift import WINDOW, Reference, outputs_of
 from amips_plugins.health.gate import Gate, Health
@@ -23,9 +23,6 @@ from amips_plugins.health.recall import Recall
 from amips_plugins.health.shadow_search import Sample, examine, widens
 from amips_plugins.plan import PreQueryHook
 from amips_plugins.vectors import FloatArray
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import Collection
 
 __all__ = ["Watch"]
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from amips_plugins.collection import Hit
 from amips_plugins.health.confidence import betting_bound
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import Hit
 
 __all__ = ["Recall", "RecallWindow", "recall_at_k"]
 

@@ -12,16 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from amips_plugins.collection import Collection, Hit, SearchRequest
 from amips_plugins.health.gate import Shadow, State, Trial, factor
 from amips_plugins.health.recall import recall_at_k
 from amips_plugins.models.hooks import RouteHook
 from amips_plugins.plan import PreQueryHook, QueryPlan, Target
 from amips_plugins.vectors import FloatArray
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import Collection, Hit, SearchRequest
 
 __all__ = ["GIVE", "Sample", "examine", "search_in", "widens"]
 
@@ -89,8 +87,6 @@ def examine(sample: Sample, better: State | None, timeout: float | None) -> Shad
     Exception
         Whatever the database or the model raises.
     """
-    from amips_plugins.collection import SearchRequest
-
     collection = sample.collection
     if sample.state == "healthy" and sample.mode == "native":
         return None  # every cell was called for, or something failed

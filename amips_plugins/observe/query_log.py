@@ -23,22 +23,19 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from amips_plugins.background.single_flight import Refresher
 from amips_plugins.bundle.manifest import CollectionKey
 from amips_plugins.bundle.registry import collection_key
+from amips_plugins.collection import CollectionInfo
 from amips_plugins.errors import InvalidInput, require
 from amips_plugins.files import held, replace_file
 from amips_plugins.observe.reservoir import Reservoir
 from amips_plugins.observe.sample import FORMAT, Sample, SampleHeader, encode_sample
 from amips_plugins.routing.observers import Observation
 from amips_plugins.vectors import Metric
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import CollectionInfo
 
 __all__ = ["QueryLog"]
 

@@ -7,16 +7,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from amips_plugins.collection import CollectionInfo, SearchRequest
 from amips_plugins.plan import Target
 from amips_plugins.proxies.late import LateRouter
 from amips_plugins.routing.effects import Aside, Search, Steps
 from amips_plugins.routing.fallbacks import Fallbacks
 from amips_plugins.routing.router import LearnedRouter
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import CollectionInfo, SearchRequest
 
 __all__ = ["Asked", "Call", "Dialect", "Found", "Routing", "bound"]
 

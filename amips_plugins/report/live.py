@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from amips_plugins.bundle.manifest import Bundle
-from amips_plugins.collection import SearchRequest
+from amips_plugins.collection import Collection, SearchRequest
 from amips_plugins.errors import BundleMismatch
 from amips_plugins.health.monitor import Watch
 from amips_plugins.models.hooks import NativeHook
@@ -16,9 +15,6 @@ from amips_plugins.progress import Progress, no_progress
 from amips_plugins.report.material import Live
 from amips_plugins.routing.router import LearnedRouter
 from amips_plugins.vectors import FloatArray
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import Collection
 
 __all__ = ["MOST_QUERIES", "measure_live"]
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from amips_plugins.collection import Id
 from amips_plugins.errors import InvalidInput
 from amips_plugins.routing.effects import run_async
 from amips_plugins.routing.router import LearnedRouter
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import Id
 
 __all__ = ["AsyncLearnedRouter"]
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from amips_plugins.collection import Id, check_keys
 from amips_plugins.errors import InvalidInput
 from amips_plugins.models.hooks import ModelFault
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, as_queries
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import Id
 
 __all__ = ["as_ids", "as_keys", "check_k", "check_plan", "check_target"]
 
@@ -94,8 +92,6 @@ def as_keys(
     InvalidInput
         Ids or vectors cannot be used, or the lengths differ.
     """
-    from amips_plugins.collection import check_keys
-
     plain = as_ids(ids)
     rows, _ = as_queries(vectors, dim, ("Vector", "Vectors"))
     check_keys(dim, None, plain, rows, fields, None)

@@ -11,14 +11,12 @@ import asyncio
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from amips_plugins.background.abandonable import start
+from amips_plugins.collection import AsyncCollection, Collection, SearchRequest
 from amips_plugins.plan import PreQueryHook, QueryPlan, Target
 from amips_plugins.vectors import FloatArray
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import AsyncCollection, Collection, SearchRequest
 
 __all__ = ["Aside", "Plan", "Search", "Step", "Steps", "run", "run_async"]
 

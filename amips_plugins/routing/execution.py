@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from amips_plugins.collection import BoolArray, Collection, SearchRequest, searches_everything
 from amips_plugins.plan import NATIVE, QueryPlan
 from amips_plugins.routing.effects import Aside, Search, Steps
 from amips_plugins.routing.hits import Trace
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import BoolArray, Collection, SearchRequest
 
 __all__ = ["Answer", "answer", "traces"]
 
@@ -180,8 +178,6 @@ def _scanned(collection: Collection, plan: QueryPlan, model_share: float) -> lis
 
 
 def _scanned_whole(collection: Collection, plan: QueryPlan) -> BoolArray:
-    from amips_plugins.collection import searches_everything
-
     return searches_everything(plan, collection.break_even)
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
-if TYPE_CHECKING:
-    from amips_plugins.collection import Hit
+from amips_plugins.collection import Hit
 
 __all__ = ["Hits", "Trace"]
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from amips_plugins.collection import Collection, CollectionInfo, SearchRequest, searches_everything
 from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import QueryPlan
 from amips_plugins.routing.hits import Trace
 from amips_plugins.vectors import FloatArray
 
 if TYPE_CHECKING:
-    from amips_plugins.collection import Collection, CollectionInfo, SearchRequest
     from amips_plugins.routing.execution import Answer
 
 __all__ = ["Observation", "Observer", "Observers"]
@@ -186,8 +186,6 @@ def _observe(
 
 def _scanned(collection: Collection, plan: QueryPlan) -> float | None:
     """Sum the shares of the keys in a plan's cells; None where it does not say them."""
-    from amips_plugins.collection import searches_everything
-
     if plan.cells is None or plan.shares is None:
         return None
     whole = searches_everything(plan, collection.break_even).tolist()

@@ -6,13 +6,10 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from amips_plugins.bundle.registry import Registry
+from amips_plugins.collection import Collection
 from amips_plugins.routing.serving import Serving, follow, serve_latest
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import Collection
 
 __all__ = ["Lookout"]
 

@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from amips_plugins.background.forks import renew_after_fork
 from amips_plugins.background.single_flight import Refresher
 from amips_plugins.bundle.manifest import Bundle, Manifest
 from amips_plugins.bundle.registry import Registry
+from amips_plugins.collection import Collection, Id, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.gate import Health
 from amips_plugins.health.monitor import Watch
@@ -31,9 +32,6 @@ from amips_plugins.routing.refresh import Lookout
 from amips_plugins.routing.serving import Serving, bundle_in, serve_bundle
 from amips_plugins.routing.writer import Writer
 from amips_plugins.vectors import as_queries
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import Collection, Id, SearchRequest
 
 __all__ = ["Hits", "LearnedRouter", "Trace"]
 
@@ -268,8 +266,6 @@ class LearnedRouter:
         explain: bool = False,
     ) -> Steps[Any]:
         """Search as ``search`` does, and leave it to the caller how to wait (see ``steps.run``)."""
-        from amips_plugins.collection import SearchRequest
-
         rows, single = as_queries(queries, self.collection.info.dim)
         check_k(k)
         if k > self._count:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from amips_plugins.bundle.manifest import MANIFEST, Bundle, Manifest
 from amips_plugins.bundle.registry import Registry, collection_key
+from amips_plugins.collection import Collection
 from amips_plugins.errors import BundleMismatch
 from amips_plugins.health.drift import Reference, load_reference
 from amips_plugins.layout import check_bundle, serving_bundle
 from amips_plugins.models.hooks import load_hook
 from amips_plugins.plan import PreQueryHook
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import Collection
 
 __all__ = ["Serving", "bundle_in", "follow", "serve_bundle", "serve_latest"]
 

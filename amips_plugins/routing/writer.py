@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from amips_plugins.bundle.manifest import Bundle
+from amips_plugins.collection import Id
 from amips_plugins.errors import CollectionError
 from amips_plugins.layout import known_cells
 from amips_plugins.models.cells import KnownCells
@@ -15,9 +16,6 @@ from amips_plugins.routing.fallbacks import Fallbacks
 from amips_plugins.routing.refresh import Lookout
 from amips_plugins.routing.serving import Serving
 from amips_plugins.vectors import FloatArray, IntArray
-
-if TYPE_CHECKING:
-    from amips_plugins.collection import Id
 
 __all__ = ["Writer"]
 

@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from amips_plugins.errors import InvalidInput
+from amips_plugins.cell_layout import AssignCells, LayoutPlan, LayoutSpec, LayoutStatus
+from amips_plugins.errors import (
+    InvalidInput,
+)
 from amips_plugins.plan import NATIVE, QueryPlan
+from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import FloatArray, IntArray, Metric
-
-if TYPE_CHECKING:
-    from amips_plugins.cell_layout import Layouts
 
 __all__ = [
     "AsyncCollection",
     "BoolArray",
     "Collection",
     "CollectionInfo",
+    "CollectionKey",
     "Cursor",
     "Hit",
     "Id",
     "KeyBatch",
+    "Layouts",
     "SearchRequest",
     "check_keys",
     "check_layout",
+    "collection_key",
     "searches_everything",
 ]
 
@@ -330,3 +336,99 @@ def check_layout(plan: QueryPlan, layout: str | None, name: str) -> None:
             f"The plan searches cells of layout {plan.layout!r}, but collection {name!r} has "
             f"{layout!r}; lay it out with the bundle that made the plan."
         )
+
+
+class Layouts(Protocol):
+    """The cells of one collection. ``tests/contract`` holds what every adapter promises."""
+
+    def plan(self, spec: LayoutSpec) -> LayoutPlan:
+        """Check whether the cells can be built and say what that would do; change nothing.
+
+        Raises
+        ------
+        InvalidInput
+            The collection has these cells already, or cannot have them.
+        CollectionError
+            The database would refuse, or has too little room.
+        """
+        ...
+
+    def build(self, spec: LayoutSpec, progress: Progress = no_progress) -> Collection:
+        """Give every key its cell while others go on reading and writing.
+
+        Killed at any point and run again, it goes on from there. Cells that were there before
+        serve until the new ones are complete.
+
+        Returns
+        -------
+        Collection
+            The collection that has the cells: the same one (Qdrant, memory) or a new generation
+            of it (Milvus).
+
+        Raises
+        ------
+        InvalidInput, CollectionError
+            As for ``plan``; and what was written is not what was meant to be.
+        """
+        ...
+
+    def status(self) -> LayoutStatus:
+        """Say which cells there are."""
+        ...
+
+    def roll_back(self, *, anyway: bool = False) -> Collection:
+        """Serve what served before the cells that serve now, and return that.
+
+        Parameters
+        ----------
+        anyway
+            Also where that holds keys which the serving collection has not.
+
+        Raises
+        ------
+        InvalidInput
+            Nothing is kept to roll back to.
+        CollectionError
+            It holds keys which the serving collection has not.
+        """
+        ...
+
+    def drop_old(self, *, anyway: bool = False) -> list[str]:
+        """Remove what ``roll_back`` would need and what unfinished builds left; return the names.
+
+        Parameters
+        ----------
+        anyway
+            Also where that holds keys which the serving collection has not.
+
+        Raises
+        ------
+        CollectionError
+            Something that would go holds keys which the serving collection has not.
+        """
+        ...
+
+    def backfill(self, assign: AssignCells, progress: Progress = no_progress) -> int:
+        """Give the overflow its cells, and return how many keys got one.
+
+        Raises
+        ------
+        InvalidInput
+            The collection has no cells.
+        """
+        ...
+
+
+def collection_key(info: CollectionInfo) -> CollectionKey:
+    """Return the key of a collection; the generations ``docs__g2``, ... of ``docs`` share it."""
+    return CollectionKey(
+        database=info.database, name=re.sub(r"__g\d+$", "", info.name), field=info.field
+    )
+
+
+class CollectionKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The collection a bundle was made for."""
+
+    database: str
+    name: str
+    field: str

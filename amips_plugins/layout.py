@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-import numpy as np
-
-from amips_plugins.arrays import read_npy
-from amips_plugins.bundle.manifest import CELLS, IDS, KNOWN_CELLS, Bundle
-from amips_plugins.bundle.registry import Registry, collection_key
+from amips_plugins.bundle.loading import known_cells
+from amips_plugins.bundle.manifest import Bundle
 from amips_plugins.cell_layout import LayoutPlan, LayoutSpec, Storage
 from amips_plugins.collection import Collection
-from amips_plugins.errors import BundleCorrupt, BundleMismatch, InvalidInput
-from amips_plugins.models.cells import Cells, KnownCells
+from amips_plugins.errors import InvalidInput
 from amips_plugins.progress import Progress, no_progress
+from amips_plugins.routing.serving import check_bundle
 
-__all__ = [
-    "backfill",
-    "check_backfill",
-    "check_bundle",
-    "known_cells",
-    "lay_out",
-    "plan_layout",
-    "serving_bundle",
-]
-
-_log = logging.getLogger(__name__)
+__all__ = ["backfill", "check_backfill", "lay_out", "plan_layout"]
 
 
 def lay_out(
@@ -131,90 +116,6 @@ def check_backfill(collection: Collection, bundle: Bundle) -> None:
             f"{collection.info.name!r} is laid out in the cells {layout!r}, not in those of bundle "
             f"{manifest.version} ({manifest.layout!r}); backfill with the bundle they come from."
         )
-
-
-def check_bundle(collection: Collection, bundle: Bundle) -> None:
-    """Refuse a bundle that was made for another collection.
-
-    Raises
-    ------
-    BundleMismatch
-        Name, field, metric or dimension differ.
-    """
-    info = collection.info
-    key = collection_key(info)
-    bundle.manifest.check_serves(key.database, key.name, key.field, info.metric, info.dim)
-
-
-def serving_bundle(
-    collection: Collection, registry: Registry, latest_version: str | None = None
-) -> Bundle:
-    """Open the bundle to search a collection with: the latest one that its cells come from.
-
-    A newer bundle has to wait until the collection is laid out in its cells.
-
-    Parameters
-    ----------
-    collection
-        The collection, as it is laid out now.
-    registry
-        Where its bundles are.
-    latest_version
-        The latest, where that is known; else the registry is asked.
-
-    Raises
-    ------
-    BundleNotFound, BundleCorrupt, BundleUnsigned
-        Nothing sound is published for the collection, or nothing that the registry lets pass.
-    BundleMismatch
-        The collection has cells that no published bundle knows.
-    """
-    key, name = collection_key(collection.info), collection.info.name
-    latest = registry.open(key, latest_version)
-    layout = collection.layout() if latest.manifest.layout else None
-    if layout is None or layout == latest.manifest.layout:
-        return latest
-    version = collection.layouts.status().version
-    older = latest if version is None else registry.open(key, version)
-    if older.manifest.layout != layout:
-        raise BundleMismatch(
-            f"{name!r} is laid out in the cells {layout!r}, which are not those of bundle "
-            f"{older.manifest.version}; lay it out again: amips layout."
-        )
-    _log.info(
-        "Bundle %s serves %r until it is laid out in the cells of the latest one, %s.",
-        older.manifest.version,
-        name,
-        latest.manifest.version,
-    )
-    return older
-
-
-def known_cells(bundle: Bundle) -> KnownCells:
-    """Read the cells of the snapshot's keys, and the rule for any other key.
-
-    Raises
-    ------
-    BundleCorrupt
-        A file is not what the manifest says, or the files do not fit each other.
-    """
-    cells = Cells.from_bytes(bundle.read(CELLS))
-    lines, array = bundle.read(IDS).splitlines(), bundle.read(KNOWN_CELLS)
-    decoder = msgspec.json.Decoder(int | str)
-    try:
-        recorded = read_npy(array)
-        fits = recorded.shape == (len(lines), 2) and recorded.dtype == np.int32
-        fits = fits and bool(((recorded[:, 0] >= 0) & (recorded[:, 0] < cells.n_cells)).all())
-        fits = fits and cells.n_cells == bundle.manifest.n_cells
-        ids = (decoder.decode(line) for line in lines)
-        known = KnownCells(cells, bundle.manifest.metric, ids, recorded) if fits else None
-    except Exception as exc:  # a damaged array raises whatever numpy raises
-        raise BundleCorrupt(
-            f"The cells of {bundle.location} cannot be read ({exc}); publish it again."
-        ) from exc
-    if known is None:
-        raise BundleCorrupt(f"The cells of {bundle.location} do not fit its manifest.")
-    return known
 
 
 def _spec(

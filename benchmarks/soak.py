@@ -36,12 +36,12 @@ from pymilvus import DataType, MilvusClient
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a file
 
 from amips_plugins import AsyncLearnedRouter, LearnedRouter, MemoryCollection, Registry
-from amips_plugins.bundle.manifest import Bundle, CollectionKey
-from amips_plugins.bundle.registry import collection_key
+from amips_plugins.bundle.loading import load_hook
+from amips_plugins.bundle.manifest import Bundle
+from amips_plugins.collection import CollectionKey, collection_key
 from amips_plugins.files import replace_file
 from amips_plugins.health.monitor import Watch
 from amips_plugins.layout import lay_out
-from amips_plugins.models.hooks import load_hook
 from amips_plugins.observe.metrics import RouterMetrics
 from amips_plugins.observe.query_log import QueryLog
 from amips_plugins.observe.tracing import SearchSpans

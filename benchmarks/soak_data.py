@@ -20,10 +20,10 @@ from amips_plugins.bundle.manifest import (
     KNOWN_CELLS,
     MANIFEST,
     MODEL,
-    CollectionKey,
     Manifest,
     describe_file,
 )
+from amips_plugins.collection import CollectionKey
 from amips_plugins.export.cost_curves import calibrate, curve, levels_by_threshold, thresholds_for
 from amips_plugins.export.nets import LinearRouter
 from amips_plugins.export.to_onnx import Order, to_onnx

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from amips_plugins.bundle.manifest import CollectionKey
+from amips_plugins.collection import CollectionKey
 from amips_plugins.errors import InvalidInput, TrainingError
 from amips_plugins.observe.sample import Sample, read_sample
 from amips_plugins.vectors import FloatArray, Metric, as_queries

@@ -21,7 +21,6 @@ for _module in ("torch", "faiss", "safetensors", "onnx"):
 import numpy as np
 import torch
 
-from amips_plugins.doctor.findings import SearchCost, Trial
 from amips_plugins.export.clustering import native_cells, query_aware_cells
 from amips_plugins.export.cost_curves import (
     Curve,
@@ -34,6 +33,7 @@ from amips_plugins.export.queries import QuerySplits, guess_queries, split_queri
 from amips_plugins.export.recipes import PRESETS
 from amips_plugins.export.routers import native_candidate, train_router
 from amips_plugins.export.targets import top_keys
+from amips_plugins.export.trial_result import SearchCost, Trial
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import (
     FloatArray,

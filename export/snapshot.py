@@ -22,9 +22,7 @@ from typing import BinaryIO
 import msgspec
 import numpy as np
 
-from amips_plugins.bundle.manifest import CollectionKey
-from amips_plugins.bundle.registry import collection_key
-from amips_plugins.collection import Collection, Id, KeyBatch
+from amips_plugins.collection import Collection, CollectionKey, Id, KeyBatch, collection_key
 from amips_plugins.errors import SnapshotError
 from amips_plugins.files import replace_file
 from amips_plugins.progress import Progress, no_progress

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from amips_plugins import AsyncLearnedRouter, LearnedRouter, MilvusCollection, route
-from amips_plugins.bundle.registry import collection_key
+from amips_plugins.collection import collection_key
 from amips_plugins.layout import lay_out
 from tests.bundles import COUNT, DIM, N_CELLS, open_bundle, vectors, write_bundle
 

@@ -28,8 +28,7 @@ from amips_plugins.bundle.manifest import (
     Manifest,
     describe_file,
 )
-from amips_plugins.bundle.registry import collection_key
-from amips_plugins.collection import Id
+from amips_plugins.collection import Id, collection_key
 from amips_plugins.export.clustering import nearest_offsets
 from amips_plugins.export.cost_curves import calibrate, curve, levels_by_threshold, thresholds_for
 from amips_plugins.export.nets import KeyNet, LinearRouter

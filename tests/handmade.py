@@ -26,8 +26,7 @@ from amips_plugins.bundle.manifest import (
     Manifest,
     describe_file,
 )
-from amips_plugins.bundle.registry import collection_key
-from amips_plugins.collection import Collection
+from amips_plugins.collection import Collection, collection_key
 from amips_plugins.export.cost_curves import calibrate, curve, levels_by_threshold, thresholds_for
 from amips_plugins.layout import lay_out
 from amips_plugins.models.cells import Cells, place_keys, sketch

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from amips_plugins import Hits, LearnedRouter, MemoryCollection, Registry
-from amips_plugins.bundle.registry import collection_key
-from amips_plugins.collection import Hit, Id, SearchRequest
+from amips_plugins.collection import Hit, Id, SearchRequest, collection_key
 from amips_plugins.plan import NATIVE, QueryPlan, Target
 from amips_plugins.vectors import FloatArray, IntArray
 from tests.bundles import (

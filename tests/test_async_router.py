@@ -17,9 +17,8 @@ from qdrant_client import AsyncQdrantClient, models
 from amips_plugins import AsyncLearnedRouter, LearnedRouter, QdrantEdgeCollection, Registry
 from amips_plugins.adapters.memory import MemoryCollection
 from amips_plugins.adapters.milvus.collection import MilvusCollection
-from amips_plugins.bundle.registry import collection_key
 from amips_plugins.cell_layout import LayoutSpec
-from amips_plugins.collection import Hit, SearchRequest
+from amips_plugins.collection import Hit, SearchRequest, collection_key
 from amips_plugins.errors import CollectionError, CollectionNotFound, InvalidInput
 from amips_plugins.layout import lay_out
 from amips_plugins.models.hooks import NativeHook

@@ -151,8 +151,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
 def test_what_serves_changes_only_with_consent(
     tmp_path: Path, amips: Amips, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    from amips_plugins.bundle.manifest import CollectionKey
     from amips_plugins.bundle.registry import Registry
+    from amips_plugins.collection import CollectionKey
     from tests.bundles import write_bundle
 
     monkeypatch.chdir(tmp_path)

@@ -24,9 +24,9 @@ from amips_plugins.cli import main
 from amips_plugins.collection import KeyBatch
 from amips_plugins.doctor import diagnose as diagnosing
 from amips_plugins.doctor.diagnose import diagnose
-from amips_plugins.doctor.findings import SearchCost, Trial
 from amips_plugins.doctor.verdict import judge, judge_unseen
 from amips_plugins.errors import InvalidInput
+from amips_plugins.export.trial_result import SearchCost, Trial
 from amips_plugins.vectors import Metric
 from tests.bundles import laid_out as laid_out_collection
 from tests.bundles import write_bundle

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 
+from amips_plugins.bundle.loading import load_hook
 from amips_plugins.bundle.manifest import CANNED, MODEL
 from amips_plugins.errors import BundleCorrupt, InvalidInput
 from amips_plugins.models.hooks import (
@@ -23,7 +24,6 @@ from amips_plugins.models.hooks import (
     RouteHook,
     best_cells,
     cells_above,
-    load_hook,
 )
 from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.plan import NATIVE, PreQueryHook, Target

@@ -85,7 +85,7 @@ import sys
 import numpy as np
 from amips_plugins import LearnedRouter, MemoryCollection, Registry
 from amips_plugins.layout import lay_out
-from amips_plugins.bundle.registry import collection_key
+from amips_plugins.collection import collection_key
 
 folder, root, keys = sys.argv[1:]
 collection = MemoryCollection(np.load(keys), name="docs")

@@ -11,19 +11,15 @@ import pytest
 
 from amips_plugins import LearnedRouter, MemoryCollection, Registry
 from amips_plugins.adapters.memory import MemoryLayouts
-from amips_plugins.bundle.manifest import CELLS, IDS, KNOWN_CELLS, CollectionKey
+from amips_plugins.bundle.loading import known_cells
+from amips_plugins.bundle.manifest import CELLS, IDS, KNOWN_CELLS
 from amips_plugins.cell_layout import LayoutPlan, LayoutSpec
-from amips_plugins.collection import SearchRequest
+from amips_plugins.collection import CollectionKey, SearchRequest
 from amips_plugins.errors import BundleCorrupt, BundleMismatch, BundleNotFound, InvalidInput
-from amips_plugins.layout import (
-    backfill,
-    known_cells,
-    lay_out,
-    plan_layout,
-    serving_bundle,
-)
+from amips_plugins.layout import backfill, lay_out, plan_layout
 from amips_plugins.models.cells import Cells
 from amips_plugins.plan import QueryPlan
+from amips_plugins.routing.serving import serving_bundle
 from amips_plugins.vectors import Metric
 from tests.bundles import (
     COUNT,

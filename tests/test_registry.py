@@ -14,15 +14,9 @@ import fsspec
 import pytest
 
 from amips_plugins import Registry
-from amips_plugins.bundle.manifest import (
-    CALIBRATION,
-    CELLS,
-    KNOWN_CELLS,
-    MANIFEST,
-    MODEL,
-    CollectionKey,
-)
-from amips_plugins.bundle.registry import collection_key, default_registry
+from amips_plugins.bundle.manifest import CALIBRATION, CELLS, KNOWN_CELLS, MANIFEST, MODEL
+from amips_plugins.bundle.registry import default_registry
+from amips_plugins.collection import CollectionKey, collection_key
 from amips_plugins.errors import BundleCorrupt, BundleNotFound, InvalidInput
 from tests.bundles import make_files, memory, write_bundle
 
@@ -401,7 +395,7 @@ def test_a_writer_waits_for_another_that_has_read_the_pointer(
 PINNER = """
 import sys
 from amips_plugins import Registry
-from amips_plugins.bundle.manifest import CollectionKey
+from amips_plugins.collection import CollectionKey
 root, *name = sys.argv[1:5]
 key = CollectionKey(database=name[0], name=name[1], field=name[2])
 registry = Registry(root)

@@ -8,14 +8,8 @@ from typing import Any
 import pytest
 
 from amips_plugins import LearnedRouter, Registry
-from amips_plugins.bundle.manifest import (
-    CELLS,
-    IDS,
-    KNOWN_CELLS,
-    MANIFEST,
-    MODEL,
-    CollectionKey,
-)
+from amips_plugins.bundle.manifest import CELLS, IDS, KNOWN_CELLS, MANIFEST, MODEL
+from amips_plugins.collection import CollectionKey
 from amips_plugins.errors import BundleCorrupt, BundleMismatch, BundleNotFound
 from amips_plugins.models.cells import Cells
 from amips_plugins.vectors import Metric

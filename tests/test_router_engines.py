@@ -13,10 +13,10 @@ from qdrant_client import QdrantClient, models
 
 from amips_plugins import LearnedRouter, MilvusCollection, QdrantCollection, Registry
 from amips_plugins.bundle.manifest import CELLS
-from amips_plugins.bundle.registry import collection_key
-from amips_plugins.collection import Collection
-from amips_plugins.layout import backfill, lay_out, serving_bundle
+from amips_plugins.collection import Collection, collection_key
+from amips_plugins.layout import backfill, lay_out
 from amips_plugins.models.cells import Cells
+from amips_plugins.routing.serving import serving_bundle
 from amips_plugins.vectors import FloatArray
 from tests.bundles import COUNT, DIM, N_CELLS, open_bundle, vectors, write_bundle
 

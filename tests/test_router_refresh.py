@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from amips_plugins import LearnedRouter, MemoryCollection, Registry
-from amips_plugins.bundle.manifest import MODEL, CollectionKey
-from amips_plugins.bundle.registry import collection_key
+from amips_plugins.bundle.manifest import MODEL
+from amips_plugins.collection import CollectionKey, collection_key
 from amips_plugins.errors import InvalidInput
 from amips_plugins.layout import lay_out
 from amips_plugins.models.hooks import NativeHook

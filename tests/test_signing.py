@@ -34,7 +34,6 @@ from sigstore.errors import TUFError
 
 from amips_plugins import Registry
 from amips_plugins.bundle.manifest import MANIFEST, MODEL, SIGNATURE, Bundle, Fetch
-from amips_plugins.bundle.registry import collection_key
 from amips_plugins.bundle.signing import (
     SIGNATURE_LIMIT,
     Signer,
@@ -44,6 +43,7 @@ from amips_plugins.bundle.signing import (
     signature_check,
 )
 from amips_plugins.cli import main
+from amips_plugins.collection import collection_key
 from amips_plugins.errors import BundleCorrupt, BundleNotFound, BundleUnsigned, InvalidInput
 from amips_plugins.files import read_file
 from tests.bundles import memory, write_bundle

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from amips_plugins.collection import CollectionKey
 from amips_plugins.errors import BundleCorrupt, BundleMismatch, BundleNotFound
 from amips_plugins.files import read_file
 from amips_plugins.vectors import Metric
@@ -31,7 +32,6 @@ __all__ = [
     "SIGNATURE",
     "SUPPORT",
     "Bundle",
-    "CollectionKey",
     "Fetch",
     "Figure",
     "FileEntry",
@@ -81,14 +81,6 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     sha256: str
     bytes: _Size
-
-
-class CollectionKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The collection a bundle was made for."""
-
-    database: str
-    name: str
-    field: str
 
 
 class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,13 +30,13 @@ from urllib.parse import quote
 
 import msgspec
 
-from amips_plugins.bundle.manifest import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Bundle, CollectionKey
+from amips_plugins.bundle.manifest import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Bundle
 from amips_plugins.bundle.signing import SIGNATURE_LIMIT, Signer, signature_check
-from amips_plugins.collection import CollectionInfo
+from amips_plugins.collection import CollectionKey
 from amips_plugins.errors import BundleCorrupt, BundleError, BundleNotFound, InvalidInput
 from amips_plugins.files import held, read_file, replace_file
 
-__all__ = ["Registry", "collection_key", "default_registry"]
+__all__ = ["Registry", "default_registry"]
 
 _LATEST = "latest.json"
 _LOCK = ".lock"
@@ -53,13 +52,6 @@ class _Latest(msgspec.Struct, frozen=True, kw_only=True):
 def default_registry() -> str:
     """Return ``$AMIPS_REGISTRY``, or the folder ``registry`` where the program runs."""
     return os.environ.get("AMIPS_REGISTRY", "registry")
-
-
-def collection_key(info: CollectionInfo) -> CollectionKey:
-    """Return the key of a collection; the generations ``docs__g2``, ... of ``docs`` share it."""
-    return CollectionKey(
-        database=info.database, name=re.sub(r"__g\d+$", "", info.name), field=info.field
-    )
 
 
 class Registry:

@@ -27,7 +27,8 @@ def command(uri: str, registry: str | None, dry_run: bool, as_json: bool) -> Non
     """
     from amips_plugins.adapters.connect import connect
     from amips_plugins.bundle.registry import Registry
-    from amips_plugins.layout import backfill, check_backfill, serving_bundle
+    from amips_plugins.layout import backfill, check_backfill
+    from amips_plugins.routing.serving import serving_bundle
 
     collection = connect(uri)
     try:

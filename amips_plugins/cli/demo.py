@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from amips_plugins.cli.evaluate import show
 from amips_plugins.cli.options import json_option
 from amips_plugins.cli.output import echo_json
 from amips_plugins.cli.progress import show_progress
@@ -49,6 +50,6 @@ def command(database: str, folder: Path, pairs: int, as_json: bool) -> None:
     from amips_plugins.demo.run import run
 
     say = partial(click.echo, err=as_json)
-    measured = run(database, folder, pairs, say, show_progress)
+    measured = run(database, folder, pairs, say, show, show_progress)
     if as_json:
         echo_json(measured)

@@ -12,7 +12,8 @@ from amips_plugins.cli.output import echo_json, share, table
 from amips_plugins.cli.progress import show_progress
 
 if TYPE_CHECKING:
-    from amips_plugins.doctor.findings import Diagnosis, Trial
+    from amips_plugins.doctor.findings import Diagnosis
+    from amips_plugins.export.trial_result import Trial
 
 __all__ = ["command"]
 
@@ -63,7 +64,7 @@ def command(
       1  for an error
     """  # noqa: D301 - click wants the backspace itself, to keep the lines
     from amips_plugins.adapters.connect import connect
-    from amips_plugins.bundle.registry import collection_key
+    from amips_plugins.collection import collection_key
     from amips_plugins.doctor.diagnose import diagnose
     from amips_plugins.errors import InvalidInput, require
 

@@ -104,7 +104,8 @@ def _build(
     On a terminal it shows what will happen and asks. Interrupted at any point, the same command
     goes on from there.
     """
-    from amips_plugins.bundle.registry import Registry, collection_key
+    from amips_plugins.bundle.registry import Registry
+    from amips_plugins.collection import collection_key
     from amips_plugins.layout import lay_out, plan_layout
 
     def job(collection: Collection) -> None:

@@ -12,8 +12,8 @@ from amips_plugins.cli.output import echo_json
 from amips_plugins.cli.publish import registry_option
 
 if TYPE_CHECKING:
-    from amips_plugins.bundle.manifest import CollectionKey
     from amips_plugins.bundle.registry import Registry
+    from amips_plugins.collection import CollectionKey
 
 __all__ = ["command"]
 
@@ -33,7 +33,7 @@ class _Key(click.ParamType["CollectionKey"]):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> CollectionKey:
-        from amips_plugins.bundle.manifest import CollectionKey
+        from amips_plugins.collection import CollectionKey
 
         parts = str(value).split("/")
         if len(parts) != 3:

@@ -66,7 +66,8 @@ def command(
     search answers.
     """
     from amips_plugins.adapters.connect import connect
-    from amips_plugins.bundle.registry import Registry, collection_key
+    from amips_plugins.bundle.registry import Registry
+    from amips_plugins.collection import collection_key
     from amips_plugins.errors import InvalidInput
     from amips_plugins.export.queries import load_queries, load_query_log
     from amips_plugins.health.status_file import read_status

@@ -13,9 +13,8 @@ from typing import Any, Literal
 import msgspec
 
 from amips_plugins.bundle.manifest import Bundle, Manifest
-from amips_plugins.bundle.registry import Registry, collection_key
-from amips_plugins.cli.evaluate import show
-from amips_plugins.collection import Collection
+from amips_plugins.bundle.registry import Registry
+from amips_plugins.collection import Collection, collection_key
 from amips_plugins.demo.corpus import Pair, pairs
 from amips_plugins.demo.embed import Embedder, load_embedder
 from amips_plugins.evaluate import Measurement, evaluate
@@ -39,9 +38,12 @@ _QUESTIONS = (
 )
 
 Say = Callable[[str], object]
+Show = Callable[[list[Measurement], int], str]
 
 
-def run(database: str, folder: Path, limit: int, say: Say, progress: Progress) -> list[Measurement]:
+def run(
+    database: str, folder: Path, limit: int, say: Say, show: Show, progress: Progress
+) -> list[Measurement]:
     """Run the demo; what is there from an earlier run is used again.
 
     Parameters
@@ -54,6 +56,8 @@ def run(database: str, folder: Path, limit: int, say: Say, progress: Progress) -
         Docstrings to use, at most.
     say
         Prints a line.
+    show
+        Lays measurements out as a table.
     progress
         Watches the work.
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from amips_plugins.collection import Collection
-from amips_plugins.doctor.findings import Diagnosis, Trial, Verdict
+from amips_plugins.doctor.findings import Diagnosis, Verdict
 from amips_plugins.doctor.verdict import RECALLS, judge, judge_unseen
 from amips_plugins.errors import InvalidInput, TrainingError
+from amips_plugins.export.trial_result import Trial
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import FloatArray
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from amips_plugins.doctor.findings import Trial, Verdict
+from amips_plugins.doctor.findings import Verdict
+from amips_plugins.export.trial_result import Trial
 
 if TYPE_CHECKING:
     from amips_plugins.adapters.describe import Construction

@@ -14,20 +14,16 @@ RouteHook      queries (n, dim)            priority (n, n_cells)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from amips_plugins.bundle.golden_outputs import check_canned
-from amips_plugins.bundle.manifest import CALIBRATION, CANNED, CELLS, MODEL, Bundle
-from amips_plugins.errors import BundleCorrupt, InvalidInput
+from amips_plugins.errors import InvalidInput
 from amips_plugins.models.calibration import Calibration
-from amips_plugins.models.cells import Cells
 from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
 from amips_plugins.vectors import FloatArray, IntArray
 
-__all__ = ["ModelFault", "NativeHook", "RewriteHook", "RouteHook", "is_quick", "load_hook"]
+__all__ = ["ModelFault", "NativeHook", "RewriteHook", "RouteHook", "is_quick"]
 
 _QUICK = 1 << 26  # multiplications: some ten milliseconds on one core
 
@@ -212,47 +208,3 @@ def is_quick(hook: PreQueryHook, n_queries: int) -> bool:
     if isinstance(hook, (RouteHook, RewriteHook)):
         return hook.model.multiplications * n_queries <= _QUICK
     return isinstance(hook, NativeHook)
-
-
-def load_hook(bundle: Bundle, threads: int = 1) -> PreQueryHook:
-    """Load and check the hook of a bundle.
-
-    Raises
-    ------
-    BundleCorrupt
-        A file is not what the manifest says, the model's inputs and outputs do not fit it, or it
-        gives other results than when it was published.
-    """
-    manifest = bundle.manifest
-    model = OnnxModel(bundle.read(MODEL), threads)
-    if manifest.model == "keynet":
-        _check(model, bundle, {"queries": manifest.dim}, {"rewritten": manifest.dim})
-        return RewriteHook(model)
-    _check(model, bundle, {"queries": manifest.dim}, {"priority": manifest.n_cells})
-    calibration = Calibration.from_bytes(bundle.read(CALIBRATION))
-    sizes = Cells.from_bytes(bundle.read(CELLS)).sizes
-    if len(sizes) != manifest.n_cells:
-        raise BundleCorrupt(f"The cells of {bundle.location} do not fit its manifest.")
-    shares = np.append(sizes / max(1, sizes.sum()), 0.0).astype(np.float32)
-    return RouteHook(model, calibration, manifest.layout, manifest.default_recall, shares)
-
-
-def _check(
-    model: OnnxModel, bundle: Bundle, inputs: dict[str, int], outputs: dict[str, int]
-) -> None:
-    """Compare names, last axes and canned results with what the hook needs."""
-    last_axes = {name: _last(shape) for name, shape in model.inputs.items()}
-    given = {name: _last(shape) for name, shape in model.outputs.items()}
-    fits = last_axes == inputs and all(given.get(name) == axis for name, axis in outputs.items())
-    if not fits:
-        raise BundleCorrupt(
-            f"The model of {bundle.location} takes {last_axes} and gives {given}, which is not "
-            f"what a {bundle.manifest.model} must; publish it again."
-        )
-    if CANNED in bundle.manifest.files:  # bundles of earlier versions have none
-        (output,) = outputs
-        check_canned(bundle.read(CANNED), model, output, bundle.location)
-
-
-def _last(shape: list[Any]) -> Any:
-    return shape[-1] if shape else None

@@ -24,7 +24,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from amips_plugins.bundle.registry import collection_key
+from amips_plugins.collection import collection_key
 from amips_plugins.health.gate import Health, State
 from amips_plugins.routing.observers import Observation
 from amips_plugins.routing.router import LearnedRouter

@@ -27,9 +27,7 @@ from types import TracebackType
 import numpy as np
 
 from amips_plugins.background.single_flight import Refresher
-from amips_plugins.bundle.manifest import CollectionKey
-from amips_plugins.bundle.registry import collection_key
-from amips_plugins.collection import CollectionInfo
+from amips_plugins.collection import CollectionInfo, CollectionKey, collection_key
 from amips_plugins.errors import InvalidInput, require
 from amips_plugins.files import held, replace_file
 from amips_plugins.observe.reservoir import Reservoir

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from amips_plugins.bundle.manifest import CollectionKey
+from amips_plugins.collection import CollectionKey
 from amips_plugins.errors import InvalidInput, require
 from amips_plugins.vectors import FloatArray, Metric
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from amips_plugins.bundle.loading import load_hook
 from amips_plugins.bundle.manifest import MANIFEST, Bundle, Manifest
-from amips_plugins.bundle.registry import Registry, collection_key
-from amips_plugins.collection import Collection
+from amips_plugins.bundle.registry import Registry
+from amips_plugins.collection import Collection, collection_key
 from amips_plugins.errors import BundleMismatch
 from amips_plugins.health.drift import Reference, load_reference
-from amips_plugins.layout import check_bundle, serving_bundle
-from amips_plugins.models.hooks import load_hook
 from amips_plugins.plan import PreQueryHook
 
-__all__ = ["Serving", "bundle_in", "follow", "serve_bundle", "serve_latest"]
+__all__ = [
+    "Serving",
+    "bundle_in",
+    "check_bundle",
+    "follow",
+    "serve_bundle",
+    "serve_latest",
+    "serving_bundle",
+]
 
 _HINTS = {
     "cells: not laid out": "run: amips layout",
@@ -168,3 +176,63 @@ def _obstacle(collection: Collection, bundle: Bundle, layout: str | None) -> str
     if bundle.manifest.layout in ("", layout):
         return None
     return "cells: not laid out" if layout is None else "cells: of another bundle"
+
+
+_log = logging.getLogger(__name__)
+
+
+def check_bundle(collection: Collection, bundle: Bundle) -> None:
+    """Refuse a bundle that was made for another collection.
+
+    Raises
+    ------
+    BundleMismatch
+        Name, field, metric or dimension differ.
+    """
+    info = collection.info
+    key = collection_key(info)
+    bundle.manifest.check_serves(key.database, key.name, key.field, info.metric, info.dim)
+
+
+def serving_bundle(
+    collection: Collection, registry: Registry, latest_version: str | None = None
+) -> Bundle:
+    """Open the bundle to search a collection with: the latest one that its cells come from.
+
+    A newer bundle has to wait until the collection is laid out in its cells.
+
+    Parameters
+    ----------
+    collection
+        The collection, as it is laid out now.
+    registry
+        Where its bundles are.
+    latest_version
+        The latest, where that is known; else the registry is asked.
+
+    Raises
+    ------
+    BundleNotFound, BundleCorrupt, BundleUnsigned
+        Nothing sound is published for the collection, or nothing that the registry lets pass.
+    BundleMismatch
+        The collection has cells that no published bundle knows.
+    """
+    key, name = collection_key(collection.info), collection.info.name
+    latest = registry.open(key, latest_version)
+    layout = collection.layout() if latest.manifest.layout else None
+    if layout is None or layout == latest.manifest.layout:
+        return latest
+    version = collection.layouts.status().version
+    older = latest if version is None else registry.open(key, version)
+    if older.manifest.layout != layout:
+        raise BundleMismatch(
+            f"{name!r} is laid out in the cells {layout!r}, which are not those of bundle "
+            f"{older.manifest.version}; lay it out again: amips layout."
+        )
+    _log.info(
+        "Bundle %s serves %r until it is laid out in the cells of the latest one, %s.",
+        older.manifest.version,
+        name,
+        latest.manifest.version,
+    )
+    return older

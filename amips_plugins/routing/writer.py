@@ -6,10 +6,10 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from amips_plugins.bundle.loading import known_cells
 from amips_plugins.bundle.manifest import Bundle
 from amips_plugins.collection import Id
 from amips_plugins.errors import CollectionError
-from amips_plugins.layout import known_cells
 from amips_plugins.models.cells import KnownCells
 from amips_plugins.routing.checks import as_ids, as_keys
 from amips_plugins.routing.fallbacks import Fallbacks

@@ -18,6 +18,7 @@ from safetensors import safe_open
 
 from amips_plugins import LearnedRouter
 from amips_plugins.adapters.memory import MemoryCollection
+from amips_plugins.bundle.loading import load_hook
 from amips_plugins.bundle.manifest import Bundle
 from amips_plugins.errors import AmipsError, InvalidInput, MetricNotSupported, TrainingError
 from amips_plugins.export.cost_curves import (
@@ -37,7 +38,7 @@ from amips_plugins.health.drift import load_reference, outputs_of
 from amips_plugins.layout import lay_out
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.models.cells import Cells
-from amips_plugins.models.hooks import NativeHook, RouteHook, load_hook
+from amips_plugins.models.hooks import NativeHook, RouteHook
 from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.vectors import FloatArray, IntArray, Metric, lift_keys, lift_queries, normalise
 from tests.export.data import clustered_keys, gaussian, narrow_queries

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from amips_plugins.arrays import read_npy
+from amips_plugins.bundle.loading import known_cells, load_hook
 from amips_plugins.bundle.manifest import (
     CALIBRATION,
     CELLS,
@@ -31,13 +32,13 @@ from amips_plugins.bundle.manifest import (
     Bundle,
     describe_file,
 )
-from amips_plugins.bundle.registry import Registry, collection_key
+from amips_plugins.bundle.registry import Registry
+from amips_plugins.collection import collection_key
 from amips_plugins.errors import BundleCorrupt, BundleError
 from amips_plugins.export.nets import KeyNet, LinearRouter, SupportNet
 from amips_plugins.export.to_onnx import Order, support_to_onnx, to_onnx
 from amips_plugins.health.drift import load_reference
-from amips_plugins.layout import known_cells
-from amips_plugins.models.hooks import ModelFault, load_hook
+from amips_plugins.models.hooks import ModelFault
 from amips_plugins.models.onnx_check import OPERATORS, check_onnx
 from amips_plugins.plan import Target
 from amips_plugins.vectors import Metric

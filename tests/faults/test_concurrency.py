@@ -14,8 +14,7 @@ import pytest
 
 from amips_plugins import AsyncLearnedRouter, LearnedRouter, MilvusCollection, Registry
 from amips_plugins.bundle.manifest import MODEL
-from amips_plugins.bundle.registry import collection_key
-from amips_plugins.collection import Hit, Id
+from amips_plugins.collection import Hit, Id, collection_key
 from amips_plugins.layout import lay_out
 from amips_plugins.routing.circuit_breaker import Breaker
 from tests.bundles import DIM, memory, open_bundle, other_cells, vectors, write_bundle

@@ -21,8 +21,7 @@ from pymilvus import DataType, MilvusClient
 from qdrant_client import QdrantClient, models
 
 from amips_plugins import LearnedRouter, MemoryCollection, MilvusCollection, QdrantCollection
-from amips_plugins.bundle.registry import collection_key
-from amips_plugins.collection import Collection
+from amips_plugins.collection import Collection, collection_key
 from amips_plugins.layout import lay_out
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, Metric, native_scores

@@ -25,13 +25,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from amips_plugins import LearnedRouter, MemoryCollection, Registry
 from amips_plugins.bundle.manifest import CALIBRATION, CELLS, MANIFEST, MODEL
-from amips_plugins.bundle.registry import collection_key
+from amips_plugins.collection import collection_key
 from amips_plugins.errors import BundleCorrupt
-from amips_plugins.layout import serving_bundle
 from amips_plugins.observe import query_log
 from amips_plugins.observe.query_log import QueryLog
 from amips_plugins.observe.sample import read_sample
 from amips_plugins.observe.tracing import SearchSpans
+from amips_plugins.routing.serving import serving_bundle
 from tests.bundles import laid_out, memory, write_bundle
 from tests.generations import World
 from tests.routing import QUERIES, assert_native, logged

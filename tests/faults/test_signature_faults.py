@@ -14,9 +14,9 @@ import pytest
 
 from amips_plugins import LearnedRouter, Registry
 from amips_plugins.bundle.manifest import MANIFEST, MODEL, SIGNATURE
-from amips_plugins.bundle.registry import collection_key
 from amips_plugins.bundle.signing import sign_with_key
-from amips_plugins.layout import serving_bundle
+from amips_plugins.collection import collection_key
+from amips_plugins.routing.serving import serving_bundle
 from tests.bundles import laid_out, memory, other_cells, write_bundle
 from tests.keys import write_key
 from tests.routing import QUERIES, assert_native, logged

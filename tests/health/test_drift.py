@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amips_plugins.bundle.loading import load_hook
 from amips_plugins.bundle.manifest import REFERENCE, REFERENCE_LIMIT
 from amips_plugins.errors import BundleCorrupt
 from amips_plugins.health.drift import Reference, ks_p_value, load_reference, outputs_of
-from amips_plugins.models.hooks import NativeHook, load_hook
+from amips_plugins.models.hooks import NativeHook
 from amips_plugins.vectors import FloatArray
 from tests.bundles import DIM, N_CELLS, open_bundle, vectors, write_bundle
 

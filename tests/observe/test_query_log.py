@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amips_plugins import LearnedRouter, MemoryCollection
-from amips_plugins.bundle.manifest import CollectionKey
+from amips_plugins.collection import CollectionKey
 from amips_plugins.errors import InvalidInput
 from amips_plugins.export.queries import load_query_log
 from amips_plugins.observe.query_log import QueryLog

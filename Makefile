@@ -55,7 +55,7 @@ docs: $(READY) $(DOCS_READY)
 # What takes longer than a developer waits for: over a hundred kills of servers and clients, both
 # demos, a soak of 15 minutes, and the benchmarks on part of the data.
 nightly: test
-	.venv-frameworks-2/bin/python -m pytest tests/milvus/test_collection.py tests/contract/test_milvus.py \
+	.venv-frameworks-2/bin/python -m pytest tests/adapters/milvus/test_collection.py tests/adapters/contract/test_milvus.py \
 	  $(ASYNC_TESTS) -n 2 --dist loadscope
 	AMIPS_NIGHTLY=1 AMIPS_KILLS=10 $(BIN)/python -m pytest integration_tests/test_milvus_crashes.py \
 	  integration_tests/test_milvus_server.py integration_tests/test_milvus_faults.py -n 2 --dist loadfile --timeout 900

@@ -15,7 +15,7 @@ import pytest
 from amips_plugins import AsyncLearnedRouter, LearnedRouter, MilvusCollection, route
 from amips_plugins.collection import collection_key
 from amips_plugins.layout import lay_out
-from tests.bundles import COUNT, DIM, N_CELLS, open_bundle, vectors, write_bundle
+from tests.support.bundles import COUNT, DIM, N_CELLS, open_bundle, vectors, write_bundle
 
 pymilvus = pytest.importorskip("pymilvus")
 

@@ -34,7 +34,7 @@ from integration_tests.crashes import (
     until_it_works,
 )
 from integration_tests.servers import MilvusServer
-from tests.milvus.crashing import Watched, Writer, check, contents
+from tests.support.milvus_crashing import Watched, Writer, check, contents
 
 KILLS = int(os.environ.get("AMIPS_KILLS", "1"))
 SEEDS = range(KILLS)

@@ -15,7 +15,7 @@ from amips_plugins.collection import SearchRequest
 from amips_plugins.errors import CollectionError, CollectionNotFound
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray
-from tests.contract.test_milvus import MilvusContract
+from tests.adapters.contract.test_milvus import MilvusContract
 
 pymilvus = pytest.importorskip("pymilvus")
 

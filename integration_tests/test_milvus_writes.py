@@ -13,7 +13,7 @@ import pytest
 from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.collection import Id
 from amips_plugins.vectors import FloatArray, IntArray
-from tests.milvus.docs import spec
+from tests.support.milvus_collection import spec
 
 pymilvus = pytest.importorskip("pymilvus")
 

@@ -24,9 +24,9 @@ from amips_plugins.collection import Id, SearchRequest
 from amips_plugins.errors import CollectionError, CollectionNotFound
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, IntArray, Metric
-from tests.contract.collection_contract import COUNT, DIM, cells_of, everywhere, vectors
-from tests.contract.test_qdrant import QdrantContract
-from tests.progress_recorder import Recorder
+from tests.adapters.contract.collection_contract import COUNT, DIM, cells_of, everywhere, vectors
+from tests.adapters.contract.test_qdrant import QdrantContract
+from tests.support.progress_recorder import Recorder
 
 API_KEY = os.environ.get("AMIPS_QDRANT_API_KEY")
 MANY = 20_000

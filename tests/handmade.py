@@ -1,6 +1,6 @@
 """A bundle for any collection, made by hand in a second, without the packages that training needs.
 
-The cells are k-means', the router scores them by their centroids. ``tests.bundles`` makes others.
+The cells are k-means', the router scores them by their centroids. ``tests.support.bundles`` makes others.
 """
 
 from __future__ import annotations

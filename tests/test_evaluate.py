@@ -12,8 +12,8 @@ from amips_plugins.evaluate import evaluate, exact_neighbours
 from amips_plugins.models.hooks import NativeHook
 from amips_plugins.plan import QueryPlan, Target
 from amips_plugins.vectors import FloatArray, Metric, native_scores
-from tests.bundles import COUNT, K, laid_out, memory, vectors, weaken, write_bundle
-from tests.progress_recorder import Recorder
+from tests.support.bundles import COUNT, K, laid_out, memory, vectors, weaken, write_bundle
+from tests.support.progress_recorder import Recorder
 
 QUERIES = vectors(seed=5, count=9)
 

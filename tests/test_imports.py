@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import amips_plugins
-from tests.bundles import write_bundle
+from tests.support.bundles import write_bundle
 
 HEAVY = {
     "torch",
@@ -99,7 +99,7 @@ assert hits.trace.mode == "route", hits.trace
 def test_serving_loads_no_training_library_and_no_client(tmp_path: Path) -> None:
     import numpy as np
 
-    from tests.bundles import vectors
+    from tests.support.bundles import vectors
 
     np.save(tmp_path / "keys.npy", vectors())
     folder = write_bundle(tmp_path / "bundle")

@@ -21,7 +21,7 @@ from amips_plugins.models.cells import Cells
 from amips_plugins.plan import QueryPlan
 from amips_plugins.routing.serving import serving_bundle
 from amips_plugins.vectors import Metric
-from tests.bundles import (
+from tests.support.bundles import (
     COUNT,
     DIM,
     N_CELLS,
@@ -33,7 +33,7 @@ from tests.bundles import (
     vectors,
     write_bundle,
 )
-from tests.progress_recorder import Recorder
+from tests.support.progress_recorder import Recorder
 
 
 def npy(array: Any) -> bytes:

@@ -11,7 +11,7 @@ from amips_plugins.demo.embed import load_embedder
 from amips_plugins.errors import InvalidInput
 from amips_plugins.vectors import FloatArray
 from benchmarks.data import Source, load
-from tests.export.data import gaussian
+from tests.support.training_data import gaussian
 
 BEIR = Path(__file__).parent / "beir"
 

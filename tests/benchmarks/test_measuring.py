@@ -12,7 +12,7 @@ from amips_plugins.export.targets import top_keys
 from amips_plugins.progress import no_progress
 from amips_plugins.vectors import FloatArray, Metric, normalise
 from benchmarks.measuring import ivf_index, points, search_ivf, tuned_centroids
-from tests.export.data import clustered_keys, gaussian
+from tests.support.training_data import clustered_keys, gaussian
 
 NLIST = 12
 KEYS = normalise(clustered_keys(900, 16))

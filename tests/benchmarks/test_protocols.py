@@ -10,7 +10,7 @@ from amips_plugins.progress import no_progress
 from amips_plugins.vectors import FloatArray, Metric, normalise
 from benchmarks.data import Dataset
 from benchmarks.protocols import PROTOCOLS, Protocol, as_l2, pose
-from tests.export.data import clustered_keys, gaussian
+from tests.support.training_data import clustered_keys, gaussian
 
 N_TRAIN, N_TEST = 300, 40
 

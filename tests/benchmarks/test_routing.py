@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from benchmarks import overhead
 from benchmarks.protocols import PROTOCOLS
 from benchmarks.routing import REWRITERS, ROUTERS, main
-from tests.export.data import clustered_keys, narrow_queries
+from tests.support.training_data import clustered_keys, narrow_queries
 
 ROOT = Path(__file__).resolve().parents[2]
 DIM = 12

@@ -21,7 +21,7 @@ from amips_plugins.export.clustering import (
 )
 from amips_plugins.models.cells import Cells, place_keys
 from amips_plugins.vectors import FloatArray, IntArray, Metric, lift_keys, lift_queries
-from tests.export.data import clustered_keys, gaussian, narrow_queries
+from tests.support.training_data import clustered_keys, gaussian, narrow_queries
 
 N, DIM, CELLS = 900, 8, 20
 LAYOUTS = ["native", "query-aware"]

@@ -17,7 +17,7 @@ from amips_plugins.export.nets import (
     SupportNet,
     multiplications,
 )
-from tests.export.data import every_net, shake
+from tests.support.training_data import every_net, shake
 
 DIM, CELLS = 6, 5
 SHAPES = {

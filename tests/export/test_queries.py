@@ -16,7 +16,7 @@ from amips_plugins.export.queries import (
     split_queries,
 )
 from amips_plugins.vectors import FloatArray
-from tests.export.data import gaussian
+from tests.support.training_data import gaussian
 
 SHARES = {"train": 0.75, "validate": 0.05, "calibrate": 0.10, "test": 0.10}
 

@@ -23,8 +23,8 @@ from amips_plugins.export.routers import (
 from amips_plugins.export.to_onnx import to_onnx
 from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.vectors import Metric, normalise
-from tests.export.data import gaussian
-from tests.export.problems import CELLS, DIM, K, make_problem, short
+from tests.support.training_data import gaussian
+from tests.support.training_tasks import CELLS, DIM, K, make_problem, short
 
 KINDS: list[Literal["linear", "supportnet"]] = ["linear", "supportnet"]
 

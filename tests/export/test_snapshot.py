@@ -17,8 +17,8 @@ from amips_plugins.export import snapshot as module
 from amips_plugins.export.snapshot import Snapshot, take_snapshot
 from amips_plugins.files import replace_file
 from amips_plugins.vectors import FloatArray, Metric
-from tests.export.data import gaussian
-from tests.progress_recorder import Recorder
+from tests.support.progress_recorder import Recorder
+from tests.support.training_data import gaussian
 
 N, DIM, BATCH = 25, 3, 4
 BATCHES = 7

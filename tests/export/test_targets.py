@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from amips_plugins.export import targets
 from amips_plugins.export.targets import best_per_cell, cell_order, top_keys
-from tests.export.data import gaussian
-from tests.progress_recorder import Recorder
+from tests.support.progress_recorder import Recorder
+from tests.support.training_data import gaussian
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from amips_plugins.export.nets import KeyNet, LinearRouter, Net, SupportNet
 from amips_plugins.export.to_onnx import Order, support_to_onnx, to_onnx
 from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.vectors import FloatArray, Metric, lift_queries, lifted_dim, normalise
-from tests.export.data import every_net, gaussian
+from tests.support.training_data import every_net, gaussian
 
 DIM, CELLS = 6, 9
 KINDS = list(every_net(DIM, CELLS))

@@ -41,9 +41,9 @@ from amips_plugins.models.cells import Cells
 from amips_plugins.models.hooks import NativeHook, RouteHook
 from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.vectors import FloatArray, IntArray, Metric, lift_keys, lift_queries, normalise
-from tests.export.data import clustered_keys, gaussian, narrow_queries
-from tests.export.problems import make_problem
-from tests.progress_recorder import Recorder
+from tests.support.progress_recorder import Recorder
+from tests.support.training_data import clustered_keys, gaussian, narrow_queries
+from tests.support.training_tasks import make_problem
 
 N, DIM, CELLS, EPOCHS = 1500, 16, 24, 12
 QUERIES = narrow_queries(2000, DIM)

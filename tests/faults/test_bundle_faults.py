@@ -20,8 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 from amips_plugins import LearnedRouter, Registry
 from amips_plugins.bundle.manifest import CALIBRATION, CANNED, CELLS, MANIFEST, MODEL
 from amips_plugins.collection import collection_key
-from tests.bundles import DIM, N_CELLS, laid_out, make_files, memory, write_bundle
-from tests.routing import QUERIES, assert_native, logged
+from tests.support.bundles import DIM, N_CELLS, laid_out, make_files, memory, write_bundle
+from tests.support.routing_data import QUERIES, assert_native, logged
 
 Damage = Callable[[Path], None]
 

@@ -42,7 +42,7 @@ from amips_plugins.models.hooks import ModelFault
 from amips_plugins.models.onnx_check import OPERATORS, check_onnx
 from amips_plugins.plan import Target
 from amips_plugins.vectors import Metric
-from tests.bundles import DIM, N_CELLS, make_files, make_manifest, memory, vectors
+from tests.support.bundles import DIM, N_CELLS, make_files, make_manifest, memory, vectors
 
 pytestmark = pytest.mark.timeout(1800)
 INPUTS = int(os.environ.get("AMIPS_FUZZ", "3000"))

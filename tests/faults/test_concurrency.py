@@ -17,8 +17,8 @@ from amips_plugins.bundle.manifest import MODEL
 from amips_plugins.collection import Hit, Id, collection_key
 from amips_plugins.layout import lay_out
 from amips_plugins.routing.circuit_breaker import Breaker
-from tests.bundles import DIM, memory, open_bundle, other_cells, vectors, write_bundle
-from tests.generations import Gone, World, generation
+from tests.support.bundles import DIM, memory, open_bundle, other_cells, vectors, write_bundle
+from tests.support.generations import Gone, World, generation
 
 pymilvus = pytest.importorskip("pymilvus")
 

@@ -1,7 +1,7 @@
 """What happens to an embedded database under a router: parts lost, another shape, a full disk.
 
 ``integration_tests/test_milvus_faults.py`` has the same of a server; strict mode stands in
-``tests/test_qdrant_strict.py``.
+``tests/adapters/qdrant/test_strict_mode.py``.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from amips_plugins import LearnedRouter, MilvusCollection, QdrantCollection
 from amips_plugins.collection import Collection, collection_key
 from amips_plugins.layout import lay_out
 from amips_plugins.vectors import FloatArray
-from tests.bundles import DIM, open_bundle, vectors, write_bundle
-from tests.routing import QUERIES
+from tests.support.bundles import DIM, open_bundle, vectors, write_bundle
+from tests.support.routing_data import QUERIES
 
 WIDER = DIM + 1
 ROOT = Path(__file__).parents[2]
@@ -215,9 +215,9 @@ import json, resource, signal, sys, warnings
 from pathlib import Path
 
 from amips_plugins.observe.query_log import QueryLog
-from tests.bundles import vectors
+from tests.support.bundles import vectors
 from tests.faults.test_database_faults import ON_DISK
-from tests.routing import QUERIES
+from tests.support.routing_data import QUERIES
 
 warnings.simplefilter("ignore")  # of local mode, about indexes
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.bundles import vectors, write_bundle
+from tests.support.bundles import vectors, write_bundle
 
 HERE = Path(__file__).parents[2]
 
@@ -41,8 +41,8 @@ from pathlib import Path
 import numpy as np
 from amips_plugins import LearnedRouter, Registry
 from amips_plugins.plan import QueryPlan
-from tests.bundles import laid_out, vectors
-from tests.generations import World, generation
+from tests.support.bundles import laid_out, vectors
+from tests.support.generations import World, generation
 
 def in_child(work):
     child = os.fork()

@@ -25,8 +25,8 @@ from amips_plugins.collection import Collection, collection_key
 from amips_plugins.layout import lay_out
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, Metric, native_scores
-from tests.bundles import COUNT, DIM, N_CELLS, open_bundle, vectors, write_bundle
-from tests.routing import Hook
+from tests.support.bundles import COUNT, DIM, N_CELLS, open_bundle, vectors, write_bundle
+from tests.support.routing_data import Hook
 
 Answers = list[list[tuple[Any, float, dict[str, Any]]]]
 

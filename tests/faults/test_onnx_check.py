@@ -16,7 +16,7 @@ from amips_plugins.export.nets import KeyNet, SupportNet, multiplications
 from amips_plugins.export.to_onnx import Order, support_to_onnx, to_onnx
 from amips_plugins.models.onnx_check import IR_VERSION, OPERATORS, OPSET, check_onnx
 from amips_plugins.vectors import Metric, lifted_dim
-from tests.export.data import every_net
+from tests.support.training_data import every_net
 
 DIM, CELLS = 6, 9
 

@@ -32,9 +32,9 @@ from amips_plugins.observe.query_log import QueryLog
 from amips_plugins.observe.sample import read_sample
 from amips_plugins.observe.tracing import SearchSpans
 from amips_plugins.routing.serving import serving_bundle
-from tests.bundles import laid_out, memory, write_bundle
-from tests.generations import World
-from tests.routing import QUERIES, assert_native, logged
+from tests.support.bundles import laid_out, memory, write_bundle
+from tests.support.generations import World
+from tests.support.routing_data import QUERIES, assert_native, logged
 
 KEY = collection_key(memory().info)
 LATEST = "latest.json"

@@ -18,8 +18,8 @@ from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import NATIVE, QueryPlan
 from amips_plugins.routing import circuit_breaker as breaker
 from amips_plugins.vectors import FloatArray
-from tests.bundles import DIM, N_CELLS, laid_out, memory, vectors, write_bundle
-from tests.routing import QUERIES, Hook, Spy, assert_native, logged
+from tests.support.bundles import DIM, N_CELLS, laid_out, memory, vectors, write_bundle
+from tests.support.routing_data import QUERIES, Hook, Spy, assert_native, logged
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from amips_plugins.bundle.manifest import MANIFEST, MODEL, SIGNATURE
 from amips_plugins.bundle.signing import sign_with_key
 from amips_plugins.collection import collection_key
 from amips_plugins.routing.serving import serving_bundle
-from tests.bundles import laid_out, memory, other_cells, write_bundle
-from tests.keys import write_key
-from tests.routing import QUERIES, assert_native, logged
+from tests.support.bundles import laid_out, memory, other_cells, write_bundle
+from tests.support.routing_data import QUERIES, assert_native, logged
+from tests.support.signing_keys import write_key
 
 KEY = collection_key(memory().info)
 

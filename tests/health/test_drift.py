@@ -15,7 +15,7 @@ from amips_plugins.errors import BundleCorrupt
 from amips_plugins.health.drift import Reference, ks_p_value, load_reference, outputs_of
 from amips_plugins.models.hooks import NativeHook
 from amips_plugins.vectors import FloatArray
-from tests.bundles import DIM, N_CELLS, open_bundle, vectors, write_bundle
+from tests.support.bundles import DIM, N_CELLS, open_bundle, vectors, write_bundle
 
 
 def normal(seed: int, count: int, width: int = 8, shift: float = 0.0) -> FloatArray:

@@ -17,7 +17,7 @@ from amips_plugins.collection import Collection
 from amips_plugins.routing.observers import Observation
 from tests.handmade import publish
 from tests.integrations.corpus import TARGET, calibration, unseen
-from tests.proxies.data import EveryCell, Rewrite
+from tests.support.proxy_data import EveryCell, Rewrite
 
 N_CELLS = 10
 

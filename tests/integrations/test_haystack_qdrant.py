@@ -25,7 +25,7 @@ from amips_plugins.integrations.haystack_qdrant import routed
 from tests.integrations.congruence import Ask, Congruence, Found, World, lay_out
 from tests.integrations.corpus import DIM, embed
 from tests.integrations.haystack_ways import GROUP, TEXT, added, filled, found
-from tests.proxies.data import Rewrite
+from tests.support.proxy_data import Rewrite
 
 HERE: dict[str, Any] = {"location": ":memory:", "index": "docs", "embedding_dim": DIM}
 

@@ -29,7 +29,7 @@ from tests.integrations.congruence import (
 )
 from tests.integrations.corpus import documents, embed
 from tests.integrations.langchain_standard import expect_failures
-from tests.proxies.data import Rewrite
+from tests.support.proxy_data import Rewrite
 
 TEXT = "Return the names of all files that lie in a folder"
 

@@ -23,7 +23,7 @@ from amips_plugins.errors import FieldNotFound, InvalidInput
 from amips_plugins.integrations.langchain_qdrant import routed
 from tests.integrations.congruence import Ask, Congruence, Found, World, lay_out
 from tests.integrations.corpus import DIM, documents, embed
-from tests.proxies.data import EveryCell, Rewrite
+from tests.support.proxy_data import EveryCell, Rewrite
 
 TEXT = "Return the names of all files that lie in a folder"
 

@@ -17,7 +17,7 @@ from amips_plugins.errors import InvalidInput
 from amips_plugins.integrations.llama_index_qdrant import routed
 from tests.integrations import llama_index_ways as shared
 from tests.integrations.congruence import Ask, Congruence, World, lay_out
-from tests.proxies.data import Rewrite
+from tests.support.proxy_data import Rewrite
 
 
 def words(texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:

@@ -18,9 +18,9 @@ from amips_plugins.health.drift import Drift
 from amips_plugins.health.gate import Health, State
 from amips_plugins.health.recall import Recall
 from amips_plugins.observe.metrics import RouterMetrics
-from tests.bundles import laid_out, memory, vectors, write_bundle
-from tests.observe.watched import watched_router
-from tests.routing import QUERIES, TOO_FEW, only
+from tests.support.bundles import laid_out, memory, vectors, write_bundle
+from tests.support.observed_router import watched_router
+from tests.support.routing_data import QUERIES, TOO_FEW, only
 
 MONITORING = Path(__file__).parents[2] / "docker" / "monitoring"
 LABELS = {"database": "memory", "collection": "docs", "field": "vector"}

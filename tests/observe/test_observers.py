@@ -14,9 +14,18 @@ from amips_plugins.collection import Id
 from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import QueryPlan
 from amips_plugins.routing.observers import Observation
-from tests.bundles import laid_out, memory, write_bundle
-from tests.observe.watched import watched_router
-from tests.routing import QUERIES, TOO_FEW, DatabaseError, Hook, Spy, logged, only, pairs
+from tests.support.bundles import laid_out, memory, write_bundle
+from tests.support.observed_router import watched_router
+from tests.support.routing_data import (
+    QUERIES,
+    TOO_FEW,
+    DatabaseError,
+    Hook,
+    Spy,
+    logged,
+    only,
+    pairs,
+)
 
 
 @pytest.fixture(scope="module")

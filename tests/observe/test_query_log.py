@@ -27,9 +27,9 @@ from amips_plugins.observe.query_log import QueryLog
 from amips_plugins.observe.reservoir import Reservoir
 from amips_plugins.observe.sample import Sample, SampleHeader, encode_sample, read_sample
 from amips_plugins.vectors import FloatArray, Metric
-from tests.bundles import memory
-from tests.observe.watched import numbered, observed
-from tests.routing import QUERIES, logged, only
+from tests.support.bundles import memory
+from tests.support.observed_router import numbered, observed
+from tests.support.routing_data import QUERIES, logged, only
 
 KEY = CollectionKey(database="memory", name="docs", field="vector")
 

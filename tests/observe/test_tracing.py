@@ -12,9 +12,9 @@ from opentelemetry.trace import SpanKind
 
 from amips_plugins import LearnedRouter
 from amips_plugins.observe.tracing import SearchSpans
-from tests.bundles import memory, write_bundle
-from tests.observe.watched import watched_router
-from tests.routing import QUERIES, only
+from tests.support.bundles import memory, write_bundle
+from tests.support.observed_router import watched_router
+from tests.support.routing_data import QUERIES, only
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from amips_plugins.health.monitor import Watch
 from amips_plugins.plan import NATIVE, QueryPlan, Target
 from amips_plugins.vectors import FloatArray
 from tests.handmade import publish
-from tests.proxies.data import COUNT, DIM, Broken, EveryCell, OneCell, Rewrite, keys, queries
+from tests.support.proxy_data import COUNT, DIM, Broken, EveryCell, OneCell, Rewrite, keys, queries
 
 pymilvus = pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")

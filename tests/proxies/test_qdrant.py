@@ -20,7 +20,7 @@ from amips_plugins.plan import NATIVE, QueryPlan, Target
 from amips_plugins.proxies.late import LateRouter
 from amips_plugins.vectors import FloatArray
 from tests.handmade import publish
-from tests.proxies.data import COUNT, DIM, Broken, EveryCell, OneCell, Rewrite, keys, queries
+from tests.support.proxy_data import COUNT, DIM, Broken, EveryCell, OneCell, Rewrite, keys, queries
 
 QUERY = queries(7, 1)[0].tolist()
 GROUP = models.Filter(

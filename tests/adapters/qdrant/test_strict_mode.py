@@ -1,0 +1,226 @@
+"""Strict mode, old servers and other people's indexes: refused in one sentence.
+
+Local mode has none of these. The configurations are built by hand, and the client is made to answer
+with them; ``integration_tests/test_qdrant_server.py`` asks a real server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from qdrant_client import QdrantClient, models
+
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
+from amips_plugins.adapters.qdrant.strict_mode import batch_limit, refusal, strict_notes, time_limit
+from amips_plugins.errors import CollectionError
+from tests.support.qdrant_data import A1, KEYS, cells_of, fill, lay_out
+
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+
+
+def strict(enabled: bool = True, **settings: Any) -> models.StrictModeConfigOutput:
+    return models.StrictModeConfigOutput(enabled=enabled, **settings)
+
+
+FORBIDDING: list[dict[str, Any]] = [
+    {"search_allow_exact": False},
+    {"filter_max_conditions": 3},
+    {"condition_max_size": 64},
+    {"max_query_limit": 99},
+    {"max_payload_index_count": 2},
+]
+ALLOWING: dict[str, Any] = {
+    "search_allow_exact": True,
+    "unindexed_filtering_retrieve": False,
+    "unindexed_filtering_update": False,
+    "filter_max_conditions": 4,
+    "condition_max_size": 100,
+    "max_query_limit": 100,
+    "max_payload_index_count": 3,
+    "max_timeout": 30,
+    "upsert_max_batchsize": 7,
+}
+
+
+@pytest.mark.parametrize("settings", FORBIDDING, ids=lambda settings: next(iter(settings)))
+def test_what_forbids_cells_is_named(settings: dict[str, Any]) -> None:
+    ((setting, value),) = settings.items()
+    reason = refusal(strict(**settings), n_cells=64, n_indexes=3)
+    assert reason is not None
+    assert f"{setting} = {str(value).lower()}, and " in reason
+    assert reason.count(".") == 1
+    assert refusal(strict(enabled=False, **settings), 64, 3) is None
+
+
+def test_what_leaves_room_is_allowed() -> None:
+    assert refusal(None, 64, 3) is None
+    assert refusal(strict(), 64, 3) is None
+    assert refusal(strict(**ALLOWING), 64, 3) is None
+    assert refusal(strict(condition_max_size=100), 100, 3) is not None  # all cells, and none
+
+
+def test_limits_are_kept() -> None:
+    allowing = strict(**ALLOWING)
+    assert (batch_limit(None, 7), batch_limit(allowing, 7), batch_limit(allowing, 700)) == (
+        7,
+        7,
+        100,
+    )
+    assert (time_limit(None, 600), time_limit(allowing, 600), time_limit(strict(), 600)) == (
+        600,
+        30,
+        600,
+    )
+    assert batch_limit(strict(enabled=False, max_query_limit=1), 50) == 50
+
+
+def test_rate_limits_are_told() -> None:
+    assert list(strict_notes(None)) == list(strict_notes(strict())) == []
+    limited = strict(read_rate_limit=1, write_rate_limit=2, search_max_batchsize=3)
+    notes = list(strict_notes(limited))
+    assert ["read_rate_limit" in notes[0], "write_rate_limit" in notes[1]] == [True, True]
+    assert "3 queries a batch" in notes[2]
+
+
+class Server:
+    """Local mode that answers like a server with this strict mode and these indexes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, client: QdrantClient) -> None:
+        self.strict: models.StrictModeConfigOutput | None = None
+        self.indexes: dict[str, models.PayloadIndexInfo] = {}
+        self.timeouts: set[int] = set()
+        self.batches: list[int] = []
+        describe, count = client.get_collection, client.count
+        scroll, upsert = client.scroll, client.upsert
+
+        def answer(name: str) -> models.CollectionInfo:
+            found = describe(name)
+            found.config.strict_mode_config = self.strict
+            found.payload_schema = dict(self.indexes)
+            return found
+
+        def index(_: str, key: str, *__: Any, **___: Any) -> None:
+            self.add_index(key, models.PayloadSchemaType.INTEGER)
+
+        def drop_index(_: str, key: str, **__: Any) -> None:
+            del self.indexes[key]
+
+        def counted(name: str, condition: models.Filter, timeout: int, **_: Any) -> Any:
+            self.timeouts.add(timeout)
+            self.refuse_unindexed(condition)
+            return count(name, condition)
+
+        def scrolled(name: str, condition: Any = None, *, limit: int, **more: Any) -> Any:
+            self.batches.append(limit)
+            if condition is not None:
+                self.refuse_unindexed(condition)
+            return scroll(name, condition, limit=limit, **more)
+
+        def upserted(name: str, points: Any, **_: Any) -> Any:
+            self.batches.append(len(points))
+            return upsert(name, points)
+
+        for name, method in (
+            ("get_collection", answer),
+            ("create_payload_index", index),
+            ("delete_payload_index", drop_index),
+            ("count", counted),
+            ("scroll", scrolled),
+            ("upsert", upserted),
+        ):
+            monkeypatch.setattr(client, name, method)
+
+    def add_index(self, key: str, kind: models.PayloadSchemaType) -> None:
+        self.indexes[key] = models.PayloadIndexInfo(data_type=kind, points=0)
+
+    def refuse_unindexed(self, condition: models.Filter) -> None:
+        if self.strict is not None and self.strict.unindexed_filtering_retrieve is False:
+            used = "amips_cell_a1" in condition.model_dump_json()
+            assert not used or "amips_cell_a1" in self.indexes, "Index required but not found"
+
+
+@pytest.fixture
+def client() -> Iterator[QdrantClient]:
+    opened = QdrantClient(":memory:")
+    fill(opened)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def server(client: QdrantClient, monkeypatch: pytest.MonkeyPatch) -> Server:
+    return Server(monkeypatch, client)
+
+
+@pytest.fixture
+def collection(client: QdrantClient) -> QdrantCollection:
+    opened = QdrantCollection(client, "docs")
+    opened._local = False
+    return opened
+
+
+@pytest.mark.parametrize("settings", FORBIDDING, ids=lambda settings: next(iter(settings)))
+def test_a_forbidding_server_stays_as_it_is(
+    client: QdrantClient, server: Server, collection: QdrantCollection, settings: dict[str, Any]
+) -> None:
+    for key in ("row", "group"):
+        server.add_index(key, models.PayloadSchemaType.INTEGER)
+    server.strict = strict(**settings)
+    for attempt in (collection.layouts.plan, collection.layouts.build):
+        with pytest.raises(CollectionError, match=next(iter(settings))):
+            attempt(A1)
+    assert not client.get_collection("docs").config.metadata
+    assert set(server.indexes) == {"row", "group"}
+
+
+def test_a_strict_server_that_leaves_room_is_laid_out(
+    client: QdrantClient, server: Server, collection: QdrantCollection
+) -> None:
+    server.strict = strict(**ALLOWING)
+    collection.layouts.plan(A1)
+    built = lay_out(collection)
+    assert built.overflow() == 0
+    built.upsert(list(range(40)), KEYS)
+    assert built.overflow() == 40
+    assert sum(len(batch.ids) for batch in built.scan(1000)) == 40
+    assert max(server.batches) <= 100
+    assert 7 in server.batches
+    assert server.timeouts == {30}
+    built.layouts.roll_back().layouts.drop_old()
+    assert server.indexes == {}
+    assert set(cells_of(client).values()) == {None}
+
+
+def test_a_payload_key_of_others_is_refused_where_it_cannot_be_seen_before(
+    client: QdrantClient, server: Server, collection: QdrantCollection
+) -> None:
+    server.strict = strict(unindexed_filtering_retrieve=False)
+    client.set_payload("docs", {"amips_cell_a1": 2}, points=[7])
+    with pytest.raises(CollectionError, match="1 points"):
+        collection.layouts.build(A1)
+    assert server.indexes == {}
+    assert collection.layouts.status().unfinished == ()
+    assert {key for key, cell in cells_of(client).items() if cell is not None} == {7}
+
+
+def test_an_index_of_another_type_is_refused(server: Server, collection: QdrantCollection) -> None:
+    server.add_index("amips_cell_a1", models.PayloadSchemaType.KEYWORD)
+    with pytest.raises(CollectionError, match="index of 'amips_cell_a1' as keyword"):
+        collection.layouts.plan(A1)
+
+
+@pytest.mark.parametrize("version", ["1.15.5", "v1.9.0", "0.11.1"])
+def test_an_old_server_is_refused_by_the_plan(
+    client: QdrantClient,
+    collection: QdrantCollection,
+    monkeypatch: pytest.MonkeyPatch,
+    version: str,
+) -> None:
+    info = models.VersionInfo(title="qdrant", version=version)
+    monkeypatch.setattr(client, "info", lambda: info)
+    with pytest.raises(CollectionError, match=f"is Qdrant {version}"):
+        collection.layouts.plan(A1)
+    monkeypatch.setattr(client, "info", lambda: info.model_copy(update={"version": "dev"}))
+    assert collection.layouts.plan(A1).keys == len(KEYS)

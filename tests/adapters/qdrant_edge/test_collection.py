@@ -1,0 +1,524 @@
+"""What only Qdrant Edge has: a folder of one process, a log, segments to rebuild."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import qdrant_edge as edge
+
+from amips_plugins import LearnedRouter, QdrantEdgeCollection, connect
+from amips_plugins.adapters.qdrant.cells import cell_key
+from amips_plugins.adapters.qdrant_edge.shard import EdgeCells, OpenShard
+from amips_plugins.cell_layout import LayoutSpec
+from amips_plugins.collection import Collection, SearchRequest
+from amips_plugins.errors import (
+    CollectionError,
+    CollectionNotFound,
+    DatabaseUnreachable,
+    FieldNotFound,
+    InvalidInput,
+    MetricNotSupported,
+)
+from amips_plugins.models.hooks import NativeHook
+from amips_plugins.plan import QueryPlan
+from amips_plugins.vectors import FloatArray
+
+DIM, N_CELLS = 8, 4
+SPEC = LayoutSpec("abc", N_CELLS, lambda ids, _: np.array(ids) % N_CELLS, version="v1")
+Update = edge.UpdateOperation
+
+
+def vectors(count: int, seed: int = 0) -> FloatArray:
+    return np.random.default_rng(seed).standard_normal((count, DIM)).astype(np.float32)
+
+
+def params(**changes: Any) -> edge.EdgeVectorParams:
+    return edge.EdgeVectorParams(**{"size": DIM, "distance": edge.Distance.Dot, **changes})
+
+
+def create(folder: Path, count: int = 0, **config: Any) -> None:
+    shard = edge.EdgeShard.create(str(folder), edge.EdgeConfig(**{"vectors": params(), **config}))
+    points = [edge.Point(row, key) for row, key in enumerate(vectors(count).tolist())]
+    shard.update(Update.upsert_points(points))
+    shard.close()
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[QdrantEdgeCollection]:
+    create(tmp_path / "docs", 40)
+    collection = QdrantEdgeCollection.connect(str(tmp_path), "docs")
+    yield collection
+    collection.close()
+
+
+def found(collection: Collection, cell: int, k: int = 50_000) -> list[int]:
+    plan = QueryPlan(cells=np.array([[cell]]), layout="abc")
+    (hits,) = collection.search(SearchRequest(vectors(1, 1), k=k), plan)
+    return sorted(int(hit.id) for hit in hits)
+
+
+# --- opening ---------------------------------------------------------------------------------
+
+
+def test_what_was_written_is_there_after_opening_again(tmp_path: Path) -> None:
+    create(tmp_path / "docs", 40)
+    uri = f"qdrant-edge://{tmp_path}?collection=docs"
+    collection = connect(uri)
+    assert isinstance(collection, QdrantEdgeCollection)
+    info = collection.info
+    assert (info.database, info.name, info.field, info.dim) == ("qdrant-edge", "docs", "", DIM)
+    built = collection.layouts.build(SPEC)
+    built.upsert([1000], vectors(1, 3), [{"title": "new"}], np.array([2]))
+    built.upsert([1001], vectors(1, 4))
+    built.delete([0])
+    built.close()
+    again = connect(uri)
+    assert isinstance(again, QdrantEdgeCollection)
+    assert (again.layout(), again.count(), again.overflow()) == ("abc", 41, 1)
+    assert again.layouts.status().version == "v1"
+    assert found(again, 2) == [*range(2, 40, 4), 1000, 1001]
+    again.close()
+
+
+def test_a_shard_moves_with_its_cells(opened: QdrantEdgeCollection, tmp_path: Path) -> None:
+    opened.layouts.build(SPEC)
+    opened.close()
+    shutil.move(tmp_path / "docs", tmp_path / "other")
+    moved = QdrantEdgeCollection.connect(str(tmp_path), "other")
+    assert (moved.info.name, moved.layout(), moved.overflow()) == ("other", "abc", 0)
+    moved.close()
+
+
+OPEN = """
+import sys
+from amips_plugins import connect
+connect(sys.argv[1])
+"""
+
+
+def test_a_shard_is_open_once(opened: QdrantEdgeCollection, tmp_path: Path) -> None:
+    uri = f"qdrant-edge://{tmp_path}?collection=docs"
+    with pytest.raises(DatabaseUnreachable, match="open elsewhere, and only one process"):
+        connect(uri)
+    done = run_python(OPEN, uri)
+    assert "DatabaseUnreachable: The Qdrant Edge shard in" in done.stderr
+    opened.current().close()
+    connect(uri).close()
+    opened.close()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "/docs", "a\0"])
+def test_a_name_is_no_path(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidInput, match="plain name"):
+        QdrantEdgeCollection.connect(str(tmp_path), name)
+
+
+def test_a_folder_that_is_no_shard_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    with pytest.raises(CollectionNotFound, match="no Qdrant Edge shard"):
+        QdrantEdgeCollection.connect(str(tmp_path), "docs")
+    assert list((tmp_path / "docs").iterdir()) == []
+
+
+def test_a_shard_without_a_log_is_refused(tmp_path: Path) -> None:
+    create(tmp_path / "docs", wal_enabled=False)
+    with pytest.raises(CollectionError, match="no write-ahead log"):
+        QdrantEdgeCollection.connect(str(tmp_path), "docs")
+
+
+def test_vectors_that_cannot_be_served(tmp_path: Path) -> None:
+    many = edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim)
+    create(
+        tmp_path / "docs",
+        vectors={
+            "title": params(),
+            "body": params(size=3, distance=edge.Distance.Euclid),
+            "words": params(multivector_config=many),
+            "city": params(distance=edge.Distance.Manhattan),
+            "small": params(datatype=edge.VectorStorageDatatype.Uint8),
+        },
+        sparse_vectors={"terms": edge.EdgeSparseVectorParams()},
+    )
+    cases: list[tuple[str | None, type[CollectionError], str]] = [
+        (None, FieldNotFound, "no vector was named; its dense vectors are 'body', 'city'"),
+        ("none", FieldNotFound, "no dense vector 'none'"),
+        ("terms", FieldNotFound, "no dense vector 'terms'"),
+        ("words", CollectionError, "multivector"),
+        ("city", MetricNotSupported, "Manhattan"),
+        ("small", CollectionError, "stored as uint8"),
+    ]
+    for field, error, reason in cases:
+        with pytest.raises(error, match=reason):
+            QdrantEdgeCollection.connect(str(tmp_path), "docs", field)
+    body = QdrantEdgeCollection.connect(str(tmp_path), "docs", "body")
+    assert (body.info.field, body.info.dim, body.info.metric.value) == ("body", 3, "l2")
+    with pytest.raises(InvalidInput, match="would lose the others"):
+        body.upsert([1], np.ones((1, 3), dtype=np.float32))
+    body.close()
+
+
+def test_points_without_the_vector_are_no_keys(tmp_path: Path) -> None:
+    create(tmp_path / "docs", vectors={"a": params(), "b": params()})
+    shard = edge.EdgeShard.load(str(tmp_path / "docs"))
+    one = [1.0] * DIM
+    shard.update(Update.upsert_points([edge.Point(1, {"a": one}), edge.Point(2, {"b": one})]))
+    collection = QdrantEdgeCollection(shard, tmp_path / "docs", "a")
+    assert collection.count() == 1
+    assert [batch.ids for batch in collection.scan(1)] == [[1]]
+    built = collection.layouts.build(SPEC)
+    assert (built.overflow(), found(built, 1)) == (0, [1])
+    collection.close()  # the shard is not the collection's own
+    assert shard.info().points_count == 2
+    shard.close()
+
+
+def test_the_schema_names_the_indexed_fields(opened: QdrantEdgeCollection) -> None:
+    engine = opened._shard.engine
+    engine.update(Update.create_field_index("group", edge.PayloadSchemaType.Keyword))
+    built = opened.layouts.build(SPEC)
+    assert dict(built.info.schema) == {"group": "keyword"}
+
+
+def test_a_damaged_pointer_is_no_layout_and_is_told(opened: QdrantEdgeCollection) -> None:
+    built = opened.layouts.build(SPEC)
+    path = opened._shard.folder / "amips.json"
+    for content in (b"{", b"[]", b'{"amips_layout": 7}'):
+        path.write_bytes(content)
+        now = built.current()
+        assert now.layout() is None
+        assert len(now.search(SearchRequest(vectors(1), k=5))[0]) == 5
+        with pytest.raises(CollectionError):
+            now.layouts.status()
+
+
+# --- searching and writing -------------------------------------------------------------------
+
+
+def test_filters_and_parameters_are_the_engines_own(opened: QdrantEdgeCollection) -> None:
+    def search(**changes: Any) -> Any:
+        return opened.search(SearchRequest(vectors(1), k=3, **changes))
+
+    assert len(search(params={"hnsw_ef": 64, "exact": True})[0]) == 3
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"filter": {"must": []}}, "is a qdrant_edge.Filter, but got dict"),
+        ({"params": {"ef": 64}}, "'ef' is not a search parameter of Qdrant Edge; it has 'acorn'"),
+        ({"params": {"hnsw_ef": "much"}}, "cannot use the search parameters"),
+        ({"params": {"hnsw_ef": -1}}, "cannot use the search parameters"),
+    ]
+    for changes, reason in cases:
+        with pytest.raises(InvalidInput, match=reason):
+            search(**changes)
+
+
+def test_two_shoulds_are_both_meant(opened: QdrantEdgeCollection) -> None:
+    built = opened.layouts.build(SPEC)
+    built.upsert([1000], vectors(1, 3))
+    one_of = edge.Filter(should=[edge.HasIdCondition({5, 6}), edge.HasIdCondition({9, 1000})])
+    plan = QueryPlan(cells=np.array([[1]]), layout="abc")
+    (hits,) = built.search(SearchRequest(vectors(1), k=50, filter=one_of), plan)
+    assert sorted(hit.id for hit in hits) == [5, 9, 1000]
+
+
+def test_rewritten_queries_stay_in_their_cells(opened: QdrantEdgeCollection) -> None:
+    built = opened.layouts.build(SPEC)
+    rewritten, queries = vectors(2, 5), vectors(2, 6)
+    plan = QueryPlan(
+        rewritten=rewritten, rescore=4, cells=np.array([[1, 2], [3, -1]]), layout="abc"
+    )
+    answers = built.search(SearchRequest(queries, k=2), plan)
+    for row, cells in enumerate([(1, 2), (3,)]):
+        inside = [key for key in range(40) if key % N_CELLS in cells]
+        scores = vectors(40)[inside] @ rewritten[row]
+        chosen = [inside[place] for place in np.argsort(-scores)[:4]]
+        wanted = sorted(chosen, key=lambda key: -float(vectors(40)[key] @ queries[row]))[:2]
+        assert [hit.id for hit in answers[row]] == wanted
+
+
+def test_a_large_batch_is_the_sum_of_its_queries(opened: QdrantEdgeCollection) -> None:
+    built = opened.layouts.build(SPEC)
+    queries, rng = vectors(600, 7), np.random.default_rng(7)
+    cells = np.where(rng.random((600, N_CELLS)) < 0.5, np.arange(N_CELLS), -1)
+    shares = np.where(rng.random(600) < 0.2, 0.9, 0.1).astype(np.float32)
+    together = built.search(
+        SearchRequest(queries, k=5), QueryPlan(cells=cells, layout="abc", shares=shares)
+    )
+    scores = queries @ vectors(40).T
+    for row, hits in enumerate(together):
+        keys = [key for key in range(40) if shares[row] > 0.5 or key % N_CELLS in cells[row]]
+        assert [hit.id for hit in hits] == sorted(keys, key=lambda key: -scores[row, key])[:5]
+
+
+def test_ids(opened: QdrantEdgeCollection) -> None:
+    one = uuid.uuid4()
+    opened.upsert([str(one).upper(), 2**64 - 1], vectors(2, 3))
+    (batch,) = opened.scan(100, after=39)
+    assert batch.ids == [2**64 - 1, str(one)]
+    opened.delete([f"urn:uuid:{one}", int(np.int64(7))])
+    assert opened.count() == 40
+    for bad in ("doc-1", -1, 2**64, 1.5, True, None):
+        with pytest.raises(InvalidInput, match="cannot be an id in Qdrant"):
+            opened.upsert([bad], vectors(1))  # type: ignore[list-item]
+        with pytest.raises(InvalidInput, match="cannot be an id in Qdrant"):
+            opened.delete([bad])  # type: ignore[list-item]
+    with pytest.raises(InvalidInput, match="twice"):
+        opened.upsert([str(one), one.hex], vectors(2))
+
+
+def test_cells_that_are_none_of_the_layouts_are_refused(opened: QdrantEdgeCollection) -> None:
+    built = opened.layouts.build(SPEC)
+    for cell in (-2, N_CELLS):
+        with pytest.raises(InvalidInput, match="has 0 to 3, and -1 for none"):
+            built.upsert([1], vectors(1), cells=np.array([cell]))
+    built.upsert([1], vectors(1), [{cell_key("abc"): 99}])  # nor may a field hide the key
+    built.upsert([2], vectors(1), cells=np.array([-1]))
+    assert built.overflow() == 2
+    assert all({1, 2} <= set(found(built, cell)) for cell in range(N_CELLS))
+
+
+def test_a_payload_key_of_another_kind_is_refused(opened: QdrantEdgeCollection) -> None:
+    engine = opened._shard.engine
+    engine.update(Update.set_payload([3], {cell_key("abc"): "north"}))
+    with pytest.raises(CollectionError, match="something else than a cell"):
+        opened.layouts.build(SPEC)
+    assert opened.layouts.status().unfinished == ()
+
+
+def test_the_engine_answers_through_the_router(opened: QdrantEdgeCollection) -> None:
+    router = LearnedRouter(opened, hook=NativeHook())
+    assert len(router.search(vectors(1)[0], k=3)) == 3
+
+
+# --- segments --------------------------------------------------------------------------------
+
+RESTLESS = edge.EdgeOptimizersConfig(
+    indexing_threshold=1,
+    default_segment_number=3,
+    deleted_threshold=0.05,
+    vacuum_min_vector_number=10,
+)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_engine_knows_whether_every_point_has_a_cell(tmp_path: Path, seed: int) -> None:
+    # What ``everything_placed`` reads is documented nowhere: hold it against the exact count.
+    create(tmp_path / "docs", optimizers=RESTLESS)
+    shard = OpenShard.load(tmp_path / "docs")
+    cells, key = EdgeCells(shard, ""), cell_key("abc")
+    assert not cells.everything_placed(key)
+    cells.create_index(key)
+    rng, empty = np.random.default_rng(seed), edge.IsEmptyCondition(key)
+    seen = set()
+    for _ in range(150):
+        ids = rng.choice(600, rng.integers(1, 120), replace=False).tolist()
+        points = zip(ids, vectors(len(ids)).tolist(), rng.integers(-1, 4, len(ids)), strict=True)
+        step = rng.integers(0, 8)
+        if step < 3:
+            written = [edge.Point(one, vector, {key: int(cell)}) for one, vector, cell in points]
+            shard.update(Update.upsert_points(written))
+        elif step == 3:
+            shard.update(Update.upsert_points([edge.Point(ids[0], vectors(1)[0].tolist())]))
+        elif step == 4:
+            shard.update(Update.delete_points(ids))
+        elif step == 5:
+            shard.update(Update.set_payload_by_filter(edge.Filter(must=[empty]), {key: 2}))
+        elif step == 6:
+            shard.optimize()
+        else:
+            shard.close()
+            shard = OpenShard.load(tmp_path / "docs")
+            cells = EdgeCells(shard, "")
+        placed = cells.everything_placed(key)
+        assert placed == (cells.count(empty) == 0)
+        seen.add(placed)
+    assert seen == {True, False}
+    shard.close()
+
+
+def test_a_key_that_wanders_is_always_found(opened: QdrantEdgeCollection) -> None:
+    built, stop = opened.layouts.build(SPEC), threading.Event()
+    key = vectors(40)[1:2]
+
+    def wander() -> None:
+        step = 0
+        while not stop.is_set():
+            step += 1
+            built.upsert([1], key, cells=None if step % 2 else np.array([1]))
+
+    thread = threading.Thread(target=wander)
+    thread.start()
+    try:
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            assert 1 in found(built, 1)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_after_a_build_the_vector_index_is_there_again(tmp_path: Path) -> None:
+    create(tmp_path / "docs", 2000, optimizers=RESTLESS)
+    collection = QdrantEdgeCollection.connect(str(tmp_path), "docs")
+    collection.optimize()
+    engine = collection._shard.engine
+    built = collection.layouts.build(SPEC)
+    only_indexed = SearchRequest(vectors(1, 3), k=2000, params={"indexed_only": True})
+    assert len(built.search(only_indexed)[0]) > 1000
+    assert engine.optimize() is False
+    assert [len(found(built, cell)) for cell in range(N_CELLS)] == [500] * N_CELLS
+    built.close()
+
+
+# --- crashes ---------------------------------------------------------------------------------
+
+WRITE = """
+import sys
+import numpy as np
+from amips_plugins import QdrantEdgeCollection
+collection = QdrantEdgeCollection.connect(sys.argv[1], "docs")
+for key in range(1000, 10**6):
+    collection.upsert([key], np.full((1, 8), key, dtype=np.float32), [{"title": str(key)}])
+    if key % 3 == 0:
+        collection.delete([key - 1])
+    print(key, flush=True)
+"""
+
+BUILD = """
+import dataclasses, os, sys, threading, time
+import numpy as np
+from tests.adapters.qdrant_edge.test_collection import SPEC, QdrantEdgeCollection
+collection = QdrantEdgeCollection.connect(sys.argv[1], "docs")
+
+def write():
+    for key in range(int(sys.argv[2]), 10**9):
+        collection.upsert([key], np.ones((1, 8), dtype=np.float32))
+        os.write(1, b"%d\\n" % key)
+        time.sleep(0.002)
+
+def slowly(ids, keys):
+    time.sleep(0.1)
+    return SPEC.assign(ids, keys)
+
+threading.Thread(target=write, daemon=True).start()
+os.write(1, b"-1\\n")
+collection.layouts.build(dataclasses.replace(SPEC, assign=slowly))
+os.write(1, b"-2\\n")
+threading.Event().wait()
+"""
+
+
+def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - our own interpreter
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def killed(code: str, enough: Callable[[list[int]], bool], *arguments: str) -> list[int]:
+    """Run code until it has acknowledged enough, kill it with SIGKILL, and return its numbers."""
+    numbers: list[int] = []
+    process = subprocess.Popen(  # noqa: S603 - our own interpreter
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert process.stdout is not None
+    with process:
+        try:
+            for line in process.stdout:
+                numbers.append(int(line))
+                if enough(numbers):
+                    break
+        finally:
+            process.kill()
+        numbers += [int(line) for line in process.stdout.read().split("\n")[:-1]]
+    return numbers
+
+
+def test_what_was_acknowledged_outlives_a_kill(tmp_path: Path) -> None:
+    create(tmp_path / "docs", 10)
+    numbers = killed(WRITE, lambda so_far: len(so_far) == 300, str(tmp_path))
+    collection = QdrantEdgeCollection.connect(str(tmp_path), "docs")
+    there = {key for batch in collection.scan(1000) for key in batch.ids}
+    last = numbers[-1]
+    wanted = {*range(10), *(key for key in numbers if (key + 1) % 3 or key == last)}
+    assert wanted - {last} <= there
+    assert there - wanted <= {last + 1}  # written, and killed before it was said
+    collection.close()
+
+
+def test_a_build_that_is_killed_goes_on(tmp_path: Path) -> None:
+    count, rng = 4000, np.random.default_rng(3)
+    create(tmp_path / "docs", count, optimizers=RESTLESS)
+    shutil.copytree(tmp_path / "docs", tmp_path / "clock" / "docs")
+    clock = QdrantEdgeCollection.connect(str(tmp_path / "clock"), "docs")
+    started = time.monotonic()
+    clock.layouts.build(SPEC).close()
+    whole = time.monotonic() - started + 0.4
+    wanted = set(range(count))
+    for delay in rng.uniform(0.0, whole, 3).tolist():
+
+        def enough(numbers: list[int], delay: float = delay) -> bool:
+            if -1 not in numbers:
+                return False
+            time.sleep(delay)
+            return True
+
+        numbers = killed(BUILD, enough, str(tmp_path), str(max(wanted) + 1))
+        wanted |= {key for key in numbers if key >= 0}
+        collection = connect(f"qdrant-edge://{tmp_path}?collection=docs")
+        there = [int(key) for batch in collection.scan(1000) for key in batch.ids]
+        assert wanted <= set(there)
+        assert len(set(there)) == len(there) == collection.count()
+        wanted = set(there)  # one more was written than was said
+        if -2 in numbers:
+            assert collection.layout() == "abc"
+        if collection.layout() == "abc":
+            assert everywhere(collection) == wanted
+        collection.close()
+        if collection.layout() == "abc":
+            break
+    collection = connect(f"qdrant-edge://{tmp_path}?collection=docs")
+    if collection.layout() is None:
+        collection = collection.layouts.build(SPEC)
+    collection.layouts.backfill(SPEC.assign)
+    status = collection.layouts.status()
+    assert (status.layout, status.unfinished, status.overflow) == ("abc", (), 0)
+    assert everywhere(collection) == wanted
+    assert sum(len(found(collection, cell)) for cell in range(N_CELLS)) == len(wanted)
+    collection.close()
+
+
+def everywhere(collection: Collection) -> set[int]:
+    return {key for cell in range(N_CELLS) for key in found(collection, cell)}
+
+
+# --- importing -------------------------------------------------------------------------------
+
+
+def test_without_the_engine_the_extra_is_named() -> None:
+    blocked = "import sys; sys.modules['qdrant_edge'] = None\n"
+    for code in (
+        "from amips_plugins import QdrantEdgeCollection",
+        "from amips_plugins import connect; connect('qdrant-edge:///docs?collection=docs')",
+    ):
+        last = run_python(blocked + code).stderr.splitlines()[-1]
+        assert last.startswith("amips_plugins.errors.MissingExtra: This needs the package")
+        assert last.endswith("run: pip install 'amips-plugins[qdrant-edge]'")
+
+
+def test_the_engine_needs_no_client(opened: QdrantEdgeCollection, tmp_path: Path) -> None:
+    opened.close()
+    uri = f"qdrant-edge://{tmp_path}?collection=docs"
+    blocked = "import sys; sys.modules['qdrant_client'] = None\n"
+    done = run_python(blocked + OPEN + "assert 'grpc' not in sys.modules", uri)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from amips_plugins.bundle.manifest import MODEL
+from amips_plugins.models.onnx_session import OnnxModel
+from tests.support.bundles import DIM, N_CELLS, make_files
+
+TASKS = Path("/proc/self/task")
+ROOT = Path(__file__).resolve().parents[2]
+
+# A process of its own: here other tests' threads come and go.
+COUNT = """
+import os, sys
+import numpy as np
+import onnxruntime  # which has a thread of its own
+from amips_plugins.models.onnx_session import OnnxModel
+
+tasks = lambda: len(os.listdir("/proc/self/task"))
+data, threads = sys.stdin.buffer.read(), int(sys.argv[1])
+before = tasks()
+models = [OnnxModel(data, threads) for _ in range(2)]
+for model in models:
+    for count in (1, 256):
+        model.run(["priority"], {"queries": np.ones((count, %d), np.float32)})
+sys.stdout.write(str(tasks() - before))
+"""
+
+
+@pytest.mark.skipif(not TASKS.exists(), reason="counts threads as Linux does")
+@pytest.mark.parametrize(("threads", "more"), [(1, 0), (3, 4)])
+def test_one_thread_is_the_callers_own(threads: int, more: int) -> None:
+    """Two models of three threads each have two more of their own."""
+    counted = subprocess.run(  # noqa: S603 - our own lines
+        [sys.executable, "-c", COUNT % DIM, str(threads)],
+        input=make_files()[MODEL],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    assert int(counted.stdout) == more
+
+
+def test_a_model_says_what_a_query_costs() -> None:
+    assert OnnxModel(make_files()[MODEL]).multiplications == DIM * N_CELLS
+
+
+def test_threads_change_no_output() -> None:
+    queries = np.random.default_rng(0).standard_normal((300, DIM)).astype(np.float32)
+    one, two = (OnnxModel(make_files()[MODEL], threads) for threads in (1, 2))
+    np.testing.assert_allclose(
+        one.run(["priority"], {"queries": queries})[0],
+        two.run(["priority"], {"queries": queries})[0],
+        rtol=1e-5,
+    )

@@ -1,0 +1,128 @@
+"""What the caller of a router did wrong is the caller's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from amips_plugins import LearnedRouter
+from amips_plugins.errors import InvalidInput
+from amips_plugins.models.hooks import NativeHook
+from amips_plugins.routing.router import Trace
+from tests.support.bundles import (
+    COUNT,
+    DIM,
+    N_CELLS,
+    K,
+    laid_out,
+    memory,
+    weaken,
+    write_bundle,
+)
+from tests.support.routing_data import (
+    QUERIES,
+    Spy,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def keynet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("keynet"), model="keynet")
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"k": 0}, "k=0 asks for nothing"),
+        ({"k": -3}, "k=-3"),
+        ({"k": True}, "k=True"),
+        ({"k": 2.0}, "k=2.0"),
+        ({"k": "3"}, "k='3'"),
+        ({"k": None}, "k=None"),
+        ({"k": COUNT + 1}, f"k={COUNT + 1} is more than the {COUNT} keys of 'docs'"),
+        ({"recall": 0.0}, "recall=0.0 is no share"),
+        ({"recall": 1.01}, "recall=1.01"),
+        ({"recall": -1}, "recall=-1"),
+        ({"recall": float("nan")}, "recall=nan"),
+        ({"recall": "0.9"}, "recall='0.9'"),
+        ({"recall": True}, "recall=True"),
+        ({"n_probes": 0}, "n_probes=0 searches nothing"),
+        ({"n_probes": -1}, "n_probes=-1"),
+        ({"n_probes": 2.5}, "n_probes=2.5"),
+        ({"n_probes": "2"}, "n_probes='2'"),
+        ({"n_probes": True}, "n_probes=True"),
+        ({"queries": [float("nan")] * DIM}, "NaN"),
+        ({"queries": [[0.0] * DIM, [float("inf")] * DIM]}, "Query 1"),
+        ({"queries": [1.0] * (DIM + 1)}, f"dimension {DIM}"),
+        ({"queries": np.zeros((0, DIM))}, "empty"),
+        ({"queries": "text"}, "numbers"),
+        ({"fields": "group"}, "fields='group' is one name"),
+    ],
+)
+def test_bad_input_is_the_callers(
+    folder: Path, learned: bool, arguments: dict[str, Any], says: str
+) -> None:
+    spy = Spy(laid_out(folder))
+    source: dict[str, Any] = {"bundle": folder} if learned else {"hook": NativeHook()}
+    router = LearnedRouter(spy, **source)
+    with pytest.raises(InvalidInput) as caught:
+        router.search(**({"queries": QUERIES[0], "k": 3} | arguments))
+    assert says in str(caught.value)
+    assert spy.asked == []
+    assert not router.fallbacks
+
+
+def test_numpy_integers_are_whole_numbers(folder: Path) -> None:
+    spy = Spy(laid_out(folder))
+    router = LearnedRouter(spy, bundle=folder)
+    assert len(router.search(QUERIES[0], k=np.int64(3), n_probes=np.int32(N_CELLS - 1))) == 3
+    assert type(spy.asked[0][0].k) is int
+    router.search(QUERIES[0], k=3, recall=np.float32(0.5))
+    assert not router.fallbacks
+
+
+def test_an_unreachable_recall_names_the_best_one(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path, change=weaken(0.9, confidence=0.9))
+    router = LearnedRouter(laid_out(folder), bundle=folder)
+    with pytest.raises(InvalidInput, match=r"90% confidence.*best target is 0\.899"):
+        router.search(QUERIES[0], k=3, recall=0.95)
+    with pytest.raises(InvalidInput, match=f"up to k={K}"):
+        router.search(QUERIES[0], k=K + 1, recall=0.5)
+    assert router.search(QUERIES[0], k=K + 1).trace == Trace("native", version="v1")
+    assert not router.fallbacks
+
+
+def test_a_rewrite_refuses_recall_targets(keynet: Path) -> None:
+    router = LearnedRouter(memory(), bundle=keynet)
+    for target in ({"recall": 0.9}, {"n_probes": 3}):
+        with pytest.raises(InvalidInput, match="params="):
+            router.search(QUERIES[0], k=3, **target)
+
+
+def test_the_count_is_read_again_when_k_exceeds_it() -> None:
+    spy = Spy(memory())
+    router = LearnedRouter(spy, hook=NativeHook())
+    assert spy.counted == 1
+    spy.upsert([1000, 1001], QUERIES[:2])
+    assert len(router.search(QUERIES[0], k=COUNT)) == COUNT
+    assert spy.counted == 1
+    assert len(router.search(QUERIES[0], k=COUNT + 2)) == COUNT + 2
+    assert spy.counted == 2
+    with pytest.raises(InvalidInput, match=f"more than the {COUNT + 2} keys"):
+        router.search(QUERIES[0], k=COUNT + 3)
+
+
+def test_only_one_source_of_plans(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="one of registry, bundle and hook"):
+        LearnedRouter(memory(), registry=tmp_path, bundle=folder)
+    with pytest.raises(InvalidInput, match="one of registry, bundle and hook"):
+        LearnedRouter(memory(), hook=NativeHook(), bundle=folder)

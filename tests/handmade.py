@@ -1,6 +1,7 @@
 """A bundle for any collection, made by hand in a second, without the packages that training needs.
 
-The cells are k-means', the router scores them by their centroids. ``tests.support.bundles`` makes others.
+The cells are k-means', the router scores them by their centroids; others:
+``tests.support.bundles``.
 """
 
 from __future__ import annotations

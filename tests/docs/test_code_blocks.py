@@ -58,10 +58,10 @@ STANDS_FOR = {  # what a page names, and what it is here
 }
 
 SKIPPED = {  # what a command contains, and why it is not run
-    "timeout -s KILL": "it would kill these tests; tests/adapters/milvus/test_layout_crashes.py does",
+    "timeout -s KILL": "it would kill these tests; adapters/milvus/test_layout_crashes.py does",
     "openssl genpkey": "it asks for a password; tests/bundle/test_signing.py makes keys",
     "openssl pkey": "it asks for a password; tests/bundle/test_signing.py makes keys",
-    "--sign-key": "the key is made by the line above; tests/bundle/test_signing.py publishes with one",
+    "--sign-key": "the key is made by the line above; bundle/test_signing.py publishes with one",
     "AMIPS_SIGNING_PASSWORD=": "belongs to the lines above",
     "AMIPS_REQUIRE_SIGNATURE=": "belongs to the lines above",
 }

@@ -12,7 +12,7 @@ import numpy as np
 from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.cell_layout import (
     AssignCells,
-    LayoutPlan,
+    BuildPlan,
     LayoutSpec,
     LayoutStatus,
     check_assigned,
@@ -226,13 +226,13 @@ class MemoryLayouts:
     def __init__(self, collection: MemoryCollection) -> None:
         self._of = collection
 
-    def plan(self, spec: LayoutSpec) -> LayoutPlan:
+    def plan(self, spec: LayoutSpec) -> BuildPlan:
         """Say what ``build`` would do."""
         check_name(spec)
         if spec.layout == self._of._layout:
             raise InvalidInput(f"{self._of.info.name!r} has the cells {spec.layout!r} already.")
         keys = self._of.count()
-        return LayoutPlan((f"give {keys} keys one of {spec.n_cells} cells",), keys, 8 * keys, 0.0)
+        return BuildPlan((f"give {keys} keys one of {spec.n_cells} cells",), keys, 8 * keys, 0.0)
 
     def build(self, spec: LayoutSpec, progress: Progress = no_progress) -> MemoryCollection:
         """Give every key its cell, in place."""

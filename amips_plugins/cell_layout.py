@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AssignCells",
-    "LayoutPlan",
+    "BuildPlan",
     "LayoutSpec",
     "LayoutStatus",
     "Storage",
@@ -73,7 +73,7 @@ class LayoutSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class LayoutPlan:
+class BuildPlan:
     """What building the cells would do. Nothing has been changed to find it out.
 
     Attributes

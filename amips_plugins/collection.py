@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from amips_plugins.cell_layout import AssignCells, LayoutPlan, LayoutSpec, LayoutStatus
+from amips_plugins.cell_layout import AssignCells, BuildPlan, LayoutSpec, LayoutStatus
 from amips_plugins.errors import (
     InvalidInput,
 )
@@ -341,7 +341,7 @@ def check_layout(plan: QueryPlan, layout: str | None, name: str) -> None:
 class Layouts(Protocol):
     """The cells of one collection. ``tests/contract`` holds what every adapter promises."""
 
-    def plan(self, spec: LayoutSpec) -> LayoutPlan:
+    def plan(self, spec: LayoutSpec) -> BuildPlan:
         """Check whether the cells can be built and say what that would do; change nothing.
 
         Raises

@@ -7,7 +7,7 @@ from typing import Literal
 
 from amips_plugins.bundle.loading import known_cells
 from amips_plugins.bundle.manifest import Bundle
-from amips_plugins.cell_layout import LayoutPlan, LayoutSpec, Storage
+from amips_plugins.cell_layout import BuildPlan, LayoutSpec, Storage
 from amips_plugins.collection import Collection
 from amips_plugins.errors import InvalidInput
 from amips_plugins.progress import Progress, no_progress
@@ -70,7 +70,7 @@ def plan_layout(
     index: Literal["FLAT", "source"] = "FLAT",
     alias: str | None = None,
     work: Path | None = None,
-) -> LayoutPlan:
+) -> BuildPlan:
     """Say what ``lay_out`` would do, or refuse as it would; nothing is changed."""
     return collection.layouts.plan(_spec(collection, bundle, storage, index, alias, work))
 

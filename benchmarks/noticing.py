@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from amips_plugins.adapters.memory import MemoryCollection
 from amips_plugins.health.change_detector import Detector
 from amips_plugins.health.gate import FALSE_FALL, FALSE_RISE, SLACK
-from amips_plugins.health.monitor import Watch
+from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.health.shadow_search import Sample
 from amips_plugins.models.hooks import NativeHook
 from amips_plugins.plan import Target
@@ -83,7 +83,7 @@ def main(streams: int, most: int) -> None:
 
 def _time_hot_path() -> None:
     collection, hook = MemoryCollection(np.eye(_DIM, dtype=np.float32)), NativeHook()
-    watch = Watch(share=1e-9, drift_share=0.0)
+    watch = HealthMonitor(share=1e-9, drift_share=0.0)
     watch.start_over(collection, hook)
     query = np.ones(_DIM, dtype=np.float32)
 

@@ -40,7 +40,7 @@ from amips_plugins.bundle.loading import load_hook
 from amips_plugins.bundle.manifest import Bundle
 from amips_plugins.collection import CollectionKey, collection_key
 from amips_plugins.files import replace_file
-from amips_plugins.health.monitor import Watch
+from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.layout import lay_out
 from amips_plugins.observe.metrics import RouterMetrics
 from amips_plugins.observe.query_log import QueryLog
@@ -380,8 +380,8 @@ class Soak:
         self.hook = Unsteady(load_hook(first["memory"]))
         refresh: dict[str, Any] = {"refresh": _REFRESH, "plan_timeout": _PLAN_TIMEOUT}
 
-        def watch() -> Watch:
-            return Watch(share=0.01, at_most_every=0.2, at_most_busy=0.2)
+        def watch() -> HealthMonitor:
+            return HealthMonitor(share=0.01, at_most_every=0.2, at_most_busy=0.2)
 
         self.routers = {
             "memory": LearnedRouter(

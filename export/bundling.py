@@ -46,9 +46,9 @@ from amips_plugins.export.to_onnx import support_to_onnx, to_onnx
 from amips_plugins.files import replace_file
 from amips_plugins.health.drift import Reference
 from amips_plugins.models.calibration import Calibration
-from amips_plugins.models.cells import sketch
 from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.report.training_record import CURVES
+from amips_plugins.sketch import sketch
 from amips_plugins.vectors import FloatArray, Metric
 
 __all__ = ["served_model", "write_bundle"]
@@ -80,7 +80,7 @@ def write_bundle(
         calibration = _calibrate(published, OnnxModel(model), problem)
         files[CALIBRATION] = calibration.to_bytes()
         files[CELLS] = published.cells.to_bytes()
-        recorded = [published.assignment.astype(np.int32), sketch(snapshot.vectors())]
+        recorded = [published.assignment.astype(np.int32), sketch(snapshot.vectors(), metric)]
         files[KNOWN_CELLS] = _npy(np.stack(recorded, axis=1))
         files[IDS] = snapshot.ids_bytes()
     files[REFERENCE] = _refer(published, files[MODEL], problem.calibrate).to_bytes()

@@ -30,8 +30,9 @@ from amips_plugins.bundle.manifest import (
 from amips_plugins.collection import Collection, collection_key
 from amips_plugins.export.cost_curves import calibrate, curve, levels_by_threshold, thresholds_for
 from amips_plugins.layout import lay_out
-from amips_plugins.models.cells import Cells, place_keys, sketch
+from amips_plugins.models.cells import Cells, place_keys
 from amips_plugins.models.onnx_check import IR_VERSION, OPSET
+from amips_plugins.sketch import sketch
 from amips_plugins.vectors import (
     FloatArray,
     IntArray,
@@ -94,7 +95,7 @@ def make_bundle(
     measured = curve(levels, len(thresholds), drawn[best[half:]], cells.sizes, n_cells)
 
     recorded = io.BytesIO()
-    both = np.stack([drawn.astype(np.int32), sketch(keys)], axis=1)
+    both = np.stack([drawn.astype(np.int32), sketch(keys, info.metric)], axis=1)
     np.save(recorded, both, allow_pickle=False)
     files = {
         MODEL: linear_model(means.astype(np.float32), info.metric, info.dim),

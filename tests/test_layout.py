@@ -13,7 +13,7 @@ from amips_plugins import LearnedRouter, MemoryCollection, Registry
 from amips_plugins.adapters.memory import MemoryLayouts
 from amips_plugins.bundle.loading import known_cells
 from amips_plugins.bundle.manifest import CELLS, IDS, KNOWN_CELLS
-from amips_plugins.cell_layout import LayoutPlan, LayoutSpec
+from amips_plugins.cell_layout import BuildPlan, LayoutSpec
 from amips_plugins.collection import CollectionKey, SearchRequest
 from amips_plugins.errors import BundleCorrupt, BundleMismatch, BundleNotFound, InvalidInput
 from amips_plugins.layout import backfill, lay_out, plan_layout
@@ -174,7 +174,7 @@ class Remembers(MemoryCollection):
         outer = self
 
         class Noting(MemoryLayouts):
-            def plan(self, spec: LayoutSpec) -> LayoutPlan:
+            def plan(self, spec: LayoutSpec) -> BuildPlan:
                 outer.specs.append(spec)
                 return super().plan(spec)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from amips_plugins.adapters.milvus.cells import CELL_FIELD
 from amips_plugins.adapters.milvus.row_changes import encoded
 from amips_plugins.adapters.milvus.table import Table
-from amips_plugins.cell_layout import LayoutPlan, LayoutSpec, Storage, check_name
+from amips_plugins.cell_layout import BuildPlan, LayoutSpec, Storage, check_name
 from amips_plugins.errors import CollectionError, InvalidInput
 
 __all__ = ["choose_storage", "has_clustering_keys", "plan_copy"]
@@ -31,7 +31,7 @@ def plan_copy(
     alias: str | None,
     target: str,
     path: Callable[[], Path | None],
-) -> LayoutPlan:
+) -> BuildPlan:
     """Check the copy, and say what making it would do (see ``Layouts.plan``)."""
     check_name(spec)
     storage = choose_storage(spec)
@@ -52,7 +52,7 @@ def plan_copy(
         steps.append(f"point alias {alias!r} at {target!r}, then copy what changed meanwhile")
     steps.append(f"keep {table.name!r} until it is dropped")
     notes = _notes(table, spec, storage, alias, target)
-    return LayoutPlan(tuple(steps), keys, n_bytes, _PASSES * keys / rate, tuple(notes))
+    return BuildPlan(tuple(steps), keys, n_bytes, _PASSES * keys / rate, tuple(notes))
 
 
 def choose_storage(spec: LayoutSpec) -> Storage:

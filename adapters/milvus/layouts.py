@@ -29,7 +29,7 @@ from amips_plugins.adapters.milvus.row_changes import Base, digest
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.cell_layout import (
     AssignCells,
-    LayoutPlan,
+    BuildPlan,
     LayoutSpec,
     LayoutStatus,
     check_assigned,
@@ -63,7 +63,7 @@ class MilvusLayouts:
 
     of: MilvusCollection
 
-    def plan(self, spec: LayoutSpec) -> LayoutPlan:
+    def plan(self, spec: LayoutSpec) -> BuildPlan:
         """Check whether the cells can be built and say what that would do; change nothing.
 
         Reads every id once: the copy would not keep two rows of one id.
@@ -79,7 +79,7 @@ class MilvusLayouts:
         table, alias = self.of.table(), self._alias(spec)
         if self._undrained(spec):
             step = f"copy to {table.name!r} what was written to its source before the switch"
-            return LayoutPlan((step,), table.count(), 0, 0.0)
+            return BuildPlan((step,), table.count(), 0, 0.0)
         self._check_drained()
         complete = self._complete(spec.layout)
         if complete is not None and self._base_of(spec, complete) is None:

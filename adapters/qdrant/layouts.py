@@ -26,7 +26,7 @@ from amips_plugins.adapters.qdrant.cells import (
 )
 from amips_plugins.cell_layout import (
     AssignCells,
-    LayoutPlan,
+    BuildPlan,
     LayoutSpec,
     LayoutStatus,
     check_assigned,
@@ -70,7 +70,7 @@ class QdrantLayouts:
         self._store = store
         self._seconds_per_write = seconds_per_write
 
-    def plan(self, spec: LayoutSpec) -> LayoutPlan:
+    def plan(self, spec: LayoutSpec) -> BuildPlan:
         """Check whether the cells can be built, and say what that would do; change nothing.
 
         The bytes are the payload and its index for every key, by a rule of thumb; the seconds
@@ -94,7 +94,7 @@ class QdrantLayouts:
             "verify that every point has a cell or is overflow",
             f"point the metadata at {spec.layout!r}; what serves now is kept to roll back to",
         )
-        return LayoutPlan(steps, keys, n_bytes, self._seconds(keys), self._store.notes())
+        return BuildPlan(steps, keys, n_bytes, self._seconds(keys), self._store.notes())
 
     def build(self, spec: LayoutSpec, progress: Progress = no_progress) -> Collection:
         """Give every key its cell, in place, while others go on reading and writing.

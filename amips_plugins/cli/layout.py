@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 import click
 from click.shell_completion import CompletionItem
 
-from amips_plugins.cell_layout import LayoutPlan, LayoutStatus
+from amips_plugins.cell_layout import BuildPlan, LayoutStatus
 from amips_plugins.cli.options import (
     agreed,
     agreed_to_remove,
@@ -257,7 +257,7 @@ def _is_elsewhere(uri: str, collection: Collection, status: LayoutStatus) -> boo
     return before != status.name and parse_qs(urlsplit(uri).query)["collection"] == [before]
 
 
-def _show_plan(plan: LayoutPlan, collection: Collection, *, to_stderr: bool) -> None:
+def _show_plan(plan: BuildPlan, collection: Collection, *, to_stderr: bool) -> None:
     lines = [f"{collection.info.name!r}, {plan.keys:,} keys:"]
     lines += [f"  {number}. {step}" for number, step in enumerate(plan.steps, 1)]
     lines.append(f"About {size(plan.n_bytes)} more to store, {duration(plan.seconds)}.")

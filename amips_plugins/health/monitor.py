@@ -24,7 +24,7 @@ from amips_plugins.health.shadow_search import Sample, examine, widens
 from amips_plugins.plan import PreQueryHook
 from amips_plugins.vectors import FloatArray
 
-__all__ = ["Watch"]
+__all__ = ["HealthMonitor"]
 
 _log = logging.getLogger(__name__)
 _WAITING = 4  # samples; more would be stale, and memory
@@ -44,7 +44,7 @@ class _Watched:
     live: deque[FloatArray] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
 
-class Watch:
+class HealthMonitor:
     """Samples the searches of one router, and says which way to search.
 
     The caller's path pays for a random number; a chosen search also for a copy of its vector. The
@@ -313,7 +313,7 @@ class Watch:
         self._queue: deque[Sample] = deque()
 
 
-_LIVE: weakref.WeakSet[Watch] = weakref.WeakSet()
+_LIVE: weakref.WeakSet[HealthMonitor] = weakref.WeakSet()
 
 
 def _in_child() -> None:

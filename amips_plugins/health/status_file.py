@@ -57,7 +57,7 @@ class RunningStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class StatusFile:
-    """Writes a router's health to a folder; give it to ``Watch`` as ``on_health``.
+    """Writes a router's health to a folder; give it to ``HealthMonitor`` as ``on_health``.
 
     Parameters
     ----------
@@ -70,8 +70,8 @@ class StatusFile:
 
     Examples
     --------
-    >>> from amips_plugins.health.monitor import Watch
-    >>> watch = Watch(on_health=StatusFile("status", "docs"))
+    >>> from amips_plugins.health.monitor import HealthMonitor
+    >>> watch = HealthMonitor(on_health=StatusFile("status", "docs"))
     """
 
     def __init__(self, folder: str | Path, collection: str, every: float = 10.0) -> None:

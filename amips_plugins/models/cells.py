@@ -13,13 +13,13 @@ import numpy.typing as npt
 
 from amips_plugins.arrays import read_npz
 from amips_plugins.errors import BundleCorrupt
+from amips_plugins.sketch import same_vectors, sketch
 from amips_plugins.vectors import FloatArray, IntArray, Metric, normalise
 
-__all__ = ["Cells", "KnownCells", "View", "place_keys", "sketch"]
+__all__ = ["Cells", "KnownCells", "View", "place_keys"]
 
 _BLOCK = 16_384
 _ARRAYS = ("centroids", "offsets", "sizes", "view", "weight", "heat")
-_SKETCHED = 31  # coordinates: the bits of an int32 without its sign
 
 
 @dataclass(frozen=True)
@@ -177,30 +177,6 @@ def place_keys(keys: FloatArray, metric: Metric) -> FloatArray:
     return keys if metric is Metric.L2 else normalise(keys)
 
 
-def sketch(vectors: FloatArray) -> npt.NDArray[np.int32]:
-    """Return the signs of each vector's first 31 coordinates, one bit each.
-
-    Scaling and rounding leave it as it is, but for a coordinate that becomes zero.
-
-    Parameters
-    ----------
-    vectors
-        ``(n, dim)`` float32.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(n,)`` int32, not negative; bit i is set where coordinate i is above zero.
-    """
-    packed = np.empty((len(vectors), 4), dtype=np.uint8)
-    for start in range(0, len(vectors), _BLOCK):
-        block = np.asarray(vectors[start : start + _BLOCK, :_SKETCHED])
-        signs = np.zeros((len(block), 32), dtype=np.bool_)
-        signs[:, : block.shape[1]] = block > 0
-        packed[start : start + _BLOCK] = np.packbits(signs, axis=1, bitorder="little")
-    return packed.view("<i4")[:, 0].astype(np.int32)
-
-
 class KnownCells:
     """The recorded cells of a snapshot's keys, and the rule for every other key.
 
@@ -251,9 +227,6 @@ class KnownCells:
             return np.zeros(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=np.bool_)
         wanted = np.fromiter(map(hash, ids), dtype=np.int64, count=len(ids))
         places = np.searchsorted(self._hashes, wanted).clip(max=len(self._hashes) - 1)
-        differing = (sketch(vectors) ^ self._recorded[places, 1]).view(np.uint8).reshape(-1, 4)
-        # A coordinate near zero may change its sign on the way through a database.
-        tolerated = min(2, vectors.shape[1] // 16)
-        same = np.unpackbits(differing, axis=1).sum(axis=1) <= tolerated
+        same = same_vectors(sketch(vectors, self._metric), self._recorded[places, 1])
         known: npt.NDArray[np.bool_] = (self._hashes[places] == wanted) & same
         return self._recorded[places, 0].astype(np.int64), known

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from amips_plugins.collection import CollectionInfo, SearchRequest
 from amips_plugins.plan import Target
 from amips_plugins.proxies.late import LateRouter
-from amips_plugins.routing.effects import Aside, Search, Steps
+from amips_plugins.routing.effects import InThread, Search, Steps
 from amips_plugins.routing.fallbacks import Fallbacks
 from amips_plugins.routing.router import LearnedRouter
 
@@ -199,7 +199,7 @@ class Routing:
         if isinstance(self._router, LateRouter):
             if self._router.made is None and asked.name != self._router.name:
                 return None
-            router = self._router.made or (yield Aside(self._router.get))
+            router = self._router.made or (yield InThread(self._router.get))
         else:
             router = self._router
         if router is None:

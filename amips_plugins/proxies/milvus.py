@@ -15,7 +15,7 @@ from amips_plugins.errors import InvalidInput
 from amips_plugins.proxies.calls import Asked, Call, Found
 from amips_plugins.proxies.client import ClientProxy
 from amips_plugins.proxies.late import LateRouter
-from amips_plugins.routing.effects import Aside, Search, Steps, run, run_async
+from amips_plugins.routing.effects import InThread, Search, Steps, run, run_async
 from amips_plugins.routing.router import LearnedRouter
 from amips_plugins.vectors import as_queries, native_scores
 
@@ -162,7 +162,7 @@ class _Searched:
         calls = plan_calls(asked, plan, table, collection.break_even)
         scope = {name: calls[0].arguments[name] for name in ("filter", "partition_names")}
         if table.is_lite and scope["partition_names"] is not None:
-            check_partitions(calls, (yield Aside(table.partitions)), table.name)
+            check_partitions(calls, (yield InThread(table.partitions)), table.name)
         # By the name of the generation: the cells are its own, wherever an alias moves meanwhile.
         arguments = {**self.natively(step.request.timeout), **scope, "collection_name": table.name}
         if plan.rewritten is None:

@@ -9,7 +9,7 @@ import numpy as np
 from amips_plugins.bundle.manifest import Bundle
 from amips_plugins.collection import Collection, SearchRequest
 from amips_plugins.errors import BundleMismatch
-from amips_plugins.health.monitor import Watch
+from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.models.hooks import NativeHook
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.report.material import Live
@@ -53,7 +53,7 @@ def measure_live(
             f"Collection {collection.info.name!r} is not laid out in the cells of bundle "
             f"{manifest.version}; lay it out first, or report without --collection."
         )
-    quiet = Watch(share=0.0, drift_share=0.0)
+    quiet = HealthMonitor(share=0.0, drift_share=0.0)
     routed = LearnedRouter(collection, bundle=bundle, refresh=None, watch=quiet)
     native = LearnedRouter(collection, hook=NativeHook(), refresh=None, watch=quiet)
     chosen = queries[:MOST_QUERIES]

@@ -18,7 +18,7 @@ from amips_plugins.collection import AsyncCollection, Collection, SearchRequest
 from amips_plugins.plan import PreQueryHook, QueryPlan, Target
 from amips_plugins.vectors import FloatArray
 
-__all__ = ["Aside", "Plan", "Search", "Step", "Steps", "run", "run_async"]
+__all__ = ["InThread", "Plan", "Search", "Step", "Steps", "run", "run_async"]
 
 _T = TypeVar("_T")
 
@@ -70,7 +70,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Aside:
+class InThread:
     """Do something that waits for the database, other than a search."""
 
     job: Callable[[], Any]

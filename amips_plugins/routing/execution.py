@@ -9,7 +9,7 @@ from typing import Any
 
 from amips_plugins.collection import BoolArray, Collection, SearchRequest, searches_everything
 from amips_plugins.plan import NATIVE, QueryPlan
-from amips_plugins.routing.effects import Aside, Search, Steps
+from amips_plugins.routing.effects import InThread, Search, Steps
 from amips_plugins.routing.hits import Trace
 
 __all__ = ["Answer", "answer", "traces"]
@@ -192,7 +192,7 @@ def _what_is_left(request: SearchRequest, started: float) -> SearchRequest | Non
 def _elsewhere(collection: Collection) -> Steps[Collection | None]:
     """Return what serves now in place of a generation that failed; None if it is the same."""
     try:
-        now: Collection = yield Aside(collection.current)
+        now: Collection = yield InThread(collection.current)
     except Exception as exc:  # noqa: BLE001 - the error of the search says more than this one
         _log.debug("%r cannot be looked at again: %s", collection.info.name, exc)
         return None

@@ -11,12 +11,12 @@ from amips_plugins.bundle.registry import Registry
 from amips_plugins.collection import Collection
 from amips_plugins.routing.serving import Serving, follow, serve_latest
 
-__all__ = ["Lookout"]
+__all__ = ["ServingFollower"]
 
 _log = logging.getLogger(__name__)
 
 
-class Lookout:
+class ServingFollower:
     """Follows a collection and a registry.
 
     Parameters

@@ -18,17 +18,17 @@ from amips_plugins.bundle.registry import Registry
 from amips_plugins.collection import Collection, Id, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.gate import Health
-from amips_plugins.health.monitor import Watch
+from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.health.shadow_search import Sample
 from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
 from amips_plugins.routing.checks import check_k, check_target
-from amips_plugins.routing.effects import Aside, Steps, run
+from amips_plugins.routing.effects import InThread, Steps, run
 from amips_plugins.routing.execution import Answer, answer, traces
 from amips_plugins.routing.fallbacks import Fallbacks
 from amips_plugins.routing.hits import Hits, Trace
 from amips_plugins.routing.observers import Observer, Observers
 from amips_plugins.routing.planner import GATED, Planner
-from amips_plugins.routing.refresh import Lookout
+from amips_plugins.routing.refresh import ServingFollower
 from amips_plugins.routing.serving import Serving, bundle_in, serve_bundle
 from amips_plugins.routing.writer import Writer
 from amips_plugins.vectors import as_queries
@@ -69,7 +69,7 @@ class LearnedRouter:
         search answers.
     watch
         Samples live searches and holds the router to its target, see ``health``; left out, one
-        with its defaults. ``Watch(share=0, drift_share=0)`` watches nothing but the overflow.
+        with its defaults; ``HealthMonitor(share=0, drift_share=0)`` watches only the overflow.
 
     Raises
     ------
@@ -106,7 +106,7 @@ class LearnedRouter:
         overflow_warning: float = 0.05,
         observers: Sequence[Observer] = (),
         plan_timeout: float = 0.25,
-        watch: Watch | None = None,
+        watch: HealthMonitor | None = None,
     ) -> None:
         if sum(given is not None for given in (registry, bundle, hook)) > 1:
             raise InvalidInput("Give the router one of registry, bundle and hook, not several.")
@@ -128,9 +128,9 @@ class LearnedRouter:
             serving = serve_bundle(collection, opened, threads)
         elif hook is None:
             known = registry if isinstance(registry, Registry) else Registry(registry)
-        self._watch = Watch() if watch is None else watch
+        self._watch = HealthMonitor() if watch is None else watch
         self._start_over(serving)
-        self._lookout = Lookout(serving, known, threads, overflow_warning, self._start_over)
+        self._lookout = ServingFollower(serving, known, threads, overflow_warning, self._start_over)
         self._lookout.look_first()
         self._writer = Writer(self._lookout, self._fallbacks)
         self._refresher = Refresher(self.refresh, refresh)
@@ -486,7 +486,7 @@ class LearnedRouter:
         self._refresher.hurry()
 
     def _check_count(self, k: int, collection: Collection) -> Steps[None]:
-        self._count = yield Aside(collection.count)  # it may have grown since
+        self._count = yield InThread(collection.count)  # it may have grown since
         if k > self._count:
             raise InvalidInput(
                 f"k={k} is more than the {self._count} keys of {collection.info.name!r}; "

@@ -13,7 +13,7 @@ from amips_plugins.errors import CollectionError
 from amips_plugins.models.cells import KnownCells
 from amips_plugins.routing.checks import as_ids, as_keys
 from amips_plugins.routing.fallbacks import Fallbacks
-from amips_plugins.routing.refresh import Lookout
+from amips_plugins.routing.refresh import ServingFollower
 from amips_plugins.routing.serving import Serving
 from amips_plugins.vectors import FloatArray, IntArray
 
@@ -33,7 +33,7 @@ class Writer:
         Where it is counted that keys were written without a cell.
     """
 
-    def __init__(self, lookout: Lookout, fallbacks: Fallbacks) -> None:
+    def __init__(self, lookout: ServingFollower, fallbacks: Fallbacks) -> None:
         self._lookout = lookout
         self._fallbacks = fallbacks
         self._read: tuple[Bundle, KnownCells] | None = None

@@ -19,13 +19,13 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from amips_plugins import LearnedRouter, Registry
-from amips_plugins.health.monitor import Watch
+from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.plan import QueryPlan
 from tests.support.bundles import laid_out, memory, vectors, write_bundle
 
 folder, how = Path(sys.argv[1]), sys.argv[2]
 if how == "watch":
-    watch = Watch(share=1.0, at_most_every=0.0, at_most_busy=1.0, drift_share=1.0)
+    watch = HealthMonitor(share=1.0, at_most_every=0.0, at_most_busy=1.0, drift_share=1.0)
     router = LearnedRouter(laid_out(folder), bundle=folder, watch=watch)
     for query in vectors(seed=1, count=int(sys.argv[3])):
         router.search(query, k=3)

@@ -14,7 +14,7 @@ import pytest
 from amips_plugins import MemoryCollection, Registry
 from amips_plugins.adapters import connect
 from amips_plugins.adapters.memory import MemoryLayouts
-from amips_plugins.cell_layout import LayoutPlan, LayoutSpec
+from amips_plugins.cell_layout import BuildPlan, LayoutSpec
 from amips_plugins.cli import main
 from amips_plugins.cli.output import duration, size
 from tests.support.bundles import (
@@ -197,7 +197,7 @@ class Noting(MemoryCollection):
         specs = self.specs
 
         class Layouts(MemoryLayouts):
-            def plan(self, spec: LayoutSpec) -> LayoutPlan:
+            def plan(self, spec: LayoutSpec) -> BuildPlan:
                 specs.append(spec)
                 return super().plan(spec)
 

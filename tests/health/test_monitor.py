@@ -16,7 +16,7 @@ from amips_plugins.adapters.memory import MemoryCollection
 from amips_plugins.collection import Hit, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.gate import WIDEN, Health
-from amips_plugins.health.monitor import Watch
+from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.health.shadow_search import Sample, examine, search_in
 from amips_plugins.models.hooks import NativeHook
 from amips_plugins.plan import NATIVE, QueryPlan, Target
@@ -37,13 +37,13 @@ from tests.support.simulated_router import (
 )
 
 
-def everything(**options: Any) -> Watch:
+def everything(**options: Any) -> HealthMonitor:
     """A watch that looks at every query."""
     eager = {"share": 1.0, "at_most_every": 0.0, "at_most_busy": 1.0, "drift_share": 1.0}
-    return Watch(**{**eager, **options})
+    return HealthMonitor(**{**eager, **options})
 
 
-def state(watch: Watch) -> str:
+def state(watch: HealthMonitor) -> str:
     assert watch.health is not None
     return watch.health.state
 
@@ -301,7 +301,7 @@ def test_the_database_is_left_to_its_work(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_coin() -> None:
-    watch = Watch(share=0.01, drift_share=0.0)
+    watch = HealthMonitor(share=0.01, drift_share=0.0)
     assert not any(watch.chosen() for _ in range(1000))  # nothing is watched
     watch.start_over(collection(), router())
     assert 60 <= sum(watch.chosen() for _ in range(10_000)) <= 140
@@ -389,7 +389,7 @@ def test_a_failing_listener_is_logged_once(caplog: pytest.LogCaptureFixture) -> 
 )
 def test_bad_options_are_named(options: dict[str, float], reason: str) -> None:
     with pytest.raises(InvalidInput, match=reason):
-        Watch(**options)  # type: ignore[arg-type] # that is the point
+        HealthMonitor(**options)  # type: ignore[arg-type] # that is the point
 
 
 # Forks

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from amips_plugins.errors import BundleCorrupt
 from amips_plugins.models import cells as module
-from amips_plugins.models.cells import Cells, KnownCells, View, place_keys, sketch
+from amips_plugins.models.cells import Cells, KnownCells, View, place_keys
+from amips_plugins.sketch import sketch
 from amips_plugins.vectors import FloatArray, Metric, normalise
 from tests.support.bundles import DIM, vectors
 
@@ -215,7 +215,7 @@ def test_damage_is_corrupt_or_harmless_and_nothing_else(data: st.DataObject) -> 
 def known(
     ids: list[int | str], cells: list[int], keys: FloatArray, metric: Metric = Metric.COSINE
 ) -> KnownCells:
-    recorded = np.stack([np.array(cells, dtype=np.int32), sketch(keys)], axis=1)
+    recorded = np.stack([np.array(cells, dtype=np.int32), sketch(keys, metric)], axis=1)
     return KnownCells(PLAIN, metric, ids, recorded)
 
 
@@ -238,58 +238,6 @@ def test_a_key_written_again_with_another_vector_goes_by_the_rule() -> None:
     assert (assign(range(20), keys) == (rule + 1) % 3).all()
     assert (assign(range(20), normalise(keys)) == (rule + 1) % 3).all()
     assert (assign(range(20), -keys) == PLAIN.assign(-keys, Metric.COSINE)).all()
-
-
-@pytest.mark.parametrize(
-    ("dim", "tolerated"), [(1, 0), (4, 0), (15, 0), (16, 1), (31, 1), (32, 2), (384, 2)]
-)
-def test_a_few_signs_may_differ(dim: int, tolerated: int) -> None:
-    keys = drawn(50, dim, seed=1)
-    cells = Cells(drawn(3, dim, seed=2), np.zeros(3, dtype=np.float32), SIZES)
-    recorded = np.stack([np.full(50, 2, dtype=np.int32), sketch(keys)], axis=1)
-    assign = KnownCells(cells, Metric.IP, range(50), recorded)
-    rng = np.random.default_rng(3)
-    for flipped in range(min(dim, 4) + 1):
-        changed = keys.copy()
-        for row in changed:
-            row[rng.choice(min(dim, 31), flipped, replace=False)] *= -1
-        expected = 2 if flipped <= tolerated else cells.assign(changed, Metric.IP)
-        assert (assign(range(50), changed) == expected).all()
-    beyond = keys.copy()
-    beyond[:, 31:] *= -1  # which the sketch does not see
-    assert (assign(range(50), beyond) == 2).all()
-
-
-def test_a_sketch_is_the_signs_of_31_coordinates() -> None:
-    keys = drawn(module._BLOCK + 3, 40)
-    packed = sketch(keys)
-    assert packed.dtype == np.int32
-    assert packed.min() >= 0
-    for row in (0, 1, module._BLOCK, module._BLOCK + 2):
-        expected = sum(1 << bit for bit in range(31) if keys[row, bit] > 0)
-        assert packed[row] == expected
-    assert sketch(keys[:0]).shape == (0,)
-    assert sketch(np.array([[1.0], [-1.0], [0.0]], dtype=np.float32)).tolist() == [1, 0, 0]
-
-
-@given(
-    keys=hnp.arrays(
-        np.float32,
-        hnp.array_shapes(min_dims=2, max_dims=2, max_side=50),
-        elements=st.just(0.0)
-        | st.floats(2**-10, 1e3, width=32)
-        | st.floats(-1e3, -(2**-10), width=32),
-    ),
-    scale=st.floats(2**-10, 2**10, width=32),
-)
-@settings(deadline=None)
-def test_a_sketch_survives_normalisation_scaling_and_rounding(
-    keys: FloatArray, scale: float
-) -> None:
-    expected = sketch(keys)
-    np.testing.assert_array_equal(sketch(normalise(keys)), expected)
-    np.testing.assert_array_equal(sketch(keys * np.float32(scale)), expected)
-    np.testing.assert_array_equal(sketch(keys.astype(np.float16).astype(np.float32)), expected)
 
 
 def test_keys_whose_hashes_collide_are_told_apart_by_their_vectors() -> None:

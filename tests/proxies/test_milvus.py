@@ -15,7 +15,7 @@ from amips_plugins import LearnedRouter, route
 from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.errors import InvalidInput
-from amips_plugins.health.monitor import Watch
+from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.plan import NATIVE, QueryPlan, Target
 from amips_plugins.vectors import FloatArray
 from tests.handmade import publish
@@ -382,7 +382,7 @@ def test_a_router_of_another_database_is_refused(database: Database) -> None:
 
 
 def test_the_watch_sees_what_the_caller_got(database: Database) -> None:
-    watch = Watch(share=1.0, at_most_every=0.0, at_most_busy=1.0, drift_share=0.0)
+    watch = HealthMonitor(share=1.0, at_most_every=0.0, at_most_busy=1.0, drift_share=0.0)
     collection = MilvusCollection(database.bare, database.name)
     router = LearnedRouter(collection, hook=database.every_cell(), watch=watch)
     given: dict[str, Any] = {"search_params": {"params": {"nprobe": 4}}, "filter": ""}

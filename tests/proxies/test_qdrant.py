@@ -15,7 +15,7 @@ from qdrant_client import AsyncQdrantClient, QdrantClient, models
 from amips_plugins import LearnedRouter, MemoryCollection, route
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.errors import InvalidInput
-from amips_plugins.health.monitor import Watch
+from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.plan import NATIVE, QueryPlan, Target
 from amips_plugins.proxies.late import LateRouter
 from amips_plugins.vectors import FloatArray
@@ -707,7 +707,7 @@ def test_a_batch_whose_routed_search_fails(database: Database) -> None:
 
 
 def test_the_watch_sees_what_the_caller_got(database: Database) -> None:
-    watch = Watch(share=1.0, at_most_every=0.0, at_most_busy=1.0, drift_share=0.0)
+    watch = HealthMonitor(share=1.0, at_most_every=0.0, at_most_busy=1.0, drift_share=0.0)
     router = database.router(database.every_cell(), watch=watch)
     client = route(database.watched, router)
     for query in queries(2, 5).tolist():

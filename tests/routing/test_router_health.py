@@ -14,7 +14,7 @@ from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.bundle.manifest import REFERENCE
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.gate import Health
-from amips_plugins.health.monitor import Watch
+from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.plan import QueryPlan, Target
 from amips_plugins.vectors import FloatArray
 from tests.support import simulated_router as world
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("bundle"))
 
 
-def eager(**more: Any) -> Watch:
+def eager(**more: Any) -> HealthMonitor:
     """A watch that looks at every search, at once."""
     settings: dict[str, Any] = {
         "share": 1.0,
@@ -37,11 +37,14 @@ def eager(**more: Any) -> Watch:
         "at_most_busy": 1.0,
         "drift_share": 0.0,
     }
-    return Watch(**{**settings, **more})
+    return HealthMonitor(**{**settings, **more})
 
 
 def ask(
-    router: LearnedRouter, watch: Watch, queries: FloatArray, until: Callable[[Health], bool]
+    router: LearnedRouter,
+    watch: HealthMonitor,
+    queries: FloatArray,
+    until: Callable[[Health], bool],
 ) -> None:
     """Search until the router is so, for as many queries as there are."""
     for query in queries:
@@ -76,14 +79,14 @@ def test_widened_searches_look_further(folder: Path, monkeypatch: pytest.MonkeyP
     router = LearnedRouter(laid_out(folder), bundle=folder, refresh=None, watch=watch)
     before = [hits.trace for hits in router.search(QUERIES, k=3, recall=0.5)]
     given = router.search(QUERIES, k=3, n_probes=2)
-    monkeypatch.setattr(Watch, "health", Health("widened", "now"))
+    monkeypatch.setattr(HealthMonitor, "health", Health("widened", "now"))
     after = [hits.trace for hits in router.search(QUERIES, k=3, recall=0.5)]
     probes = [(a.n_probes or 99, b.n_probes or 99) for a, b in zip(before, after, strict=True)]
     assert all(wider >= narrow for narrow, wider in probes)
     assert sum(wider for _, wider in probes) > sum(narrow for narrow, _ in probes)
     # What the caller has decided stays decided, in every state.
     for state in ("widened", "native"):
-        monkeypatch.setattr(Watch, "health", Health(state, "now"))
+        monkeypatch.setattr(HealthMonitor, "health", Health(state, "now"))
         again = router.search(QUERIES, k=3, n_probes=2)
         assert [hits.trace for hits in again] == [hits.trace for hits in given]
     assert_native(router, "health: native")

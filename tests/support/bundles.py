@@ -36,8 +36,9 @@ from amips_plugins.export.to_onnx import Order, to_onnx
 from amips_plugins.health.drift import Reference
 from amips_plugins.layout import lay_out
 from amips_plugins.models.calibration import Calibration
-from amips_plugins.models.cells import Cells, sketch
+from amips_plugins.models.cells import Cells
 from amips_plugins.models.onnx_session import OnnxModel
+from amips_plugins.sketch import sketch
 from amips_plugins.vectors import (
     FloatArray,
     IntArray,
@@ -73,7 +74,7 @@ def memory(
 def known_file(cells: IntArray) -> bytes:
     """The file of recorded cells, for the keys of ``memory()``."""
     buffer = io.BytesIO()
-    recorded = np.stack([cells.astype(np.int32), sketch(vectors())], axis=1)
+    recorded = np.stack([cells.astype(np.int32), sketch(vectors(), Metric.COSINE)], axis=1)
     np.save(buffer, recorded, allow_pickle=False)
     return buffer.getvalue()
 

@@ -16,7 +16,7 @@ from amips_plugins.export.cost_curves import calibrate, curve, levels_by_thresho
 from amips_plugins.export.nets import KeyNet, LinearRouter
 from amips_plugins.export.to_onnx import Order, to_onnx
 from amips_plugins.health.drift import Reference, outputs_of
-from amips_plugins.health.monitor import Watch
+from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.health.shadow_search import Sample, search_in
 from amips_plugins.models.hooks import RewriteHook, RouteHook
 from amips_plugins.models.onnx_session import OnnxModel
@@ -103,7 +103,9 @@ def mend(of: MemoryCollection) -> None:
 class Driver:
     """What a router does with a watch, and no more."""
 
-    def __init__(self, over: Collection, hook: PreQueryHook, watch: Watch, **start: Any) -> None:
+    def __init__(
+        self, over: Collection, hook: PreQueryHook, watch: HealthMonitor, **start: Any
+    ) -> None:
         self.collection = over
         self.hook = hook
         self.watch = watch

@@ -21,6 +21,7 @@ from amips_plugins.cell_layout import (
 from amips_plugins.collection import (
     CollectionInfo,
     Cursor,
+    Failure,
     Hit,
     Id,
     KeyBatch,
@@ -124,6 +125,24 @@ class MemoryCollection:
         self._fields = [self._fields[row] for row in kept]
         self._vectors = self._vectors[kept]
         self._cells = self._cells[kept]
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that the client gives a call; None without an end."""
+        return None
+
+    @property
+    def max_candidates(self) -> int | None:
+        """How many candidates a rewritten query may fetch; None for any number."""
+        return None
+
+    def failure(self, exc: BaseException) -> Failure:  # noqa: ARG002 - nothing is known of it here
+        """Say what an error of a search means."""
+        return Failure.OTHER
+
+    def unroutable(self, request: SearchRequest, *, rewritten: bool) -> str | None:  # noqa: ARG002 - a plan changes no meaning here
+        """Say why a plan would change what a request means, or None."""
+        return None
 
     def current(self) -> MemoryCollection:
         """Return this object: there is nothing behind it that could change."""

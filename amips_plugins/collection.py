@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -27,6 +28,7 @@ __all__ = [
     "CollectionInfo",
     "CollectionKey",
     "Cursor",
+    "Failure",
     "Hit",
     "Id",
     "KeyBatch",
@@ -139,6 +141,27 @@ class Hit:
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+class Failure(Enum):
+    """What an error of a database means to whoever might ask it again.
+
+    Attributes
+    ----------
+    OUTAGE
+        No answer: a timeout, or no connection. It is not asked again.
+    BUSY
+        It has too much to do, and says so. It is not asked again.
+    SIZE
+        More candidates were asked for than it gives.
+    OTHER
+        Anything else.
+    """
+
+    OUTAGE = "outage"
+    BUSY = "busy"
+    SIZE = "size"
+    OTHER = "other"
+
+
 @runtime_checkable
 class Collection(Protocol):
     """One vector field of one collection. ``tests/contract`` holds what every adapter promises."""
@@ -191,6 +214,37 @@ class Collection(Protocol):
         """Share of the keys above which a full scan is cheaper than a search of cells.
 
         ``docs/performance.md`` says how it was measured; 1 where cells are always cheaper.
+        """
+        ...
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that the client itself gives a call without a timeout; None without an end."""
+        ...
+
+    @property
+    def max_candidates(self) -> int | None:
+        """How many candidates a rewritten query may fetch here; None for any number."""
+        ...
+
+    def failure(self, exc: BaseException) -> Failure:
+        """Say what an error that a search raised means."""
+        ...
+
+    def unroutable(self, request: SearchRequest, *, rewritten: bool) -> str | None:
+        """Say why a plan would change what a request means, or None.
+
+        Parameters
+        ----------
+        request
+            What is searched: one query or a batch.
+        rewritten
+            Whether the plan would send another query, rather than choose cells.
+
+        Returns
+        -------
+        str or None
+            The reason, in a few words such as ``"params: offset"``: then the native search answers.
         """
         ...
 

@@ -32,6 +32,7 @@ from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.collection import (
     CollectionInfo,
     Cursor,
+    Failure,
     Hit,
     Id,
     KeyBatch,
@@ -166,6 +167,24 @@ class MilvusCollection:
     def path(self) -> Path | None:
         """Return the folder of a Milvus Lite file, or None where that is not known."""
         return Path(self._own[0]).parent if self._own and self.table().is_lite else None
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that the client gives a call; None without an end."""
+        return None
+
+    @property
+    def max_candidates(self) -> int | None:
+        """How many candidates a rewritten query may fetch; None for any number."""
+        return None
+
+    def failure(self, exc: BaseException) -> Failure:  # noqa: ARG002 - nothing is known of it here
+        """Say what an error of a search means."""
+        return Failure.OTHER
+
+    def unroutable(self, request: SearchRequest, *, rewritten: bool) -> str | None:  # noqa: ARG002 - a plan changes no meaning here
+        """Say why a plan would change what a request means, or None."""
+        return None
 
     def current(self) -> MilvusCollection:
         """Return this object, or one for the collection that the alias names now.

@@ -40,6 +40,7 @@ from amips_plugins.adapters.qdrant.strict_mode import batch_limit, time_limit
 from amips_plugins.collection import (
     CollectionInfo,
     Cursor,
+    Failure,
     Hit,
     Id,
     KeyBatch,
@@ -209,6 +210,24 @@ class QdrantCollection:
         """Ask how the collection is configured, and say whether it is in local mode."""
         with answering(self._server):
             return self._client.get_collection(self._name), self._local
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that the client gives a call; None without an end."""
+        return None
+
+    @property
+    def max_candidates(self) -> int | None:
+        """How many candidates a rewritten query may fetch; None for any number."""
+        return None
+
+    def failure(self, exc: BaseException) -> Failure:  # noqa: ARG002 - nothing is known of it here
+        """Say what an error of a search means."""
+        return Failure.OTHER
+
+    def unroutable(self, request: SearchRequest, *, rewritten: bool) -> str | None:  # noqa: ARG002 - a plan changes no meaning here
+        """Say why a plan would change what a request means, or None."""
+        return None
 
     def current(self) -> QdrantCollection:
         """Look at the database again: another object where the cells or the collection changed.

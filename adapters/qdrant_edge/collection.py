@@ -32,6 +32,7 @@ from amips_plugins.collection import (
     BoolArray,
     CollectionInfo,
     Cursor,
+    Failure,
     Hit,
     Id,
     KeyBatch,
@@ -322,6 +323,24 @@ class QdrantEdgeCollection:
     def look(self) -> tuple[dict[str, Any], edge.ShardInfo]:
         """Return how the shard was created, and what the engine says of it now."""
         return self._shard.config(), self._shard.engine.info()
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that the client gives a call; None without an end."""
+        return None
+
+    @property
+    def max_candidates(self) -> int | None:
+        """How many candidates a rewritten query may fetch; None for any number."""
+        return None
+
+    def failure(self, exc: BaseException) -> Failure:  # noqa: ARG002 - nothing is known of it here
+        """Say what an error of a search means."""
+        return Failure.OTHER
+
+    def unroutable(self, request: SearchRequest, *, rewritten: bool) -> str | None:  # noqa: ARG002 - a plan changes no meaning here
+        """Say why a plan would change what a request means, or None."""
+        return None
 
     def current(self) -> QdrantEdgeCollection:
         """Look at the shard again: another object of the same shard where its cells changed."""

@@ -72,7 +72,7 @@ def command(
         raise InvalidInput("Pass one of --queries and --queries-log, not both.")
     require("torch", "train")
     require("faiss", "train")
-    from amips_plugins.export.queries import load_queries, load_query_log
+    from amips_plugins.queries import load_queries, load_query_log
 
     collection = connect(uri)
     try:

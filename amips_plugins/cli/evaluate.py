@@ -36,7 +36,7 @@ def command(uri: str, queries: Path, registry: str | None, k: int, as_json: bool
     """
     from amips_plugins.adapters.connect import connect
     from amips_plugins.evaluate import evaluate
-    from amips_plugins.export.queries import load_queries
+    from amips_plugins.queries import load_queries
     from amips_plugins.routing.router import LearnedRouter
 
     collection = connect(uri)

@@ -55,7 +55,7 @@ def command(
     material = read_material(run)
     if collection is not None and queries is not None:
         from amips_plugins.adapters.connect import connect
-        from amips_plugins.export.queries import load_queries
+        from amips_plugins.queries import load_queries
         from amips_plugins.report.live import measure_live
 
         opened = connect(collection)

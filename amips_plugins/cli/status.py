@@ -69,8 +69,8 @@ def command(
     from amips_plugins.bundle.registry import Registry
     from amips_plugins.collection import collection_key
     from amips_plugins.errors import InvalidInput
-    from amips_plugins.export.queries import load_queries, load_query_log
     from amips_plugins.health.status_file import read_status
+    from amips_plugins.queries import load_queries, load_query_log
     from amips_plugins.status import report
 
     if queries is not None and queries_log is not None:

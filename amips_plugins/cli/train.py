@@ -78,9 +78,9 @@ def command(
         raise InvalidInput("Pass one of --queries and --queries-log, not both.")
     require("torch", "train")
     require("faiss", "train")
-    from amips_plugins.export.queries import load_queries, load_query_log
     from amips_plugins.export.snapshot import Snapshot
     from amips_plugins.export.train import TrainOptions, train
+    from amips_plugins.queries import load_queries, load_query_log
 
     taken = Snapshot.open(snapshot)
     log = None if queries is None else load_queries(queries, taken.manifest.dim)

@@ -27,7 +27,7 @@ from amips_plugins.observe.metrics import RouterMetrics
 from amips_plugins.observe.query_log import QueryLog
 from amips_plugins.observe.tracing import SearchSpans
 from amips_plugins.plan import QueryPlan
-from amips_plugins.routing.execution import Answer
+from amips_plugins.routing.execution import Outcome
 from amips_plugins.routing.hits import Trace
 from amips_plugins.routing.observers import Observation, Observers
 
@@ -54,7 +54,7 @@ def main(calls: int) -> None:
     queries = np.ones((1, _DIM), dtype=np.float32)
     request = SearchRequest(queries, 10, None, (), None, None)
     cells = np.arange(_PROBES, dtype=np.int64)[None, :]
-    answered = Answer([[]], QueryPlan(cells=cells, shares=np.array([0.1], dtype=np.float32)))
+    answered = Outcome([[]], QueryPlan(cells=cells, shares=np.array([0.1], dtype=np.float32)))
     traces = [Trace("route", _PROBES, "benchmark")]
     told: list[Observation] = []
 

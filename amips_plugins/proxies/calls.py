@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from amips_plugins.collection import CollectionInfo, SearchRequest
 from amips_plugins.plan import Target
 from amips_plugins.proxies.late import LateRouter
-from amips_plugins.routing.effects import InThread, Search, Steps
+from amips_plugins.routing.effects import Effects, InThread, Search
 from amips_plugins.routing.fallbacks import Fallbacks
 from amips_plugins.routing.router import LearnedRouter
 
@@ -97,7 +97,7 @@ class Asked(Protocol):
         """Return the arguments of the caller's call with less time."""
         ...
 
-    def routed(self, plain: Call, step: Search, depth: int) -> Steps[Found]:
+    def routed(self, plain: Call, step: Search, depth: int) -> Effects[Found]:
         """Make the caller's call, changed by the plan of a step; ``depth`` as in ``request``."""
         ...
 
@@ -113,7 +113,7 @@ class Dialect(Protocol):
         """Understand a call by its arguments; None if it is no plain dense query."""
         ...
 
-    def same(self, name: str, info: CollectionInfo) -> Steps[bool]:
+    def same(self, name: str, info: CollectionInfo) -> Effects[bool]:
         """Ask the database whether a name is an alias of the router's collection."""
         ...
 
@@ -164,7 +164,7 @@ class Routing:
         """The router; None while it waits for its collection."""
         return self._router.made if isinstance(self._router, LateRouter) else self._router
 
-    def search(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Steps[Any]:
+    def search(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Effects[Any]:
         """Answer a call: through the router, or as it stands."""
         plain = Call(self._method, args, kwargs)
         try:
@@ -178,7 +178,7 @@ class Routing:
         done = _Done(plain, asked, request, depth)
         try:
             yield from done.through(
-                router.search_steps(request, Target(k=depth, recall=self._recall))
+                router.search_effects(request, Target(k=depth, recall=self._recall))
             )
         except Exception as exc:
             if any(exc is one for one in plain.errors):
@@ -190,7 +190,7 @@ class Routing:
 
     def _understand(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Steps[tuple[LearnedRouter, Asked, SearchRequest, int] | None]:
+    ) -> Effects[tuple[LearnedRouter, Asked, SearchRequest, int] | None]:
         """Return what it takes to route a call, or None where it is not to be."""
         arguments = bound(self._signature, args, kwargs)
         asked = None if arguments is None else self._dialect.read(arguments)
@@ -210,7 +210,7 @@ class Routing:
         wanted = asked.request(info)
         return None if wanted is None else (router, asked, *wanted)
 
-    def _same(self, name: str, info: CollectionInfo) -> Steps[bool]:
+    def _same(self, name: str, info: CollectionInfo) -> Effects[bool]:
         """Tell whether a name is an alias of the router's collection, as of half a minute ago."""
         now = time.monotonic()
         since, same = self._names.get(name, (-_NAMES_STAY, False))
@@ -244,7 +244,7 @@ class _Done:
         self._timeout = request.timeout
         self._depth = depth
 
-    def through(self, steps: Steps[Any]) -> Steps[Any]:
+    def through(self, steps: Effects[Any]) -> Effects[Any]:
         """Pass the steps on, with every search of the collection made by the client."""
         go_on: Callable[[Any], Any] = steps.send
         value: Any = None
@@ -263,7 +263,7 @@ class _Done:
             except Exception as exc:  # noqa: BLE001 - the steps decide what it means
                 go_on, value = steps.throw, exc
 
-    def _search(self, step: Search) -> Steps[Found]:
+    def _search(self, step: Search) -> Effects[Found]:
         if step.plan.cells is not None or step.plan.rewritten is not None:
             return (yield from self._asked.routed(self._plain, step, self._depth))
         call = self._plain

@@ -15,7 +15,7 @@ from amips_plugins.errors import InvalidInput
 from amips_plugins.proxies.calls import Asked, Call, Found
 from amips_plugins.proxies.client import ClientProxy
 from amips_plugins.proxies.late import LateRouter
-from amips_plugins.routing.effects import InThread, Search, Steps, run, run_async
+from amips_plugins.routing.effects import Effects, InThread, Search, run, run_async
 from amips_plugins.routing.router import LearnedRouter
 from amips_plugins.vectors import as_queries, native_scores
 
@@ -103,7 +103,7 @@ class _Milvus:
             return None  # among them a range of scores, and groups
         return _Searched({**named, **more}, params)
 
-    def same(self, name: str, info: CollectionInfo) -> Steps[bool]:
+    def same(self, name: str, info: CollectionInfo) -> Effects[bool]:
         found = yield Call(self.client.describe_collection, (name,))
         return bool(found["collection_name"] == info.name)
 
@@ -151,7 +151,7 @@ class _Searched:
     def natively(self, timeout: float | None) -> Mapping[str, Any]:
         return {**self.arguments, "timeout": timeout}
 
-    def routed(self, plain: Call, step: Search, depth: int) -> Steps[Found]:
+    def routed(self, plain: Call, step: Search, depth: int) -> Effects[Found]:
         collection, plan = step.collection, step.plan
         if not isinstance(collection, MilvusCollection):
             raise InvalidInput("The router's collection is none of Milvus.")

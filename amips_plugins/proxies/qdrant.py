@@ -15,7 +15,7 @@ from amips_plugins.errors import InvalidInput, require
 from amips_plugins.proxies.calls import Asked, Call, Found
 from amips_plugins.proxies.client import ClientProxy
 from amips_plugins.proxies.late import LateRouter
-from amips_plugins.routing.effects import Search, Steps, run, run_async
+from amips_plugins.routing.effects import Effects, Search, run, run_async
 from amips_plugins.routing.router import LearnedRouter
 from amips_plugins.vectors import as_queries
 
@@ -117,7 +117,7 @@ class _Qdrant:
             return None  # among them exact, which asks for no approximation at all
         return _QueryPoints(arguments, given, self.local)
 
-    def same(self, name: str, info: CollectionInfo) -> Steps[bool]:
+    def same(self, name: str, info: CollectionInfo) -> Effects[bool]:
         found = yield Call(self.client.get_aliases)
         named = {alias.alias_name: alias.collection_name for alias in found.aliases}
         return bool(named.get(name, name) == named.get(info.name, info.name))
@@ -181,7 +181,7 @@ class _QueryPoints:
     def natively(self, timeout: float | None) -> Mapping[str, Any]:
         return {**self.arguments, "timeout": _seconds(timeout)}
 
-    def routed(self, plain: Call, step: Search, depth: int) -> Steps[Found]:
+    def routed(self, plain: Call, step: Search, depth: int) -> Effects[Found]:
         collection = step.collection
         info = collection.info
         check_layout(step.plan, collection.layout(), info.name)

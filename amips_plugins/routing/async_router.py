@@ -110,7 +110,7 @@ class AsyncLearnedRouter:
         explain: bool = False,
     ) -> Any:
         """Search; arguments, result and errors are those of ``LearnedRouter.search``."""
-        steps = self.router.steps(
+        effects = self.router.effects(
             queries,
             k,
             recall=recall,
@@ -121,7 +121,7 @@ class AsyncLearnedRouter:
             timeout=timeout,
             explain=explain,
         )
-        return await run_async(steps, self._client)
+        return await run_async(effects, self._client)
 
     async def upsert(
         self,

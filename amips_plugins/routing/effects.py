@@ -1,8 +1,8 @@
-"""What a search waits for, as values: one plan of action for threads and for tasks.
+"""What a search waits for, as values: one course of action for threads and for tasks.
 
-A search is a generator. It yields a step, is sent the step's result (or thrown its error), and
-returns the answer in the end. ``run`` performs the steps one after the other on the caller's
-thread; ``run_async`` awaits them. Everything between two steps is the same code.
+A search is a generator. It yields an effect, is sent its result (or thrown its error), and returns
+the answer in the end. ``run`` performs the effects one after the other on the caller's thread;
+``run_async`` awaits them. Everything between two effects is the same code.
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ from amips_plugins.collection import AsyncCollection, Collection, SearchRequest
 from amips_plugins.plan import PreQueryHook, QueryPlan, Target
 from amips_plugins.vectors import FloatArray
 
-__all__ = ["InThread", "Plan", "Search", "Step", "Steps", "run", "run_async"]
+__all__ = [
+    "Effect",
+    "Effects",
+    "InThread",
+    "PlanEffect",
+    "Search",
+    "SearchBy",
+    "run",
+    "run_async",
+    "search_collection",
+]
 
 _T = TypeVar("_T")
 
@@ -42,7 +52,7 @@ class Search:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PlanEffect:
     """Have a hook plan, and wait no longer than some seconds for it."""
 
     hook: PreQueryHook
@@ -60,7 +70,7 @@ class Plan:
         """
         return start(self._job()).result(self.seconds)
 
-    async def perform_async(self, client: Any) -> Any:  # noqa: ARG002 - steps have one signature
+    async def perform_async(self, client: Any) -> Any:  # noqa: ARG002 - effects have one signature
         """Plan, while other tasks run."""
         return await asyncio.wait_for(asyncio.wrap_future(start(self._job())), self.seconds)
 
@@ -79,12 +89,12 @@ class InThread:
         """Do it."""
         return self.job()
 
-    async def perform_async(self, client: Any) -> Any:  # noqa: ARG002 - steps have one signature
+    async def perform_async(self, client: Any) -> Any:  # noqa: ARG002 - effects have one signature
         """Do it on a thread."""
         return await asyncio.to_thread(self.job)
 
 
-class Step(Protocol):
+class Effect(Protocol):
     """Something to do before a search goes on: one of the above, or a caller's own."""
 
     def perform(self) -> Any:
@@ -96,36 +106,47 @@ class Step(Protocol):
         ...
 
 
-Steps = Generator[Step, Any, _T]
+Effects = Generator[Effect, Any, _T]
+
+SearchBy = Callable[[Collection, SearchRequest, QueryPlan], Effects[list[Any]]]
+"""Searches a collection by a plan, and returns the hits of every query."""
 
 
-def run(steps: Steps[_T]) -> _T:
-    """Perform steps on this thread, and return what they come to."""
+def search_collection(
+    collection: Collection, request: SearchRequest, plan: QueryPlan
+) -> Effects[list[Any]]:
+    """Search through the collection's own client: the way to search unless another is handed in."""
+    found: list[Any] = yield Search(collection, request, plan)
+    return found
+
+
+def run(effects: Effects[_T]) -> _T:
+    """Perform effects on this thread, and return what they come to."""
     try:
-        step = next(steps)
+        effect = next(effects)
         while True:
             try:
-                result = step.perform()
-            except Exception as exc:  # noqa: BLE001, PERF203 - the steps decide what it means
-                step = steps.throw(exc)
+                result = effect.perform()
+            except Exception as exc:  # noqa: BLE001, PERF203 - the search decides what it means
+                effect = effects.throw(exc)
             else:
-                step = steps.send(result)
+                effect = effects.send(result)
     except StopIteration as end:
         value: _T = end.value
         return value
 
 
-async def run_async(steps: Steps[_T], client: Any) -> _T:
-    """Perform steps through an asynchronous client, and return what they come to."""
+async def run_async(effects: Effects[_T], client: Any) -> _T:
+    """Perform effects through an asynchronous client, and return what they come to."""
     try:
-        step = next(steps)
+        effect = next(effects)
         while True:
             try:
-                result = await step.perform_async(client)
-            except Exception as exc:  # noqa: BLE001, PERF203 - the steps decide what it means
-                step = steps.throw(exc)
+                result = await effect.perform_async(client)
+            except Exception as exc:  # noqa: BLE001, PERF203 - the search decides what it means
+                effect = effects.throw(exc)
             else:
-                step = steps.send(result)
+                effect = effects.send(result)
     except StopIteration as end:
         value: _T = end.value
         return value

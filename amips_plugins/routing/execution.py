@@ -9,10 +9,10 @@ from typing import Any
 
 from amips_plugins.collection import BoolArray, Collection, SearchRequest, searches_everything
 from amips_plugins.plan import NATIVE, QueryPlan
-from amips_plugins.routing.effects import InThread, Search, Steps
+from amips_plugins.routing.effects import Effects, InThread, SearchBy
 from amips_plugins.routing.hits import Trace
 
-__all__ = ["Answer", "answer", "traces"]
+__all__ = ["Outcome", "execute", "traces"]
 
 _log = logging.getLogger(__name__)
 _TOO_FEW = "cells: fewer than k hits"
@@ -20,7 +20,7 @@ _SWITCHES = 10  # generations that one search follows: more in a row is a fault
 
 
 @dataclass(slots=True)
-class Answer:
+class Outcome:
     """What a search found.
 
     Attributes
@@ -44,17 +44,20 @@ class Answer:
     notes: list[tuple[str, Exception | None]] = field(default_factory=list)
 
 
-def answer(
+def execute(
+    search: SearchBy,
     collection: Collection,
     request: SearchRequest,
     plan: QueryPlan,
     started: float,
     switches: int = _SWITCHES,
-) -> Steps[Answer]:
+) -> Effects[Outcome]:
     """Search by a plan. Where the generation is gone, the one that serves now answers instead.
 
     Parameters
     ----------
+    search
+        Performs every search that it takes.
     collection
         The generation to search.
     request
@@ -68,56 +71,64 @@ def answer(
     """
     try:
         if plan.cells is None and plan.rewritten is None:
-            return Answer((yield Search(collection, request, plan)), plan)
-        return (yield from _routed(collection, request, plan, started))
+            return Outcome((yield from search(collection, request, plan)), plan)
+        return (yield from _routed(search, collection, request, plan, started))
     except Exception as exc:  # raised again, unless another generation serves
-        left = _what_is_left(request, started)
+        left = _remaining_time(request, started)
         now = None if left is None or not switches else (yield from _elsewhere(collection))
         if left is None or now is None:
             raise
         # Natively: the plan may name cells that are no more. Every row, so that none is older.
         # That one may be gone, too, by the time that it is this search's turn.
-        again = yield from answer(now, left, NATIVE, time.perf_counter(), switches - 1)
+        again = yield from execute(search, now, left, NATIVE, time.perf_counter(), switches - 1)
         return _instead(again.found, exc)
 
 
 def _routed(
-    collection: Collection, request: SearchRequest, plan: QueryPlan, started: float
-) -> Steps[Answer]:
+    search: SearchBy,
+    collection: Collection,
+    request: SearchRequest,
+    plan: QueryPlan,
+    started: float,
+) -> Effects[Outcome]:
     """Search one generation by a plan, and natively where that fails."""
     try:
-        in_time = _what_is_left(request, started) or request
-        routed = Answer((yield Search(collection, in_time, plan)), plan)
+        in_time = _remaining_time(request, started) or request
+        routed = Outcome((yield from search(collection, in_time, plan)), plan)
     except Exception as exc:  # of the plan or of the database: the native search will tell
-        left = _what_is_left(request, started)
+        left = _remaining_time(request, started)
         if left is None:
             raise
         # An error of the database shows here too.
-        return _instead((yield Search(collection, left, NATIVE)), exc)
-    yield from _complete(collection, request, routed, started)
+        return _instead((yield from search(collection, left, NATIVE)), exc)
+    yield from _complete(search, collection, request, routed, started)
     return routed
 
 
-def _instead(found: list[Any], exc: Exception) -> Answer:
+def _instead(found: list[Any], exc: Exception) -> Outcome:
     reason = f"search: {type(exc).__name__}"
-    return Answer(found, NATIVE, reason, notes=[(reason, exc)])
+    return Outcome(found, NATIVE, reason, notes=[(reason, exc)])
 
 
 def _complete(
-    collection: Collection, request: SearchRequest, routed: Answer, started: float
-) -> Steps[None]:
+    search: SearchBy,
+    collection: Collection,
+    request: SearchRequest,
+    routed: Outcome,
+    started: float,
+) -> Effects[None]:
     """Search natively where a plan found fewer than k hits: small cells, a narrow filter."""
     short = [row for row, hits in enumerate(routed.found) if len(hits) < request.k]
     if short and routed.plan.shares is not None:
         whole = _scanned_whole(collection, routed.plan)
         short = [row for row in short if not whole[row]]  # there is nothing more to find
-    left = _what_is_left(request, started) if short else None
+    left = _remaining_time(request, started) if short else None
     if left is None:
         return
     try:
-        again = yield Search(collection, replace(left, queries=request.queries[short]), NATIVE)
+        again = yield from search(collection, replace(left, queries=request.queries[short]), NATIVE)
     except Exception as exc:
-        if _what_is_left(request, started) is not None:
+        if _remaining_time(request, started) is not None:
             raise
         # Too late; a short answer is at hand.
         routed.notes.append((f"complete: {type(exc).__name__}", exc))
@@ -129,7 +140,7 @@ def _complete(
 
 
 def traces(
-    answered: Answer, base: Trace, collection: Collection, model_share: float, *, explain: bool
+    answered: Outcome, base: Trace, collection: Collection, model_share: float, *, explain: bool
 ) -> list[Trace]:
     """Say of every row how it was answered.
 
@@ -181,7 +192,7 @@ def _scanned_whole(collection: Collection, plan: QueryPlan) -> BoolArray:
     return searches_everything(plan, collection.break_even)
 
 
-def _what_is_left(request: SearchRequest, started: float) -> SearchRequest | None:
+def _remaining_time(request: SearchRequest, started: float) -> SearchRequest | None:
     """Return the request for another search within the caller's one deadline, or None."""
     if request.timeout is None:
         return request
@@ -189,7 +200,7 @@ def _what_is_left(request: SearchRequest, started: float) -> SearchRequest | Non
     return replace(request, timeout=left) if left > 0 else None
 
 
-def _elsewhere(collection: Collection) -> Steps[Collection | None]:
+def _elsewhere(collection: Collection) -> Effects[Collection | None]:
     """Return what serves now in place of a generation that failed; None if it is the same."""
     try:
         now: Collection = yield InThread(collection.current)

@@ -15,7 +15,7 @@ from amips_plugins.routing.hits import Trace
 from amips_plugins.vectors import FloatArray
 
 if TYPE_CHECKING:
-    from amips_plugins.routing.execution import Answer
+    from amips_plugins.routing.execution import Outcome
 
 __all__ = ["Observation", "Observer", "Observers"]
 
@@ -107,7 +107,7 @@ class Observers:
         self,
         collection: Collection,
         request: SearchRequest,
-        answered: Answer,
+        answered: Outcome,
         traces: Sequence[Trace],
         model_share: float,
         times: tuple[float, float],
@@ -151,7 +151,7 @@ class Observers:
 def _observe(
     collection: Collection,
     request: SearchRequest,
-    answered: Answer,
+    answered: Outcome,
     traces: Sequence[Trace],
     model_share: float,
     times: tuple[float, float],

@@ -12,7 +12,7 @@ from amips_plugins.models.hooks import is_quick
 from amips_plugins.plan import NATIVE, QueryPlan, Target
 from amips_plugins.routing.checks import check_plan
 from amips_plugins.routing.circuit_breaker import Breaker
-from amips_plugins.routing.effects import Plan, Steps
+from amips_plugins.routing.effects import Effects, PlanEffect
 from amips_plugins.routing.fallbacks import Fallbacks
 from amips_plugins.routing.serving import Serving
 from amips_plugins.vectors import FloatArray
@@ -57,7 +57,7 @@ class Planner:
         target: Target,
         timeout: float | None,
         health: Health | None,
-    ) -> Steps[tuple[QueryPlan, str | None]]:
+    ) -> Effects[tuple[QueryPlan, str | None]]:
         """Plan, or say why the native search answers.
 
         Parameters
@@ -94,7 +94,7 @@ class Planner:
             if is_quick(hook, len(queries)):
                 plan = hook.plan(queries, target)
             else:
-                plan = yield Plan(hook, queries, target, self._seconds(len(queries), timeout))
+                plan = yield PlanEffect(hook, queries, target, self._seconds(len(queries), timeout))
             check_plan(plan, queries)
         except InvalidInput:
             raise  # the caller's own argument

@@ -22,8 +22,8 @@ from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.health.shadow_search import Sample
 from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
 from amips_plugins.routing.checks import check_k, check_target
-from amips_plugins.routing.effects import InThread, Steps, run
-from amips_plugins.routing.execution import Answer, answer, traces
+from amips_plugins.routing.effects import Effects, InThread, SearchBy, run, search_collection
+from amips_plugins.routing.execution import Outcome, execute, traces
 from amips_plugins.routing.fallbacks import Fallbacks
 from amips_plugins.routing.hits import Hits, Trace
 from amips_plugins.routing.observers import Observer, Observers
@@ -239,7 +239,7 @@ class LearnedRouter:
             An argument cannot be used.
         """
         return run(
-            self.steps(
+            self.effects(
                 queries,
                 k,
                 recall=recall,
@@ -252,7 +252,7 @@ class LearnedRouter:
             )
         )
 
-    def steps(
+    def effects(
         self,
         queries: Any,
         k: int = 10,
@@ -264,8 +264,8 @@ class LearnedRouter:
         params: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         explain: bool = False,
-    ) -> Steps[Any]:
-        """Search as ``search`` does, and leave it to the caller how to wait (see ``steps.run``)."""
+    ) -> Effects[Any]:
+        """Search as ``search`` does; how to wait is the caller's matter (see ``effects.run``)."""
         rows, single = as_queries(queries, self.collection.info.dim)
         check_k(k)
         if k > self._count:
@@ -274,20 +274,24 @@ class LearnedRouter:
         if isinstance(fields, str):
             raise InvalidInput(f"fields={fields!r} is one name; pass a list of names.")
         k = int(k)
-        answers = yield from self.search_steps(
+        answers = yield from self.search_effects(
             SearchRequest(rows, k, filter, tuple(fields), params, timeout),
             Target(k=k, recall=recall, n_probes=n_probes),
             explain=explain,
         )
         return answers[0] if single else answers
 
-    def search_steps(
-        self, request: SearchRequest, target: Target, *, explain: bool = False
-    ) -> Steps[list[Hits]]:
+    def search_effects(
+        self,
+        request: SearchRequest,
+        target: Target,
+        *,
+        explain: bool = False,
+        search: SearchBy = search_collection,
+    ) -> Effects[list[Hits]]:
         """Search for a request that has been checked.
 
-        Whoever performs the steps decides what a hit is: all that is asked of the result of a
-        ``steps.Search`` is a list for each query.
+        What a hit is, ``search`` decides: all that is asked of its result is a list for each query.
 
         Parameters
         ----------
@@ -297,6 +301,8 @@ class LearnedRouter:
             What the model is to aim at.
         explain
             Fill in the trace's details.
+        search
+            Performs every search of a collection that it takes: by its plan, or natively.
         """
         self._refresher.look()
         serving = self._lookout.serving  # taken once: a look meanwhile is the next search's
@@ -307,7 +313,7 @@ class LearnedRouter:
         )
         planned = time.perf_counter()
         try:
-            answered = yield from answer(serving.collection, request, plan, started)
+            answered = yield from execute(search, serving.collection, request, plan, started)
         except Exception:  # noted here, and the caller's as it is
             self._failed(serving, plan, started, request.timeout)
             raise
@@ -440,7 +446,7 @@ class LearnedRouter:
         hook = serving.hook if serving.obstacle is None else None
         self._watch.start_over(serving.collection, hook, serving.reference)
 
-    def _account(self, serving: Serving, plan: QueryPlan, answered: Answer) -> None:
+    def _account(self, serving: Serving, plan: QueryPlan, answered: Outcome) -> None:
         """Learn from a search that was answered."""
         if plan is not NATIVE:
             self._planner.searched(serving, by_plan=answered.plan is plan)
@@ -454,7 +460,7 @@ class LearnedRouter:
         serving: Serving,
         request: SearchRequest,
         target: Target,
-        answered: Answer,
+        answered: Outcome,
         health: Health,
     ) -> None:
         """Hand one query of an answered search over to the watch."""
@@ -485,7 +491,7 @@ class LearnedRouter:
             self._planner.searched(serving, by_plan=False)
         self._refresher.hurry()
 
-    def _check_count(self, k: int, collection: Collection) -> Steps[None]:
+    def _check_count(self, k: int, collection: Collection) -> Effects[None]:
         self._count = yield InThread(collection.count)  # it may have grown since
         if k > self._count:
             raise InvalidInput(

@@ -68,13 +68,13 @@ def test_a_section_runs_and_is_routed(
             world.client.describe_collection("docs")["collection_name"], "docs_live"
         )
     routers: list[LearnedRouter] = []
-    steps = LearnedRouter.search_steps
+    steps = LearnedRouter.search_effects
 
     def counted(self: LearnedRouter, *args: Any, **kwargs: Any) -> Any:
         routers.append(self)
         return steps(self, *args, **kwargs)
 
-    monkeypatch.setattr(LearnedRouter, "search_steps", counted)
+    monkeypatch.setattr(LearnedRouter, "search_effects", counted)
 
     async def run() -> None:  # in one loop: clients belong to theirs
         for number, (language, text) in enumerate(sections(page)[section]):

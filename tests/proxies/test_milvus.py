@@ -327,7 +327,7 @@ def test_a_fault_of_ours_leaves_the_callers_call(
     def faulty(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(router, "search_steps", faulty)
+    monkeypatch.setattr(router, "search_effects", faulty)
     found = database.search(router, database.name, [QUERY])
     assert_same(found, database.bare.search(database.name, [QUERY]))
     assert router.fallbacks == {"proxy: ZeroDivisionError": 1}

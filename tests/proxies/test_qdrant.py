@@ -416,14 +416,14 @@ def test_a_fault_of_ours_leaves_the_callers_call(
     database: Database, when: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     router = database.router(database.every_cell())
-    inner = router.search_steps
+    inner = router.search_effects
 
     def faulty(*args: Any, **kwargs: Any) -> Any:
         if when == "after":
             yield from inner(*args, **kwargs)
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(router, "search_steps", faulty)
+    monkeypatch.setattr(router, "search_effects", faulty)
     client = route(database.watched, router)
     for _ in range(2):
         assert_same(

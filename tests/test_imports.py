@@ -66,7 +66,7 @@ def loaded(code: str, *arguments: str) -> set[str]:
         "from amips_plugins import LearnedRouter, MemoryCollection",
         "from amips_plugins import AmipsError, Hits, Metric, PreQueryHook, QueryPlan, Registry",
         "from amips_plugins import Target, connect",
-        "import amips_plugins.evaluate, amips_plugins.layout, amips_plugins.models.hooks",
+        "import amips_plugins.evaluation, amips_plugins.layout, amips_plugins.models.hooks",
         "import amips_plugins.export, amips_plugins.adapters, amips_plugins.demo",
         "import amips_plugins.observe.query_log, amips_plugins.routing.observers",
         "import amips_plugins.bundle.signing, amips_plugins.bundle.loading",

@@ -13,7 +13,7 @@ from amips_plugins.cli.progress import show_progress
 from amips_plugins.cli.publish import registry_option
 
 if TYPE_CHECKING:
-    from amips_plugins.evaluate import Measurement
+    from amips_plugins.evaluation import Measurement
 
 __all__ = ["command", "show"]
 
@@ -35,7 +35,7 @@ def command(uri: str, queries: Path, registry: str | None, k: int, as_json: bool
     Recall is measured against the exact answer, found by reading every key once.
     """
     from amips_plugins.adapters.connect import connect
-    from amips_plugins.evaluate import evaluate
+    from amips_plugins.evaluation import evaluate
     from amips_plugins.queries import load_queries
     from amips_plugins.routing.router import LearnedRouter
 

@@ -17,7 +17,7 @@ from amips_plugins.bundle.registry import Registry
 from amips_plugins.collection import Collection, collection_key
 from amips_plugins.demo.corpus import Pair, pairs
 from amips_plugins.demo.embed import Embedder, load_embedder
-from amips_plugins.evaluate import Measurement, evaluate
+from amips_plugins.evaluation import Measurement, evaluate
 from amips_plugins.export.snapshot import Snapshot, finished, take_snapshot
 from amips_plugins.export.train import Run, TrainOptions, train
 from amips_plugins.files import replace_file

@@ -26,7 +26,7 @@ from amips_plugins.vectors import FloatArray
 
 __all__ = ["HealthMonitor"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("amips_plugins")
 _WAITING = 4  # samples; more would be stale, and memory
 _WEIGHING = threading.Lock()  # one for all, held for moments: a fork waits until nobody has it
 

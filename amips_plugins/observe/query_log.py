@@ -37,7 +37,7 @@ from amips_plugins.vectors import Metric
 
 __all__ = ["QueryLog"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("amips_plugins")
 _LEAST = 64 * 1024  # bytes: a file's header and a few queries
 _PATTERN = "*.parquet"
 

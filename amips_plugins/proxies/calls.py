@@ -18,7 +18,7 @@ from amips_plugins.routing.router import LearnedRouter
 
 __all__ = ["Asked", "Call", "Dialect", "Found", "Routing", "bound"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("amips_plugins")
 _NAMES_STAY = 30.0  # seconds that an alias is taken to name what it named: a router's own refresh
 
 

@@ -11,7 +11,7 @@ from amips_plugins.routing.router import LearnedRouter
 
 __all__ = ["LateRouter"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("amips_plugins")
 _AGAIN = 5.0  # seconds between two attempts
 
 

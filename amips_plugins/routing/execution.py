@@ -14,7 +14,7 @@ from amips_plugins.routing.hits import Trace
 
 __all__ = ["Outcome", "execute", "traces"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("amips_plugins")
 _TOO_FEW = "cells: fewer than k hits"
 _SWITCHES = 10  # generations that one search follows: more in a row is a fault
 

@@ -8,7 +8,7 @@ from collections import Counter
 
 __all__ = ["Fallbacks"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("amips_plugins")
 
 
 class Fallbacks:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Observation", "Observer", "Observers"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("amips_plugins")
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ __all__ = ["GATED", "Planner"]
 GATED = "health: native"
 """The reason where live searches have shown that the native search is the better one."""
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("amips_plugins")
 _A_QUERY_MORE = 1e-3  # seconds: a hundred times what any of our models takes
 _MODELS_SHARE = 0.25  # of the caller's time
 

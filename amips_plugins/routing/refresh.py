@@ -13,7 +13,7 @@ from amips_plugins.routing.serving import Serving, follow, serve_latest
 
 __all__ = ["ServingFollower"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("amips_plugins")
 
 
 class ServingFollower:

@@ -178,7 +178,7 @@ def _obstacle(collection: Collection, bundle: Bundle, layout: str | None) -> str
     return "cells: not laid out" if layout is None else "cells: of another bundle"
 
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("amips_plugins")
 
 
 def check_bundle(collection: Collection, bundle: Bundle) -> None:

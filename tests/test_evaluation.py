@@ -8,7 +8,7 @@ import pytest
 
 from amips_plugins import LearnedRouter, MemoryCollection
 from amips_plugins.errors import InvalidInput
-from amips_plugins.evaluate import evaluate, exact_neighbours
+from amips_plugins.evaluation import evaluate, exact_neighbours
 from amips_plugins.models.hooks import NativeHook
 from amips_plugins.plan import QueryPlan, Target
 from amips_plugins.vectors import FloatArray, Metric, native_scores

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.cell_layout import (
+    AUDITED,
     AssignCells,
     BuildPlan,
+    LayoutAudit,
     LayoutSpec,
     LayoutStatus,
     check_assigned,
     check_name,
+    find_stale,
+    warn_of_stale,
 )
 from amips_plugins.collection import (
     CollectionInfo,
@@ -33,6 +38,7 @@ from amips_plugins.collection import (
 from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import NATIVE, QueryPlan
 from amips_plugins.progress import Progress, no_progress
+from amips_plugins.sketch import sketch
 from amips_plugins.vectors import FloatArray, IntArray, Metric, native_scores
 
 __all__ = ["MemoryCollection"]
@@ -46,9 +52,10 @@ class MemoryCollection:
     vectors
         ``(n, dim)`` float32.
     ids
-        One unique id a key, all int or all str; the row numbers when left out.
+        One unique id a key, all int or all str (also numpy's own, and ``uuid.UUID``); the row
+        numbers when left out.
     metric
-        How to compare; L2 scores are squared distances.
+        How to compare, also by name; L2 scores are squared distances.
     name
         Name of the collection.
     fields
@@ -70,14 +77,16 @@ class MemoryCollection:
         self,
         vectors: FloatArray,
         ids: Sequence[Id] | None = None,
-        metric: Metric = Metric.COSINE,
+        metric: Metric | str = Metric.COSINE,
         name: str = "memory",
         fields: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         array = np.asarray(vectors, dtype=np.float32)
         if array.ndim != 2 or array.shape[1] == 0:
             raise InvalidInput(f"Vectors have shape {array.shape}; pass (n, dim).")
-        chosen = list(range(len(array))) if ids is None else list(ids)
+        if metric not in tuple(Metric):
+            raise InvalidInput(f"{metric!r} is no metric; use 'ip', 'cosine' or 'l2'.")
+        chosen = list(range(len(array))) if ids is None else _plain_ids(ids)
         if len(chosen) != len(array) or len(set(chosen)) != len(chosen):
             raise InvalidInput(f"{len(array)} vectors need as many different ids.")
         order = sorted(range(len(chosen)), key=chosen.__getitem__)
@@ -86,10 +95,11 @@ class MemoryCollection:
         self._ids = [chosen[row] for row in order]
         self._fields = [stored[row] for row in order]
         self._cells: IntArray = np.full(len(order), OVERFLOW, dtype=np.int64)
+        self._sketches = np.zeros(len(order), dtype=np.int32)
         self._layout: str | None = None
         self._version = ""
-        self._before: list[tuple[str | None, str, dict[Id, int]]] = []
-        self._info = CollectionInfo("memory", name, "vector", metric, array.shape[1])
+        self._before: list[tuple[str | None, str, dict[Id, tuple[int, int]]]] = []
+        self._info = CollectionInfo("memory", name, "vector", Metric(metric), array.shape[1])
 
     @property
     def info(self) -> CollectionInfo:
@@ -108,23 +118,30 @@ class MemoryCollection:
         cells: IntArray | None = None,
     ) -> None:
         """Write keys, in place of those with the same ids; without ``cells`` as overflow."""
-        check_keys(self._info.dim, self._layout, ids, vectors, fields, cells)
-        self.delete(ids)
-        for row, (key, vector) in enumerate(zip(ids, vectors, strict=True)):
-            place = bisect.bisect(self._ids, key)
-            self._ids.insert(place, key)
-            self._fields.insert(place, {} if fields is None else fields[row])
-            self._vectors = np.insert(self._vectors, place, vector, axis=0)
-            self._cells = np.insert(self._cells, place, OVERFLOW if cells is None else cells[row])
+        keys = _plain_ids(ids, self._ids[:1])
+        check_keys(self._info.dim, self._layout, keys, vectors, fields, cells)
+        new = np.array(vectors, dtype=np.float32)
+        placed = np.full(len(keys), OVERFLOW) if cells is None else np.array(cells, np.int64)
+        stored = [{}] * len(keys) if fields is None else [dict(one) for one in fields]
+        # Everything that can fail has been done before the old keys go.
+        self.delete(keys)
+        ids_then = [*self._ids, *keys]
+        order = sorted(range(len(ids_then)), key=ids_then.__getitem__)
+        self._ids = [ids_then[row] for row in order]
+        self._fields = [[*self._fields, *stored][row] for row in order]
+        self._vectors = np.concatenate([self._vectors, new])[order]
+        self._cells = np.concatenate([self._cells, placed])[order]
+        sketches = sketch(new, self._info.metric)
+        self._sketches = np.concatenate([self._sketches, sketches])[order]
 
     def delete(self, ids: Sequence[Id]) -> None:
         """Delete keys; ids that are not there are none of its business."""
-        gone = set(ids)
+        gone = set(_plain_ids(ids))
         kept = [row for row, key in enumerate(self._ids) if key not in gone]
         self._ids = [self._ids[row] for row in kept]
         self._fields = [self._fields[row] for row in kept]
-        self._vectors = self._vectors[kept]
-        self._cells = self._cells[kept]
+        self._vectors, self._cells = self._vectors[kept], self._cells[kept]
+        self._sketches = self._sketches[kept]
 
     @property
     def timeout(self) -> float | None:
@@ -222,9 +239,15 @@ class MemoryCollection:
         """Return the identifier of the cells, or None."""
         return self._layout
 
-    def _place(self, cells: Mapping[Id, int]) -> None:
-        # A key written since is overflow.
-        self._cells = np.array([cells.get(key, OVERFLOW) for key in self._ids], dtype=np.int64)
+    def _place(self, cells: Mapping[Id, tuple[int, int]]) -> None:
+        """Give keys their cell and its sketch; a key written since is overflow."""
+        found = [cells.get(key, (OVERFLOW, 0)) for key in self._ids]
+        self._cells = np.array([cell for cell, _ in found], dtype=np.int64)
+        self._sketches = np.array([beside for _, beside in found], dtype=np.int32)
+
+    def _placed(self) -> dict[Id, tuple[int, int]]:
+        pairs = zip(self._cells.tolist(), self._sketches.tolist(), strict=True)
+        return dict(zip(self._ids, pairs, strict=True))
 
     def overflow(self) -> int:
         """Return the number of keys without a cell; 0 without a layout."""
@@ -256,13 +279,14 @@ class MemoryLayouts:
     def build(self, spec: LayoutSpec, progress: Progress = no_progress) -> MemoryCollection:
         """Give every key its cell, in place."""
         of, plan = self._of, self.plan(spec)
-        ids, before = list(of._ids), dict(zip(of._ids, of._cells.tolist(), strict=True))
+        ids, vectors, before = list(of._ids), of._vectors, of._placed()
         with progress("cells", plan.keys, 0, "keys") as step:
-            found = check_assigned(spec.assign(ids, of._vectors), len(ids), spec.n_cells)
+            found = check_assigned(spec.assign(ids, vectors), len(ids), spec.n_cells)
             step.advance(plan.keys)
         of._before.append((of._layout, of._version, before))
         of._layout, of._version = spec.layout, spec.version
-        of._place(dict(zip(ids, found.tolist(), strict=True)))
+        pairs = zip(found.tolist(), sketch(vectors, of.info.metric).tolist(), strict=True)
+        of._place(dict(zip(ids, pairs, strict=True)))
         return of
 
     def status(self) -> LayoutStatus:
@@ -296,13 +320,47 @@ class MemoryLayouts:
         self._of._before.clear()
         return dropped
 
-    def backfill(self, assign: AssignCells, progress: Progress = no_progress) -> int:
-        """Give the overflow its cells."""
+    def audit(self, sample: int, assign: AssignCells | None = None) -> LayoutAudit:
+        """Look whether keys lie in the cells of their own vectors; change nothing."""
+        judged, stale = self._stale(sample, assign)
+        return LayoutAudit(len(judged), len(stale))
+
+    def backfill(
+        self, assign: AssignCells, progress: Progress = no_progress, *, verify: bool = False
+    ) -> int:
+        """Give the overflow its cells; a sample of the others is looked at, or all of them."""
         of = self._of
-        if of._layout is None:
-            raise InvalidInput(f"{of.info.name!r} has no cells; lay it out first.")
+        judged, stale = self._stale(of.count() if verify else AUDITED, assign)
+        of._cells[stale] = OVERFLOW
+        if not verify:
+            warn_of_stale(of.info.name, LayoutAudit(len(judged), len(stale)))
         rows = np.flatnonzero(of._cells == OVERFLOW)
         with progress("backfill", len(rows), 0, "keys") as step:
             of._cells[rows] = assign([of._ids[row] for row in rows], of._vectors[rows])
+            of._sketches[rows] = sketch(of._vectors[rows], of.info.metric)
             step.advance(len(rows))
         return len(rows)
+
+    def _stale(self, sample: int, assign: AssignCells | None) -> tuple[IntArray, IntArray]:
+        """Return the rows judged and those of them that are stale."""
+        of = self._of
+        if of._layout is None:
+            raise InvalidInput(f"{of.info.name!r} has no cells; lay it out first.")
+        rows = np.flatnonzero(of._cells != OVERFLOW)
+        rows = np.random.default_rng().permutation(rows)[:sample]
+        beside = of._sketches[rows].tolist()
+        ids = [of._ids[row] for row in rows]
+        judged, stale = find_stale(
+            ids, of._vectors[rows], of._cells[rows], beside, of.info.metric, assign
+        )
+        return rows[judged], rows[stale]
+
+
+def _plain_ids(ids: Iterable[Any], beside: Sequence[Id] = ()) -> list[Id]:
+    """Return ids as int or str, all of one kind with those ``beside`` them, or refuse them."""
+    plain: list[Any] = [one.item() if isinstance(one, np.generic) else one for one in ids]
+    plain = [str(one) if isinstance(one, uuid.UUID) else one for one in plain]
+    kinds = {type(one) for one in (*plain, *beside)}
+    if not (kinds <= {int} or kinds <= {str}):
+        raise InvalidInput("Ids are all whole numbers or all text; pass ids of one kind.")
+    return plain

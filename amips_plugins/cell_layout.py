@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,25 +13,35 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from amips_plugins.errors import InvalidInput
-from amips_plugins.vectors import FloatArray, IntArray
+from amips_plugins.sketch import same_vectors, sketch
+from amips_plugins.vectors import FloatArray, IntArray, Metric
 
 if TYPE_CHECKING:
-    from amips_plugins.collection import Id
+    from amips_plugins.collection import BoolArray, Id
 
 __all__ = [
+    "AUDITED",
     "AssignCells",
     "BuildPlan",
+    "LayoutAudit",
     "LayoutSpec",
     "LayoutStatus",
     "Storage",
     "check_assigned",
     "check_name",
+    "find_stale",
+    "warn_of_stale",
 ]
 
 AssignCells = Callable[[Sequence["Id"], FloatArray], IntArray]
 """Gives each key its cell: ids and ``(n, dim)`` float32 vectors to ``(n,)`` int64, -1 for none."""
 
 Storage = Literal["partitions", "field"]
+
+AUDITED = 1000
+"""Keys that a backfill looks at, whether their cells are still theirs."""
+
+_log = logging.getLogger("amips_plugins")
 
 _NAME = re.compile(r"[a-z0-9]{1,16}")
 
@@ -125,6 +137,40 @@ class LayoutStatus:
     older: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class LayoutAudit:
+    """What a look at some keys with a cell, drawn at random, found.
+
+    Attributes
+    ----------
+    sampled
+        Keys that were judged.
+    stale
+        Those of them whose cell is another vector's: somebody changed the vector and left the cell.
+    """
+
+    sampled: int
+    stale: int
+
+    @property
+    def share_at_most(self) -> float:
+        """Upper 95 % confidence bound of the share of stale keys (Clopper and Pearson)."""
+        if self.stale >= self.sampled:
+            return 1.0
+        low, high = self.stale / self.sampled, 1.0
+        counts = range(self.stale + 1)
+        ways = [
+            math.lgamma(self.sampled + 1) - math.lgamma(k + 1) - math.lgamma(self.sampled - k + 1)
+            for k in counts
+        ]
+        for _ in range(40):
+            share = (low + high) / 2
+            hit, miss = math.log(share or 1e-300), math.log1p(-share)
+            chance = sum(math.exp(ways[k] + k * hit + (self.sampled - k) * miss) for k in counts)
+            low, high = (share, high) if chance > 0.05 else (low, share)
+        return high
+
+
 def check_name(spec: LayoutSpec) -> None:
     """Refuse an identifier or a number of cells that no database could hold."""
     if not _NAME.fullmatch(spec.layout):
@@ -155,3 +201,48 @@ def check_assigned(cells: IntArray, n_keys: int, n_cells: int) -> IntArray:
             f"there are 0 to {n_cells - 1}, and -1 for none."
         )
     return array.astype(np.int64)
+
+
+def find_stale(
+    ids: Sequence[Id],
+    vectors: FloatArray,
+    cells: IntArray,
+    sketches: Sequence[int | None],
+    metric: Metric,
+    assign: AssignCells | None,
+) -> tuple[BoolArray, BoolArray]:
+    """Tell which keys with a cell could be judged, and which of these are stale.
+
+    Parameters
+    ----------
+    ids, vectors, cells
+        The keys as they are now.
+    sketches
+        What lies beside each cell; None (older layouts) is judged by recomputing the cell.
+    metric
+        The collection's.
+    assign
+        Recomputes cells; left out, keys without a sketch are not judged.
+    """
+    judged = np.array([one is not None for one in sketches], dtype=np.bool_)
+    stale = np.zeros(len(ids), dtype=np.bool_)
+    if judged.any():
+        beside = np.array([one for one in sketches if one is not None], dtype=np.int32)
+        stale[judged] = ~same_vectors(beside, sketch(vectors[judged], metric))
+    rest = np.flatnonzero(~judged).tolist()
+    if assign is not None and len(rest):
+        stale[rest] = assign([ids[row] for row in rest], vectors[rest]) != cells[rest]
+        judged[rest] = True
+    return judged, stale
+
+
+def warn_of_stale(name: str, audit: LayoutAudit) -> None:
+    """Say what a backfill's look at a sample found, where it found anything."""
+    if audit.stale:
+        _log.warning(
+            "%d of %d keys of %r drawn at random had another vector's cell and are placed again. "
+            "Others may be like them: run amips backfill --verify, which reads every vector.",
+            audit.stale,
+            audit.sampled,
+            name,
+        )

@@ -13,7 +13,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from amips_plugins.cell_layout import AssignCells, BuildPlan, LayoutSpec, LayoutStatus
+from amips_plugins.cell_layout import (
+    AssignCells,
+    BuildPlan,
+    LayoutAudit,
+    LayoutSpec,
+    LayoutStatus,
+)
 from amips_plugins.errors import (
     InvalidInput,
 )
@@ -462,8 +468,37 @@ class Layouts(Protocol):
         """
         ...
 
-    def backfill(self, assign: AssignCells, progress: Progress = no_progress) -> int:
+    def audit(self, sample: int, assign: AssignCells | None = None) -> LayoutAudit:
+        """Look whether keys lie in the cells of their own vectors; change nothing.
+
+        Parameters
+        ----------
+        sample
+            How many keys to read with their vectors, drawn at random.
+        assign
+            Judges keys of older layouts, which have no sketch beside their cells.
+
+        Raises
+        ------
+        InvalidInput
+            The collection has no cells.
+        """
+        ...
+
+    def backfill(
+        self, assign: AssignCells, progress: Progress = no_progress, *, verify: bool = False
+    ) -> int:
         """Give the overflow its cells, and return how many keys got one.
+
+        A stale key (``LayoutAudit``) is overflow as soon as it is found: a random sample is looked
+        at, and a warning says where it held any.
+
+        Parameters
+        ----------
+        assign, progress
+            As for a build.
+        verify
+            Read every vector and find all stale keys; killed and called again, it goes on.
 
         Raises
         ------

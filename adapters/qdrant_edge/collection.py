@@ -383,9 +383,11 @@ class QdrantEdgeLayouts(QdrantLayouts):
         super().__init__(collection, cells, _SECONDS_PER_WRITE)
         self._optimize = collection.optimize
 
-    def backfill(self, assign: AssignCells, progress: Progress = no_progress) -> int:
+    def backfill(
+        self, assign: AssignCells, progress: Progress = no_progress, *, verify: bool = False
+    ) -> int:
         """Give the overflow its cells, and return how many keys got one."""
-        given = super().backfill(assign, progress)
+        given = super().backfill(assign, progress, verify=verify)
         if given:
             self._optimize()
         return given

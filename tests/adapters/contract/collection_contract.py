@@ -85,6 +85,10 @@ class CollectionContract:
         """Upsert keys as another client does, who knows nothing of cells."""
         raise NotImplementedError
 
+    def rewrite_in_place(self, collection: Collection, ids: Sequence[Id], keys: FloatArray) -> None:
+        """Change vectors as a client does who leaves everything else of the keys alone."""
+        pytest.skip("No client of this database can do that.")
+
     def search_async(
         self, collection: Collection, request: SearchRequest, plan: QueryPlan
     ) -> list[list[Hit]]:
@@ -431,6 +435,47 @@ class CollectionContract:
         assert everywhere(collection) == [*range(COUNT), 1000, 1001, 1002]
         for key, score in zip(others, new @ vectors(1, 1)[0], strict=True):
             assert found_in(collection, cells_of([key])[0])[key] == pytest.approx(score, rel=1e-4)
+
+    def by_sign(self) -> LayoutSpec:
+        """Two cells that depend on the vector alone."""
+        return LayoutSpec(
+            "abc123",
+            2,
+            lambda _, keys: (keys[:, 0] > 0).astype(np.int64),
+            version="v1",
+            storage=self.storage,
+        )
+
+    def test_an_audit_of_sound_cells_finds_none_stale(self) -> None:
+        for metric in self.metrics:
+            collection = self.fresh(metric).layouts.build(self.by_sign())
+            audit = collection.layouts.audit(COUNT, self.by_sign().assign)
+            assert (audit.sampled, audit.stale) == (COUNT, 0)
+            assert 0 < audit.share_at_most < 0.06
+            assert collection.layouts.audit(7).sampled == 7
+            assert collection.layouts.backfill(self.by_sign().assign, verify=True) == 0
+
+    def test_an_audit_of_no_cells_is_refused(self) -> None:
+        with pytest.raises(InvalidInput, match="no cells"):
+            self.build().layouts.audit(10)
+
+    def test_a_vector_that_changed_under_its_cell_is_found_and_mended(self) -> None:
+        spec = self.by_sign()
+        for verify in (False, True):
+            collection = self.fresh(Metric.IP).layouts.build(spec)
+            changed = list(range(0, COUNT, 3))
+            new = vectors(3, len(changed))
+            self.rewrite_in_place(collection, changed, new)
+            audit = collection.layouts.audit(COUNT)
+            assert (audit.sampled, audit.stale) == (COUNT, len(changed))
+            assert collection.layouts.backfill(spec.assign, verify=verify) == len(changed)
+            assert collection.layouts.audit(COUNT).stale == 0
+            assert collection.overflow() == 0
+            plan = QueryPlan(cells=(new[:, :1] > 0).astype(np.int64), layout="abc123")
+            found = collection.search(SearchRequest(new, COUNT), plan)
+            assert all(
+                key in {hit.id for hit in hits} for key, hits in zip(changed, found, strict=True)
+            )
 
     def test_a_plan_of_a_layout_changes_nothing(self) -> None:
         collection = self.fresh()

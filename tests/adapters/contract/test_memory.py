@@ -24,6 +24,10 @@ class TestMemoryCollection(CollectionContract):
         assert isinstance(collection, MemoryCollection)
         collection.upsert(ids, keys)
 
+    def rewrite_in_place(self, collection: Collection, ids: Sequence[Id], keys: FloatArray) -> None:
+        assert isinstance(collection, MemoryCollection)
+        collection._vectors[[collection._ids.index(key) for key in ids]] = keys
+
     def search_async(
         self, collection: Collection, request: SearchRequest, plan: QueryPlan
     ) -> list[list[Hit]]:

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 
 import pytest
 
 from integration_tests.containers import (
     MilvusContainer,
-    QdrantContainer,
+    given_qdrant,
     milvus_image,
     no_engine,
-    qdrant_image,
+    own_qdrant,
 )
-from integration_tests.servers import MilvusProcess, MilvusServer, ServerError
+from integration_tests.servers import (
+    MilvusProcess,
+    MilvusServer,
+    QdrantAddress,
+    QdrantProcess,
+    QdrantServer,
+    ServerError,
+)
 
-QDRANT_HINT = (
-    "no Qdrant server: start `docker compose -f docker/compose.yaml up -d --wait qdrant` "
-    "and set AMIPS_QDRANT_URL, for example to http://127.0.0.1:6333"
-)
+QDRANT_KEYS = {
+    "service__api_key": "all of it, for the tests",
+    "service__read_only_api_key": "reading, for the tests",
+    "service__jwt_rbac": "true",
+}
 KILL_TTL = 8  # seconds; see MilvusServer
 
 SERVERS = pytest.StashKey[dict[str, str]]()
@@ -87,25 +97,77 @@ def milvus_container(pytestconfig: pytest.Config) -> Iterator[MilvusContainer]:
 
 
 @pytest.fixture(scope="session")
-def qdrant_url(pytestconfig: pytest.Config) -> Iterator[str]:
-    """A Qdrant server: AMIPS_QDRANT_URL, else a container, else a skip."""
-    given = os.environ.get("AMIPS_QDRANT_URL")
-    if given:
-        pytestconfig.stash[SERVERS]["Qdrant"] = "the server that AMIPS_QDRANT_URL names"
+def qdrant(pytestconfig: pytest.Config) -> Iterator[QdrantAddress]:
+    """A Qdrant server: AMIPS_QDRANT_URL, else the program on PATH, a container, or a skip."""
+    given = given_qdrant()
+    if given is not None:
+        pytestconfig.stash[SERVERS]["Qdrant"] = (
+            f"the server that AMIPS_QDRANT_URL names, {given.version()}"
+        )
         yield given
-        return
-    reason = no_engine()
-    if reason is None:
-        try:
-            qdrant_image()
-        except ServerError as exc:
-            reason = str(exc)
-    if reason:
-        pytest.skip(f"{QDRANT_HINT} ({reason})")
-    container = QdrantContainer()
-    pytestconfig.stash[SERVERS]["Qdrant"] = container.description
-    with container as url:
-        yield url
+    else:
+        with _own_qdrant(pytestconfig, "Qdrant") as server:
+            yield server.address
+
+
+@pytest.fixture(scope="session")
+def qdrant_url(qdrant: QdrantAddress) -> str:
+    return qdrant.url
+
+
+@pytest.fixture(scope="module")
+def qdrant_to_break(pytestconfig: pytest.Config) -> Iterator[QdrantServer]:
+    """A server of one's own, to kill, pause and restart."""
+    with _own_qdrant(pytestconfig, "Qdrant to break") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def qdrant_with_keys(pytestconfig: pytest.Config) -> Iterator[QdrantServer]:
+    """A server of one's own that knows a key for everything, one for reading, and JWTs."""
+    with _own_qdrant(pytestconfig, "Qdrant with keys", QDRANT_KEYS) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def qdrant_cluster(pytestconfig: pytest.Config) -> Iterator[list[QdrantProcess]]:
+    """Three nodes, each a process of one's own."""
+    with ExitStack() as stack:
+        first = stack.enter_context(_qdrant_node(pytestconfig))
+        others = [stack.enter_context(QdrantProcess(joins=first)) for _ in range(2)]
+        yield [first, *others]
+
+
+@pytest.fixture(scope="module")
+def qdrant_node(pytestconfig: pytest.Config) -> Iterator[QdrantAddress]:
+    """A server in cluster mode, which custom shard keys take; one node will do."""
+    given = given_qdrant()
+    if given is not None and json.loads(given.ask("/cluster"))["result"]["status"] == "enabled":
+        pytestconfig.stash[SERVERS]["Qdrant node"] = "the server that AMIPS_QDRANT_URL names"
+        yield given
+    else:
+        with _qdrant_node(pytestconfig) as node:
+            yield node.address
+
+
+def _own_qdrant(
+    config: pytest.Config, name: str, settings: Mapping[str, str] | None = None
+) -> QdrantServer:
+    try:
+        server = own_qdrant(settings)
+    except ServerError as exc:
+        pytest.skip(str(exc))
+    config.stash[SERVERS][name] = server.description
+    return server
+
+
+def _qdrant_node(config: pytest.Config) -> QdrantProcess:
+    try:
+        node = QdrantProcess(cluster=True)
+    except ServerError as exc:
+        pytest.skip(f"{exc}; a cluster takes the program")
+    config.stash[SERVERS]["Qdrant cluster"] = node.description
+    return node
 
 
 def _own_milvus(

@@ -13,20 +13,31 @@ import secrets
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.parse import urlsplit
 
 from integration_tests.servers import (
+    QDRANT_HINT,
     Leash,
     MilvusServer,
+    QdrantAddress,
+    QdrantProcess,
+    QdrantServer,
     ServerError,
     free_ports,
 )
 
-__all__ = ["MilvusContainer", "QdrantContainer", "milvus_image", "no_engine", "qdrant_image"]
+__all__ = [
+    "MilvusContainer",
+    "QdrantContainer",
+    "given_qdrant",
+    "milvus_image",
+    "no_engine",
+    "own_qdrant",
+    "qdrant_image",
+]
 
 COMPOSE = Path(__file__).parent.parent / "docker" / "compose.yaml"
 WHEEL_IMAGE = "amips-milvus:2.3.5"  # what docker/start-engine builds
@@ -35,7 +46,6 @@ _OWNER = "amips.owner"
 _MEMORY = "3g"
 _LOOK_UP_SECONDS = 10.0
 _PULL_SECONDS = 200.0  # within pytest's own limit
-_READY_SECONDS = 60.0
 
 
 def docker(*arguments: str, timeout: float = 60.0) -> str:
@@ -117,13 +127,17 @@ def qdrant_image() -> Image:
 
 
 class Container:
-    """One container with one published port; its data and port survive a kill."""
+    """One container with published ports; its data and ports survive a kill."""
 
-    def __init__(self, image: Image, inner_port: int, environment: dict[str, str]) -> None:
-        self.port = free_ports(1)[0]
+    def __init__(
+        self, image: Image, inner_port: int, environment: dict[str, str], *more: int
+    ) -> None:
+        self.ports = free_ports(1 + len(more))
+        self.port = self.ports[0]
         self.name = f"amips-test-{secrets.token_hex(4)}"
         options = ["--name", self.name, "--label", f"{_OWNER}={_owner()}"]
-        options += ["--publish", f"127.0.0.1:{self.port}:{inner_port}"]
+        for port, inner in zip(self.ports, (inner_port, *more), strict=True):
+            options += ["--publish", f"127.0.0.1:{port}:{inner}"]
         options += ["--memory", _MEMORY, "--memory-swap", _MEMORY, "--pids-limit", "4096"]
         options += ["--security-opt", "no-new-privileges"]
         for key, value in {**image.environment, **environment}.items():
@@ -205,42 +219,71 @@ class MilvusContainer(MilvusServer):
         self._container.remove()
 
 
-class QdrantContainer:
-    """Qdrant in a container; a context manager that yields its address."""
+class QdrantContainer(QdrantServer):
+    """Qdrant in a container of the official image; settings as for ``QdrantProcess``."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
+        settings = {} if settings is None else settings
         image = qdrant_image()
         self.description = f"container {image.name}"
-        self._container = Container(image, 6333, {})
+        named = {f"QDRANT__{name.upper()}": value for name, value in settings.items()}
+        self._container = Container(image, 6333, named, 6334)
+        rest, grpc = self._container.ports
+        token = settings.get("service__api_key")
+        self.address = QdrantAddress(f"http://127.0.0.1:{rest}", grpc, token)
 
-    def __enter__(self) -> str:
-        try:
-            self._container.do("start")
-            uri = f"http://127.0.0.1:{self._container.port}"
-            self._wait(f"{uri}/readyz")
-        except BaseException:
-            self._container.remove()
-            raise
-        return uri
+    def start(self) -> None:
+        self._container.do("start")
 
-    def __exit__(self, *_: object) -> None:
+    def kill(self) -> None:
+        self._container.do("kill", "--signal", "KILL")
+        self._container.do("wait")
+
+    def stop(self) -> None:
+        self._container.do("stop", "--time", "30")
+
+    def pause(self) -> None:
+        self._container.do("pause")
+
+    def unpause(self) -> None:
+        self._container.do("unpause")
+
+    def is_running(self) -> bool:
+        return self._container.is_running()
+
+    def logs(self) -> str:
+        return self._container.logs()
+
+    def remove(self) -> None:
         self._container.remove()
 
-    def _wait(self, page: str) -> None:
-        deadline = time.monotonic() + _READY_SECONDS
-        while time.monotonic() < deadline and self._container.is_running():
-            if _opens(page):
-                return
-            time.sleep(0.2)
-        raise ServerError(f"Qdrant ({self.description}) is not ready:\n{self._container.logs()}")
+
+def given_qdrant() -> QdrantAddress | None:
+    """The server that AMIPS_QDRANT_URL names, or None; gRPC is at the next port, if not given."""
+    url = os.environ.get("AMIPS_QDRANT_URL", "").rstrip("/")
+    if not url:
+        return None
+    port = os.environ.get("AMIPS_QDRANT_GRPC_PORT") or (urlsplit(url).port or 6333) + 1
+    return QdrantAddress(url, int(port), os.environ.get("AMIPS_QDRANT_API_KEY"))
 
 
-def _opens(page: str) -> bool:
-    try:
-        with urlopen(page, timeout=2):
-            return True
-    except OSError:
-        return False
+def own_qdrant(settings: Mapping[str, str] | None = None) -> QdrantServer:
+    """A server of one's own: the program on PATH, else a container.
+
+    Raises
+    ------
+    ServerError
+        There is neither.
+    """
+    if shutil.which("qdrant"):
+        return QdrantProcess(settings)
+    reason = no_engine()
+    if reason is None:
+        try:
+            return QdrantContainer(settings)
+        except ServerError as exc:
+            reason = str(exc)
+    raise ServerError(f"{QDRANT_HINT} ({reason})")
 
 
 def _pinned(repository: str) -> str:

@@ -24,7 +24,6 @@ from amips_plugins.bundle.manifest import (
     MANIFEST,
     MODEL,
     REFERENCE,
-    SUPPORT,
     Manifest,
     describe_file,
 )
@@ -37,12 +36,11 @@ from amips_plugins.export.cost_curves import (
 )
 from amips_plugins.export.curves import record_curves
 from amips_plugins.export.dataset import Candidate, Problem, Split
-from amips_plugins.export.nets import SupportNet
 from amips_plugins.export.options import TrainOptions
 from amips_plugins.export.queries import QuerySplits
 from amips_plugins.export.selection import choose, to_publish
 from amips_plugins.export.snapshot import Snapshot
-from amips_plugins.export.to_onnx import support_to_onnx, to_onnx
+from amips_plugins.export.to_onnx import to_onnx
 from amips_plugins.files import replace_file
 from amips_plugins.health.drift import Reference
 from amips_plugins.models.calibration import Calibration
@@ -68,12 +66,10 @@ def write_bundle(
 ) -> Manifest:
     """Write the files to a folder nobody looks at, then give it its name."""
     published = to_publish(candidates, problem, options)
-    net, dim, metric = published.net, snapshot.manifest.dim, problem.metric
+    dim, metric = snapshot.manifest.dim, problem.metric
     model = served_model(published, problem)
     output = "rewritten" if published.kind == "keynet" else "priority"
     files = {MODEL: model, CANNED: record_canned(OnnxModel(model), output, dim)}
-    if isinstance(net, SupportNet):
-        files[SUPPORT] = support_to_onnx(net, dim, metric)
     calibration = priorities = None
     if published.priority is not None:
         priorities = _priorities(OnnxModel(model), problem.test)

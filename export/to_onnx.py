@@ -7,17 +7,11 @@ ONNX Runtime computes every output of a file, whichever are asked for. So what s
 
 - a router: ``queries (n, dim)`` to ``priority (n, n_cells)``, which chooses cells (``Order``);
 - a KeyNet: ``queries (n, dim)`` to ``rewritten (n, dim)``.
-
-What else a SupportNet says is in a second file (``support_to_onnx``), which no search reads:
-``queries (n, dim)`` to
-
-- ``scores (n, n_cells)``: the support value of every cell;
-- ``keys (n, dim)``: the gradient of the best head, which is the predicted key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,7 +25,7 @@ from torch import Tensor
 from amips_plugins.export.nets import KeyNet, LinearRouter, LowRankRouter, Net, SupportNet
 from amips_plugins.vectors import FloatArray, Metric
 
-__all__ = ["Order", "support_to_onnx", "to_onnx"]
+__all__ = ["Order", "to_onnx"]
 
 _OPSET = 17
 _IR_VERSION = 8  # what ONNX Runtime 1.14 and later read
@@ -99,10 +93,10 @@ def to_onnx(
     graph = _Graph()
     query = _lifted_query(graph, dim, metric)
     if isinstance(net, KeyNet):
-        rewritten = _keynet(graph, net, _unit(graph, query)[0])
+        rewritten = _keynet(graph, net, _unit(graph, query))
         if metric is Metric.L2:
             rewritten = graph.slice_columns(rewritten, dim)
-        return graph.finish(dim, {"rewritten": (rewritten, dim)})
+        return graph.finish("rewritten", rewritten, dim, dim)
     if order is None:
         raise ValueError("a router needs an order")
     # Scores are linear in the weights of the last layer, which can take the scale.
@@ -113,41 +107,11 @@ def to_onnx(
     elif isinstance(net, LowRankRouter):
         scores = graph.affine(unit_times(net.down), scale * net.up, scale * net.bias)
     else:
-        scores = _support_values(graph, net, unit_times, scale)[0]
+        scores = _support_values(graph, net, unit_times, scale)
     if order.scale is not None:
         scores = graph.add("LogSoftmax", scores, axis=1)
     priority = graph.add("Add", scores, graph.constant(order.offset))
-    return graph.finish(dim, {"priority": (priority, len(order.offset))})
-
-
-def support_to_onnx(net: SupportNet, dim: int, metric: Metric) -> bytes:
-    """Write a SupportNet's support values and predicted keys as an ONNX file.
-
-    Parameters
-    ----------
-    net
-        The net; its input dimension is the lifted one.
-    dim
-        Dimension of the collection's vectors.
-    metric
-        Metric of the collection.
-
-    Returns
-    -------
-    bytes
-        A checked ONNX model.
-    """
-    graph = _Graph()
-    unit, length = _unit(graph, _lifted_query(graph, dim, metric))
-    of_unit, layers = _support_values(graph, net, partial(graph.affine, unit))
-    keys = _best_key(graph, net, unit, of_unit, layers)
-    # The support value of a direction is that of the query itself, which cosine does not see.
-    scores = of_unit if metric is Metric.COSINE else graph.add("Mul", of_unit, length)
-    outputs = {
-        "scores": (scores, len(net.norm[-1])),
-        "keys": (graph.slice_columns(keys, dim) if metric is Metric.L2 else keys, dim),
-    }
-    return graph.finish(dim, outputs)
+    return graph.finish("priority", priority, dim, len(order.offset))
 
 
 class _Graph:
@@ -182,15 +146,14 @@ class _Graph:
         bounds = [self.constant(np.array([at]), np.int64) for at in (0, stop, 1)]
         return self.add("Slice", x, *bounds)
 
-    def finish(self, dim: int, outputs: Mapping[str, tuple[str, int]]) -> bytes:
-        """Close the graph: the outputs by name, each a value made here and its columns."""
-        for name, (value, _) in outputs.items():
-            self._nodes.append(helper.make_node("Identity", [value], [name]))
+    def finish(self, name: str, value: str, dim: int, columns: int) -> bytes:
+        """Close the graph: its one output by name, a value made here, and its columns."""
+        self._nodes.append(helper.make_node("Identity", [value], [name]))
         graph = helper.make_graph(
             self._nodes,
             "amips",
             [_rows("queries", dim)],
-            [_rows(name, columns) for name, (_, columns) in outputs.items()],
+            [_rows(name, columns)],
             self._constants,
         )
         model = helper.make_model(
@@ -215,15 +178,14 @@ def _lifted_query(graph: _Graph, dim: int, metric: Metric) -> str:
     return graph.add("Concat", "queries", ones, axis=1)
 
 
-def _unit(graph: _Graph, query: str) -> tuple[str, str]:
-    """Divide the query by its length; return it, and the length."""
+def _unit(graph: _Graph, query: str) -> str:
+    """Divide the query by its length."""
     length = graph.add("ReduceL2", query, axes=[1], keepdims=1)
-    unit = graph.add("Div", query, graph.add("Max", length, graph.constant(np.float32(1e-30))))
-    return unit, length
+    return graph.add("Div", query, graph.add("Max", length, graph.constant(np.float32(1e-30))))
 
 
 def _float_unit(graph: _Graph, query: str) -> _UnitTimes:
-    return partial(graph.affine, _unit(graph, query)[0])
+    return partial(graph.affine, _unit(graph, query))
 
 
 def _int8_unit(graph: _Graph, query: str) -> _UnitTimes:
@@ -263,38 +225,17 @@ def _keynet(graph: _Graph, net: KeyNet, u: str) -> str:
     return graph.add("Add", z, u) if net.residual else z
 
 
-def _support_values(
-    graph: _Graph, net: SupportNet, unit_times: _UnitTimes, scale: float = 1.0
-) -> tuple[str, list[str]]:
-    """Forward pass: scores times a scale, and the hidden layers.
+def _support_values(graph: _Graph, net: SupportNet, unit_times: _UnitTimes, scale: float) -> str:
+    """Forward pass: scores times a scale.
 
     The query has unit length, so the terms with ||u|| are biases.
     """
     depth = len(net.mix)
-    layers: list[str] = []
     z = ""
     for place in range(depth):
         before = unit_times(net.skip[place], net.norm[place])
         if place:
             before = graph.add("Add", before, graph.affine(z, net.mix[place - 1]))
         z = graph.add("Relu", before)
-        layers.append(z)
     direct = unit_times(scale * net.skip[-1], scale * net.norm[-1])
-    return graph.add("Add", direct, graph.affine(z, scale * net.mix[-1])), layers
-
-
-def _best_key(graph: _Graph, net: SupportNet, u: str, scores: str, layers: Sequence[str]) -> str:
-    """Write the gradient of the best head as plain operators; d||u||/du is u."""
-    best = graph.add("ArgMax", scores, axis=1, keepdims=0)
-    to_layer = graph.add("Gather", graph.constant(net.mix[-1]), best, axis=0)
-    key = graph.add("Gather", graph.constant(net.skip[-1]), best, axis=0)
-    norm_weight = graph.add("Gather", graph.constant(net.norm[-1][:, None]), best, axis=0)
-    for place in reversed(range(len(layers))):
-        open_units = graph.add("Sign", layers[place])  # the derivative of relu
-        to_layer = graph.add("Mul", to_layer, open_units)
-        key = graph.add("Add", key, graph.add("MatMul", to_layer, graph.constant(net.skip[place])))
-        through = graph.add("MatMul", to_layer, graph.constant(net.norm[place][:, None]))
-        norm_weight = graph.add("Add", norm_weight, through)
-        if place:
-            to_layer = graph.add("MatMul", to_layer, graph.constant(net.mix[place - 1]))
-    return graph.add("Add", key, graph.add("Mul", norm_weight, u))
+    return graph.add("Add", direct, graph.affine(z, scale * net.mix[-1]))

@@ -30,7 +30,6 @@ __all__ = [
     "REFERENCE",
     "REFERENCE_LIMIT",
     "SIGNATURE",
-    "SUPPORT",
     "Bundle",
     "Fetch",
     "Figure",
@@ -43,7 +42,6 @@ __all__ = [
 FORMAT = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
-SUPPORT = "support.onnx"  # a SupportNet's support values and keys; serving never reads it
 CELLS = "cells.npz"
 CALIBRATION = "calibration.npz"
 CANNED = "canned.npz"  # queries, and what the model gave for them
@@ -58,7 +56,6 @@ _MOST_FILES = 16
 _NO_FILES = ("", ".", "..", MANIFEST, SIGNATURE)
 _LIMITS = {  # bytes; the last two grow with the collection, and serving never reads them
     MODEL: 512 << 20,
-    SUPPORT: 512 << 20,
     CELLS: 512 << 20,
     CALIBRATION: 64 << 20,
     REFERENCE: REFERENCE_LIMIT,

@@ -29,15 +29,12 @@ IR_VERSION = 8
 OPERATORS: Mapping[str, Mapping[str, int | tuple[int, ...]]] = {
     "Abs": {},
     "Add": {},
-    "ArgMax": {"axis": 1, "keepdims": 0},
     "Cast": {"to": 1},
     "Concat": {"axis": 1},
     "Div": {},
-    "Gather": {"axis": 0},
     "Gemm": {"transB": 1},
     "Identity": {},
     "LogSoftmax": {"axis": 1},
-    "MatMul": {},
     "MatMulInteger": {},
     "Max": {},
     "Mul": {},
@@ -45,7 +42,6 @@ OPERATORS: Mapping[str, Mapping[str, int | tuple[int, ...]]] = {
     "ReduceL2": {"axes": (1,), "keepdims": 1},
     "ReduceMax": {"axes": (1,), "keepdims": 1},
     "Relu": {},
-    "Sign": {},
     "Slice": {},
 }
 """The operators that ``export.to_onnx`` writes, each with the only attributes it writes."""
@@ -186,7 +182,7 @@ def _check_graph(graph: Mapping[str, Any]) -> int:
     for node in graph["node"]:
         inputs = _inputs_of(node, values)
         value = _result(node["op_type"], inputs)
-        if node["op_type"] in ("Gemm", "MatMul", "MatMulInteger"):
+        if node["op_type"] in ("Gemm", "MatMulInteger"):
             multiplications += inputs[0].shape[1] * value.shape[1]
         columns += value.shape[-1] if len(value.shape) == 2 else 1
         if columns > _MOST_COLUMNS:
@@ -282,7 +278,7 @@ def _result(operator: str, inputs: Sequence[_Value]) -> _Value:
     matrices = floats and all(len(shape) == 2 for shape in shapes)
     result: tuple[int, ...] | None = None
     dtype = _FLOAT
-    if operator in ("Abs", "Identity", "Relu", "Sign"):
+    if operator in ("Abs", "Identity", "Relu"):
         result = first if floats and len(shapes) == 1 else None
     elif operator in ("Add", "Div", "Max", "Mul"):
         result = _broadcast(first, others[0]) if floats and len(shapes) == 2 else None
@@ -290,11 +286,6 @@ def _result(operator: str, inputs: Sequence[_Value]) -> _Value:
         result = first if matrices and len(shapes) == 1 else None
     elif operator in ("ReduceL2", "ReduceMax"):
         result = (first[0], 1) if matrices and len(shapes) == 1 else None
-    elif operator == "ArgMax":
-        result, dtype = ((first[0],) if matrices and len(shapes) == 1 else None), _INT64
-    elif operator == "MatMul":
-        fits = matrices and len(shapes) == 2 and first[1] == others[0][0]
-        result = (first[0], others[0][1]) if fits else None
     elif operator == "Gemm":
         result = _gemm(shapes) if floats else None
     elif operator == "QuantizeLinear":
@@ -306,8 +297,6 @@ def _result(operator: str, inputs: Sequence[_Value]) -> _Value:
     elif operator == "Concat":
         fits = matrices and len(shapes) == 2 and first[0] == others[0][0]
         result = (first[0], first[1] + others[0][1]) if fits else None
-    elif operator == "Gather":
-        result = _gather(inputs)
     elif operator == "Slice":
         result = _slice(inputs)
     if result is None or result[:1] != (_N,):  # what comes out is a row for each query
@@ -358,19 +347,6 @@ def _integer_product(inputs: Sequence[_Value]) -> tuple[int, ...] | None:
 
 def _is_number(value: _Value, dtype: int) -> bool:
     return value.constant is not None and value.dtype == dtype and value.shape == ()
-
-
-def _gather(inputs: Sequence[_Value]) -> tuple[int, ...] | None:
-    """Return the shape of the rows of a constant that ArgMax found."""
-    if len(inputs) != 2 or inputs[0].constant is None or inputs[0].dtype != _FLOAT:
-        return None
-    table, rows = inputs
-    # An index outside the table fails the call, as ONNX Runtime checks it.
-    return (_N, table.shape[1]) if len(table.shape) == 2 and _is_rows(rows) else None
-
-
-def _is_rows(value: _Value) -> bool:
-    return value.dtype == _INT64 and value.shape == (_N,)
 
 
 def _slice(inputs: Sequence[_Value]) -> tuple[int, ...] | None:

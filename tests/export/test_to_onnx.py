@@ -10,8 +10,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from amips_plugins.export.nets import KeyNet, LinearRouter, Net, SupportNet
-from amips_plugins.export.to_onnx import Order, support_to_onnx, to_onnx
+from amips_plugins.export.nets import KeyNet, LinearRouter, Net
+from amips_plugins.export.to_onnx import Order, to_onnx
 from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.vectors import FloatArray, Metric, lift_queries, lifted_dim, normalise
 from tests.support.training_data import every_net, gaussian
@@ -19,13 +19,11 @@ from tests.support.training_data import every_net, gaussian
 DIM, CELLS = 6, 9
 KINDS = list(every_net(DIM, CELLS))
 ROUTERS = [name for name in KINDS if not name.startswith("keynet")]
-SUPPORTNETS = [name for name in KINDS if name.startswith("supportnet")]
 ORDER = Order(1.7, np.linspace(-0.5, 0.5, CELLS, dtype=np.float32))
 # What a runtime in another language has to know.
 OPERATORS = {
-    *("Add", "ArgMax", "Concat", "Div", "Gather", "Gemm", "Identity", "MatMul"),
-    *("LogSoftmax", "Max", "Mul", "ReduceL2", "Relu", "Sign", "Slice"),
-    *("Abs", "Cast", "MatMulInteger", "QuantizeLinear", "ReduceMax"),
+    *("Add", "Concat", "Div", "Gemm", "Identity", "LogSoftmax", "Max", "Mul", "ReduceL2", "Relu"),
+    *("Abs", "Cast", "MatMulInteger", "QuantizeLinear", "ReduceMax", "Slice"),
 }
 
 
@@ -34,19 +32,11 @@ def net_and_bytes(name: str, metric: Metric) -> tuple[Net, bytes]:
     return net, to_onnx(net, DIM, metric, None if isinstance(net, KeyNet) else ORDER)
 
 
-def support_net_and_bytes(name: str, metric: Metric) -> tuple[SupportNet, bytes]:
-    net = every_net(lifted_dim(DIM, metric), CELLS)[name]
-    assert isinstance(net, SupportNet)
-    return net, support_to_onnx(net, DIM, metric)
-
-
 def every_file(name: str, metric: Metric) -> list[bytes]:
     net, data = net_and_bytes(name, metric)
     files = [data]
     if name in ROUTERS:
         files.append(to_onnx(net, DIM, metric, ORDER, int8=True))
-    if name in SUPPORTNETS:
-        files.append(support_net_and_bytes(name, metric)[1])
     return files
 
 
@@ -187,18 +177,6 @@ def test_no_sum_of_two_products_is_too_large_for_16_bits() -> None:
     assert 2 * largest * 127 < 2**15
 
 
-@pytest.mark.parametrize("metric", list(Metric))
-@pytest.mark.parametrize("name", SUPPORTNETS)
-def test_support_values_are_of_the_query_itself(name: str, metric: Metric) -> None:
-    net, data = support_net_and_bytes(name, metric)
-    queries = some_queries(20)
-    (scores,) = run(data, ["scores"], queries)
-    # They are 1-homogeneous; cosine sees directions only.
-    lifted = lift_queries(queries, metric)
-    close(scores, torch_scores(net, lifted))
-    assert OnnxModel(data).outputs == {"scores": ["n", CELLS], "keys": ["n", DIM]}
-
-
 @pytest.mark.parametrize("batch", [1, 7, 64])
 @pytest.mark.parametrize("metric", list(Metric))
 @pytest.mark.parametrize("name", [name for name in KINDS if name.startswith("keynet")])
@@ -208,25 +186,6 @@ def test_keynet_parity(name: str, metric: Metric, batch: int) -> None:
     (rewritten,) = run(data, ["rewritten"], queries)
     assert rewritten.shape == (batch, DIM)
     close(rewritten, torch_scores(net, unit_of(queries, metric))[:, :DIM])
-
-
-@pytest.mark.parametrize("metric", list(Metric))
-@pytest.mark.parametrize("depth", [1, 2, 3])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_keys_are_the_gradient_of_the_best_head(depth: int, seed: int, metric: Metric) -> None:
-    torch.manual_seed(seed)
-    net = SupportNet(lifted_dim(DIM, metric), CELLS, 10, depth)
-    with torch.no_grad():
-        for weight in net.norm:
-            weight.uniform_(0.0, 1.0)
-    data = support_to_onnx(net, DIM, metric)
-    queries = some_queries(40, seed)
-    unit = torch.from_numpy(unit_of(queries, metric)).requires_grad_()
-    scores = net(unit)
-    best = scores.argmax(dim=1)
-    (gradient,) = torch.autograd.grad(scores.gather(1, best[:, None]).sum(), unit)
-    (keys,) = run(data, ["keys"], queries)
-    close(keys, gradient.numpy()[:, :DIM])
 
 
 @pytest.mark.parametrize("metric", [Metric.IP, Metric.COSINE])  # L2 sees lengths

@@ -38,7 +38,7 @@ from amips_plugins.health.drift import load_reference, outputs_of
 from amips_plugins.layout import lay_out
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.models.cells import Cells
-from amips_plugins.models.hooks import NativeHook, RouteHook
+from amips_plugins.models.hooks import NativeHook
 from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.vectors import FloatArray, IntArray, Metric, lift_keys, lift_queries, normalise
 from tests.support.progress_recorder import Recorder
@@ -205,21 +205,6 @@ def test_a_router_serves_it(model: Model, metric: Metric, run_of: Callable[..., 
     for a, b in zip(exact, routed, strict=True):
         known = {hit.id: hit.score for hit in a}
         assert all(hit.score == pytest.approx(known.get(hit.id, hit.score)) for hit in b)
-
-
-def test_what_a_supportnet_says_more_is_in_a_file_that_serving_does_not_need(
-    run_of: Callable[..., Run], tmp_path: Path
-) -> None:
-    run = run_of("supportnet", Metric.COSINE)
-    queries = normalise(QUERIES[:50])
-    model = OnnxModel(opened(run).read("support.onnx"))
-    scores, keys = model.run(["scores", "keys"], {"queries": queries})
-    # Euler's theorem: a support value is the inner product with its gradient.
-    np.testing.assert_allclose((keys * queries).sum(axis=1), scores.max(axis=1), atol=1e-4)
-    without = shutil.copytree(run.bundle, tmp_path / "bundle")
-    (without / "support.onnx").unlink()
-    assert isinstance(load_hook(Bundle.in_folder(without)), RouteHook)
-    assert "support.onnx" not in opened(run_of("linear", Metric.COSINE)).manifest.files
 
 
 @pytest.mark.parametrize(("model", "metric"), [t for t in TRAININGS if t[0] != "keynet"])

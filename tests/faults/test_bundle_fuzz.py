@@ -36,7 +36,7 @@ from amips_plugins.bundle.registry import Registry
 from amips_plugins.collection import collection_key
 from amips_plugins.errors import BundleCorrupt, BundleError
 from amips_plugins.export.nets import KeyNet, LinearRouter, SupportNet
-from amips_plugins.export.to_onnx import Order, support_to_onnx, to_onnx
+from amips_plugins.export.to_onnx import Order, to_onnx
 from amips_plugins.health.drift import load_reference
 from amips_plugins.models.hooks import ModelFault
 from amips_plugins.models.onnx_check import OPERATORS, check_onnx
@@ -57,7 +57,8 @@ def valid(name: str) -> bytes:
     if name == MANIFEST:
         return msgspec.json.encode(make_manifest(make_files()))
     if name == "supportnet":
-        return support_to_onnx(SupportNet(DIM, N_CELLS, 5, 2), DIM, Metric.COSINE)
+        plain = Order(1.0, np.zeros(N_CELLS, dtype=np.float32))
+        return to_onnx(SupportNet(DIM, N_CELLS, 5, 2), DIM, Metric.COSINE, plain)
     if name == "int8":
         net, order = LinearRouter(DIM, N_CELLS), Order(1.0, np.zeros(N_CELLS, dtype=np.float32))
         return to_onnx(net, DIM, Metric.COSINE, order, int8=True)

@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from amips_plugins.errors import BundleCorrupt
-from amips_plugins.export.nets import KeyNet, SupportNet, multiplications
-from amips_plugins.export.to_onnx import Order, support_to_onnx, to_onnx
+from amips_plugins.export.nets import KeyNet, multiplications
+from amips_plugins.export.to_onnx import Order, to_onnx
 from amips_plugins.models.onnx_check import IR_VERSION, OPERATORS, OPSET, check_onnx
 from amips_plugins.vectors import Metric, lifted_dim
 from tests.support.training_data import every_net
@@ -31,8 +31,6 @@ def written() -> list[Any]:
             files = [to_onnx(net, DIM, metric, order)]
             if order is not None:
                 files.append(to_onnx(net, DIM, metric, order, int8=True))
-            if isinstance(net, SupportNet):
-                files.append(support_to_onnx(net, DIM, metric))
             for file in files:
                 check_onnx(file)
                 models.append(onnx.load_from_string(file))
@@ -56,14 +54,10 @@ def test_multiplications_are_those_of_the_net(name: str) -> None:
     net = every_net(DIM, CELLS)[name]
     order = None if isinstance(net, KeyNet) else Order(1.7, np.zeros(CELLS, dtype=np.float32))
     assert check_onnx(to_onnx(net, DIM, Metric.COSINE, order)) == multiplications(net)
-    if isinstance(net, SupportNet):  # the gradient is a pass of its own
-        assert check_onnx(support_to_onnx(net, DIM, Metric.COSINE)) > multiplications(net)
 
 
 WIDEST = 6
-OUTPUTS_ONE = (
-    *("Abs", "ArgMax", "Identity", "LogSoftmax", "ReduceL2", "ReduceMax", "Relu", "Sign", "Slice"),
-)
+OUTPUTS_ONE = ("Abs", "Identity", "LogSoftmax", "ReduceL2", "ReduceMax", "Relu", "Slice")
 IN_8_BITS = ("QuantizeLinear", "MatMulInteger", "Cast")  # one after the other, and no other way
 
 
@@ -86,7 +80,7 @@ def node_of(operator: str, inputs: list[str], output: str) -> Any:
 def random_graph(rng: np.random.Generator) -> bytes:
     """Random nodes over random constants, each of them one that passes."""
     dim = int(rng.integers(1, 4))
-    names = ["queries", "c0", "c1", "c2", "c3", "best"]
+    names = ["queries", "c0", "c1", "c2", "c3"]
     constants = [
         numpy_helper.from_array(np.array([value], np.int64), f"i{value}") for value in (0, 1, 2)
     ]
@@ -108,16 +102,14 @@ def random_graph(rng: np.random.Generator) -> bytes:
         data: bytes = made.SerializeToString()
         return data
 
-    nodes = [helper.make_node("ArgMax", ["queries"], ["best"], axis=1, keepdims=0)]
+    nodes: list[Any] = []
     best = b""
     for place in range(30):
-        operator = str(rng.choice([*OPERATORS, "Gemm", "Gemm", "MatMul"]))
+        operator = str(rng.choice([*OPERATORS, "Gemm", "Gemm"]))
         count = 1 if operator in OUTPUTS_ONE else rng.choice([2, 2, 3])
         taken = [str(name) for name in rng.choice(names, count)]
-        if operator == "Gather":
-            taken = [taken[0], "best"]
-        if operator in ("Gemm", "MatMul"):  # else they hardly ever fit
-            taken[:2] = str(rng.choice([names[0], *names[6:]])), str(rng.choice(names[1:5]))
+        if operator == "Gemm":  # else it hardly ever fits
+            taken[:2] = str(rng.choice([names[0], *names[5:]])), str(rng.choice(names[1:5]))
         taken += ["i0", rng.choice(["i1", "i2"]), "i1"] if operator == "Slice" else []
         name = f"v{place}"
         steps = [(operator, taken, name)]
@@ -153,12 +145,7 @@ def test_what_passes_gives_the_shapes_worked_out() -> None:
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         for count in (1, 2, 3, 5):
-            try:
-                (output,) = session.run(None, {"queries": np.ones((count, dim), np.float32)})
-            except Exception as exc:  # noqa: BLE001 - its classes are not public
-                # It looks at the rows that a Gather takes, and refuses those that are not there.
-                assert "indices element out of data bounds" in str(exc)  # noqa: PT017
-                continue
+            (output,) = session.run(None, {"queries": np.ones((count, dim), np.float32)})
             assert output.shape == (count, width)
             assert output.dtype == np.float32
     assert min(seen[operator] for operator in OPERATORS) >= 3, seen
@@ -217,7 +204,6 @@ def quantised(**changes: Any) -> bytes:
         {"p": ("MatMulInteger", ["q", "q", "zero"])},
         {"p": ("MatMulInteger", ["weight", "q", "zero"])},
         {"p": ("MatMulInteger", ["q", "weight", "zero", "zero"])},
-        {"p": ("MatMul", ["q", "weight"])},
         {"p": ("Identity", ["q"])},
         {"priority": ("Cast", ["q"])},
         {"priority": ("Cast", ["queries"])},

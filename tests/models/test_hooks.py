@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 
 from amips_plugins.bundle.loading import load_hook
-from amips_plugins.bundle.manifest import CANNED, MODEL
+from amips_plugins.bundle.manifest import MODEL
 from amips_plugins.errors import BundleCorrupt, InvalidInput
 from amips_plugins.models.hooks import (
     ModelFault,
@@ -399,26 +399,3 @@ def test_what_serves_computes_nothing_else(route: RouteHook, rewrite: RewriteHoo
     assert rewrite.model.outputs == {"rewritten": ["n", DIM]}
     for hook in (route, rewrite):
         assert hook.model.inputs == {"queries": ["n", DIM]}
-
-
-@pytest.mark.parametrize("name", ["linear", "supportnet"])
-def test_a_model_published_with_more_outputs_serves_on(
-    name: str, tmp_path: Path, route: RouteHook
-) -> None:
-    """Files as they were written before ``support.onnx`` was."""
-    data = (Path(__file__).parent / "published" / f"{name}.onnx").read_bytes()
-
-    def as_then(files: dict[str, bytes]) -> None:
-        files[MODEL] = data
-        del files[CANNED]
-
-    hook = load_hook(open_bundle(write_bundle(tmp_path, change=as_then)))
-    assert isinstance(hook, RouteHook)
-    assert {"scores", "priority"} <= set(hook.model.outputs)
-    (priority,) = hook.model.run(["priority"], {"queries": QUERIES})
-    plan = hook.plan(QUERIES, Target(k=3))
-    np.testing.assert_array_equal(plan.cells, cells_above(priority, hook._threshold(Target(k=3))))
-    if name == "linear":  # the very net that the bundles of these tests are made of
-        np.testing.assert_array_equal(plan.cells, route.plan(QUERIES, Target(k=3)).cells)
-    else:
-        assert "keys" in hook.model.outputs

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import click
 
-from amips_plugins.cli.options import dry_run_option, json_option
+from amips_plugins.cli.options import dry_run_option, json_option, registry_option
 from amips_plugins.cli.output import echo_json
 from amips_plugins.cli.progress import show_progress
-from amips_plugins.cli.publish import registry_option
 
 __all__ = ["command"]
 
@@ -30,14 +31,11 @@ def command(uri: str, registry: str | None, dry_run: bool, as_json: bool) -> Non
     from amips_plugins.layout import backfill, check_backfill
     from amips_plugins.routing.serving import serving_bundle
 
-    collection = connect(uri)
-    try:
+    with closing(connect(uri)) as collection:
         bundle = serving_bundle(collection, Registry(registry))
         check_backfill(collection, bundle)
         placed = 0 if dry_run else backfill(collection, bundle, show_progress)
         left = collection.overflow()
-    finally:
-        collection.close()
     if as_json:
         echo_json({"placed": placed, "overflow": left})
     elif dry_run:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
 
+from amips_plugins.cli.options import QueryFiles, json_option, queries_options
 from amips_plugins.cli.output import echo_json, share, table
 from amips_plugins.cli.progress import show_progress
 
@@ -28,28 +29,14 @@ _NAMES = {
 
 @click.command("doctor")
 @click.argument("uri")
-@click.option(
-    "--queries",
-    type=click.Path(path_type=Path),
-    help="A .npy file of (n, dim) query vectors, from your log. Without it queries are guessed "
-    "from the keys, and the doctor cannot say whether routing pays.",
-)
-@click.option(
-    "--queries-log",
-    type=click.Path(path_type=Path),
-    help="The folder, or one file, of a QueryLog of this collection, in place of --queries.",
+@queries_options(
+    ", from your log. Without it queries are guessed from the keys, and the doctor cannot say "
+    "whether routing pays."
 )
 @click.option("--cells", default=64, show_default=True, help="Number of cells to try.")
 @click.option("--sample", default=50_000, show_default=True, help="Keys to try them on, at most.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(
-    uri: str,
-    queries: Path | None,
-    queries_log: Path | None,
-    cells: int,
-    sample: int,
-    as_json: bool,
-) -> None:
+@json_option
+def command(uri: str, queries: QueryFiles, cells: int, sample: int, as_json: bool) -> None:
     """Say whether routing would pay for the collection URI.
 
     Looks at how the collection is built, reads its keys (two million at most), and trains a quick
@@ -66,24 +53,14 @@ def command(
     from amips_plugins.adapters.connect import connect
     from amips_plugins.collection import collection_key
     from amips_plugins.doctor.diagnose import diagnose
-    from amips_plugins.errors import InvalidInput, require
+    from amips_plugins.errors import require
 
-    if queries is not None and queries_log is not None:
-        raise InvalidInput("Pass one of --queries and --queries-log, not both.")
     require("torch", "train")
     require("faiss", "train")
-    from amips_plugins.queries import load_queries, load_query_log
-
-    collection = connect(uri)
-    try:
-        info, rows = collection.info, None
-        if queries is not None:
-            rows = load_queries(queries, info.dim)
-        elif queries_log is not None:
-            rows = load_query_log(queries_log, collection_key(info), info.metric, info.dim)
+    with closing(connect(uri)) as collection:
+        info = collection.info
+        rows = queries.read(collection_key(info), info.metric, info.dim)
         found = diagnose(collection, rows, n_cells=cells, sample=sample, progress=show_progress)
-    finally:
-        collection.close()
     if as_json:
         echo_json(found)
     else:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from amips_plugins.cli.options import json_option
+from amips_plugins.cli.options import json_option, registry_option
 from amips_plugins.cli.output import echo_json, share, table
 from amips_plugins.cli.progress import show_progress
-from amips_plugins.cli.publish import registry_option
 
 if TYPE_CHECKING:
     from amips_plugins.evaluation import Measurement
@@ -39,13 +39,10 @@ def command(uri: str, queries: Path, registry: str | None, k: int, as_json: bool
     from amips_plugins.queries import load_queries
     from amips_plugins.routing.router import LearnedRouter
 
-    collection = connect(uri)
-    try:
+    with closing(connect(uri)) as collection:
         rows = load_queries(queries, collection.info.dim)
         router = LearnedRouter(collection, registry=registry)
         measured = evaluate(router, rows, k, progress=show_progress)
-    finally:
-        collection.close()
     if as_json:
         echo_json(measured)
         return

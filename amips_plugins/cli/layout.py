@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, urlsplit
@@ -17,11 +18,11 @@ from amips_plugins.cli.options import (
     agreed_to_remove,
     dry_run_option,
     json_option,
+    registry_option,
     yes_option,
 )
 from amips_plugins.cli.output import duration, echo_json, share, size
 from amips_plugins.cli.progress import show_progress
-from amips_plugins.cli.publish import registry_option
 from amips_plugins.collection import Collection
 
 if TYPE_CHECKING:
@@ -121,11 +122,9 @@ def _build(
             if dry_run or not click.confirm("Go on?", default=True, err=True):
                 return
         placed = lay_out(collection, bundle, show_progress, **options)
-        try:
+        with closing(placed):
             dropped = placed.layouts.drop_old() if drop_old else []
             status = placed.layouts.status()
-        finally:
-            placed.close()
         if as_json:
             echo_json(status)
             return
@@ -185,11 +184,8 @@ def _roll_back(uri: str, yes: bool, anyway: bool, as_json: bool) -> None:
         before = collection.layouts.status()
         if not agreed(f"{before.name!r} serves. This serves what served before it.", yes=yes):
             return
-        earlier = collection.layouts.roll_back(anyway=anyway)
-        try:
+        with closing(collection.layouts.roll_back(anyway=anyway)) as earlier:
             status = earlier.layouts.status()
-        finally:
-            earlier.close()
         if as_json:
             echo_json(status)
             return
@@ -235,11 +231,8 @@ def _drop_old(uri: str, yes: bool, anyway: bool, dry_run: bool, as_json: bool) -
 def _with_collection(uri: str, job: Any) -> None:
     from amips_plugins.adapters.connect import connect
 
-    collection = connect(uri)
-    try:
+    with closing(connect(uri)) as collection:
         job(collection)
-    finally:
-        collection.close()
 
 
 def _work(uri: str, bundle: Bundle) -> Path:

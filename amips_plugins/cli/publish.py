@@ -6,15 +6,10 @@ from pathlib import Path
 
 import click
 
-from amips_plugins.cli.options import dry_run_option, json_option
+from amips_plugins.cli.options import dry_run_option, json_option, registry_option
 from amips_plugins.cli.output import echo_json
 
-__all__ = ["command", "registry_option"]
-
-registry_option = click.option(
-    "--registry",
-    help="Folder or fsspec URL of the registry.  [default: $AMIPS_REGISTRY, or ./registry]",
-)
+__all__ = ["command"]
 
 
 @click.command("publish")

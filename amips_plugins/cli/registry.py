@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amips_plugins.cli.options import agreed, dry_run_option, json_option, yes_option
+from amips_plugins.cli.options import (
+    agreed,
+    dry_run_option,
+    json_option,
+    registry_option,
+    yes_option,
+)
 from amips_plugins.cli.output import echo_json
-from amips_plugins.cli.publish import registry_option
 
 if TYPE_CHECKING:
     from amips_plugins.bundle.registry import Registry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -58,12 +59,9 @@ def command(
         from amips_plugins.queries import load_queries
         from amips_plugins.report.live import measure_live
 
-        opened = connect(collection)
-        try:
+        with closing(connect(collection)) as opened:
             rows = load_queries(queries, opened.info.dim)
             live = measure_live(opened, material.bundle, rows, show_progress)
-        finally:
-            opened.close()
         material = replace(material, live=live)
     with show_progress("draw", 1, 0, "pages") as step:
         page = render(material).encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -32,11 +33,8 @@ def command(uri: str, out: Path, batch_size: int, as_json: bool) -> None:
     from amips_plugins.adapters.connect import connect
     from amips_plugins.export.snapshot import take_snapshot
 
-    collection = connect(uri)
-    try:
+    with closing(connect(uri)) as collection:
         taken = take_snapshot(collection, out, batch_size, show_progress)
-    finally:
-        collection.close()
     manifest = taken.manifest
     if as_json:
         shown = ("count", "dim", "metric", "fingerprint", "count_before", "count_after", "moved")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from amips_plugins.cli.options import json_option
+from amips_plugins.cli.options import QueryFiles, json_option, queries_options, registry_option
 from amips_plugins.cli.output import duration, echo_json, share, table
 from amips_plugins.cli.progress import show_progress
-from amips_plugins.cli.publish import registry_option
 
 if TYPE_CHECKING:
     from amips_plugins.health.status_file import RunningStatus
@@ -25,16 +25,7 @@ _EXIT = {"healthy": 0, "widened": 3, "native": 4}
 @click.command("status")
 @click.argument("uri")
 @registry_option
-@click.option(
-    "--queries",
-    type=click.Path(path_type=Path),
-    help="A .npy file of (n, dim) query vectors to measure recall and drift on.",
-)
-@click.option(
-    "--queries-log",
-    type=click.Path(path_type=Path),
-    help="The folder, or one file, of a QueryLog of this collection, in place of --queries.",
-)
+@queries_options(" to measure recall and drift on.")
 @click.option(
     "--sample",
     default=300,
@@ -51,8 +42,7 @@ _EXIT = {"healthy": 0, "widened": 3, "native": 4}
 def command(
     uri: str,
     registry: str | None,
-    queries: Path | None,
-    queries_log: Path | None,
+    queries: QueryFiles,
     sample: int,
     running: Path | None,
     as_json: bool,
@@ -68,24 +58,14 @@ def command(
     from amips_plugins.adapters.connect import connect
     from amips_plugins.bundle.registry import Registry
     from amips_plugins.collection import collection_key
-    from amips_plugins.errors import InvalidInput
     from amips_plugins.health.status_file import read_status
-    from amips_plugins.queries import load_queries, load_query_log
     from amips_plugins.status import report
 
-    if queries is not None and queries_log is not None:
-        raise InvalidInput("Pass one of --queries and --queries-log, not both.")
     processes = None if running is None else read_status(running)
-    collection = connect(uri)
-    try:
-        info, rows = collection.info, None
-        if queries is not None:
-            rows = load_queries(queries, info.dim)
-        elif queries_log is not None:
-            rows = load_query_log(queries_log, collection_key(info), info.metric, info.dim)
+    with closing(connect(uri)) as collection:
+        info = collection.info
+        rows = queries.read(collection_key(info), info.metric, info.dim)
         found = report(collection, Registry(registry), rows, sample=sample, progress=show_progress)
-    finally:
-        collection.close()
     if as_json:
         content: dict[str, Any] = {"collection": info.name, "status": found}
         if processes is not None:

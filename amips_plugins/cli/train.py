@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from amips_plugins.cli.options import json_option
+from amips_plugins.cli.options import QueryFiles, json_option, queries_options
 from amips_plugins.cli.output import echo_json, share, table
 from amips_plugins.cli.progress import show_progress
 
@@ -16,16 +16,9 @@ __all__ = ["command"]
 
 @click.command("train")
 @click.argument("snapshot", type=click.Path(path_type=Path))
-@click.option(
-    "--queries",
-    type=click.Path(path_type=Path),
-    help="A .npy file of (n, dim) query vectors, from your log. Without it queries are guessed "
-    "from the keys, and the result is only as good as that guess.",
-)
-@click.option(
-    "--queries-log",
-    type=click.Path(path_type=Path),
-    help="The folder, or one file, of a QueryLog of this collection, in place of --queries.",
+@queries_options(
+    ", from your log. Without it queries are guessed from the keys, and the result is only as good "
+    "as that guess."
 )
 @click.option(
     "--model",
@@ -60,8 +53,7 @@ __all__ = ["command"]
 @json_option
 def command(
     snapshot: Path,
-    queries: Path | None,
-    queries_log: Path | None,
+    queries: QueryFiles,
     out: Path,
     cells: int,
     as_json: bool,
@@ -72,21 +64,16 @@ def command(
     Every candidate is compared with the native search on queries it has never seen, its own cost
     included. Interrupted, the same command goes on where it stopped.
     """
-    from amips_plugins.errors import InvalidInput, require
+    from amips_plugins.errors import require
 
-    if queries is not None and queries_log is not None:
-        raise InvalidInput("Pass one of --queries and --queries-log, not both.")
     require("torch", "train")
     require("faiss", "train")
     from amips_plugins.export.snapshot import Snapshot
     from amips_plugins.export.train import TrainOptions, train
-    from amips_plugins.queries import load_queries, load_query_log
 
     taken = Snapshot.open(snapshot)
-    log = None if queries is None else load_queries(queries, taken.manifest.dim)
-    if queries_log is not None:
-        about = taken.manifest
-        log = load_query_log(queries_log, about.collection, about.metric, about.dim)
+    about = taken.manifest
+    log = queries.read(about.collection, about.metric, about.dim)
     run = train(taken, log, out, TrainOptions(n_cells=cells, **options), show_progress)
     manifest = run.manifest
     if as_json:

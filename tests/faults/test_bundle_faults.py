@@ -159,8 +159,7 @@ def many_fields(proto: Any) -> None:
 
 def outer_product(proto: Any) -> None:
     """A matrix of queries by queries."""
-    argmax = helper.make_node("ArgMax", ["queries"], ["best"], axis=1, keepdims=0)
-    proto.graph.node.extend([argmax, helper.make_node("Add", ["best", "queries"], ["square"])])
+    proto.graph.node.append(helper.make_node("Gemm", ["queries", "queries"], ["square"], transB=1))
 
 
 def second_input(proto: Any) -> None:
@@ -263,7 +262,7 @@ MODELS: dict[str, tuple[Damage, str]] = {
     "exponential width": (model(doubling), "more than 131072 columns"),
     "many nodes": (model(long_chain), "nodes, and 256 are the limit"),
     "many fields": (model(many_fields), "too many fields"),
-    "queries by queries": (model(outer_product), "its Add takes"),
+    "queries by queries": (model(outer_product), "its Gemm takes"),
     "second input": (model(second_input), "its input is not"),
     "input of rank 3": (model(input_of(["n", DIM, 1])), "not a float matrix"),
     "input of fixed batch": (model(input_of([1, DIM])), "not a float matrix"),

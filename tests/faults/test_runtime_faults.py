@@ -184,16 +184,16 @@ def heavy(width: int, layers: int) -> bytes:
     """A sound router that takes long: one large matrix, used time and again."""
     rng = np.random.default_rng(0)
     constants = [
-        numpy_helper.from_array(rng.standard_normal((DIM, width)).astype(np.float32), "first"),
+        numpy_helper.from_array(rng.standard_normal((width, DIM)).astype(np.float32), "first"),
         numpy_helper.from_array(
             (rng.standard_normal((width, width)) / np.sqrt(width)).astype(np.float32), "again"
         ),
-        numpy_helper.from_array(np.zeros((width, N_CELLS), dtype=np.float32), "last"),
+        numpy_helper.from_array(np.zeros((N_CELLS, width), dtype=np.float32), "last"),
     ]
     names = ["queries", *(f"x{at}" for at in range(layers + 1)), "priority"]
     weights = ["first", *["again"] * layers, "last"]
     nodes = [
-        helper.make_node("MatMul", [names[at], weight], [names[at + 1]])
+        helper.make_node("Gemm", [names[at], weight], [names[at + 1]], transB=1)
         for at, weight in enumerate(weights)
     ]
     graph = helper.make_graph(

@@ -46,16 +46,18 @@ def graph(inputs: dict[str, list[Any]], outputs: dict[str, list[Any]], fill: flo
         # A constant that is not finite would be refused; a division by zero shows in a search.
         divisor = 1.0 if plain else 0.0
         top = fill if plain else np.sign(np.nan_to_num(fill))
-        values = {"zeros": np.zeros((DIM, width)), "top": top, "divisor": divisor}
+        values = {"zeros": np.zeros((width, DIM)), "top": top, "divisor": divisor}
         for part, value in values.items():
             array = np.asarray(value, dtype=np.float32)
             constants.append(numpy_helper.from_array(array, f"{name}_{part}"))
         steps = [
-            ("MatMul", next(iter(inputs)), f"{name}_zeros", f"{name}_wide"),
+            ("Gemm", next(iter(inputs)), f"{name}_zeros", f"{name}_wide"),
             ("Add", f"{name}_wide", f"{name}_top", f"{name}_moved"),
             ("Div", f"{name}_moved", f"{name}_divisor", name),
         ]
-        nodes += [helper.make_node(op, [x, y], [z]) for op, x, y, z in steps]
+        for op, x, y, z in steps:
+            attributes = {"transB": 1} if op == "Gemm" else {}
+            nodes.append(helper.make_node(op, [x, y], [z], **attributes))
     made = helper.make_graph(
         nodes,
         "test",

@@ -30,8 +30,7 @@ from amips_plugins.background.single_flight import Refresher
 from amips_plugins.collection import CollectionInfo, CollectionKey, collection_key
 from amips_plugins.errors import InvalidInput, require
 from amips_plugins.files import held, replace_file
-from amips_plugins.observe.reservoir import Reservoir
-from amips_plugins.observe.sample import FORMAT, Sample, SampleHeader, encode_sample
+from amips_plugins.observe.sample import FORMAT, Reservoir, Sample, SampleHeader, encode_sample
 from amips_plugins.routing.observers import Observation
 from amips_plugins.vectors import Metric
 

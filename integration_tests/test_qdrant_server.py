@@ -1,4 +1,4 @@
-"""The adapter's contract, and layouts under fire, against a Qdrant server.
+"""The adapter's contract against a Qdrant server, over REST and gRPC.
 
 Collections are made with random names and dropped again; others are left alone.
 """
@@ -6,74 +6,111 @@ Collections are made with random names and dropped again; others are left alone.
 from __future__ import annotations
 
 import os
-import random
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from qdrant_client import QdrantClient, models
+from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
-from amips_plugins.cell_layout import LayoutSpec
-from amips_plugins.collection import Id, SearchRequest
+from amips_plugins.collection import Collection, Hit, Id, SearchRequest
 from amips_plugins.errors import CollectionError, CollectionNotFound
 from amips_plugins.plan import QueryPlan
-from amips_plugins.vectors import FloatArray, IntArray, Metric
+from amips_plugins.vectors import FloatArray, Metric
+from integration_tests.qdrant_data import create, wait_until_indexed
+from integration_tests.servers import QdrantAddress
 from tests.adapters.contract.collection_contract import COUNT, DIM, cells_of, everywhere, vectors
-from tests.adapters.contract.test_qdrant import QdrantContract
+from tests.adapters.contract.test_qdrant import DISTANCES, QdrantContract
+from tests.support.event_loop import LoopThread
 from tests.support.progress_recorder import Recorder
-
-API_KEY = os.environ.get("AMIPS_QDRANT_API_KEY")
-MANY = 20_000
-
-BUILDER = """
-import os, sys
-import numpy as np
-from amips_plugins.cell_layout import LayoutSpec
-from amips_plugins.adapters.qdrant.collection import QdrantCollection
-
-def assign(ids, vectors):
-    print(flush=True)  # what follows is the writing
-    return (vectors[:, 0] > 0).astype(np.int64)
-
-token = os.environ.get("AMIPS_QDRANT_API_KEY")
-collection = QdrantCollection.connect(sys.argv[1], sys.argv[2], token=token)
-collection.layouts.build(LayoutSpec("sign", 2, assign))
-"""
-
-
-def connected(url: str) -> QdrantClient:
-    return QdrantClient(url=url, api_key=API_KEY, timeout=60, check_compatibility=False)
-
-
-def by_sign(_: Sequence[Id], keys: FloatArray) -> IntArray:
-    return (keys[:, 0] > 0).astype(np.int64)
 
 
 class TestQdrantServer(QdrantContract):
-    @pytest.fixture(autouse=True)
-    def _client(self, qdrant_url: str) -> Iterator[None]:
-        self.made = []
-        self.url = qdrant_url
-        self.client = connected(qdrant_url)
-        yield
-        for name in self.made:
-            self.client.delete_collection(name)
-        self.client.close()
+    """The contract over REST, with every vector in a graph.
+
+    Building a graph takes a moment, so collections are shared by the tests that only read them.
+    """
+
+    grpc = False
+    address: ClassVar[QdrantAddress]
+    built: ClassVar[dict[tuple[Any, ...], str]]
+    loop: ClassVar[LoopThread]
+    awaited: ClassVar[AsyncQdrantClient]
+    client: ClassVar[QdrantClient]  # type: ignore[misc]
+    made: ClassVar[list[str]]  # type: ignore[misc]
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _server(cls, qdrant: QdrantAddress) -> Iterator[None]:
+        cls.address, cls.built, cls.made = qdrant, {}, []
+        cls.client = qdrant.client(prefer_grpc=cls.grpc)
+        cls.awaited = qdrant.async_client(prefer_grpc=cls.grpc)
+        with LoopThread() as cls.loop:
+            yield
+            cls.loop.run(cls.awaited.close())
+        for name in cls.made:
+            cls.client.delete_collection(name)
+        cls.client.close()
+
+    def make(
+        self, keys: FloatArray, ids: Sequence[Id], metric: Metric, groups: Sequence[str]
+    ) -> Collection:
+        content = (metric, keys.tobytes(), *ids)
+        if content not in self.built:
+            name = create(
+                self.client, field=self.vector, distance=DISTANCES[metric], size=DIM, threshold=1
+            )
+            self.made.append(name)
+            self.upsert(name, ids, keys, groups)
+            self.built[content] = name
+            self.indexed(name)
+        return QdrantCollection(self.client, self.built[content])
+
+    def indexed(self, name: str) -> None:
+        """Wait for the graph, of collections that are large enough for one."""
+        count = self.client.count(name).count
+        wait_until_indexed(self.client, name, count if count * DIM * 4 > 1024 else 0)
+
+    def upsert(
+        self, name: str, ids: Sequence[Id], keys: FloatArray, groups: Sequence[str] | None
+    ) -> None:
+        super().upsert(name, ids, keys, ["foreign"] * len(ids) if groups is None else groups)
+
+    def fresh(self, metric: Metric = Metric.COSINE) -> Collection:
+        self.built.pop((metric, vectors().tobytes(), *range(COUNT)), None)
+        return self.build(metric)
+
+    def laid_out(self, metric: Metric = Metric.COSINE) -> Collection:
+        if (metric,) not in self.built:
+            name = self.fresh_laid_out(metric).info.name
+            self.built.pop((metric, vectors().tobytes(), *range(COUNT)))
+            self.built[metric,] = name
+        return QdrantCollection(self.client, self.built[metric,])
+
+    def fresh_laid_out(self, metric: Metric = Metric.COSINE) -> Collection:
+        built = super().fresh_laid_out(metric)
+        self.indexed(built.info.name)
+        return built
+
+    def search_async(
+        self, collection: Collection, request: SearchRequest, plan: QueryPlan
+    ) -> list[list[Hit]]:
+        assert isinstance(collection, QdrantCollection)
+        return self.loop.run(collection.search_async(self.awaited, request, plan))
 
     def test_connect(self) -> None:
         made = self.build(Metric.L2)
-        collection = QdrantCollection.connect(self.url, made.info.name, token=API_KEY)
+        collection = QdrantCollection.connect(
+            self.address.url, made.info.name, token=self.address.token
+        )
         assert collection.info == made.info
         assert collection.count() == COUNT
         collection.close()
         with pytest.raises(CollectionNotFound, match=made.info.name):
-            QdrantCollection.connect(self.url, "amips_no_such_collection", token=API_KEY)
+            QdrantCollection.connect(
+                self.address.url, "amips_no_such_collection", token=self.address.token
+            )
 
     def test_mixed_ids_come_in_one_order(self) -> None:
         ids: list[Id] = [7, 2**64 - 1, *self.string_ids[:3], 0]
@@ -85,7 +122,7 @@ class TestQdrantServer(QdrantContract):
             assert rest == order[place + 1 :]
 
     def test_a_cell_search_has_its_index(self) -> None:
-        collection = self.laid_out()
+        collection = self.fresh_laid_out()
         name = collection.info.name
         schema = self.client.get_collection(name).payload_schema
         assert schema["amips_cell_abc123"].data_type == models.PayloadSchemaType.INTEGER
@@ -94,7 +131,7 @@ class TestQdrantServer(QdrantContract):
         assert self.client.get_collection(name).payload_schema == {}
 
     def test_a_quantised_collection_keeps_its_scores_when_rewritten(self) -> None:
-        collection = self.build(Metric.IP)
+        collection = self.fresh(Metric.IP)
         self.client.update_collection(
             collection.info.name,
             quantization_config=models.ScalarQuantization(
@@ -111,7 +148,7 @@ class TestQdrantServer(QdrantContract):
 
     def test_a_build_goes_on_where_it_stopped(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("amips_plugins.adapters.qdrant.store._WRITE_BATCH", 16)
-        collection = self.build()
+        collection = self.fresh()
         with pytest.raises(KeyboardInterrupt):
             collection.layouts.build(self.spec(), Recorder(stop_after=40))
         assert collection.layouts.status().unfinished == ("abc123",)
@@ -162,102 +199,18 @@ class TestQdrantServer(QdrantContract):
         assert built.layouts.roll_back().layouts.drop_old() == ["abc123"]
 
     def strict(self, **settings: Any) -> QdrantCollection:
-        name = self.build().info.name
+        name = self.fresh().info.name
         self.client.create_payload_index(name, "group", models.PayloadSchemaType.KEYWORD)
         self.client.update_collection(
             name, strict_mode_config=models.StrictModeConfig(enabled=True, **settings)
         )
         return QdrantCollection(self.client, name)
 
-    def many(self) -> tuple[QdrantCollection, FloatArray]:
-        keys = vectors(5, MANY)
-        groups = ["g"] * 500
-        made = self.make(keys[:500], list(range(500)), Metric.IP, groups)
-        made.upsert(list(range(500, MANY)), keys[500:])
-        return QdrantCollection(self.client, made.info.name), keys
 
-    def check_cells(self, collection: QdrantCollection, keys: dict[int, FloatArray]) -> None:
-        """Every key is there once, as last written, and in the cell of that vector."""
-        found: dict[Any, tuple[Any, Any]] = {}
-        offset: Any = None
-        while True:
-            records, offset = self.client.scroll(
-                collection.info.name, limit=5000, offset=offset, with_vectors=True
-            )
-            for record in records:
-                assert record.id not in found
-                found[record.id] = (record.vector, (record.payload or {}).get("amips_cell_sign"))
-            if offset is None:
-                break
-        assert sorted(found) == sorted(keys)
-        for key, (vector, cell) in found.items():
-            np.testing.assert_allclose(vector, keys[key], atol=1e-6)
-            assert cell == int(keys[key][0] > 0)
+class TestQdrantServerOverGrpc(TestQdrantServer):
+    grpc = True
 
-    def test_a_builder_killed_at_random(self) -> None:
-        collection, keys = self.many()
-        chance = random.Random(11)
-        for _ in range(3):
-            with subprocess.Popen(
-                [sys.executable, "-c", BUILDER, self.url, collection.info.name],
-                stdout=subprocess.PIPE,
-            ) as builder:
-                assert builder.stdout is not None
-                builder.stdout.readline()
-                time.sleep(chance.uniform(0.0, 0.5))
-                builder.kill()
-            assert collection.count() == MANY
-        if collection.current().layout() is None:
-            collection.layouts.build(LayoutSpec("sign", 2, by_sign))
-        built = collection.current()
-        assert built.layouts.status().unfinished == ()
-        assert built.overflow() == 0
-        self.check_cells(built, dict(enumerate(keys)))
 
-    def test_two_writers_and_a_reader_during_a_build(self) -> None:
-        collection, array = self.many()
-        name, keys = collection.info.name, dict(enumerate(array))
-        stop, problems = threading.Event(), []
-
-        def write(seed: int) -> None:
-            # Each writer has its own half of the ids, so that the last write of each is known.
-            client, rng = connected(self.url), np.random.default_rng(seed)
-            while not stop.is_set():
-                key = int(rng.integers(MANY // 2)) * 2 + seed
-                vector = rng.standard_normal(DIM).astype(np.float32)
-                client.upsert(name, [models.PointStruct(id=key, vector=vector.tolist())])
-                keys[key] = vector
-                gone = int(rng.integers(MANY // 2)) * 2 + seed
-                client.delete(name, models.PointIdsList(points=[gone]))
-                keys.pop(gone, None)
-            client.close()
-
-        def read() -> None:
-            client = connected(self.url)
-            reader = QdrantCollection(client, name)
-            while not stop.is_set():
-                reader = reader.current()
-                plan = QueryPlan()
-                if reader.layout() is not None:
-                    plan = QueryPlan(cells=np.array([[0, 1]]), layout="sign")
-                (hits,) = reader.search(SearchRequest(vectors(1, 1), k=10), plan)
-                if len({hit.id for hit in hits}) != 10:
-                    problems.append(hits)
-            client.close()
-
-        threads = [threading.Thread(target=write, args=(seed,)) for seed in (0, 1)]
-        threads.append(threading.Thread(target=read))
-        for thread in threads:
-            thread.start()
-        try:
-            built = collection.layouts.build(LayoutSpec("sign", 2, by_sign))
-            time.sleep(1.0)
-            built.layouts.backfill(by_sign)
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
-        assert problems == []
-        built.layouts.backfill(by_sign)
-        assert built.overflow() == 0
-        self.check_cells(QdrantCollection(self.client, name), keys)
+@pytest.mark.skipif("AMIPS_NIGHTLY" not in os.environ, reason="set AMIPS_NIGHTLY")
+class TestQdrantServerNamedVector(TestQdrantServer):
+    vector = "text"

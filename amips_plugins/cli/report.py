@@ -48,26 +48,26 @@ def command(
 
     require("matplotlib", "report")
     from amips_plugins.files import replace_file
-    from amips_plugins.report.material import read_material
+    from amips_plugins.report.data import read_report
     from amips_plugins.report.page import render, write_pngs
 
     if (collection is None) != (queries is None):
         raise InvalidInput("Times need both --collection and --queries; pass both, or neither.")
-    material = read_material(run)
+    data = read_report(run)
     if collection is not None and queries is not None:
         from amips_plugins.adapters.connect import connect
         from amips_plugins.queries import load_queries
-        from amips_plugins.report.live import measure_live
+        from amips_plugins.report.timings import measure_timings
 
         with closing(connect(collection)) as opened:
             rows = load_queries(queries, opened.info.dim)
-            live = measure_live(opened, material.bundle, rows, show_progress)
-        material = replace(material, live=live)
+            live = measure_timings(opened, data.bundle, rows, show_progress)
+        data = replace(data, timings=live)
     with show_progress("draw", 1, 0, "pages") as step:
-        page = render(material).encode()
+        page = render(data).encode()
         replace_file(out, page)
         step.advance()
     click.echo(f"The report is in {out} ({size(len(page))}).")
     if png is not None:
-        paths = write_pngs(material, png)
+        paths = write_pngs(data, png)
         click.echo(f"{len(paths)} charts are in {png}.")

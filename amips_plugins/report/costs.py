@@ -12,8 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from amips_plugins.bundle.manifest import Figure as Cost
-from amips_plugins.report.drawing import (
+from amips_plugins.report.data import ReportData, Timings
+from amips_plugins.report.style import (
     BLUE,
+    COLOURS,
     DASHES,
     INK,
     MARKS,
@@ -21,12 +23,12 @@ from amips_plugins.report.drawing import (
     NAMES,
     PAPER,
     WASH,
+    Chart,
     bars,
     listed,
+    new_axes,
     percent,
 )
-from amips_plugins.report.material import Live, Material
-from amips_plugins.report.style import COLOURS, Chart, new_axes
 from amips_plugins.report.training_record import Curves
 
 __all__ = ["latency", "probes", "promises", "recall_against_cost"]
@@ -36,9 +38,9 @@ _MILLISECONDS = [step * 10.0**power for power in range(-3, 5) for step in (1, 2,
 _TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
-def recall_against_cost(material: Material) -> Chart | None:
+def recall_against_cost(data: ReportData) -> Chart | None:
     """Recall against the share of the keys that it costs, a line a candidate."""
-    manifest, curves = material.manifest, material.curves
+    manifest, curves = data.manifest, data.curves
     k, target = manifest.default_k, manifest.default_recall
     costs = [cost for cost in manifest.figures if cost.k == k and cost.candidate in NAMES]
     if not costs:  # a bundle that another tool made
@@ -168,13 +170,13 @@ def _overtaken(costs: Sequence[Cost], choice: str, target: float) -> str:
     return " The choice was made on validation queries; on these, another came out ahead."
 
 
-def promises(material: Material) -> Chart | None:
+def promises(data: ReportData) -> Chart | None:
     """Recall that was promised against recall that was found."""
-    calibration = material.calibration
+    calibration = data.calibration
     if calibration is None:
         return None
-    k = material.manifest.default_k
-    kept = None if material.curves is None else material.curves.promises
+    k = data.manifest.default_k
+    kept = None if data.curves is None else data.curves.promises
     if kept is not None:
         promised, found = np.array(kept.promised), np.array(kept.measured)
         scanned, where = np.array(kept.scanned), "test"
@@ -238,9 +240,9 @@ def promises(material: Material) -> Chart | None:
     )
 
 
-def probes(material: Material, curves: Curves) -> Chart:
+def probes(data: ReportData, curves: Curves) -> Chart:
     """How many cells the test queries search at the default target."""
-    manifest = material.manifest
+    manifest = data.manifest
     counts = np.array(curves.probes)
     figure, (axes,) = new_axes(7.4, 3.6)
     edges = np.unique(np.linspace(1, max(len(counts), 2), min(33, len(counts) + 1)).astype(int))
@@ -271,10 +273,10 @@ def probes(material: Material, curves: Curves) -> Chart:
     )
 
 
-def latency(live: Live) -> Chart:
+def latency(timings: Timings) -> Chart:
     """Milliseconds of single queries, native above routed."""
     figure, (axes,) = new_axes(7.4, 3.8)
-    native, routed = np.array(live.native_ms), np.array(live.routed_ms)
+    native, routed = np.array(timings.native_ms), np.array(timings.routed_ms)
     low = max(min(native.min(), routed.min()) * 0.9, 1e-3)
     high = max(float(np.quantile(np.concatenate([native, routed]), 0.995)), low * 2)
     edges = np.geomspace(low, high, 33)
@@ -297,7 +299,7 @@ def latency(live: Live) -> Chart:
             color=colour,
             fontweight="bold",
         )
-        recall = live.native_recall if name == "native" else live.routed_recall
+        recall = timings.native_recall if name == "native" else timings.routed_recall
         rows.append(
             (
                 name,
@@ -325,14 +327,15 @@ def latency(live: Live) -> Chart:
     )
     return Chart(
         "latency",
-        f"Routed searches are {faster} native ones, at recall@{live.k} {live.routed_recall:.3f}",
+        f"Routed searches are {faster} native ones, at recall@{timings.k} "
+        f"{timings.routed_recall:.3f}",
         f"{len(native)} queries, each searched natively and routed in turn, on the machine that "
-        f"made this report: read the times as a ratio. The native search found recall@{live.k} "
-        f"{live.native_recall:.3f}; the router was asked for {live.target:.2f}."
-        + (f" {live.fallbacks} fell back to the native search." if live.fallbacks else ""),
+        f"made this report: read the times as a ratio. The native search found recall@{timings.k} "
+        f"{timings.native_recall:.3f}; the router was asked for {timings.target:.2f}."
+        + (f" {timings.fallbacks} fell back to the native search." if timings.fallbacks else ""),
         "Two histograms of the time that a query takes, native above the axis and routed below.",
         figure,
-        ("search", "median ms", "p95 ms", "p99 ms", f"recall@{live.k}"),
+        ("search", "median ms", "p95 ms", "p99 ms", f"recall@{timings.k}"),
         tuple(rows),
     )
 

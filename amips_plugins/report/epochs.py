@@ -6,16 +6,18 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from amips_plugins.report.drawing import (
+from amips_plugins.report.style import (
+    COLOURS,
     DASHES,
     INK,
     MARKS,
     NAMES,
+    Chart,
     legend_below,
     listed,
+    new_axes,
     percent,
 )
-from amips_plugins.report.style import COLOURS, Chart, new_axes
 from amips_plugins.report.training_record import Curves
 
 __all__ = ["training"]

@@ -11,11 +11,18 @@ from amips_plugins.errors import require
 require("matplotlib", "report")  # before what imports it
 
 from amips_plugins.files import replace_file  # noqa: E402
-from amips_plugins.report.charts import all_charts  # noqa: E402
-from amips_plugins.report.material import Material  # noqa: E402
+from amips_plugins.report.costs import (  # noqa: E402
+    latency,
+    probes,
+    promises,
+    recall_against_cost,
+)
+from amips_plugins.report.data import ReportData  # noqa: E402
+from amips_plugins.report.epochs import training  # noqa: E402
+from amips_plugins.report.searched import cell_sizes, flat_map  # noqa: E402
 from amips_plugins.report.style import COLOURS, Chart, to_png, to_svg  # noqa: E402
 
-__all__ = ["render", "write_pngs"]
+__all__ = ["all_charts", "render", "write_pngs"]
 
 _STYLE = """
 :root { color-scheme: light dark; %(light)s }
@@ -51,6 +58,8 @@ figure { margin: 2.6rem 0 0; }
 figure svg { display: block; width: 100%%; min-width: 32rem; height: auto; overflow: visible; }
 figure svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans",
   "DejaVu Sans", sans-serif !important; }
+.hint { display: none; color: var(--muted); font-size: .88rem; margin: 0 0 .4rem; }
+@media (max-width: 34.5rem) { .hint { display: block; } }
 figcaption { color: var(--muted); font-size: .92rem; margin-top: .6rem; max-width: 44rem; }
 details { margin-top: .55rem; font-size: .92rem; }
 summary { cursor: pointer; color: var(--linear); width: fit-content; }
@@ -103,23 +112,23 @@ _GROUPS = (
 )
 
 
-def render(material: Material) -> str:
-    """Return the whole page. All text of the material is escaped: names are others' words."""
-    manifest = material.manifest
+def render(data: ReportData) -> str:
+    """Return the whole page. All text of the data is escaped: names are others' words."""
+    manifest = data.manifest
     key = manifest.collection
     name = "/".join(part for part in (key.database, key.name, key.field) if part)
-    charts = all_charts(material)
+    charts = all_charts(data)
     style = _STYLE % {
         theme: " ".join(f"--{name}: {both[place]};" for name, both in COLOURS.items())
         for place, theme in enumerate(("light", "dark"))
     }
     parts = [
         f'<p class="verdict">{escape(manifest.reason)}</p>',
-        _key_figures(material),
+        _key_figures(data),
         _contents(charts),
-        *_sections(charts, material),
+        *_sections(charts, data),
         '<section aria-labelledby="card"><h2 id="card">Model card</h2>',
-        _card(material),
+        _card(data),
         "</section>",
     ]
     return _PAGE.format(
@@ -134,18 +143,36 @@ def render(material: Material) -> str:
     )
 
 
-def write_pngs(material: Material, folder: Path) -> list[Path]:
+def write_pngs(data: ReportData, folder: Path) -> list[Path]:
     """Write every chart as NAME.png, on white, and return their paths."""
     paths = []
-    for chart in all_charts(material):
+    for chart in all_charts(data):
         path = folder / f"{chart.name}.png"
         replace_file(path, to_png(chart))
         paths.append(path)
     return paths
 
 
-def _key_figures(material: Material) -> str:
-    manifest, live = material.manifest, material.live
+def all_charts(data: ReportData) -> list[Chart]:
+    """Draw what the data is enough for, in the order of the page."""
+    first = (recall_against_cost(data), promises(data))
+    charts = [chart for chart in first if chart is not None]
+    curves, timings = data.curves, data.timings
+    if curves is not None and curves.probes:
+        charts.append(probes(data, curves))
+    if timings is not None and timings.native_ms:
+        charts.append(latency(timings))
+    if data.cells is not None:
+        charts.append(cell_sizes(data))
+    if curves is not None:
+        charts.append(flat_map(curves.flat))
+        if curves.epochs:
+            charts.append(training(curves))
+    return charts
+
+
+def _key_figures(data: ReportData) -> str:
+    manifest, timings = data.manifest, data.timings
     k = manifest.default_k
     nearest = min(
         (figure.recall for figure in manifest.figures),
@@ -162,9 +189,9 @@ def _key_figures(material: Material) -> str:
             )
     if manifest.n_cells:
         told.append((f"{manifest.n_cells}", "cells"))
-    if live is not None and live.native_ms:
+    if timings is not None and timings.native_ms:
         told.append(
-            (f"{live.routed_recall:.3f}", f"recall@{live.k} found in the collection, routed")
+            (f"{timings.routed_recall:.3f}", f"recall@{timings.k} found in the collection, routed")
         )
     else:
         told.append((f"{manifest.parameters:,}", "multiplications of the model a query"))
@@ -179,24 +206,24 @@ def _contents(charts: Sequence[Chart]) -> str:
     )
 
 
-def _sections(charts: Sequence[Chart], material: Material) -> Iterable[str]:
+def _sections(charts: Sequence[Chart], data: ReportData) -> Iterable[str]:
     for number, (heading, names) in enumerate(_GROUPS, start=1):
         inside = [_figure(chart) for chart in charts if chart.name in names]
-        inside += [f"<p>{escape(text)}</p>" for text in _missing(heading, material)]
+        inside += [f"<p>{escape(text)}</p>" for text in _missing(heading, data)]
         if inside:
             yield f'<section aria-labelledby="s{number}"><h2 id="s{number}">{heading}</h2>'
             yield from inside
             yield "</section>"
 
 
-def _missing(heading: str, material: Material) -> Iterable[str]:
+def _missing(heading: str, data: ReportData) -> Iterable[str]:
     """Say what is not shown, and why."""
-    if heading == "What it costs" and material.live is None:
+    if heading == "What it costs" and data.timings is None:
         yield (
             "Times are not shown: with --collection URI --queries test.npy the collection itself "
             "is searched, natively and routed."
         )
-    if heading == "How it was trained" and material.curves is None:
+    if heading == "How it was trained" and data.curves is None:
         yield (
             "Training curves, cells searched by a query and the map are not shown: they are kept "
             "in curves.json of a run's folder, which a bundle by itself does not have, nor a run "
@@ -214,6 +241,7 @@ def _figure(chart: Chart) -> str:
     )
     return (
         f'<figure id="{name}"><h3>{escape(chart.title)}</h3>'
+        f'<p class="hint">Scroll sideways to see all of the chart.</p>'
         f'<div class="plot">{opening}>{told}{rest}</div>'
         f"<figcaption>{escape(chart.caption)}</figcaption>"
         f'<details><summary>The numbers<span class="sr"> of: {escape(chart.title)}</span></summary>'
@@ -233,8 +261,8 @@ def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -
     )
 
 
-def _card(material: Material) -> str:
-    manifest = material.manifest
+def _card(data: ReportData) -> str:
+    manifest = data.manifest
     key = manifest.collection
     told = {"log": "logged queries", "guess": "queries guessed from the keys: no better than that"}
     facts = [

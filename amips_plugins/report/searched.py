@@ -11,16 +11,17 @@ from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter
 
-from amips_plugins.report.drawing import (
+from amips_plugins.report.data import ReportData
+from amips_plugins.report.style import (
     BLUE,
     FAINT,
     INK,
     ORANGE,
+    Chart,
     bars,
     legend_below,
+    new_axes,
 )
-from amips_plugins.report.material import Material
-from amips_plugins.report.style import Chart, new_axes
 from amips_plugins.report.training_record import FlatMap
 
 __all__ = ["cell_sizes", "flat_map"]
@@ -28,11 +29,11 @@ __all__ = ["cell_sizes", "flat_map"]
 _APART = 0.1  # of the keys' spread
 
 
-def cell_sizes(material: Material) -> Chart:
+def cell_sizes(data: ReportData) -> Chart:
     """Keys in every cell, and where the answers lie."""
-    assert material.cells is not None  # noqa: S101 - for the type checker
-    sizes = np.sort(material.cells.sizes)[::-1]
-    demand = None if material.curves is None else np.array(material.curves.demand)
+    assert data.cells is not None  # noqa: S101 - for the type checker
+    sizes = np.sort(data.cells.sizes)[::-1]
+    demand = None if data.curves is None else np.array(data.curves.demand)
     figure, (axes,) = new_axes(7.4, 3.8)
     bars(axes, np.arange(0.5, len(sizes) + 1.0), [int(size) for size in sizes], FAINT)
     even = float(sizes.mean())
@@ -47,7 +48,7 @@ def cell_sizes(material: Material) -> Chart:
     )
     more = ""
     if demand is not None and len(demand) == len(sizes) and demand.sum():
-        order = np.argsort(-material.cells.sizes, kind="stable")
+        order = np.argsort(-data.cells.sizes, kind="stable")
         per_key = demand / demand.sum() * sizes.sum()
         axes.plot(
             np.arange(len(sizes)) + 1,
@@ -60,9 +61,9 @@ def cell_sizes(material: Material) -> Chart:
         handles.append(
             Line2D([], [], color=ORANGE, marker="D", ms=4.5, ls="none", label="asked for")
         )
-        busy = np.argsort(-(demand / material.cells.sizes.clip(1)), kind="stable")
+        busy = np.argsort(-(demand / data.cells.sizes.clip(1)), kind="stable")
         share = np.cumsum(demand[busy]) / demand.sum()
-        held = np.cumsum(material.cells.sizes[busy]) / sizes.sum()
+        held = np.cumsum(data.cells.sizes[busy]) / sizes.sum()
         half = int((share >= 0.5).argmax())
         title = f"Half of the answers lie in cells that hold {held[half]:.0%} of the keys"
         more = (

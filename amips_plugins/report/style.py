@@ -1,17 +1,41 @@
-"""How charts look: one set of colours for light and dark, and SVG that a page can hold."""
+"""How charts look: colours for light and dark, names and marks, bars, and SVG for a page."""
 
 from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from matplotlib import rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "Chart", "new_axes", "to_png", "to_svg"]
+__all__ = [
+    "BLUE",
+    "COLOURS",
+    "DASHES",
+    "FAINT",
+    "INK",
+    "MARKS",
+    "MUTED",
+    "NAMES",
+    "ORANGE",
+    "PAPER",
+    "WASH",
+    "Chart",
+    "bars",
+    "legend_below",
+    "listed",
+    "new_axes",
+    "percent",
+    "to_png",
+    "to_svg",
+]
 
 COLOURS: dict[str, tuple[str, str]] = {
     # name: on white, on black; text in any of them has a contrast of 4.5 or more (WCAG 2.2, 1.4.3)
@@ -26,26 +50,37 @@ COLOURS: dict[str, tuple[str, str]] = {
     "keynet": ("#0a7454", "#46c79a"),
     "wash": ("#cfe0f1", "#1d3a56"),
 }
-_INK, _MUTED, _RULE, _PAPER = (COLOURS[name][0] for name in ("ink", "muted", "rule", "paper"))
+INK, MUTED, RULE, FAINT, PAPER, WASH = (
+    COLOURS[name][0] for name in ("ink", "muted", "rule", "faint", "paper", "wash")
+)
+BLUE, ORANGE = COLOURS["linear"][0], COLOURS["supportnet"][0]
+NAMES = {
+    "native": "nearest centroids",
+    "linear": "linear router",
+    "supportnet": "SupportNet",
+    "keynet": "KeyNet",
+}
+MARKS = {"native": "s", "linear": "o", "supportnet": "^", "keynet": "D"}
+DASHES = {"native": (4, 2), "linear": (), "supportnet": (7, 1.5), "keynet": (1, 1.2)}
 _RC: dict[Any, Any] = {  # its type names the settings of one version
     "font.family": "sans-serif",
     "font.size": 10.5,
-    "axes.edgecolor": _RULE,
-    "axes.labelcolor": _MUTED,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
     "axes.labelsize": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.facecolor": "none",
     "axes.grid": True,
     "axes.axisbelow": True,
-    "figure.facecolor": _PAPER,
-    "grid.color": _RULE,
+    "figure.facecolor": PAPER,
+    "grid.color": RULE,
     "grid.linewidth": 0.7,
-    "text.color": _INK,
-    "xtick.color": _RULE,
-    "ytick.color": _RULE,
-    "xtick.labelcolor": _MUTED,
-    "ytick.labelcolor": _MUTED,
+    "text.color": INK,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
     "lines.linewidth": 2.0,
     "lines.solid_capstyle": "round",
     "svg.fonttype": "none",  # text stays text: small, sharp, and in the reader's own font
@@ -55,30 +90,14 @@ _RC: dict[Any, Any] = {  # its type names the settings of one version
 
 @dataclass(frozen=True)
 class Chart:
-    """One picture, with all that is said of it.
+    """One picture, with all that is said of it."""
 
-    Attributes
-    ----------
-    name
-        Its identifier, and the name of its file.
-    title
-        What it shows, as a finding.
-    caption
-        How to read it.
-    description
-        What is to be seen, for those who cannot see it.
-    figure
-        The picture, without a title.
-    header, rows
-        The same in numbers.
-    """
-
-    name: str
-    title: str
-    caption: str
-    description: str
+    name: str  # its identifier, and the name of its file
+    title: str  # what it shows, as a finding
+    caption: str  # how to read it
+    description: str  # for those who cannot see it
     figure: Figure
-    header: tuple[str, ...]
+    header: tuple[str, ...]  # the same in numbers
     rows: tuple[tuple[str, ...], ...]
 
 
@@ -97,8 +116,7 @@ def new_axes(
 def to_svg(chart: Chart) -> str:
     """Draw a chart as an ``<svg>`` element that takes its colours from the page.
 
-    The same chart gives the same text; its identifiers begin with the chart's name, so that a page
-    can hold several.
+    The same chart gives the same text, and identifiers begin with its name.
     """
     buffer = io.StringIO()
     with rc_context({**_RC, "svg.hashsalt": chart.name}):
@@ -132,3 +150,38 @@ def to_png(chart: Chart) -> bytes:
         chart.figure.savefig(buffer, format="png", dpi=144)
         heading.remove()
     return buffer.getvalue()
+
+
+def bars(axes: Axes, edges: npt.NDArray[np.float64], heights: Sequence[int], colour: str) -> None:
+    """Draw bars between edges, which need not be evenly spaced."""
+    axes.bar(
+        edges[:-1],
+        heights,
+        width=np.diff(edges),
+        align="edge",
+        color=colour,
+        edgecolor=PAPER,
+        linewidth=0.6,
+    )
+
+
+def legend_below(figure: Figure, handles: list[Artist]) -> None:
+    """Explain the signs of a chart below it."""
+    figure.legend(
+        handles=handles,
+        loc="outside lower left",
+        ncols=len(handles),
+        frameon=False,
+        labelcolor=INK,
+        handletextpad=0.5,
+    )
+
+
+def percent(value: float | None) -> str:
+    """Write a share as people read it; ``-`` where it is unknown."""
+    return "-" if value is None else f"{value:.1%}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Write names as a list in a sentence."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -22,116 +22,51 @@ _FORMAT = 1
 
 
 class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Recall against cost of one candidate on the test split.
-
-    Attributes
-    ----------
-    candidate, k
-        Which, and which recall@k.
-    total
-        Keys scanned and the model's multiplications as a share of the keys, rising.
-    recall
-        Mean recall at each.
-    """
+    """Recall against cost of one candidate on the test split."""
 
     candidate: ModelKind
     k: int
-    total: list[float]
+    total: list[float]  # keys scanned and the model's multiplications, as a share of the keys
     recall: list[float]
 
 
 class Epochs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a candidate trained.
-
-    Attributes
-    ----------
-    candidate
-        Which.
-    loss
-        Mean loss of each epoch.
-    cost
-        Mean share of the keys that recalls around the target cost on the validation split, model
-        included, after each.
-    """
+    """How a candidate trained, epoch by epoch."""
 
     candidate: ModelKind
     loss: list[float]
-    cost: list[float]
+    cost: list[float]  # of recalls around the target on the validation split, model included
 
 
 class Promises(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What calibration promises, and what the test split shows of it, by threshold.
-
-    Attributes
-    ----------
-    k
-        Which recall@k.
-    promised
-        The guaranteed recall.
-    measured
-        Mean recall on the test split, which neither chose nor calibrated the thresholds.
-    scanned
-        Mean share of the keys searched, on the test split.
-    """
+    """What calibration promises, and what the test split shows of it, threshold by threshold."""
 
     k: int
     promised: list[float]
-    measured: list[float]
+    measured: list[float]  # on the test split, which neither chose nor calibrated the thresholds
     scanned: list[float]
 
 
 class FlatMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Some keys and test queries on their first two principal axes.
-
-    Attributes
-    ----------
-    keys, queries
-        Pairs of coordinates.
-    cells
-        The cell of each of the keys.
-    variance
-        Share of the variance that the two axes hold.
-    shift
-        Distance between the means of keys and queries, over the keys' root mean square distance
-        from theirs.
-    """
+    """Some keys and test queries on their first two principal axes."""
 
     keys: list[tuple[float, float]]
     queries: list[tuple[float, float]]
-    cells: list[int]
-    variance: float
-    shift: float
+    cells: list[int]  # of each of the keys
+    variance: float  # the share that the two axes hold
+    shift: float  # between the means of keys and queries, over the keys' spread
 
 
 class Curves(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """All of it.
-
-    Attributes
-    ----------
-    format
-        Version of this structure.
-    version
-        The bundle it belongs to.
-    lines, epochs
-        Of every candidate.
-    probes
-        Test queries by the number of cells that they search at the default target, from 0 cells
-        on; empty for a KeyNet.
-    demand
-        True top keys of the test queries in each cell.
-    promises
-        None for a KeyNet.
-    flat
-        The map.
-    """
+    """All of it."""
 
     format: int = _FORMAT
-    version: str
+    version: str  # of the bundle
     lines: list[Line]
     epochs: list[Epochs]
-    probes: list[int]
-    demand: list[int]
-    promises: Promises | None
+    probes: list[int]  # test queries by the number of cells they search, from 0 on
+    demand: list[int]  # true top keys of the test queries in each cell
+    promises: Promises | None  # None for a KeyNet
     flat: FlatMap
 
 

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from amips_plugins.layout import lay_out
-from amips_plugins.report.live import measure_live
-from amips_plugins.report.material import read_material
+from amips_plugins.report.data import read_report
 from amips_plugins.report.page import render
+from amips_plugins.report.timings import measure_timings
 from tests.support.browser import HINT, Tab, chromium, find_chromium
 from tests.support.trainings import collection, queries, short_run
 
@@ -43,11 +43,11 @@ BOXES = """
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("browser")
-    found = read_material(short_run(folder).path)
+    found = read_report(short_run(folder).path)
     laid_out = lay_out(collection(), found.bundle)
-    live = measure_live(laid_out, found.bundle, queries(seed=9)[:40])
+    live = measure_timings(laid_out, found.bundle, queries(seed=9)[:40])
     path = folder / "report.html"
-    path.write_text(render(replace(found, live=live)), encoding="utf-8")
+    path.write_text(render(replace(found, timings=live)), encoding="utf-8")
     return path
 
 
@@ -78,6 +78,8 @@ def test_every_chart_is_there_to_be_seen(tab: Tab, page: Path, scheme: str, widt
         assert chart["outside"] == [] or width < 500
         assert chart["textSize"] >= 9
     assert tab.run("document.documentElement.scrollWidth") <= width  # nothing to scroll sideways
+    hint = "[...document.querySelectorAll('.hint')].map(hint => hint.offsetHeight > 0)"
+    assert tab.run(hint) == [width < 500] * CHARTS  # wider than the window: the page says so
     assert tab.requests == [page.as_uri()]
     assert tab.complaints == []
     shot = pixels(tab.screenshot())

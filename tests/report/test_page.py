@@ -20,11 +20,10 @@ from amips_plugins.cli import main
 from amips_plugins.errors import BundleMismatch, BundleNotFound, InvalidInput
 from amips_plugins.export.train import Run
 from amips_plugins.layout import lay_out
-from amips_plugins.report.charts import all_charts
-from amips_plugins.report.live import measure_live
-from amips_plugins.report.material import Live, Material, read_material
-from amips_plugins.report.page import render, write_pngs
+from amips_plugins.report.data import ReportData, Timings, read_report
+from amips_plugins.report.page import all_charts, render, write_pngs
 from amips_plugins.report.style import COLOURS, to_svg
+from amips_plugins.report.timings import measure_timings
 from amips_plugins.report.training_record import CURVES, Curves, read_curves
 from tests.support.bundles import write_bundle
 from tests.support.trainings import NAME, collection, queries, short_run
@@ -77,11 +76,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def material(run: Run) -> Material:
-    found = read_material(run.path)
+def data(run: Run) -> ReportData:
+    found = read_report(run.path)
     laid_out = lay_out(collection(), found.bundle)
-    live = measure_live(laid_out, found.bundle, queries(seed=9)[:40])
-    return replace(found, live=live)
+    live = measure_timings(laid_out, found.bundle, queries(seed=9)[:40])
+    return replace(found, timings=live)
 
 
 def test_a_training_keeps_its_curves(run: Run) -> None:
@@ -109,8 +108,8 @@ def test_a_training_keeps_its_curves(run: Run) -> None:
     assert again == curves
 
 
-def test_every_chart_is_drawn(material: Material) -> None:
-    charts = all_charts(material)
+def test_every_chart_is_drawn(data: ReportData) -> None:
+    charts = all_charts(data)
     assert [chart.name for chart in charts] == ALL
     pages = []
     for chart in charts:
@@ -122,11 +121,11 @@ def test_every_chart_is_drawn(material: Material) -> None:
         assert drawn.count("<path") + drawn.count("<use") > 12
         coloured = set(re.findall(r"#[0-9a-f]{6}\b", drawn))
         assert coloured == set()  # all of them are the page's to choose
-    assert [to_svg(chart) for chart in all_charts(material)] == pages  # the same every time
+    assert [to_svg(chart) for chart in all_charts(data)] == pages  # the same every time
 
 
-def test_the_page_stands_by_itself(material: Material) -> None:
-    text = render(material)
+def test_the_page_stands_by_itself(data: ReportData) -> None:
+    text = render(data)
     page = Page(text)
     assert not {"script", "iframe", "img", "object"} & {tag for tag, _ in page.tags}
     assert not re.search(r'(?:src|href)="(?!#|data:)', text)
@@ -146,20 +145,20 @@ def test_the_page_stands_by_itself(material: Material) -> None:
     assert all(after <= before + 1 for before, after in pairwise(headings))
     assert all("scope" in attributes for attributes in page.all("th"))
     assert "prefers-color-scheme: dark" in text
-    assert material.manifest.snapshot in page.text
+    assert data.manifest.snapshot in page.text
     assert len(text) < 1_500_000
 
 
-def test_names_are_no_markup(material: Material) -> None:
-    text = render(material)
+def test_names_are_no_markup(data: ReportData) -> None:
+    text = render(data)
     assert NAME not in text
     assert "<b>" not in text
     assert NAME in Page(text).text
     evil = "</title><script>alert(1)</script>"
     changed = msgspec.structs.replace(
-        material.manifest, reason=evil, preset=evil, version=evil, tools={evil: evil}
+        data.manifest, reason=evil, preset=evil, version=evil, tools={evil: evil}
     )
-    worse = replace(material, bundle=replace(material.bundle, manifest=changed))
+    worse = replace(data, bundle=replace(data.bundle, manifest=changed))
     text = render(worse)
     assert "<script" not in text
     assert evil in Page(text).text
@@ -183,7 +182,7 @@ def test_text_has_contrast() -> None:
 
 def test_a_bundle_alone_says_what_it_lacks(run: Run, tmp_path: Path) -> None:
     shutil.copytree(run.bundle, tmp_path / "alone")
-    alone = read_material(tmp_path / "alone")
+    alone = read_report(tmp_path / "alone")
     assert alone.curves is None
     names = [chart.name for chart in all_charts(alone)]
     assert names == ["recall-against-cost", "promised-recall", "cell-sizes"]
@@ -191,12 +190,12 @@ def test_a_bundle_alone_says_what_it_lacks(run: Run, tmp_path: Path) -> None:
     assert "kept in curves.json" in text.replace("\n", " ")
     assert "Times are not shown" in text
     # In its run it has the curves beside it.
-    assert read_material(run.bundle).curves is not None
+    assert read_report(run.bundle).curves is not None
 
 
 def test_a_bundle_with_next_to_nothing(tmp_path: Path) -> None:
     write_bundle(tmp_path / "made", figures=[], choice="unheard of")
-    bare = read_material(tmp_path / "made")
+    bare = read_report(tmp_path / "made")
     assert "recall-against-cost" not in [chart.name for chart in all_charts(bare)]
     assert "Model card" in Page(render(bare)).text
 
@@ -204,7 +203,7 @@ def test_a_bundle_with_next_to_nothing(tmp_path: Path) -> None:
 def test_an_earlier_run_can_be_shown(run: Run, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "run")
     (tmp_path / "run" / CURVES).unlink()
-    assert read_material(tmp_path / "run").curves is None
+    assert read_report(tmp_path / "run").curves is None
 
 
 @pytest.mark.parametrize(
@@ -223,29 +222,29 @@ def test_damaged_curves_are_one_sentence(
     path = tmp_path / "run" / CURVES
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(InvalidInput, match=message):
-        read_material(tmp_path / "run")
+        read_report(tmp_path / "run")
 
 
 def test_there_has_to_be_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleNotFound, match="no bundle"):
-        read_material(tmp_path)
+        read_report(tmp_path)
 
 
-def test_live_searches(material: Material) -> None:
-    live = material.live
-    assert isinstance(live, Live)
+def test_live_searches(data: ReportData) -> None:
+    live = data.timings
+    assert isinstance(live, Timings)
     assert len(live.native_ms) == len(live.routed_ms) == 40
     assert live.native_recall == 1.0
     assert live.routed_recall > 0.85
     assert live.fallbacks == 0
-    assert f"{live.routed_recall:.3f}" in render(material)
+    assert f"{live.routed_recall:.3f}" in render(data)
     with pytest.raises(BundleMismatch, match="not laid out"):
-        measure_live(collection(), material.bundle, queries()[:5])
+        measure_timings(collection(), data.bundle, queries()[:5])
 
 
-def test_a_keynet_has_no_cells(material: Material) -> None:
+def test_a_keynet_has_no_cells(data: ReportData) -> None:
     changed = msgspec.structs.replace(
-        material.manifest,
+        data.manifest,
         model="keynet",
         n_cells=0,
         layout="",
@@ -254,13 +253,13 @@ def test_a_keynet_has_no_cells(material: Material) -> None:
             msgspec.structs.replace(figure, candidate="keynet", total=None, scanned=None)
             if figure.candidate == "linear" and figure.recall > 0.9
             else figure
-            for figure in material.manifest.figures
+            for figure in data.manifest.figures
         ],
     )
-    curves = material.curves
+    curves = data.curves
     assert isinstance(curves, Curves)
-    bare = Material(
-        replace(material.bundle, manifest=changed),
+    bare = ReportData(
+        replace(data.bundle, manifest=changed),
         None,
         None,
         msgspec.structs.replace(curves, probes=[], promises=None),
@@ -270,16 +269,16 @@ def test_a_keynet_has_no_cells(material: Material) -> None:
     assert "Nothing learned beats nearest centroids" in render(bare)
 
 
-def test_pictures(material: Material, tmp_path: Path) -> None:
-    paths = write_pngs(material, tmp_path / "png")
+def test_pictures(data: ReportData, tmp_path: Path) -> None:
+    paths = write_pngs(data, tmp_path / "png")
     assert [path.stem for path in paths] == ALL
     for path in paths:
-        data = path.read_bytes()
-        assert data.startswith(b"\x89PNG")
-        width, height = struct.unpack(">II", data[16:24])
+        png = path.read_bytes()
+        assert png.startswith(b"\x89PNG")
+        width, height = struct.unpack(">II", png[16:24])
         assert width > 900
         assert height > 400
-        assert len(data) < 200_000
+        assert len(png) < 200_000
 
 
 def test_the_command(

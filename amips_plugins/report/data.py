@@ -13,54 +13,30 @@ from amips_plugins.models.calibration import Calibration
 from amips_plugins.models.cells import Cells
 from amips_plugins.report.training_record import CURVES, Curves, read_curves
 
-__all__ = ["Live", "Material", "read_material"]
+__all__ = ["ReportData", "Timings", "read_report"]
 
 
-class Live(msgspec.Struct, frozen=True, kw_only=True):
-    """What searches of the collection itself showed.
-
-    Attributes
-    ----------
-    k, target
-        Which recall@k, and the recall that was asked for.
-    native_ms, routed_ms
-        Milliseconds of each query searched by itself, model and client included.
-    native_recall, routed_recall
-        Mean recall@k, against the exact search.
-    fallbacks
-        Queries that the native search answered in place of the model.
-    """
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """What searches of the collection itself showed, one query at a time."""
 
     k: int
-    target: float
-    native_ms: list[float]
+    target: float  # recall@k that was asked for
+    native_ms: list[float]  # of each query, model and client included
     routed_ms: list[float]
-    native_recall: float
+    native_recall: float  # mean, against the exact search
     routed_recall: float
-    fallbacks: int
+    fallbacks: int  # queries that the native search answered in place of the model
 
 
 @dataclass(frozen=True)
-class Material:
-    """All that there is.
-
-    Attributes
-    ----------
-    bundle
-        The bundle.
-    cells, calibration
-        Of its model; None for a KeyNet.
-    curves
-        What its training kept; None for a bundle alone, or a run of an earlier version.
-    live
-        What searches of the collection showed; None where none was named.
-    """
+class ReportData:
+    """All that there is; None where a run, a KeyNet or the command line has none of it."""
 
     bundle: Bundle
     cells: Cells | None
     calibration: Calibration | None
     curves: Curves | None
-    live: Live | None = None
+    timings: Timings | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -68,7 +44,7 @@ class Material:
         return self.bundle.manifest
 
 
-def read_material(path: Path) -> Material:
+def read_report(path: Path) -> ReportData:
     """Read a run's folder, or a bundle's.
 
     Raises
@@ -91,4 +67,4 @@ def read_material(path: Path) -> Material:
     if bundle.manifest.model != "keynet":
         cells = Cells.from_bytes(bundle.read(CELLS))
         calibration = Calibration.from_bytes(bundle.read(CALIBRATION))
-    return Material(bundle, cells, calibration, curves)
+    return ReportData(bundle, cells, calibration, curves)

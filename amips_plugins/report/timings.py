@@ -10,36 +10,26 @@ from amips_plugins.bundle.manifest import Bundle
 from amips_plugins.collection import Collection, SearchRequest
 from amips_plugins.errors import BundleMismatch
 from amips_plugins.health.monitor import HealthMonitor
+from amips_plugins.health.recall import recall_at_k
 from amips_plugins.models.hooks import NativeHook
 from amips_plugins.progress import Progress, no_progress
-from amips_plugins.report.material import Live
+from amips_plugins.report.data import Timings
 from amips_plugins.routing.router import LearnedRouter
 from amips_plugins.vectors import FloatArray
 
-__all__ = ["MOST_QUERIES", "measure_live"]
+__all__ = ["MOST_QUERIES", "measure_timings"]
 
 MOST_QUERIES = 300
 _WARM_UP = 3
 
 
-def measure_live(
+def measure_timings(
     collection: Collection,
     bundle: Bundle,
     queries: FloatArray,
     progress: Progress = no_progress,
-) -> Live:
-    """Time every query natively and routed, in turns, and compare both with the exact search.
-
-    Parameters
-    ----------
-    collection
-        The collection, laid out in the bundle's cells.
-    bundle
-        The bundle.
-    queries
-        ``(n, dim)`` float32; the first 300 are searched.
-    progress
-        Watches the work.
+) -> Timings:
+    """Time the first 300 queries natively and routed, in turns; compare both with the exact search.
 
     Raises
     ------
@@ -48,6 +38,7 @@ def measure_live(
     """
     manifest = bundle.manifest
     k = min(manifest.default_k, collection.count())
+    larger_is_better = collection.info.metric.larger_is_better
     if manifest.layout and collection.layout() != manifest.layout:
         raise BundleMismatch(
             f"Collection {collection.info.name!r} is not laid out in the cells of bundle "
@@ -65,14 +56,13 @@ def measure_live(
     with progress("search", len(chosen), 0, "queries") as step:
         for query in chosen:
             exact = collection.exact(SearchRequest(query[None], k))[0]
-            true = {hit.id for hit in exact}
             for name, router in (("native", native), ("routed", routed)):
                 started = time.perf_counter()
                 hits = router.search(query, k)
                 times[name].append(1e3 * (time.perf_counter() - started))
-                found[name].append(len(true & {hit.id for hit in hits}) / max(1, len(true)))
+                found[name].append(recall_at_k(hits, exact, k, larger_is_better=larger_is_better))
             step.advance()
-    return Live(
+    return Timings(
         k=k,
         target=manifest.default_recall,
         native_ms=times["native"],

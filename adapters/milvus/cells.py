@@ -22,7 +22,7 @@ __all__ = [
     "BUILDING",
     "CELL_FIELD",
     "DEFAULT_PARTITION",
-    "Cells",
+    "CellProperties",
     "draining",
     "generation_of",
     "read_cells",
@@ -37,18 +37,8 @@ _PROPERTY = "amips."
 
 
 @dataclass(frozen=True, slots=True)
-class Cells:
-    """The cells of a laid-out table, as its properties name them.
-
-    Attributes
-    ----------
-    layout, n_cells, version, storage
-        As in ``LayoutSpec``.
-    source
-        The collection it was copied from.
-    index
-        As in ``LayoutSpec``.
-    """
+class CellProperties:
+    """The cells of a laid-out table (see ``LayoutSpec``), and the ``source`` it was copied from."""
 
     layout: str
     n_cells: int
@@ -62,7 +52,7 @@ class Cells:
         return {f"{_PROPERTY}{name}": str(getattr(self, name)) for name in self.__slots__}
 
     @classmethod
-    def read(cls, properties: Mapping[str, str]) -> Cells | None:
+    def read(cls, properties: Mapping[str, str]) -> CellProperties | None:
         """Read what ``properties`` wrote, or None."""
         found = {name: properties.get(f"{_PROPERTY}{name}") for name in cls.__slots__}
         storage = found["storage"]
@@ -82,9 +72,9 @@ class Cells:
         return DEFAULT_PARTITION if cell == OVERFLOW else f"cell_{self.layout}_{cell:04d}"
 
 
-def read_cells(client: MilvusClient, name: str) -> Cells | None:
+def read_cells(client: MilvusClient, name: str) -> CellProperties | None:
     """Read the cells of a collection from its properties."""
-    return Cells.read(client.describe_collection(name).get("properties") or {})
+    return CellProperties.read(client.describe_collection(name).get("properties") or {})
 
 
 def draining(target: str) -> str:

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
-from amips_plugins.adapters.milvus.row_changes import Base, Change, Row, changes, digest
+from amips_plugins.adapters.milvus.row_changes import (
+    Change,
+    Row,
+    SourceBaseline,
+    diff_rows,
+    digest,
+)
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.cell_layout import AssignCells, check_assigned
 from amips_plugins.collection import Id
@@ -18,7 +24,7 @@ from amips_plugins.errors import CollectionError
 from amips_plugins.progress import Progress, Step
 from amips_plugins.vectors import FloatArray, IntArray
 
-__all__ = ["Copy"]
+__all__ = ["Replica"]
 
 _READ_BYTES = 8 << 20  # of vectors; the other fields of the rows come on top
 _BATCH = 2_000  # rows
@@ -29,19 +35,10 @@ _FOUND = 0.9  # share of the neighbours that the copy has to find again; others 
 
 
 @dataclass
-class Copy:
-    """A copy of a table, in the cells that ``assign`` gives.
+class Replica:
+    """A copy of a table, in the cells that ``assign`` gives; without it new rows are overflow.
 
-    Attributes
-    ----------
-    source, target
-        The tables.
-    assign
-        Gives each key its cell; None for a target without cells, or to leave new rows overflow.
-    progress
-        Watches the work.
-    changed
-        Keys that the last pass wrote or deleted.
+    ``changed`` counts the keys that the last pass wrote or deleted.
     """
 
     source: Table
@@ -50,14 +47,8 @@ class Copy:
     progress: Progress
     changed: int = 0
 
-    def settle(self, base: Base | None = None, *, new: bool = False) -> Base:
-        """Pass until the copy is equal but for what others write during one pass.
-
-        Parameters
-        ----------
-        base, new
-            As for ``run``.
-        """
+    def catch_up(self, base: SourceBaseline | None = None, *, new: bool = False) -> SourceBaseline:
+        """Pass until the copy is equal but for what others write during one pass."""
         before = float("inf")
         for number in range(_MAX_PASSES):
             now = self.run(base, new=new and number == 0)
@@ -66,7 +57,7 @@ class Copy:
             base, before = None if base is None else now, self.changed
         return now
 
-    def drain(self, base: Base) -> None:
+    def drain(self, base: SourceBaseline) -> None:
         """After the switch: bring over what was written to the source until there is no more."""
         for _ in range(_MAX_PASSES):
             base = self.run(base)
@@ -78,30 +69,25 @@ class Copy:
             f"run the same command again."
         )
 
-    def run(self, base: Base | None, *, new: bool = False) -> Base:
+    def run(self, base: SourceBaseline | None, *, new: bool = False) -> SourceBaseline:
         """Make one pass, and return the source as it read it.
 
-        Parameters
-        ----------
-        base
-            As for ``replay.changes``.
-        new
-            The copy is empty: it is not read, and rows are inserted.
+        Of a ``new`` copy nothing is read, and rows are inserted; ``base`` is as for ``diff_rows``.
         """
-        seen = Base()
+        seen = SourceBaseline()
         title = "copy" if new else "compare"
         with self.progress(title, self.source.count(), 0, "keys") as step:
             rows = self._watched(_rows(self.source), seen, step)
             there: Iterator[Row] = iter(()) if new else _rows(self.target)
             self.changed = 0
-            for found in _batches(changes(rows, there, base), _BATCH):
+            for found in _batches(diff_rows(rows, there, base), _BATCH):
                 some = found if base is None else self._still_due(found)
                 self._apply(some, new=new)
                 self.changed += len(some)
         return seen
 
     @staticmethod
-    def _watched(rows: Iterator[Row], seen: Base, step: Step) -> Iterator[Row]:
+    def _watched(rows: Iterator[Row], seen: SourceBaseline, step: Step) -> Iterator[Row]:
         for row in rows:
             seen.add(row)
             step.advance(1)
@@ -134,21 +120,11 @@ class Copy:
         found = self.assign(ids, self.target.vectors(rows))
         return check_assigned(found, len(rows), cells.n_cells)
 
-    def verify(self, base: Base) -> Base:
+    def verify(self, base: SourceBaseline) -> SourceBaseline:
         """Refuse a copy that finds neighbours worse than its source, or has other keys.
 
         Others may write to the source while the two are compared, so a copy that fails catches up
-        and is compared again before it is given up.
-
-        Returns
-        -------
-        Base
-            The base of the last pass.
-
-        Raises
-        ------
-        CollectionError
-            It does; nothing has been switched.
+        and is compared again before it is given up. Returns the base of the last pass.
         """
         for _ in range(_MAX_PASSES):
             problem = self._problem(base)
@@ -167,7 +143,7 @@ class Copy:
                 rows = [self.target.bare(row) for row in page]
                 self.target.write(rows, self.cells_of(rows))
 
-    def _problem(self, base: Base) -> str | None:
+    def _problem(self, base: SourceBaseline) -> str | None:
         if self.target.count() > len(base.ids):
             self._mend()
         more = self.target.count() - len(base.ids)

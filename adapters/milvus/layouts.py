@@ -21,11 +21,11 @@ import numpy as np
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.milvus.cells import BUILDING, draining, generation_of, read_cells
-from amips_plugins.adapters.milvus.copying import Copy
+from amips_plugins.adapters.milvus.copying import Replica
 from amips_plugins.adapters.milvus.layout_plan import plan_copy
-from amips_plugins.adapters.milvus.new_generation import prepare_copy
+from amips_plugins.adapters.milvus.new_generation import finish_index, prepare_copy
 from amips_plugins.adapters.milvus.opening import open_table
-from amips_plugins.adapters.milvus.row_changes import Base, digest
+from amips_plugins.adapters.milvus.row_changes import SourceBaseline, digest
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.cell_layout import (
     AssignCells,
@@ -41,55 +41,45 @@ from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import IntArray
 
 if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
     from amips_plugins.adapters.milvus.collection import MilvusCollection
 
 __all__ = ["MilvusLayouts"]
 
 _GRACE_SECONDS = 5.0  # what a reader may be behind, and a write on its way when the alias moved
-_INDEX_SECONDS = 3600.0
 _BACKFILL = 500  # rows from reading to writing: the time in which another writer may be overtaken
 _ENOUGH = 100  # ids that show that some are missing
-_INDEX_STATE = ("total_rows", "indexed_rows", "pending_index_rows", "state")
 
 
 @dataclass(frozen=True)
 class MilvusLayouts:
-    """The cells of a Milvus collection.
+    """The cells of a Milvus collection."""
 
-    Attributes
-    ----------
-    of
-        The collection.
-    """
+    collection: MilvusCollection
 
-    of: MilvusCollection
+    @property
+    def _client(self) -> MilvusClient:
+        return self.collection.client
 
     def plan(self, spec: LayoutSpec) -> BuildPlan:
         """Check whether the cells can be built and say what that would do; change nothing.
 
         Reads every id once: the copy would not keep two rows of one id.
-
-        Raises
-        ------
-        InvalidInput
-            The collection is laid out in these cells already, has partitions, a partition key or
-            an ``amips_cell`` of its own, holds an id twice, or the alias names a collection.
-        CollectionError
-            The disk of a Milvus Lite file has too little room.
         """
-        table, alias = self.of.table(), self._alias(spec)
+        table, alias = self.collection.table(), self._alias(spec)
         if self._undrained(spec):
             step = f"copy to {table.name!r} what was written to its source before the switch"
             return BuildPlan((step,), table.count(), 0, 0.0)
         self._check_drained()
         complete = self._complete(spec.layout)
         if complete is not None and self._base_of(spec, complete) is None:
-            way_out = "drop it: amips layout drop-old" if self.of.alias else "drop it"
+            way_out = "drop it: amips layout drop-old" if self.collection.alias else "drop it"
             raise InvalidInput(
                 f"{complete!r} has these cells already, and may have been written to since it was "
                 f"copied; use that, or {way_out}, and lay out again."
             )
-        return plan_copy(table, spec, alias, complete or self._next_name(), self.of.path)
+        return plan_copy(table, spec, alias, complete or self._next_name(), self.collection.path)
 
     def build(self, spec: LayoutSpec, progress: Progress = no_progress) -> MilvusCollection:
         """Copy the collection into its cells, switch to the copy, and return that.
@@ -97,36 +87,31 @@ class MilvusLayouts:
         Ids, fields, properties and the other fields' indexes are kept. Readers of the alias never
         fail and never see two generations; a write that returned is in the copy, whether it went
         to the alias or, before the switch, to the collection's own name.
-
-        Raises
-        ------
-        InvalidInput, CollectionError
-            As for ``plan``; the copy does not become equal, or finds neighbours worse.
         """
         if self._undrained(spec):
-            table = self.of.table()
+            table = self.collection.table()
             return self._drain(self._open(draining(table.name)), table, spec, progress)
         self.plan(spec)
-        source, alias = self.of.table(), self._alias(spec)
-        served = None if alias is None else self.of.target_of(alias)
+        source, alias = self.collection.table(), self._alias(spec)
+        served = None if alias is None else self.collection.target_of(alias)
         name = self._complete(spec.layout)
         if name is not None:
-            copy = Copy(source, self._open(name), spec.assign, progress)
-            base = copy.settle(self._base_of(spec, name))
+            copy = Replica(source, self._open(name), spec.assign, progress)
+            base = copy.catch_up(self._base_of(spec, name))
             _save_base(spec, name, base)
         else:
             building, new = prepare_copy(spec, source)
-            copy = Copy(source, self._open(building), spec.assign, progress)
-            base = copy.settle(new=new)
-            self._finish_index(copy.target)
+            copy = Replica(source, self._open(building), spec.assign, progress)
+            base = copy.catch_up(new=new)
+            finish_index(copy.target)
             base = copy.verify(base)
             name = self._next_name()
             _save_base(spec, name, base)
-            self.of.client.rename_collection(building, name)
-            self.of.client.load_collection(name)  # Milvus Lite forgets that it was loaded
+            self._client.rename_collection(building, name)
+            self._client.load_collection(name)  # Milvus Lite forgets that it was loaded
         if alias is None:
-            return self.of.sibling(name)
-        now = self.of.target_of(alias)
+            return self.collection.sibling(name)
+        now = self.collection.target_of(alias)
         if now not in (served, name):
             raise CollectionError(
                 f"Somebody has moved the alias {alias!r} from {served!r} to {now!r} meanwhile; "
@@ -137,14 +122,14 @@ class MilvusLayouts:
 
     def _undrained(self, spec: LayoutSpec) -> bool:
         """Whether this is the target of a switch after which a build died."""
-        table = self.of.table()
+        table = self.collection.table()
         ours = table.cells is not None and table.cells.layout == spec.layout
-        return ours and self.of.client.has_collection(draining(table.name))
+        return ours and self._client.has_collection(draining(table.name))
 
     def _check_drained(self) -> None:
         """Refuse to go on from a switch that is not finished: keys would stay behind."""
-        table = self.of.table()
-        left = self.of.target_of(draining(table.name))
+        table = self.collection.table()
+        left = self.collection.target_of(draining(table.name))
         if left is None:
             return
         back = generation_of(left)[1] > generation_of(table.name)[1]
@@ -154,10 +139,10 @@ class MilvusLayouts:
             f"copied yet; {again} first, which finishes that."
         )
 
-    def _base_of(self, spec: LayoutSpec, name: str) -> Base | None:
+    def _base_of(self, spec: LayoutSpec, name: str) -> SourceBaseline | None:
         """Return what is known of a complete copy, if it is one of this source."""
-        cells = read_cells(self.of.client, name)
-        ours = cells is not None and cells.source == self.of.table().name
+        cells = read_cells(self._client, name)
+        ours = cells is not None and cells.source == self.collection.table().name
         return _load_base(spec, name) if ours else None
 
     def _switch(self, alias: str, source: Table, target: str) -> None:
@@ -171,36 +156,36 @@ class MilvusLayouts:
         target: Table,
         spec: LayoutSpec,
         progress: Progress,
-        base: Base | None = None,
+        base: SourceBaseline | None = None,
     ) -> MilvusCollection:
         if base is None:  # the run before has died; without its notes only what is missing comes
-            base = _load_base(spec, target.name) or Base()
-        self._finish_switch(Copy(source, target, spec.assign, progress), base)
+            base = _load_base(spec, target.name) or SourceBaseline()
+        self._finish_switch(Replica(source, target, spec.assign, progress), base)
         if spec.work is not None:
             _base_file(spec.work, target.name).unlink(missing_ok=True)
-        return self.of.sibling(target.name)
+        return self.collection.sibling(target.name)
 
-    def _finish_switch(self, copy: Copy, base: Base) -> None:
+    def _finish_switch(self, copy: Replica, base: SourceBaseline) -> None:
         time.sleep(0.0 if copy.source.is_lite else _GRACE_SECONDS)
         copy.drain(base)
-        self.of.client.drop_alias(draining(copy.target.name))
+        self._client.drop_alias(draining(copy.target.name))
 
     def status(self) -> LayoutStatus:
         """Say which cells there are."""
-        table = self.of.table()
+        table = self.collection.table()
         cells = None if BUILDING in table.name else table.cells
         base, number = generation_of(table.name)
-        names = self.of.client.list_collections()
+        names = self._client.list_collections()
         numbers = {n: generation_of(n)[1] for n in names if generation_of(n)[0] == base}
         # Another's collection may be called as ours are.
         numbers = {n: at for n, at in numbers.items() if n == base or self._is_ours(n)}
         older = sorted((n for n, at in numbers.items() if at < number), key=numbers.__getitem__)
         unfinished = sorted(n for n in names if n.startswith(f"{base}{BUILDING}"))
         unfinished = [n for n in unfinished if self._is_ours(n)]
-        if self.of.alias is not None:  # else nobody knows which of them serves
+        if self.collection.alias is not None:  # else nobody knows which of them serves
             newer = sorted((n for n, at in numbers.items() if at > number), key=numbers.__getitem__)
-            unfinished += [n for n in newer if not self.of.client.list_aliases(n)["aliases"]]
-        if self.of.client.has_collection(draining(table.name)):
+            unfinished += [n for n in newer if not self._client.list_aliases(n)["aliases"]]
+        if self._client.has_collection(draining(table.name)):
             unfinished.append(draining(table.name))
         return LayoutStatus(
             name=table.name,
@@ -214,43 +199,34 @@ class MilvusLayouts:
         )
 
     def _is_ours(self, name: str) -> bool:
-        return read_cells(self.of.client, name) is not None
+        return read_cells(self._client, name) is not None
 
     def roll_back(self, *, anyway: bool = False) -> MilvusCollection:
         """Serve the collection that these cells were copied from, and return it.
 
         Opened by an alias, the alias moves back, and before and after that what was written to
         this generation is copied to the old one (there it is overflow). Opened by its own name
-        nothing moves: the caller goes on with what is returned.
-
-        Parameters
-        ----------
-        anyway
-            Also where the old one holds ids that this generation has not; they are deleted.
-
-        Raises
-        ------
-        InvalidInput
-            The collection was not copied from another one, or that one is gone.
-        CollectionError
-            The old one holds such ids: keys deleted since the switch, or written to it by its own
-            name.
+        nothing moves: the caller goes on with what is returned. Ids that the old one holds and
+        this generation has not were deleted since, or written to it by its own name; with
+        ``anyway`` they are deleted.
         """
-        table = self.of.table()
-        left = self.of.target_of(draining(table.name))
+        table = self.collection.table()
+        left = self.collection.target_of(draining(table.name))
         if left is not None and generation_of(left)[1] > generation_of(table.name)[1]:
             # A rollback to here died behind the switch.
-            self._finish_switch(Copy(self._open(left), table, None, no_progress), Base())
-            return self.of.sibling(table.name)
+            self._finish_switch(
+                Replica(self._open(left), table, None, no_progress), SourceBaseline()
+            )
+            return self.collection.sibling(table.name)
         self._check_drained()
         older = self.status().older
         source = table.cells.source if table.cells is not None else ""
         earlier = source if source in older else (older[-1] if older else None)
         if earlier is None:
             raise InvalidInput(f"{table.name!r} has no earlier generation to roll back to.")
-        if self.of.alias is None:
-            return self.of.sibling(earlier)
-        copy = Copy(table, self._open(earlier), None, no_progress)
+        if self.collection.alias is None:
+            return self.collection.sibling(earlier)
+        copy = Replica(table, self._open(earlier), None, no_progress)
         lost = [] if anyway else _missing(copy.target, table)
         if lost:
             raise CollectionError(
@@ -258,28 +234,19 @@ class MilvusLayouts:
                 f"{lost[0]!r}: they were deleted since, or written to it by its own name; "
                 f"to delete them and roll back: --anyway."
             )
-        base = copy.settle()
-        self._switch(self.of.alias, table, earlier)
+        base = copy.catch_up()
+        self._switch(self.collection.alias, table, earlier)
         self._finish_switch(copy, base)
-        return self.of.sibling(earlier)
+        return self.collection.sibling(earlier)
 
     def drop_old(self, *, anyway: bool = False) -> list[str]:
         """Drop the older generations and what unfinished builds left; return their names.
 
-        Parameters
-        ----------
-        anyway
-            Also where the latest of them holds ids that this generation has not: keys deleted
-            since the switch, or written to the old one by its own name.
-
-        Raises
-        ------
-        CollectionError
-            It holds such ids, or an alias still names one of them.
+        Refused where an alias still names one of them.
         """
-        table, status = self.of.table(), self.status()
+        table, status = self.collection.table(), self.status()
         for name in status.older:
-            aliases = self.of.client.list_aliases(name)["aliases"]
+            aliases = self._client.list_aliases(name)["aliases"]
             if aliases:
                 raise CollectionError(
                     f"{name!r} is still what the alias {aliases[0]!r} names; move that first."
@@ -295,7 +262,7 @@ class MilvusLayouts:
                     f"to drop it all the same: --anyway."
                 )
         for name in dropped:
-            self.of.client.drop_collection(name)
+            self._client.drop_collection(name)
         return dropped
 
     def audit(self, sample: int, assign: AssignCells | None = None) -> LayoutAudit:  # noqa: ARG002
@@ -316,13 +283,8 @@ class MilvusLayouts:
         A copy of such a key in another cell, left by a writer who knew nothing of cells, goes.
         Milvus writes whole rows only: another client's write of the same key between reading and
         writing it here, some milliseconds, would be undone.
-
-        Raises
-        ------
-        InvalidInput
-            The collection has no cells.
         """
-        table = self.of.table()
+        table = self.collection.table()
         if table.cells is None:
             raise InvalidInput(f"{table.name!r} has no cells; lay it out first.")
         where, partitions = table.overflow_scope()
@@ -348,50 +310,34 @@ class MilvusLayouts:
         return len(rows)
 
     def _alias(self, spec: LayoutSpec) -> str | None:
-        return spec.alias if spec.alias is not None else self.of.alias
+        return spec.alias if spec.alias is not None else self.collection.alias
 
     def _open(self, name: str) -> Table:
-        return open_table(self.of.client, name, self.of.info.field)
+        return open_table(self._client, name, self.collection.info.field)
 
     def _complete(self, layout: str) -> str | None:
         """Return the newest complete generation with these cells."""
-        base, _ = generation_of(self.of.info.name)
+        base, _ = generation_of(self.collection.info.name)
         found = [
             (generation_of(name)[1], name)
-            for name in self.of.client.list_collections()
+            for name in self._client.list_collections()
             if generation_of(name)[0] == base
-            and (cells := read_cells(self.of.client, name)) is not None
+            and (cells := read_cells(self._client, name)) is not None
             and cells.layout == layout
         ]
         return max(found)[1] if found else None
 
     def _next_name(self) -> str:
-        base, _ = generation_of(self.of.info.name)
-        names = self.of.client.list_collections()
+        base, _ = generation_of(self.collection.info.name)
+        names = self._client.list_collections()
         number = 1 + max(generation_of(name)[1] for name in names if generation_of(name)[0] == base)
-        while self.of.client.has_collection(f"{base}__g{number}"):  # an alias may be called so
+        while self._client.has_collection(f"{base}__g{number}"):  # an alias may be called so
             number += 1
         return f"{base}__g{number}"
 
-    def _finish_index(self, target: Table) -> None:
-        """Write out what is in memory, and wait for the index, so that it is what is measured."""
-        client = self.of.client
-        client.flush(target.name)
-        if target.is_lite or target.cells is None or target.cells.index == "FLAT":
-            return
-        deadline = time.monotonic() + _INDEX_SECONDS
-        while not all(part.index_name for part in client.list_loaded_segments(target.name)):
-            if time.monotonic() > deadline:
-                raise CollectionError(
-                    f"Milvus has not indexed {target.name!r} within the hour; look at its index "
-                    f"nodes and run the same command again."
-                )
-            time.sleep(0.5)
-            client.refresh_load(target.name)
-
     def _point(self, alias: str, name: str) -> None:
-        client = self.of.client
-        if self.of.target_of(alias) is None:
+        client = self._client
+        if self.collection.target_of(alias) is None:
             client.create_alias(name, alias)
         else:
             client.alter_alias(name, alias)
@@ -401,13 +347,13 @@ def _base_file(work: Path, target: str) -> Path:
     return work / f"{target}.base"
 
 
-def _save_base(spec: LayoutSpec, target: str, base: Base) -> None:
+def _save_base(spec: LayoutSpec, target: str, base: SourceBaseline) -> None:
     if spec.work is not None:
         base.save(_base_file(spec.work, target))
 
 
-def _load_base(spec: LayoutSpec, target: str) -> Base | None:
-    return None if spec.work is None else Base.load(_base_file(spec.work, target))
+def _load_base(spec: LayoutSpec, target: str) -> SourceBaseline | None:
+    return None if spec.work is None else SourceBaseline.load(_base_file(spec.work, target))
 
 
 def _missing(old: Table, table: Table) -> list[Id]:

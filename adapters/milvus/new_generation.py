@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import time
+
 from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.milvus.cells import (
     BUILDING,
     CELL_FIELD,
-    Cells,
+    CellProperties,
     generation_of,
     read_cells,
 )
 from amips_plugins.adapters.milvus.layout_plan import choose_storage, has_clustering_keys
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.cell_layout import LayoutSpec
-from amips_plugins.errors import InvalidInput, require
+from amips_plugins.errors import CollectionError, InvalidInput, require
 
-__all__ = ["prepare_copy"]
+__all__ = ["finish_index", "prepare_copy"]
 
+_INDEX_SECONDS = 3600.0
 _INDEX_STATE = ("total_rows", "indexed_rows", "pending_index_rows", "state")
 
 
@@ -24,7 +27,9 @@ def prepare_copy(spec: LayoutSpec, source: Table) -> tuple[str, bool]:
     """Create the copy, or what is missing of it; return its name and whether it is new."""
     client, storage = source.client, choose_storage(spec)
     building = f"{generation_of(source.name)[0]}{BUILDING}{spec.layout}"
-    cells = Cells(spec.layout, spec.n_cells, spec.version, storage, source.name, spec.index)
+    cells = CellProperties(
+        spec.layout, spec.n_cells, spec.version, storage, source.name, spec.index
+    )
     new = not client.has_collection(building)
     there = None if new else read_cells(client, building)
     if not new and there is None:
@@ -44,7 +49,7 @@ def prepare_copy(spec: LayoutSpec, source: Table) -> tuple[str, bool]:
     return building, new
 
 
-def _create(source: Table, building: str, cells: Cells) -> None:
+def _create(source: Table, building: str, cells: CellProperties) -> None:
     orm = require("pymilvus", "milvus")
     fields = [
         # The ids stay what they are, also where Milvus made them.
@@ -99,3 +104,20 @@ def _create_indexes(source: Table, building: str, kind: str) -> None:
         indexes.add_index(CELL_FIELD, index_type="STL_SORT", index_name=CELL_FIELD)
     if len(indexes):
         client.create_index(building, indexes)
+
+
+def finish_index(target: Table) -> None:
+    """Write out what is in memory, and wait for the index, so that it is what is measured."""
+    client = target.client
+    client.flush(target.name)
+    if target.is_lite or target.cells is None or target.cells.index == "FLAT":
+        return
+    deadline = time.monotonic() + _INDEX_SECONDS
+    while not all(part.index_name for part in client.list_loaded_segments(target.name)):
+        if time.monotonic() > deadline:
+            raise CollectionError(
+                f"Milvus has not indexed {target.name!r} within the hour; look at its index "
+                f"nodes and run the same command again."
+            )
+        time.sleep(0.5)
+        client.refresh_load(target.name)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from amips_plugins.adapters.milvus.cells import CELL_FIELD, Cells
+from amips_plugins.adapters.milvus.cells import CELL_FIELD, CellProperties
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.collection import CollectionInfo
 from amips_plugins.errors import (
@@ -68,19 +68,7 @@ def connect_lite(address: str) -> MilvusClient:
 
 
 def open_table(client: MilvusClient, name: str, field: str | None = None) -> Table:
-    """Find out what a collection, or an alias of one, is.
-
-    Raises
-    ------
-    CollectionNotFound
-        There is no such collection or alias.
-    FieldNotFound
-        There is no such vector field, or several and none was named.
-    MetricNotSupported
-        The index compares otherwise than by IP, COSINE or L2.
-    CollectionError
-        The field has no index, or a server has not loaded the collection.
-    """
+    """Find out what a collection, or an alias of one, is; refuse as ``MilvusCollection.info``."""
     if not client.has_collection(name):
         names = ", ".join(sorted(client.list_collections())) or "none"
         raise CollectionNotFound(
@@ -103,7 +91,7 @@ def open_table(client: MilvusClient, name: str, field: str | None = None) -> Tab
     }
     dim = int(vector["params"]["dim"])
     info = CollectionInfo("milvus", name, vector["name"], metric, dim, schema)
-    cells = Cells.read(raw.get("properties") or {})
+    cells = CellProperties.read(raw.get("properties") or {})
     return Table(client, info, raw, key["name"], key["type"].name == "VARCHAR", is_lite, cells)
 
 

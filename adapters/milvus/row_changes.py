@@ -20,7 +20,7 @@ import numpy as np
 from amips_plugins.collection import Id
 from amips_plugins.files import replace_file
 
-__all__ = ["Base", "Change", "Row", "changes", "digest", "encoded"]
+__all__ = ["Change", "Row", "SourceBaseline", "diff_rows", "digest", "encoded"]
 
 _encoder = msgspec.msgpack.Encoder(
     order="deterministic", enc_hook=lambda value: np.asarray(value).tolist()
@@ -29,17 +29,7 @@ _encoder = msgspec.msgpack.Encoder(
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a collection.
-
-    Attributes
-    ----------
-    id
-        Its id.
-    digest
-        Equal for equal values.
-    values
-        What is stored.
-    """
+    """A row of a collection; its digest is equal for equal values."""
 
     id: Id
     digest: int
@@ -48,17 +38,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What to do to the copy for one id.
-
-    Attributes
-    ----------
-    id
-        The id.
-    row
-        The row to write; None to delete.
-    old
-        The copy's row now; None where it has none.
-    """
+    """What to do to the copy for one id: write ``row`` (None: delete), where ``old`` is now."""
 
     id: Id
     row: Row | None
@@ -66,7 +46,7 @@ class Change:
 
 
 @dataclass
-class Base:
+class SourceBaseline:
     """The ids and digests of a source as one pass read it, in the order of the ids."""
 
     ids: list[Id] = field(default_factory=list)
@@ -83,7 +63,7 @@ class Base:
         replace_file(path, msgspec.msgpack.encode((self.ids, digests)))
 
     @classmethod
-    def load(cls, path: Path) -> Base | None:
+    def load(cls, path: Path) -> SourceBaseline | None:
         """Read what ``save`` wrote; None where there is no such file."""
         try:
             data = path.read_bytes()
@@ -109,19 +89,13 @@ def digest(values: Mapping[str, Any]) -> int:
     return int.from_bytes(hashlib.blake2b(encoded(values), digest_size=8).digest(), "little")
 
 
-def changes(
-    source: Iterable[Row], copy: Iterable[Row], base: Base | None = None
+def diff_rows(
+    source: Iterable[Row], copy: Iterable[Row], base: SourceBaseline | None = None
 ) -> Iterator[Change]:
-    """Compare a source with its copy.
+    """Compare a source with its copy, rows in the order of the ids, each id once.
 
-    Parameters
-    ----------
-    source, copy
-        Their rows, in the order of the ids, each id once.
-    base
-        The source as the pass before read it, which the copy then was equal to. With it only what
-        changed in the source since then is a change, and only where nobody has written to the
-        copy; without it everything in which the copy differs is.
+    With ``base``, the source as the pass before read it, only what changed in the source since
+    then is a change, and only where nobody has written to the copy.
     """
     sources, copies = iter(source), iter(copy)
     bases = iter(()) if base is None else zip(base.ids, base.digests, strict=True)

@@ -24,15 +24,7 @@ _NO_TIME = 1e-3  # pymilvus takes 0 for no limit
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of ``client.search``.
-
-    Attributes
-    ----------
-    rows
-        The queries that it answers.
-    arguments
-        Its keyword arguments, all but the timeout.
-    """
+    """One call of ``client.search`` for some of the queries; the timeout is no argument of it."""
 
     rows: Sequence[int]
     arguments: dict[str, Any]
@@ -43,19 +35,7 @@ def plan_calls(
 ) -> list[Call]:
     """Write a search as calls, one for all queries that search the same cells.
 
-    Parameters
-    ----------
-    request, plan
-        What is searched and how; the plan's cells are the table's.
-    table
-        Where.
-    break_even
-        Share of the keys above which no cells are named.
-
-    Raises
-    ------
-    InvalidInput
-        The filter is no expression, or ``params`` name another metric than the index.
+    Raises ``InvalidInput`` where the filter is no expression, or ``params`` name another metric.
     """
     if not isinstance(request.filter, str | None):
         raise InvalidInput(
@@ -123,13 +103,7 @@ def _search_params(params: Mapping[str, Any] | None, table: Table) -> dict[str, 
 
 
 def check_partitions(calls: Sequence[Call], there: Sequence[str], name: str) -> None:
-    """Refuse calls for partitions that are not there: Milvus Lite takes them for empty ones.
-
-    Raises
-    ------
-    CollectionError
-        A cell's partition is lost.
-    """
+    """Refuse calls for partitions that are not there: Milvus Lite takes them for empty ones."""
     missing = {p for call in calls for p in call.arguments["partition_names"] or ()} - set(there)
     if missing:
         raise CollectionError(
@@ -138,15 +112,7 @@ def check_partitions(calls: Sequence[Call], there: Sequence[str], name: str) -> 
 
 
 def time_left(timeout: float | None, started: float) -> float | None:
-    """Return what one more call may take of a deadline; the database says so when it is past.
-
-    Parameters
-    ----------
-    timeout
-        Seconds for all calls together, or None.
-    started
-        When the first one began, by ``time.monotonic``.
-    """
+    """Return what one more call may take of a deadline; the database says so when it is past."""
     return None if timeout is None else max(timeout - (time.monotonic() - started), _NO_TIME)
 
 
@@ -157,15 +123,7 @@ def as_hits(
     calls: Sequence[Call],
     answers: Sequence[Any],
 ) -> list[list[Hit]]:
-    """Return every query's hits, scored by the query itself and merged from its calls.
-
-    Parameters
-    ----------
-    request, plan, table
-        As for ``plan_calls``.
-    calls, answers
-        What was asked, and for each call what the client returned.
-    """
+    """Return every query's hits, scored by the query itself and merged from its calls."""
     found: list[list[list[Hit]]] = [[] for _ in request.queries]
     for call, answer in zip(calls, answers, strict=True):
         for row, hits in zip(call.rows, answer, strict=True):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
-from amips_plugins.adapters.milvus.cells import CELL_FIELD, DEFAULT_PARTITION, Cells
+from amips_plugins.adapters.milvus.cells import CELL_FIELD, DEFAULT_PARTITION, CellProperties
 from amips_plugins.adapters.milvus.row_changes import encoded
 from amips_plugins.collection import CollectionInfo, Cursor, Id
 from amips_plugins.errors import CollectionError, InvalidInput
@@ -37,22 +37,8 @@ _TICK_SECONDS = 0.2  # in which a server answers two strongly consistent readers
 class Table:
     """One physical collection; every answer includes what was acknowledged before the call.
 
-    Attributes
-    ----------
-    client
-        An open client.
-    info
-        What the collection is.
-    raw
-        Milvus' own description of it.
-    key
-        Name of the primary key.
-    string_keys
-        Whether the ids are strings.
-    is_lite
-        Whether it lies in a file of Milvus Lite.
-    cells
-        Its cells, complete or being built; None without.
+    ``raw`` is Milvus' own description of it, ``key`` the primary key's name, ``is_lite`` whether
+    it lies in a file, ``cells`` its cells, complete or being built.
     """
 
     client: MilvusClient
@@ -61,7 +47,7 @@ class Table:
     key: str
     string_keys: bool
     is_lite: bool
-    cells: Cells | None
+    cells: CellProperties | None
 
     @property
     def name(self) -> str:
@@ -279,18 +265,8 @@ class Table:
 
         The new row is there before the old one goes, so that a writer that dies in between loses
         nothing. Milvus Lite does it the other way round: there an upsert keeps the old row's
-        dynamic fields, and a copy in another partition with it.
-
-        Parameters
-        ----------
-        rows
-            Whole rows, each id once.
-        cells
-            Their cells; None for rows of a table without.
-        new
-            No row of these ids is there, in no partition.
-        moved
-            The rows are in the overflow now.
+        dynamic fields, and a copy in another partition with it. ``new`` says that no such row is
+        there, ``moved`` that the rows are in the overflow now.
         """
         size = max(1, min(_MAX_IDS, _WRITE_BYTES // (4 * self.info.dim + 256)))
         for start in range(0, len(rows), size):
@@ -330,11 +306,6 @@ class Table:
 
         Two writers who move one key at the same time take each the other's row for such a copy,
         and both rows are gone. So whoever has deleted looks again, and writes again if need be.
-
-        Raises
-        ------
-        CollectionError
-            Others write the same keys all the time.
         """
         ids = [row[self.key] for row in rows]
         for attempt in range(_CONTESTS):

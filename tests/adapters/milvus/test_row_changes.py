@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amips_plugins.adapters.milvus.row_changes import Base, Row, changes, digest
+from amips_plugins.adapters.milvus.row_changes import Row, SourceBaseline, diff_rows, digest
 from amips_plugins.collection import Id
 
 contents = st.dictionaries(st.integers(0, 12), st.integers(0, 3))
@@ -16,16 +16,18 @@ def rows(content: dict[int, int]) -> list[Row]:
     return [Row(key, digest({"v": content[key]}), {"v": content[key]}) for key in sorted(content)]
 
 
-def base_of(content: dict[int, int]) -> Base:
-    base = Base()
+def base_of(content: dict[int, int]) -> SourceBaseline:
+    base = SourceBaseline()
     for row in rows(content):
         base.add(row)
     return base
 
 
-def apply(source: dict[int, int], copy: dict[int, int], base: Base | None = None) -> dict[Id, int]:
+def apply(
+    source: dict[int, int], copy: dict[int, int], base: SourceBaseline | None = None
+) -> dict[Id, int]:
     result: dict[Id, int] = dict(copy.items())
-    for change in changes(rows(source), rows(copy), base):
+    for change in diff_rows(rows(source), rows(copy), base):
         assert (change.old is None) == (change.id not in copy)
         if change.row is None:
             del result[change.id]
@@ -37,7 +39,7 @@ def apply(source: dict[int, int], copy: dict[int, int], base: Base | None = None
 @given(contents, contents)
 def test_a_pass_makes_the_copy_equal(source: dict[int, int], copy: dict[int, int]) -> None:
     assert apply(source, copy) == source
-    assert list(changes(rows(source), rows(source))) == []
+    assert list(diff_rows(rows(source), rows(source))) == []
 
 
 @given(contents, contents, contents)
@@ -61,10 +63,10 @@ def test_equal_values_have_equal_digests() -> None:
 
 def test_a_base_survives_the_process(tmp_path: Path) -> None:
     path = tmp_path / "work" / "docs.base"
-    assert Base.load(path) is None
+    assert SourceBaseline.load(path) is None
     for content in ({}, {3: 1, 1: 2}):
         base_of(content).save(path)
-        assert Base.load(path) == base_of(content)
-    named = Base(["ä", "b"], [2**64 - 1, 0])
+        assert SourceBaseline.load(path) == base_of(content)
+    named = SourceBaseline(["ä", "b"], [2**64 - 1, 0])
     named.save(path)
-    assert Base.load(path) == named
+    assert SourceBaseline.load(path) == named

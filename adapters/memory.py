@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
+from amips_plugins.adapters.describe import with_cells
 from amips_plugins.cell_layout import (
     AUDITED,
     AssignCells,
     BuildPlan,
+    Construction,
     LayoutAudit,
     LayoutSpec,
     LayoutStatus,
@@ -153,6 +155,10 @@ class MemoryCollection:
         """How many candidates a rewritten query may fetch; None for any number."""
         return None
 
+    def describe(self) -> Construction:
+        """Say how the collection is built; nothing is changed."""
+        return with_cells(self, Construction(()))
+
     def failure(self, exc: BaseException) -> Failure:  # noqa: ARG002 - nothing is known of it here
         """Say what an error of a search means."""
         return Failure.OTHER
@@ -257,6 +263,14 @@ class MemoryCollection:
     def layouts(self) -> MemoryLayouts:
         """Builds, shows, mends and takes back the cells."""
         return MemoryLayouts(self)
+
+    def __enter__(self) -> MemoryCollection:
+        """Return the collection itself; leaving the block closes it."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close it."""
+        self.close()
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""

@@ -6,7 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +23,7 @@ __all__ = [
     "AUDITED",
     "AssignCells",
     "BuildPlan",
+    "Construction",
     "LayoutAudit",
     "LayoutSpec",
     "LayoutStatus",
@@ -44,6 +45,35 @@ AUDITED = 1000
 _log = logging.getLogger("amips_plugins")
 
 _NAME = re.compile(r"[a-z0-9]{1,16}")
+
+
+@dataclass(frozen=True, slots=True)
+class Construction:
+    """How a collection is built.
+
+    Attributes
+    ----------
+    facts
+        What there is and how it is, in the order to show it.
+    native
+        What a native search does: scan every key, scan some lists of an IVF index, follow a graph.
+    lists
+        Number of those lists; None where it is not known, or there are none.
+    worth_from
+        Number of keys below which a full scan costs no more than a search of cells
+        (docs/performance.md).
+    obstacle
+        Why cells cannot pay here whatever the data, as the end of a sentence; empty where they may.
+    notes
+        What to put right, whatever becomes of routing; whole sentences.
+    """
+
+    facts: tuple[tuple[str, str], ...]
+    native: Literal["scan", "lists", "graph"] = "scan"
+    lists: int | None = None
+    worth_from: int = 0
+    obstacle: str = ""
+    notes: tuple[str, ...] = field(default=())
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from amips_plugins.cell_layout import (
     AssignCells,
     BuildPlan,
+    Construction,
     LayoutAudit,
     LayoutSpec,
     LayoutStatus,
@@ -233,6 +234,10 @@ class Collection(Protocol):
         """How many candidates a rewritten query may fetch here; None for any number."""
         ...
 
+    def describe(self) -> Construction:
+        """Say how the collection is built, as far as its database tells; nothing is changed."""
+        ...
+
     def failure(self, exc: BaseException) -> Failure:
         """Say what an error that a search raised means."""
         ...
@@ -316,6 +321,14 @@ class Collection(Protocol):
 
     def close(self) -> None:
         """Release what this object opened; safe to call twice."""
+        ...
+
+    def __enter__(self) -> Collection:
+        """Return the collection itself; leaving the block closes it."""
+        ...
+
+    def __exit__(self, *exc: object) -> None:
+        """Close it."""
         ...
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amips_plugins.adapters.describe import describe
 from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.doctor.diagnose import diagnose
@@ -65,7 +64,7 @@ def milvus_collection(
 def test_milvus(milvus: Any, kind: str, params: dict[str, int], native: str, shown: str) -> None:
     collection = milvus_collection(milvus, kind, params)
     try:
-        built = describe(collection)
+        built = collection.describe()
         facts = dict(built.facts)
         assert (built.native, facts["index"]) == (native, shown)
         assert built.lists == params.get("nlist")
@@ -85,7 +84,7 @@ def test_a_milvus_collection_that_still_grows(milvus: Any) -> None:
     collection = milvus_collection(milvus, "IVF_FLAT", {"nlist": 64}, flush=False)
     try:
         assert collection.count() == COUNT
-        built = describe(collection)
+        built = collection.describe()
         assert built.native == "scan"  # whatever the index says
         assert f"{COUNT:,} of {COUNT:,} rows are in segments without an index" in built.notes[0]
     finally:
@@ -105,7 +104,7 @@ def test_qdrant(qdrant_url: str) -> None:
     try:
         client.upload_collection(name, KEYS, ids=range(COUNT), wait=True)
         client.create_payload_index(name, "group", models.PayloadSchemaType.INTEGER, wait=True)
-        built = describe(QdrantCollection(client, name))
+        built = QdrantCollection(client, name).describe()
         facts = dict(built.facts)
         assert built.native == "scan"  # segments this small get no graph
         assert f"{COUNT:,} of {COUNT:,} points are in no graph yet" in built.notes[0]

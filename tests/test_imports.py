@@ -72,7 +72,7 @@ def loaded(code: str, *arguments: str) -> set[str]:
         "import amips_plugins.bundle.signing, amips_plugins.bundle.loading",
         "import amips_plugins.health.monitor, amips_plugins.health.status_file",
         "import amips_plugins.status",
-        "import amips_plugins.doctor.diagnose, amips_plugins.adapters.describe",
+        "import amips_plugins.doctor.diagnose",
         "import amips_plugins.report.data, amips_plugins.report.timings",
     ],
 )

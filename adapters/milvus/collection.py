@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
+from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.milvus.cells import BUILDING, draining
+from amips_plugins.adapters.milvus.describe import describe_milvus
 from amips_plugins.adapters.milvus.layouts import MilvusLayouts
 from amips_plugins.adapters.milvus.opening import (
     connect_lite,
@@ -29,6 +31,7 @@ from amips_plugins.adapters.milvus.search import (
     time_left,
 )
 from amips_plugins.adapters.milvus.table import Table
+from amips_plugins.cell_layout import Construction
 from amips_plugins.collection import (
     CollectionInfo,
     Cursor,
@@ -177,6 +180,10 @@ class MilvusCollection:
     def max_candidates(self) -> int | None:
         """How many candidates a rewritten query may fetch; None for any number."""
         return None
+
+    def describe(self) -> Construction:
+        """Say how the collection is built; nothing is changed."""
+        return with_cells(self, describe_milvus(self.table()))
 
     def failure(self, exc: BaseException) -> Failure:  # noqa: ARG002 - nothing is known of it here
         """Say what an error of a search means."""
@@ -355,6 +362,14 @@ class MilvusCollection:
 
             answers = await _all(search(call) for call in calls)
         return as_hits(request, plan, table, calls, answers)
+
+    def __enter__(self) -> MilvusCollection:
+        """Return the collection itself; leaving the block closes it."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close it."""
+        self.close()
 
     def close(self) -> None:
         """Close the client if ``connect`` opened it; safe to call twice."""

@@ -1,12 +1,12 @@
-"""How a Milvus collection is built (see ``describing``)."""
+"""How a Milvus collection is built."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from amips_plugins.adapters.describe import Construction
 from amips_plugins.adapters.milvus.table import Table
+from amips_plugins.cell_layout import Construction
 
 __all__ = ["describe_milvus"]
 

@@ -267,8 +267,8 @@ class MilvusLayouts:
 
     def audit(self, sample: int, assign: AssignCells | None = None) -> LayoutAudit:  # noqa: ARG002
         """Look whether keys lie in the cells of their own vectors; change nothing."""
-        if self.of.table().cells is None:
-            raise InvalidInput(f"{self.of.table().name!r} has no cells; lay it out first.")
+        if self.collection.table().cells is None:
+            raise InvalidInput(f"{self.collection.table().name!r} has no cells; lay it out first.")
         return LayoutAudit(0, 0)
 
     def backfill(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
+from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.qdrant.cells import CELL_PREFIX, Record, cell_key, serving
 from amips_plugins.adapters.qdrant.layouts import QdrantLayouts
 from amips_plugins.adapters.qdrant.opening import (
@@ -37,6 +38,7 @@ from amips_plugins.adapters.qdrant.search import (
 )
 from amips_plugins.adapters.qdrant.store import LocalStore, ServerStore
 from amips_plugins.adapters.qdrant.strict_mode import batch_limit, time_limit
+from amips_plugins.cell_layout import Construction
 from amips_plugins.collection import (
     CollectionInfo,
     Cursor,
@@ -220,6 +222,12 @@ class QdrantCollection:
     def max_candidates(self) -> int | None:
         """How many candidates a rewritten query may fetch; None for any number."""
         return None
+
+    def describe(self) -> Construction:
+        """Say how the collection is built; nothing is changed."""
+        from amips_plugins.adapters.qdrant.describe import describe_qdrant
+
+        return with_cells(self, describe_qdrant(self))
 
     def failure(self, exc: BaseException) -> Failure:  # noqa: ARG002 - nothing is known of it here
         """Say what an error of a search means."""
@@ -425,6 +433,14 @@ class QdrantCollection:
         if self._local:
             return LocalStore(self._client, self._name, self.info.field)
         return ServerStore(self._client, self._name, self.info.field, self._server)
+
+    def __enter__(self) -> QdrantCollection:
+        """Return the collection itself; leaving the block closes it."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close it."""
+        self.close()
 
     def close(self) -> None:
         """Close the client if ``connect`` opened it; safe to call twice."""

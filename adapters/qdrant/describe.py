@@ -1,4 +1,4 @@
-"""How a Qdrant collection is built (see ``describing``).
+"""How a Qdrant collection is built.
 
 Importing this module needs the extra ``qdrant``.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from amips_plugins.adapters.describe import Construction
 from amips_plugins.adapters.qdrant.cells import CELL_PREFIX
 from amips_plugins.adapters.qdrant.strict_mode import refusal, strict_notes
+from amips_plugins.cell_layout import Construction
 
 if TYPE_CHECKING:
     from qdrant_client import models

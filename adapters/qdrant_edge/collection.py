@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amips_plugins.adapters.cell_groups import OVERFLOW, group_by_cells, merge_hits
+from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.qdrant.cells import CELL_PREFIX, Record, cell_key, serving
 from amips_plugins.adapters.qdrant.layouts import QdrantLayouts
 from amips_plugins.adapters.qdrant_edge.shard import (
@@ -27,7 +28,7 @@ from amips_plugins.adapters.qdrant_edge.shard import (
     in_cells,
     plain_id,
 )
-from amips_plugins.cell_layout import AssignCells
+from amips_plugins.cell_layout import AssignCells, Construction
 from amips_plugins.collection import (
     BoolArray,
     CollectionInfo,
@@ -334,6 +335,12 @@ class QdrantEdgeCollection:
         """How many candidates a rewritten query may fetch; None for any number."""
         return None
 
+    def describe(self) -> Construction:
+        """Say how the collection is built; nothing is changed."""
+        from amips_plugins.adapters.qdrant_edge.describe import describe_edge
+
+        return with_cells(self, describe_edge(self))
+
     def failure(self, exc: BaseException) -> Failure:  # noqa: ARG002 - nothing is known of it here
         """Say what an error of a search means."""
         return Failure.OTHER
@@ -370,6 +377,14 @@ class QdrantEdgeCollection:
         process wait meanwhile: about 15 seconds for 100,000 keys of dimension 128.
         """
         self._shard.optimize()
+
+    def __enter__(self) -> QdrantEdgeCollection:
+        """Return the collection itself; leaving the block closes it."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close it."""
+        self.close()
 
     def close(self) -> None:
         """Close the shard if ``connect`` opened it, for all objects of it; safe to call twice."""

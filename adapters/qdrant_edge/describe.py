@@ -1,4 +1,4 @@
-"""How a Qdrant Edge shard is built (see ``describing``).
+"""How a Qdrant Edge shard is built.
 
 Importing this module needs the extra ``qdrant-edge``.
 """
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from amips_plugins.adapters.describe import Construction
-
 if TYPE_CHECKING:
-    from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
+    from amips_plugins.cell_layout import Construction
+from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
 
 __all__ = ["describe_edge"]
 

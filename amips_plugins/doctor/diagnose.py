@@ -57,14 +57,12 @@ def diagnose(
     MissingExtra
         What the trial needs is not installed.
     """
-    from amips_plugins.adapters.describe import describe
-
     if n_cells < 2 or sample < n_cells:
         raise InvalidInput(
             f"{n_cells} cells of {sample} keys tell nothing; try 2 cells or more, on as many keys "
             f"or more."
         )
-    info, count, built = collection.info, collection.count(), describe(collection)
+    info, count, built = collection.info, collection.count(), collection.describe()
     # All that is asked of the database comes before the trial: its connection may not outlive it.
     share, break_even = collection.overflow() / max(1, count), collection.break_even
     verdict = judge_unseen(built, count, collection.layout(), share)

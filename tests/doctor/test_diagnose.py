@@ -15,10 +15,10 @@ import pytest
 from click.testing import CliRunner
 from qdrant_client import QdrantClient, models
 
-from amips_plugins.adapters.describe import Construction, describe
 from amips_plugins.adapters.memory import MemoryCollection
 from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
+from amips_plugins.cell_layout import Construction
 from amips_plugins.cli import doctor as cli
 from amips_plugins.cli import main
 from amips_plugins.collection import KeyBatch
@@ -243,7 +243,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_collection_with_cells(tmp_path: Path) -> None:
     collection = laid_out_collection(write_bundle(tmp_path))
-    built = describe(collection)
+    built = collection.describe()
     assert ("cells", f"layout {collection.layout()}") in built.facts
     assert any(name == "overflow" for name, _ in built.facts)
     found = diagnose(collection, queries(400)[:, :4], n_cells=4)
@@ -338,7 +338,7 @@ def test_an_index_of_milvus_lite(
         index.add_index("vector", index_type=kind, metric_type="IP", params={"nlist": 32})
         client.create_index("docs", index)
     collection = MilvusCollection(client, "docs")
-    built = describe(collection)
+    built = collection.describe()
     assert (built.native, built.lists, built.obstacle) == (native, lists, "")
     assert dict(built.facts)["index"] == kind
     found = diagnose(collection, queries(), n_cells=8)
@@ -430,7 +430,7 @@ def test_a_qdrant_server(changes: dict[str, Any], native: str, obstacle: str, no
     client.create_collection("docs", vectors_config=params)
     served = Served(client, "docs")
     served.changes = {"points_count": 20_000, "indexed_vectors_count": 20_000, **changes}
-    built = describe(served)
+    built = served.describe()
     assert built.native == native
     assert obstacle in built.obstacle
     assert bool(obstacle) == bool(built.obstacle)

@@ -566,3 +566,12 @@ class CollectionContract:
         collection = self.build()
         collection.close()
         collection.close()
+
+    def test_leaving_a_block_closes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        collection = self.build()
+        closed: list[bool] = []
+        monkeypatch.setattr(type(collection), "close", lambda _: closed.append(True))
+        with collection as entered:
+            assert entered is collection
+            assert not closed
+        assert closed == [True]

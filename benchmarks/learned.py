@@ -10,7 +10,7 @@ import numpy as np
 from amips_plugins.collection import Id
 from amips_plugins.export.clustering import native_cells, query_aware_cells
 from amips_plugins.export.cost_curves import thresholds_for
-from amips_plugins.export.dataset import Problem
+from amips_plugins.export.dataset import TrainingTask
 from amips_plugins.export.keynet import train_keynet
 from amips_plugins.export.recipes import PRESETS, Preset
 from amips_plugins.export.routers import train_router
@@ -63,43 +63,43 @@ class Routing:
         return RouteHook(OnnxModel(self.model), self.calibration, self.layout, 0.95, shares)
 
 
-def train_routing(problem: Problem, n_cells: int, epochs: int | None) -> Routing:
+def train_routing(task: TrainingTask, n_cells: int, epochs: int | None) -> Routing:
     """Cut query-aware cells and train a linear router over them, as ``amips train`` does.
 
     Parameters
     ----------
-    problem
+    task
         What to train on; its calibration split is only measured on.
     n_cells
         Number of cells.
     epochs
         Passes over the training queries; None for the recipe's own.
     """
-    train = problem.train
+    train = task.train
     cells, assignment = query_aware_cells(
-        problem.keys, problem.metric, n_cells, problem.seed, train.queries, train.hits
+        task.keys, task.metric, n_cells, task.seed, train.queries, train.hits
     )
-    candidate = train_router("linear", _recipe("linear", epochs), problem, cells, assignment)
+    candidate = train_router("linear", _recipe("linear", epochs), task, cells, assignment)
     assert candidate.priority is not None
-    validated = candidate.priority(problem.validate)
-    thresholds = thresholds_for(validated, assignment[problem.validate.hits[:, : problem.k]])
-    measured = candidate.measure(problem.calibrate)
+    validated = candidate.priority(task.validate)
+    thresholds = thresholds_for(validated, assignment[task.validate.hits[:, : task.k]])
+    measured = candidate.measure(task.calibrate)
     recall: FloatArray = np.array(
-        [measured.mean_recall(k) for k in range(1, problem.k + 1)], dtype=np.float32
+        [measured.mean_recall(k) for k in range(1, task.k + 1)], dtype=np.float32
     )
     scanned = measured.scanned.mean(axis=0)
     calibration = Calibration(thresholds, recall, recall, scanned, 0.0)
-    model = to_onnx(candidate.net, problem.keys.shape[1], problem.metric, candidate.order)
+    model = to_onnx(candidate.net, task.keys.shape[1], task.metric, candidate.order)
     return Routing(model, calibration, cells.layout(), cells.sizes, assignment)
 
 
-def train_rewriting(problem: Problem, n_cells: int, epochs: int | None) -> bytes:
+def train_rewriting(task: TrainingTask, n_cells: int, epochs: int | None) -> bytes:
     """Train a KeyNet, which looks at cells of about this number, and return its ONNX file."""
-    cells, assignment = native_cells(problem.keys, problem.metric, n_cells, problem.seed + 1)
-    candidates = RewriteHook.candidates(problem.k)
+    cells, assignment = native_cells(task.keys, task.metric, n_cells, task.seed + 1)
+    candidates = RewriteHook.candidates(task.k)
     recipe = _recipe("keynet", epochs)
-    trained = train_keynet(recipe, problem, cells, assignment, candidates)
-    return to_onnx(trained.net, problem.keys.shape[1], problem.metric)
+    trained = train_keynet(recipe, task, cells, assignment, candidates)
+    return to_onnx(trained.net, task.keys.shape[1], task.metric)
 
 
 def _recipe(kind: str, epochs: int | None) -> Preset:

@@ -10,8 +10,9 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from amips_plugins.export.candidates import Candidate
 from amips_plugins.export.cost_curves import Curve, curve, levels_by_threshold, thresholds_for
-from amips_plugins.export.dataset import Candidate, Problem, Split
+from amips_plugins.export.dataset import Split, TrainingTask
 from amips_plugins.export.to_onnx import Order
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import FloatArray, IntArray
@@ -61,7 +62,7 @@ def points(measured: Curve) -> Points:
     )
 
 
-def tuned_centroids(native: Candidate, problem: Problem) -> Callable[[Split], Curve]:
+def tuned_centroids(native: Candidate, task: TrainingTask) -> Callable[[Split], Curve]:
     """Give centroids what the learned routers have: a threshold per query, and a size penalty.
 
     Their sharpness and the penalty are those that do best on the validation queries.
@@ -70,7 +71,7 @@ def tuned_centroids(native: Candidate, problem: Problem) -> Callable[[Split], Cu
     ----------
     native
         The baseline with a fixed number of probes.
-    problem
+    task
         What it is measured on.
     """
     assert native.priority is not None
@@ -79,8 +80,8 @@ def tuned_centroids(native: Candidate, problem: Problem) -> Callable[[Split], Cu
     assignment = native.assignment
 
     def with_order(order: Order) -> Callable[[Split], Curve]:
-        validated = order.priority(products(problem.validate))
-        thresholds = thresholds_for(validated, assignment[problem.validate.hits[:, : problem.k]])
+        validated = order.priority(products(task.validate))
+        thresholds = thresholds_for(validated, assignment[task.validate.hits[:, : task.k]])
 
         def measure(split: Split) -> Curve:
             levels = levels_by_threshold(order.priority(products(split)), thresholds)
@@ -91,7 +92,7 @@ def tuned_centroids(native: Candidate, problem: Problem) -> Callable[[Split], Cu
         return measure
 
     def cost(measure: Callable[[Split], Curve]) -> float:
-        measured = measure(problem.validate)
+        measured = measure(task.validate)
         return float(
             np.mean([np.log(measured.cost(k, recall)) for k in (1, 10) for recall in (0.9, 0.95)])
         )

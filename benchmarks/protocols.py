@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from amips_plugins.export.dataset import Problem, Split
+from amips_plugins.export.dataset import Split, TrainingTask
 from amips_plugins.export.queries import augment
 from amips_plugins.export.targets import top_keys
 from amips_plugins.progress import Progress
@@ -40,7 +40,7 @@ _HELD_OUT = 0.05  # of the training queries, once to stop early by and once to c
 
 def pose(
     dataset: Dataset, protocol: Protocol, seed: int, work: Path, progress: Progress
-) -> Problem:
+) -> TrainingTask:
     """Split the queries and look up their exact answers.
 
     Only the splits named ``train``, ``validate`` and ``calibrate`` reach training, tuning and
@@ -79,7 +79,7 @@ def pose(
         test = _rows(pool, draws[:n_test])
     order = rng.permutation(len(learn.queries))
     held_out = max(1, int(len(order) * _HELD_OUT))
-    return Problem(
+    return TrainingTask(
         keys=dataset.keys,
         lifted=dataset.keys,  # of unit length already
         metric=Metric.COSINE,
@@ -96,19 +96,19 @@ def pose(
     )
 
 
-def as_l2(problem: Problem) -> Problem:
-    """Return the same problem as an L2 index sees it, where unit vectors have the same answers."""
+def as_l2(task: TrainingTask) -> TrainingTask:
+    """Return the same task as an L2 index sees it, where unit vectors have the same answers."""
 
     def lifted(split: Split) -> Split:
         return replace(split, unit=normalise(lift_queries(split.queries, Metric.L2)))
 
     return replace(
-        problem,
+        task,
         metric=Metric.L2,
-        train=lifted(problem.train),
-        validate=lifted(problem.validate),
-        calibrate=lifted(problem.calibrate),
-        test=lifted(problem.test),
+        train=lifted(task.train),
+        validate=lifted(task.validate),
+        calibrate=lifted(task.calibrate),
+        test=lifted(task.test),
     )
 
 

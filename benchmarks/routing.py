@@ -48,7 +48,7 @@ from amips_plugins.cli.progress import show_progress
 from amips_plugins.errors import AmipsError, InvalidInput
 from amips_plugins.export.clustering import centroid_weights, native_cells, query_aware_cells
 from amips_plugins.export.cost_curves import Curve, calibrate, figures
-from amips_plugins.export.dataset import Problem
+from amips_plugins.export.dataset import TrainingTask
 from amips_plugins.export.keynet import train_keynet
 from amips_plugins.export.recipes import PRESETS, Preset
 from amips_plugins.export.routers import native_candidate, train_router
@@ -126,7 +126,7 @@ class Plan:
 
 
 class Bench:
-    """Measures units, keeping the problem and the cells of the last one.
+    """Measures units, keeping the task and the cells of the last one.
 
     Parameters
     ----------
@@ -139,41 +139,41 @@ class Bench:
     def __init__(self, dataset: Dataset, plan: Plan) -> None:
         self._dataset = dataset
         self._plan = plan
-        self._problems: dict[tuple[Protocol, int], Problem] = {}
+        self._problems: dict[tuple[Protocol, int], TrainingTask] = {}
         self._partitions: dict[tuple[Unit, str], Partition] = {}
 
     def measure(self, unit: Unit, work: Path) -> list[Row]:
         """Measure one unit; ``work`` is an empty folder."""
-        problem = replace(self._problem(unit.protocol, unit.seed), work=work)
+        task = replace(self._task(unit.protocol, unit.seed), work=work)
         if unit.router in REWRITERS:
             started = time.perf_counter()
-            measured = self._rewriter(unit, problem)
+            measured = self._rewriter(unit, task)
             return _rows(unit, measured, None, None, time.perf_counter() - started)
-        cells, assignment = self._cells(unit, problem)
+        cells, assignment = self._cells(unit, task)
         started = time.perf_counter()
-        test, calibration = self._router(unit, problem, cells, assignment)
+        test, calibration = self._router(unit, task, cells, assignment)
         return _rows(unit, points(test), test, calibration, time.perf_counter() - started)
 
-    def _problem(self, protocol: Protocol, seed: int) -> Problem:
+    def _task(self, protocol: Protocol, seed: int) -> TrainingTask:
         if (protocol, seed) not in self._problems:
             self._problems = {
                 (protocol, seed): pose(self._dataset, protocol, seed, Path(), show_progress)
             }
         return self._problems[protocol, seed]
 
-    def _cells(self, unit: Unit, problem: Problem) -> Partition:
+    def _cells(self, unit: Unit, task: TrainingTask) -> Partition:
         """Cut the keys; all routers of a layout get the same cells."""
         kind = "k-means" if unit.router == "centroids-kmeans" else unit.layout
         same = msgspec.structs.replace(unit, router="", layout="")
         if (same, kind) not in self._partitions:
-            metric = Metric.L2 if kind == "k-means" else problem.metric
+            metric = Metric.L2 if kind == "k-means" else task.metric
             if kind == "query-aware":
-                train = problem.train
+                train = task.train
                 cut = query_aware_cells(
-                    problem.keys, metric, unit.cells, unit.seed, train.queries, train.hits
+                    task.keys, metric, unit.cells, unit.seed, train.queries, train.hits
                 )
             else:
-                cut = native_cells(problem.keys, metric, unit.cells, unit.seed)
+                cut = native_cells(task.keys, metric, unit.cells, unit.seed)
             self._partitions = {
                 key: value for key, value in self._partitions.items() if key[0] == same
             }
@@ -181,36 +181,34 @@ class Bench:
         return self._partitions[same, kind]
 
     def _router(
-        self, unit: Unit, problem: Problem, cells: Cells, assignment: IntArray
+        self, unit: Unit, task: TrainingTask, cells: Cells, assignment: IntArray
     ) -> tuple[Curve, Curve]:
         if unit.router == "centroids-kmeans":
-            problem = as_l2(problem)
+            task = as_l2(task)
         if unit.router in ("linear", "supportnet"):
             kind: Literal["linear", "supportnet"] = (
                 "linear" if unit.router == "linear" else "supportnet"
             )
-            candidate = train_router(kind, self._plan.recipe(kind), problem, cells, assignment)
+            candidate = train_router(kind, self._plan.recipe(kind), task, cells, assignment)
             measure = candidate.measure
         else:
-            native = native_candidate(problem, cells, assignment)
+            native = native_candidate(task, cells, assignment)
             measure = native.measure
             if unit.router == "centroids-threshold":
-                measure = tuned_centroids(native, problem)
-        return measure(problem.test), measure(problem.calibrate)
+                measure = tuned_centroids(native, task)
+        return measure(task.test), measure(task.calibrate)
 
-    def _rewriter(self, unit: Unit, problem: Problem) -> Points:
+    def _rewriter(self, unit: Unit, task: TrainingTask) -> Points:
         """Ask an IVF index that no training has seen, nor any early stopping."""
-        keys, test = problem.keys, problem.test
-        cells, assignment = native_cells(
-            keys, problem.metric, unit.cells, unit.seed + _SEED_OF_INDEX
-        )
-        index = ivf_index(keys, centroid_weights(keys, assignment, cells, problem.metric))
+        keys, test = task.keys, task.test
+        cells, assignment = native_cells(keys, task.metric, unit.cells, unit.seed + _SEED_OF_INDEX)
+        index = ivf_index(keys, centroid_weights(keys, assignment, cells, task.metric))
         sent, cost = test.queries, float(index.nlist)
         fetched = RewriteHook.candidates(max(k for k, _ in TARGETS))
         if unit.router == "keynet":
-            stopping = native_cells(keys, problem.metric, unit.cells, unit.seed + _SEED_OF_STOPPING)
-            candidate = train_keynet(self._plan.recipe("keynet"), problem, *stopping, fetched)
-            model = OnnxModel(to_onnx(candidate.net, keys.shape[1], problem.metric))
+            stopping = native_cells(keys, task.metric, unit.cells, unit.seed + _SEED_OF_STOPPING)
+            candidate = train_keynet(self._plan.recipe("keynet"), task, *stopping, fetched)
+            model = OnnxModel(to_onnx(candidate.net, keys.shape[1], task.metric))
             plan = RewriteHook(model).plan(test.queries, Target(k=10))
             assert plan.rewritten is not None
             # Rescoring looks at every candidate once more.

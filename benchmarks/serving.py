@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from amips_plugins.cli.progress import show_progress
 from amips_plugins.errors import AmipsError
-from amips_plugins.export.dataset import Problem, Split
+from amips_plugins.export.dataset import Split, TrainingTask
 from benchmarks.data import Dataset, Source, load
 from benchmarks.engines import Built, Milvus, build_edge
 from benchmarks.enlarge import enlarge
@@ -125,19 +125,19 @@ class Bench:
         self._routings: dict[int, Routing] = {}
 
     @cached_property
-    def _problem(self) -> Problem:
+    def _task(self) -> TrainingTask:
         work = self._work / "training"
         work.mkdir()
-        problem = pose(self._dataset, "unseen", 0, work, show_progress)
+        task = pose(self._dataset, "unseen", 0, work, show_progress)
         return replace(
-            problem,
-            calibrate=_first(problem.calibrate, self._plan.queries),
-            test=_first(problem.test, 2 * self._plan.queries),
+            task,
+            calibrate=_first(task.calibrate, self._plan.queries),
+            test=_first(task.test, 2 * self._plan.queries),
         )
 
     @cached_property
     def _exam(self) -> Exam:
-        tune, test = self._problem.calibrate, self._problem.test
+        tune, test = self._task.calibrate, self._task.test
         return Exam(
             self._dataset.name,
             len(self._dataset.keys),
@@ -153,8 +153,8 @@ class Bench:
         if n_cells not in self._routings:
             # A folder of its own: no checkpoint of another router is resumed.
             with tempfile.TemporaryDirectory(dir=self._work) as work:
-                problem = replace(self._problem, work=Path(work))
-                self._routings[n_cells] = train_routing(problem, n_cells, self._plan.epochs)
+                task = replace(self._task, work=Path(work))
+                self._routings[n_cells] = train_routing(task, n_cells, self._plan.epochs)
         return self._routings[n_cells]
 
     def _missing(self, engine: str, *methods: str) -> list[str]:
@@ -195,7 +195,7 @@ class Bench:
         if name == "IVF_FLAT":
             return tuned(name, "nprobe", 1, plan.lists)
         if name == _KEYNET:
-            model = train_rewriting(self._problem, plan.keynet, plan.epochs)
+            model = train_rewriting(self._task, plan.keynet, plan.epochs)
             return rewritten(name, model, "nprobe", 1, plan.lists)
         if name == "HNSW":
             return tuned(name, "ef", K, 2_000)

@@ -27,8 +27,9 @@ from amips_plugins.collection import CollectionKey
 from amips_plugins.export.cost_curves import calibrate, curve, levels_by_threshold, thresholds_for
 from amips_plugins.export.nets import LinearRouter
 from amips_plugins.export.to_onnx import Order, to_onnx
-from amips_plugins.models.cells import Cells, sketch
+from amips_plugins.models.cells import Cells
 from amips_plugins.models.onnx_session import OnnxModel
+from amips_plugins.sketch import sketch
 from amips_plugins.vectors import FloatArray, Metric, normalise
 
 __all__ = ["METRIC", "Corpus", "K", "make_corpus", "write_bundle"]
@@ -99,7 +100,9 @@ def write_bundle(
 
     model = to_onnx(net, dim, METRIC, order)
     known = io.BytesIO()
-    np.save(known, np.stack([drawn.astype(np.int32), sketch(keys)], axis=1), allow_pickle=False)
+    np.save(
+        known, np.stack([drawn.astype(np.int32), sketch(keys, METRIC)], axis=1), allow_pickle=False
+    )
     files = {
         MODEL: model,
         CANNED: record_canned(OnnxModel(model), "priority", dim),

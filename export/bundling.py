@@ -27,6 +27,7 @@ from amips_plugins.bundle.manifest import (
     Manifest,
     describe_file,
 )
+from amips_plugins.export.candidates import Candidate
 from amips_plugins.export.cost_curves import (
     calibrate,
     curve,
@@ -35,10 +36,10 @@ from amips_plugins.export.cost_curves import (
     thresholds_for,
 )
 from amips_plugins.export.curves import record_curves
-from amips_plugins.export.dataset import Candidate, Problem, Split
-from amips_plugins.export.options import TrainOptions
+from amips_plugins.export.dataset import Split, TrainingTask
 from amips_plugins.export.queries import QuerySplits
-from amips_plugins.export.selection import choose, to_publish
+from amips_plugins.export.recipes import TrainOptions
+from amips_plugins.export.selection import recommend, select_model
 from amips_plugins.export.snapshot import Snapshot
 from amips_plugins.export.to_onnx import to_onnx
 from amips_plugins.files import replace_file
@@ -60,12 +61,12 @@ def write_bundle(
     folder: Path,
     snapshot: Snapshot,
     splits: QuerySplits,
-    problem: Problem,
+    problem: TrainingTask,
     options: TrainOptions,
     candidates: list[Candidate],
 ) -> Manifest:
     """Write the files to a folder nobody looks at, then give it its name."""
-    published = to_publish(candidates, problem, options)
+    published = select_model(candidates, problem, options)
     dim, metric = snapshot.manifest.dim, problem.metric
     model = served_model(published, problem)
     output = "rewritten" if published.kind == "keynet" else "priority"
@@ -86,7 +87,7 @@ def write_bundle(
         for candidate in candidates
         for figure in figures(candidate.kind, candidate.measure(problem.test), ks, options.seed)
     ]
-    choice, reason = choose(candidates, problem, measured_figures)
+    choice, reason = recommend(candidates, problem, measured_figures)
     created = datetime.now(timezone.utc)
     content = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()
     manifest = Manifest(
@@ -134,7 +135,7 @@ def write_bundle(
     return manifest
 
 
-def served_model(published: Candidate, problem: Problem) -> bytes:
+def served_model(published: Candidate, problem: TrainingTask) -> bytes:
     """Write the model, in 8 bits where that leaves a router's priorities what they are.
 
     Parameters
@@ -161,7 +162,7 @@ def _priorities(model: OnnxModel, split: Split) -> FloatArray:
     return priority
 
 
-def _calibrate(published: Candidate, model: OnnxModel, problem: Problem) -> Calibration:
+def _calibrate(published: Candidate, model: OnnxModel, problem: TrainingTask) -> Calibration:
     """Measure recall by threshold with the very model that serves.
 
     The validation split chose the thresholds.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from amips_plugins.export.candidates import Candidate
 from amips_plugins.export.cost_curves import curve, levels_by_threshold
-from amips_plugins.export.dataset import Candidate, Problem
+from amips_plugins.export.dataset import TrainingTask
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.report.training_record import Curves, Epochs, FlatMap, Line, Promises
 from amips_plugins.vectors import FloatArray, Metric, normalise
@@ -20,7 +21,7 @@ _QUERIES = 500
 
 def record_curves(
     version: str,
-    problem: Problem,
+    task: TrainingTask,
     candidates: list[Candidate],
     published: Candidate,
     calibration: Calibration | None,
@@ -33,7 +34,7 @@ def record_curves(
     ----------
     version
         The bundle's.
-    problem
+    task
         What was trained on.
     candidates, published
         All that were trained, and the one in the bundle.
@@ -47,17 +48,17 @@ def record_curves(
     probes: list[int] = []
     promises = None
     if calibration is not None and priorities is not None:
-        threshold = calibration.default_threshold(problem.k, recall)
+        threshold = calibration.default_threshold(task.k, recall)
         searched = np.maximum((priorities >= threshold).sum(axis=1), 1)
         probes = np.bincount(searched, minlength=published.cells.n_cells + 1).tolist()
-        promises = _promises(problem, published, calibration, priorities)
-    hit_cells = published.assignment[problem.test.hits[:, : problem.k]]
+        promises = _promises(task, published, calibration, priorities)
+    hit_cells = published.assignment[task.test.hits[:, : task.k]]
     return Curves(
         version=version,
         lines=[
             line
             for candidate in candidates
-            for line in _lines(candidate, problem, sorted({1, problem.k}))
+            for line in _lines(candidate, task, sorted({1, task.k}))
         ],
         epochs=[
             Epochs(
@@ -71,12 +72,12 @@ def record_curves(
         probes=probes,
         demand=np.bincount(hit_cells.ravel(), minlength=published.cells.n_cells).tolist(),
         promises=promises,
-        flat=flat_map(problem, published),
+        flat=flat_map(task, published),
     )
 
 
-def _lines(candidate: Candidate, problem: Problem, ks: list[int]) -> list[Line]:
-    measured = candidate.measure(problem.test)
+def _lines(candidate: Candidate, task: TrainingTask, ks: list[int]) -> list[Line]:
+    measured = candidate.measure(task.test)
     total = measured.scanned.mean(axis=0, dtype=np.float64) + measured.model
     chosen = np.unique(np.linspace(0, len(total) - 1, _POINTS).round().astype(np.int64))
     return [
@@ -91,29 +92,29 @@ def _lines(candidate: Candidate, problem: Problem, ks: list[int]) -> list[Line]:
 
 
 def _promises(
-    problem: Problem, published: Candidate, calibration: Calibration, priorities: FloatArray
+    task: TrainingTask, published: Candidate, calibration: Calibration, priorities: FloatArray
 ) -> Promises:
     levels = levels_by_threshold(priorities, calibration.thresholds)
-    hit_cells = published.assignment[problem.test.hits]
+    hit_cells = published.assignment[task.test.hits]
     measured = curve(levels, len(calibration.thresholds), hit_cells, published.cells.sizes, 0.0)
     return Promises(
-        k=problem.k,
-        promised=_short(calibration.guaranteed[problem.k - 1]),
-        measured=_short(measured.mean_recall(problem.k)),
+        k=task.k,
+        promised=_short(calibration.guaranteed[task.k - 1]),
+        measured=_short(measured.mean_recall(task.k)),
         scanned=_short(measured.scanned.mean(axis=0, dtype=np.float64)),
     )
 
 
-def flat_map(problem: Problem, published: Candidate) -> FlatMap:
+def flat_map(task: TrainingTask, published: Candidate) -> FlatMap:
     """Lay keys and queries flat: principal axes of as many of one as of the other.
 
     Unless the metric is L2, only directions count.
     """
-    rng = np.random.default_rng(problem.seed)
-    rows = np.sort(rng.permutation(len(problem.keys))[:_KEYS])
-    keys = np.asarray(problem.keys[rows], dtype=np.float32)
-    queries = problem.test.queries[:_QUERIES]
-    if problem.metric is not Metric.L2:
+    rng = np.random.default_rng(task.seed)
+    rows = np.sort(rng.permutation(len(task.keys))[:_KEYS])
+    keys = np.asarray(task.keys[rows], dtype=np.float32)
+    queries = task.test.queries[:_QUERIES]
+    if task.metric is not Metric.L2:
         keys, queries = normalise(keys), normalise(queries)
     shift = np.linalg.norm(queries.mean(axis=0) - keys.mean(axis=0))
     spread = np.sqrt(np.square(keys - keys.mean(axis=0)).sum(axis=1).mean())

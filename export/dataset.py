@@ -1,4 +1,4 @@
-"""What candidates are trained and measured on."""
+"""What candidates are trained and measured on: keys, and queries with their exact answers."""
 
 from __future__ import annotations
 
@@ -9,19 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from amips_plugins.bundle.manifest import ModelKind
-from amips_plugins.export.cost_curves import Curve
-from amips_plugins.export.nets import Net
-from amips_plugins.export.queries import augment
+from amips_plugins.export.queries import QuerySplits, augment
 from amips_plugins.export.recipes import Preset
 from amips_plugins.export.targets import top_keys
-from amips_plugins.export.to_onnx import Order
-from amips_plugins.export.training_loop import Score
-from amips_plugins.models.cells import Cells
 from amips_plugins.progress import Progress
 from amips_plugins.vectors import FloatArray, IntArray, Metric, lift_queries, normalise
 
-__all__ = ["Candidate", "Problem", "Split", "augmented", "score"]
+__all__ = ["Split", "TrainingTask", "augmented", "choose_device", "pose"]
+
+_DEPTH = 30  # of the exact answers
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Problem:
+class TrainingTask:
     """Keys, splits and a target.
 
     Attributes
@@ -84,69 +80,66 @@ class Problem:
     progress: Progress
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A way to search, with what it costs.
+def pose(
+    keys: FloatArray,
+    lifted: FloatArray,
+    metric: Metric,
+    splits: QuerySplits,
+    *,
+    k: int,
+    recall: float,
+    seed: int,
+    device: torch.device,
+    work: Path,
+    progress: Progress,
+    once: Callable[[str, Callable[[], IntArray]], IntArray] = lambda _, compute: compute(),
+) -> TrainingTask:
+    """Look the splits' exact answers up; ``once`` may remember them by name."""
+    depth = min(max(_DEPTH, k), len(keys))
 
-    Attributes
-    ----------
-    kind
-        Which.
-    net
-        The net; the native baseline's is a linear router that holds the centroids.
-    order
-        How scores become priorities; None for a KeyNet.
-    cells, assignment
-        The partition it routes to, or (KeyNet) is measured on, and the cell of each key.
-    parameters
-        Multiplications of one query.
-    history
-        Loss and score of every epoch.
-    measure
-        Measures the candidate on a split, as it would be used.
-    priority
-        The priorities its exported graph gives; None for a KeyNet.
-    """
+    def split(name: str, rows: FloatArray) -> Split:
+        unit = normalise(lift_queries(rows, metric))
+        title = f"exact answers ({name})"
+        hits = once(name, lambda: top_keys(unit, lifted, depth, device, progress, title)[0])
+        return Split(rows, unit, hits)
 
-    kind: ModelKind
-    net: Net
-    order: Order | None
-    cells: Cells
-    assignment: IntArray
-    parameters: int
-    history: list[dict[str, float]]
-    measure: Callable[[Split], Curve]
-    priority: Callable[[Split], FloatArray] | None
+    return TrainingTask(
+        keys=keys,
+        lifted=lifted,
+        metric=metric,
+        train=split("train", splits.train),
+        validate=split("validate", splits.validate),
+        calibrate=split("calibrate", splits.calibrate),
+        test=split("test", splits.test),
+        k=k,
+        recall=recall,
+        seed=seed,
+        device=device,
+        work=work,
+        progress=progress,
+    )
 
 
-def augmented(problem: Problem, preset: Preset) -> Split:
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device of this name, ``auto`` being a CUDA device where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def augmented(task: TrainingTask, preset: Preset) -> Split:
     """Return the training split with the recipe's noisy copies, and their own exact answers."""
     if preset.copies == 0:
-        return problem.train
-    queries = augment(problem.train.queries, preset.copies, preset.noise, problem.seed)
-    new = queries[len(problem.train.queries) :]
-    unit = normalise(lift_queries(new, problem.metric))
-    depth = problem.train.hits.shape[1]
+        return task.train
+    queries = augment(task.train.queries, preset.copies, preset.noise, task.seed)
+    new = queries[len(task.train.queries) :]
+    unit = normalise(lift_queries(new, task.metric))
+    depth = task.train.hits.shape[1]
     hits, _ = top_keys(
-        unit, problem.lifted, depth, problem.device, problem.progress, "targets (noisy copies)"
+        unit, task.lifted, depth, task.device, task.progress, "targets (noisy copies)"
     )
     return Split(
         queries,
-        np.concatenate([problem.train.unit, unit]),
-        np.concatenate([problem.train.hits, hits]),
-    )
-
-
-def score(measured: Curve, problem: Problem) -> Score:
-    """Score a candidate while it trains: the cheaper at the target, the better."""
-    cost = measured.cost(problem.k, problem.recall)
-    # The cost at one recall moves in steps; around it, it is smooth enough to compare epochs.
-    around = np.clip(problem.recall + np.linspace(-0.1, 0.03, 14), 0.01, 0.999)
-    costs = [min(measured.cost(problem.k, float(recall)), 2.0) for recall in around]
-    narrow = int((measured.scanned.mean(axis=0) <= 0.1).sum())
-    matched = float(measured.mean_recall(1)[max(narrow - 1, 0)])
-    return Score(
-        -float(np.mean(costs)),
-        f"match rate {matched:.3f} in a tenth of the keys, "
-        f"recall@{problem.k} {problem.recall:.2f} at {cost:.2%} of a full scan",
+        np.concatenate([task.train.unit, unit]),
+        np.concatenate([task.train.hits, hits]),
     )

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from amips_plugins.export import losses
+from amips_plugins.export.candidates import Candidate, score
 from amips_plugins.export.clustering import centroid_weights, native_cells
 from amips_plugins.export.cost_curves import Curve, curve, levels_by_rank
-from amips_plugins.export.dataset import Candidate, Problem, Split, augmented, score
+from amips_plugins.export.dataset import Split, TrainingTask, augmented
 from amips_plugins.export.nets import KeyNet, Net, multiplications
 from amips_plugins.export.recipes import Preset
 from amips_plugins.export.targets import top_keys
@@ -29,7 +30,7 @@ _ITERATIONS = 8  # of k-means, which need not converge to be a partition
 
 
 def train_keynet(
-    preset: Preset, problem: Problem, cells: Cells, assignment: IntArray, rescore: int
+    preset: Preset, task: TrainingTask, cells: Cells, assignment: IntArray, rescore: int
 ) -> Candidate:
     """Train a net that rewrites the query.
 
@@ -40,24 +41,22 @@ def train_keynet(
     ----------
     preset
         The recipe.
-    problem
+    task
         What to train on.
     cells, assignment
         The native cells to measure on.
     rescore
         Candidates that are fetched by the rewritten query and rescored by the original one.
     """
-    train = augmented(problem, preset)
-    torch.manual_seed(problem.seed)
+    train = augmented(task, preset)
+    torch.manual_seed(task.seed)
     dim = train.unit.shape[1]
-    net = KeyNet(dim, preset.width, preset.depth, dropout=preset.dropout).to(problem.device)
-    unit = torch.from_numpy(train.unit).to(problem.device)
+    net = KeyNet(dim, preset.width, preset.depth, dropout=preset.dropout).to(task.device)
+    unit = torch.from_numpy(train.unit).to(task.device)
     best_rows = train.hits[:, 0]
-    partitions = cut_many_ways(problem, train, cells.n_cells) if preset.routing else []
+    partitions = cut_many_ways(task, train, cells.n_cells) if preset.routing else []
     # Early stopping looks at cells of its own, too: those it is measured on stay unseen.
-    stopping = native_cells(
-        problem.keys, problem.metric, cells.n_cells, problem.seed + 611_953, _ITERATIONS
-    )
+    stopping = native_cells(task.keys, task.metric, cells.n_cells, task.seed + 611_953, _ITERATIONS)
 
     def loss(model: Net, rows: Tensor) -> Tensor:
         u = unit[rows]
@@ -69,8 +68,8 @@ def train_keynet(
             logits = _SCALE * (predicted @ seen.centroids.T) + seen.log_sizes
             total = total + preset.routing / _PER_STEP * losses.routing(logits, seen.cells[rows])
         if preset.scores or preset.keys:
-            keys = np.array(problem.lifted[best_rows[rows.cpu().numpy()]])
-            best = torch.from_numpy(keys).to(problem.device)
+            keys = np.array(task.lifted[best_rows[rows.cpu().numpy()]])
+            best = torch.from_numpy(keys).to(task.device)
             consistency = losses.score_consistency(predicted, u, (best * u).sum(dim=1))
             regression = losses.key_regression(predicted, best)
             total = total + preset.scores * consistency + preset.keys * regression
@@ -78,18 +77,18 @@ def train_keynet(
 
     def rewrite(split: Split) -> FloatArray:
         with torch.no_grad():
-            rewritten = net(torch.from_numpy(split.unit).to(problem.device)).cpu().numpy()
-        return as_query(rewritten, problem.metric)
+            rewritten = net(torch.from_numpy(split.unit).to(task.device)).cpu().numpy()
+        return as_query(rewritten, task.metric)
 
     def order_cells(split: Split, given: Cells, placed: IntArray) -> Curve:
-        table = centroid_weights(problem.keys, placed, given, problem.metric)
+        table = centroid_weights(task.keys, placed, given, task.metric)
         levels = levels_by_rank(rewrite(split) @ table.T)
         model_keys = multiplications(net) / dim + given.n_cells + rescore
         return curve(levels, given.n_cells, placed[split.hits], given.sizes, model_keys)
 
     def measure(split: Split) -> Curve:
         measured = order_cells(split, cells, assignment)
-        fetched, _ = top_keys(rewrite(split), problem.lifted, rescore, problem.device)
+        fetched, _ = top_keys(rewrite(split), task.lifted, rescore, task.device)
         kept = (split.hits[:, :, None] == fetched[:, None, :]).any(axis=2)
         # A key outside the best `rescore` of all keys counts as never found, though fewer probes
         # leave it fewer rivals: the figure errs against the KeyNet.
@@ -99,12 +98,12 @@ def train_keynet(
         net,
         loss,
         len(train.unit),
-        lambda _: score(order_cells(problem.validate, *stopping), problem),
+        lambda _: score(order_cells(task.validate, *stopping), task),
         preset.schedule,
-        problem.seed,
-        problem.work / "keynet.safetensors",
+        task.seed,
+        task.work / "keynet.safetensors",
         "train keynet",
-        problem.progress,
+        task.progress,
     )
     parameters = multiplications(net)
     return Candidate("keynet", net, None, cells, assignment, parameters, history, measure, None)
@@ -136,19 +135,19 @@ class Partition:
     cells: Tensor
 
 
-def cut_many_ways(problem: Problem, train: Split, n_cells: int) -> list[Partition]:
+def cut_many_ways(task: TrainingTask, train: Split, n_cells: int) -> list[Partition]:
     """Cut the keys as indexes nobody has seen might."""
     result = []
-    with problem.progress("partitions", len(_PARTITIONS), 0, "partitions") as step:
+    with task.progress("partitions", len(_PARTITIONS), 0, "partitions") as step:
         for number, factor in enumerate(_PARTITIONS):
-            count = max(2, min(int(n_cells * factor), len(problem.keys) // 4))
-            seed = problem.seed + 7_919 * (number + 1)
-            cells, assignment = native_cells(problem.keys, problem.metric, count, seed, _ITERATIONS)
+            count = max(2, min(int(n_cells * factor), len(task.keys) // 4))
+            seed = task.seed + 7_919 * (number + 1)
+            cells, assignment = native_cells(task.keys, task.metric, count, seed, _ITERATIONS)
             arrays = (
-                centroid_weights(problem.keys, assignment, cells, problem.metric),
+                centroid_weights(task.keys, assignment, cells, task.metric),
                 np.log(cells.sizes).astype(np.float32),
-                assignment[train.hits[:, : problem.k]],
+                assignment[train.hits[:, : task.k]],
             )
-            result.append(Partition(*(torch.from_numpy(a).to(problem.device) for a in arrays)))
+            result.append(Partition(*(torch.from_numpy(a).to(task.device) for a in arrays)))
             step.advance()
     return result

@@ -19,7 +19,6 @@ for _module in ("torch", "faiss", "safetensors", "onnx"):
     require(_module, "train")
 
 import numpy as np
-import torch
 
 from amips_plugins.export.clustering import native_cells, query_aware_cells
 from amips_plugins.export.cost_curves import (
@@ -28,25 +27,17 @@ from amips_plugins.export.cost_curves import (
     levels_by_threshold,
     resampled_costs,
 )
-from amips_plugins.export.dataset import Problem, Split
+from amips_plugins.export.dataset import TrainingTask, choose_device, pose
 from amips_plugins.export.queries import QuerySplits, guess_queries, split_queries
 from amips_plugins.export.recipes import PRESETS
 from amips_plugins.export.routers import native_candidate, train_router
 from amips_plugins.export.targets import top_keys
 from amips_plugins.export.trial_result import SearchCost, Trial
 from amips_plugins.progress import Progress, no_progress
-from amips_plugins.vectors import (
-    FloatArray,
-    IntArray,
-    Metric,
-    lift_keys,
-    lift_queries,
-    normalise,
-)
+from amips_plugins.vectors import FloatArray, IntArray, Metric, lift_keys, normalise
 
-__all__ = ["Asked", "run_trial"]
+__all__ = ["TrialOptions", "run_trial"]
 
-_DEPTH = 30
 _MOST_QUERIES = 20_000
 _GUESSES = 5_000
 _EPOCHS = 4
@@ -57,7 +48,7 @@ _Search = Literal["index", "centroids", "perfect", "linear"]
 
 
 @dataclass(frozen=True)
-class Asked:
+class TrialOptions:
     """What to try.
 
     Attributes
@@ -91,7 +82,7 @@ def run_trial(
     keys: FloatArray,
     metric: Metric,
     queries: FloatArray | None,
-    asked: Asked,
+    wanted: TrialOptions,
     progress: Progress = no_progress,
 ) -> Trial:
     """Train a linear router quickly, and compare it with centroids and a perfect router.
@@ -104,7 +95,7 @@ def run_trial(
         Its metric.
     queries
         ``(n, dim)`` float32; None to guess some from the keys, with a warning.
-    asked
+    wanted
         What to try.
     progress
         Watches the work.
@@ -114,10 +105,10 @@ def run_trial(
     TrainingError
         Too few keys or queries.
     """
-    splits = _splits(keys, queries, asked.seed)
+    splits = _splits(keys, queries, wanted.seed)
     with tempfile.TemporaryDirectory(prefix="amips-doctor-") as work:
-        problem = _problem(keys, metric, splits, asked, Path(work), progress)
-        return _measure(problem, splits, asked)
+        task = _pose(keys, metric, splits, wanted, Path(work), progress)
+        return _measure(task, splits, wanted)
 
 
 def _splits(keys: FloatArray, queries: FloatArray | None, seed: int) -> QuerySplits:
@@ -127,67 +118,55 @@ def _splits(keys: FloatArray, queries: FloatArray | None, seed: int) -> QuerySpl
     return split_queries(queries[np.sort(chosen)], seed)
 
 
-def _problem(
+def _pose(
     keys: FloatArray,
     metric: Metric,
     splits: QuerySplits,
-    asked: Asked,
+    wanted: TrialOptions,
     work: Path,
     progress: Progress,
-) -> Problem:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    lifted = lift_keys(keys, metric)
-    depth = min(max(_DEPTH, asked.k), len(keys))
-
-    def split(name: str, rows: FloatArray) -> Split:
-        unit = normalise(lift_queries(rows, metric))
-        hits, _ = top_keys(unit, lifted, depth, device, progress, f"exact answers ({name})")
-        return Split(rows, unit, hits)
-
+) -> TrainingTask:
     # Nothing is calibrated here: those queries make the test larger.
-    test = split("test", np.concatenate([splits.calibrate, splits.test]))
-    return Problem(
-        keys=keys,
-        lifted=lifted,
-        metric=metric,
-        train=split("train", splits.train),
-        validate=split("validate", splits.validate),
-        calibrate=test,
-        test=test,
-        k=asked.k,
-        recall=asked.recalls[-1],
-        seed=asked.seed,
-        device=device,
+    test = np.concatenate([splits.calibrate, splits.test])
+    return pose(
+        keys,
+        lift_keys(keys, metric),
+        metric,
+        replace(splits, calibrate=splits.calibrate[:0], test=test),
+        k=wanted.k,
+        recall=wanted.recalls[-1],
+        seed=wanted.seed,
+        device=choose_device(),
         work=work,
         progress=progress,
     )
 
 
-def _measure(problem: Problem, splits: QuerySplits, asked: Asked) -> Trial:
-    keys, metric, train = problem.keys, problem.metric, problem.train
-    n_cells = min(asked.n_cells, len(train.queries), len(keys))
-    with problem.progress("cells", 2 + (asked.lists is not None), 0, "partitions") as step:
-        plain, plain_cells = native_cells(keys, metric, n_cells, asked.seed)
+def _measure(task: TrainingTask, splits: QuerySplits, wanted: TrialOptions) -> Trial:
+    keys, metric, train = task.keys, task.metric, task.train
+    n_cells = min(wanted.n_cells, len(train.queries), len(keys))
+    with task.progress("cells", 2 + (wanted.lists is not None), 0, "partitions") as step:
+        plain, plain_cells = native_cells(keys, metric, n_cells, wanted.seed)
         step.advance()
         aware, aware_cells = query_aware_cells(
-            keys, metric, n_cells, asked.seed, train.queries, train.hits
+            keys, metric, n_cells, wanted.seed, train.queries, train.hits
         )
         step.advance()
         curves: dict[_Search, tuple[int, Curve]] = {}
-        if asked.lists is not None:
-            wanted = max(1, min(asked.lists, len(keys) // _PER_LIST))
-            lists = native_candidate(problem, *native_cells(keys, metric, wanted, asked.seed))
-            curves["index"] = wanted, lists.measure(problem.test)
+        if wanted.lists is not None:
+            n_lists = max(1, min(wanted.lists, len(keys) // _PER_LIST))
+            lists = native_candidate(task, *native_cells(keys, metric, n_lists, wanted.seed))
+            curves["index"] = n_lists, lists.measure(task.test)
             step.advance()
     preset = PRESETS["default"]["linear"]
     quick = replace(preset, schedule=replace(preset.schedule, epochs=_EPOCHS))
-    linear = train_router("linear", quick, problem, aware, aware_cells)
-    centroids = native_candidate(problem, plain, plain_cells)
-    curves["centroids"] = plain.n_cells, centroids.measure(problem.test)
-    curves["perfect"] = plain.n_cells, _perfect(problem, plain_cells, plain.sizes)
-    curves["linear"] = aware.n_cells, linear.measure(problem.test)
+    linear = train_router("linear", quick, task, aware, aware_cells)
+    centroids = native_candidate(task, plain, plain_cells)
+    curves["centroids"] = plain.n_cells, centroids.measure(task.test)
+    curves["perfect"] = plain.n_cells, _perfect(task, plain_cells, plain.sizes)
+    curves["linear"] = aware.n_cells, linear.measure(task.test)
     # A model costs what it costs, however few keys the sample has.
-    smaller = len(keys) / max(asked.count, 1)
+    smaller = len(keys) / max(wanted.count, 1)
     scaled = {
         name: (cells, replace(found, model=found.model * smaller))
         for name, (cells, found) in curves.items()
@@ -195,21 +174,21 @@ def _measure(problem: Problem, splits: QuerySplits, asked: Asked) -> Trial:
     costs = tuple(
         cost
         for name, (cells, found) in scaled.items()
-        for cost in _costs(name, cells, found, asked)
+        for cost in _costs(name, cells, found, wanted)
     )
     last = {
-        name: resampled_costs(found, asked.k, asked.recalls, asked.seed)[-1]
+        name: resampled_costs(found, wanted.k, wanted.recalls, wanted.seed)[-1]
         for name, (_, found) in scaled.items()
     }
     low, high = np.quantile(last["linear"] / last.get("index", 1.0), [0.025, 0.975])
     learned_low, learned_high = np.quantile(last["linear"] / last["centroids"], [0.025, 0.975])
-    query_nearness, key_nearness = _nearness(problem)
+    query_nearness, key_nearness = _nearness(task)
     return Trial(
-        k=asked.k,
+        k=wanted.k,
         keys=len(keys),
-        read=asked.read,
+        read=wanted.read,
         train_queries=len(train.queries),
-        test_queries=len(problem.test.queries),
+        test_queries=len(task.test.queries),
         guessed=splits.source == "guess",
         costs=costs,
         ratio_low=float(low),
@@ -221,15 +200,15 @@ def _measure(problem: Problem, splits: QuerySplits, asked: Asked) -> Trial:
     )
 
 
-def _perfect(problem: Problem, assignment: IntArray, sizes: IntArray) -> Curve:
+def _perfect(task: TrainingTask, assignment: IntArray, sizes: IntArray) -> Curve:
     """Measure the best order of cells there is: by the hits that a cell holds for its keys.
 
     One threshold on hits per key scanned, for all queries, is the greedy solution of the knapsack
     that mean recall and mean cost pose.
     """
-    hit_cells = assignment[problem.test.hits]
+    hit_cells = assignment[task.test.hits]
     held = np.zeros((len(hit_cells), len(sizes)), dtype=np.float32)
-    for column in hit_cells[:, : problem.k].T:
+    for column in hit_cells[:, : task.k].T:
         held[np.arange(len(held)), column] += 1
     worth: FloatArray = np.divide(held, sizes, dtype=np.float32)
     steps = np.quantile(worth[worth > 0], np.linspace(0.0, 1.0, 200)).astype(np.float32)
@@ -238,28 +217,28 @@ def _perfect(problem: Problem, assignment: IntArray, sizes: IntArray) -> Curve:
     return curve(levels, len(thresholds), hit_cells, sizes, 0.0)
 
 
-def _costs(name: _Search, n_cells: int, found: Curve, asked: Asked) -> list[SearchCost]:
-    resampled = resampled_costs(found, asked.k, asked.recalls, asked.seed)
+def _costs(name: _Search, n_cells: int, found: Curve, wanted: TrialOptions) -> list[SearchCost]:
+    resampled = resampled_costs(found, wanted.k, wanted.recalls, wanted.seed)
     return [
         SearchCost(
             search=name,
             n_cells=n_cells,
             recall=recall,
-            total=found.cost(asked.k, recall),
+            total=found.cost(wanted.k, recall),
             low=float(np.quantile(totals, 0.025)),
             high=float(np.quantile(totals, 0.975)),
         )
-        for recall, totals in zip(asked.recalls, resampled, strict=True)
+        for recall, totals in zip(wanted.recalls, resampled, strict=True)
     ]
 
 
-def _nearness(problem: Problem) -> tuple[float, float]:
+def _nearness(task: TrainingTask) -> tuple[float, float]:
     """Return the median cosine of a query and its best key, and of a key and its nearest other."""
-    keys = normalise(np.asarray(problem.keys, dtype=np.float32))
-    device = problem.device
-    queries = normalise(problem.test.queries)
+    keys = normalise(np.asarray(task.keys, dtype=np.float32))
+    device = task.device
+    queries = normalise(task.test.queries)
     _, to_queries = top_keys(queries, keys, 1, device)
-    rows = np.random.default_rng(problem.seed).permutation(len(keys))[:_COMPARED]
+    rows = np.random.default_rng(task.seed).permutation(len(keys))[:_COMPARED]
     # The nearest of all is the key itself.
     _, to_keys = top_keys(keys[np.sort(rows)], keys, min(2, len(keys)), device)
     return float(np.median(to_queries)), float(np.median(to_keys[:, -1]))

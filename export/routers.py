@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from amips_plugins.export import losses
+from amips_plugins.export.candidates import Candidate, score
 from amips_plugins.export.clustering import centroid_weights
 from amips_plugins.export.cost_curves import (
     Curve,
@@ -18,7 +19,7 @@ from amips_plugins.export.cost_curves import (
     levels_by_threshold,
     thresholds_for,
 )
-from amips_plugins.export.dataset import Candidate, Problem, Split, augmented, score
+from amips_plugins.export.dataset import Split, TrainingTask, augmented
 from amips_plugins.export.nets import (
     LinearRouter,
     LowRankRouter,
@@ -42,9 +43,9 @@ _MANY_CELLS = 1_024  # above this a linear router is of low rank
 _RANK = 128
 
 
-def native_candidate(problem: Problem, cells: Cells, assignment: IntArray) -> Candidate:
+def native_candidate(task: TrainingTask, cells: Cells, assignment: IntArray) -> Candidate:
     """Return the baseline: probe the cells whose centroids are nearest, as an IVF index does."""
-    weights = centroid_weights(problem.keys, assignment, cells, problem.metric)
+    weights = centroid_weights(task.keys, assignment, cells, task.metric)
     net = LinearRouter(weights.shape[1], cells.n_cells)
     net.weight.data.copy_(torch.from_numpy(weights))
     order = Order(None, np.zeros(cells.n_cells, dtype=np.float32))
@@ -64,7 +65,7 @@ def native_candidate(problem: Problem, cells: Cells, assignment: IntArray) -> Ca
 def train_router(
     kind: Literal["linear", "supportnet"],
     preset: Preset,
-    problem: Problem,
+    task: TrainingTask,
     cells: Cells,
     assignment: IntArray,
 ) -> Candidate:
@@ -76,18 +77,18 @@ def train_router(
         Which net.
     preset
         The recipe.
-    problem
+    task
         What to train on.
     cells, assignment
         The partition.
     """
-    train = augmented(problem, preset)
-    centroids = centroid_weights(problem.keys, assignment, cells, problem.metric)
-    net = new_router(kind, preset, centroids, problem.seed).to(problem.device)
-    unit = torch.from_numpy(train.unit).to(problem.device)
-    hit_cells = torch.from_numpy(assignment[train.hits[:, : problem.k]]).to(problem.device)
+    train = augmented(task, preset)
+    centroids = centroid_weights(task.keys, assignment, cells, task.metric)
+    net = new_router(kind, preset, centroids, task.seed).to(task.device)
+    unit = torch.from_numpy(train.unit).to(task.device)
+    hit_cells = torch.from_numpy(assignment[train.hits[:, : task.k]]).to(task.device)
     support = (
-        SupportTargets(problem, train.unit, assignment, cells)
+        SupportTargets(task, train.unit, assignment, cells)
         if kind == "supportnet" and (preset.scores or preset.keys)
         else None
     )
@@ -114,12 +115,12 @@ def train_router(
 
     def priority(split: Split) -> FloatArray:
         with torch.no_grad():
-            scores = net(torch.from_numpy(split.unit).to(problem.device)).cpu().numpy()
+            scores = net(torch.from_numpy(split.unit).to(task.device)).cpu().numpy()
         return order().priority(scores)
 
     def measure(split: Split) -> Curve:
         thresholds = thresholds_for(
-            priority(problem.validate), assignment[problem.validate.hits[:, : problem.k]]
+            priority(task.validate), assignment[task.validate.hits[:, : task.k]]
         )
         levels = levels_by_threshold(priority(split), thresholds)
         model_keys = multiplications(net) / split.unit.shape[1]
@@ -129,12 +130,12 @@ def train_router(
         net,
         loss,
         len(train.unit),
-        lambda _: score(measure(problem.validate), problem),
+        lambda _: score(measure(task.validate), task),
         preset.schedule,
-        problem.seed,
-        problem.work / f"{kind}.safetensors",
+        task.seed,
+        task.work / f"{kind}.safetensors",
         f"train {kind}",
-        problem.progress,
+        task.progress,
     )
     parameters = multiplications(net)
     return Candidate(kind, net, order(), cells, assignment, parameters, history, measure, priority)
@@ -169,7 +170,7 @@ class SupportTargets:
 
     Parameters
     ----------
-    problem
+    task
         What is trained on.
     unit
         ``(n, lifted_dim)`` float32 unit queries.
@@ -178,18 +179,18 @@ class SupportTargets:
     """
 
     def __init__(
-        self, problem: Problem, unit: FloatArray, assignment: IntArray, cells: Cells
+        self, task: TrainingTask, unit: FloatArray, assignment: IntArray, cells: Cells
     ) -> None:
-        self._problem = problem
+        self._task = task
         self._values, self._rows = best_per_cell(
-            unit, problem.lifted, assignment, cells.n_cells, problem.device, problem.progress
+            unit, task.lifted, assignment, cells.n_cells, task.device, task.progress
         )
 
     def values(self, rows: Tensor) -> Tensor:
         """Return ``(n, n_cells)`` support values."""
-        return torch.from_numpy(self._values[rows.cpu().numpy()]).to(self._problem.device)
+        return torch.from_numpy(self._values[rows.cpu().numpy()]).to(self._task.device)
 
     def keys(self, rows: Tensor, cells: Tensor) -> Tensor:
         """Return ``(n, lifted_dim)`` the best key of one cell for each query."""
         best = self._rows[rows.cpu().numpy(), cells.cpu().numpy()]
-        return torch.from_numpy(np.array(self._problem.lifted[best])).to(self._problem.device)
+        return torch.from_numpy(np.array(self._task.lifted[best])).to(self._task.device)

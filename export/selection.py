@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from amips_plugins.bundle.manifest import Figure
+from amips_plugins.export.candidates import Candidate
 from amips_plugins.export.cost_curves import TARGETS
-from amips_plugins.export.dataset import Candidate, Problem
-from amips_plugins.export.options import TrainOptions
+from amips_plugins.export.dataset import TrainingTask
+from amips_plugins.export.recipes import TrainOptions
 
-__all__ = ["choose", "to_publish"]
+__all__ = ["recommend", "select_model"]
 
 
-def to_publish(candidates: list[Candidate], problem: Problem, options: TrainOptions) -> Candidate:
+def select_model(
+    candidates: list[Candidate], task: TrainingTask, options: TrainOptions
+) -> Candidate:
     """Return the candidate asked for; the cheapest learned one where that is left open."""
     wanted = [
         candidate
@@ -18,27 +21,25 @@ def to_publish(candidates: list[Candidate], problem: Problem, options: TrainOpti
         if candidate.kind == options.model
         or (options.model == "auto" and candidate.kind != "native")
     ]
-    return min(wanted, key=lambda c: c.measure(problem.validate).cost(options.k, options.recall))
+    return min(wanted, key=lambda c: c.measure(task.validate).cost(options.k, options.recall))
 
 
-def choose(
-    candidates: list[Candidate], problem: Problem, measured: list[Figure]
+def recommend(
+    candidates: list[Candidate], task: TrainingTask, measured: list[Figure]
 ) -> tuple[str, str]:
     """Name the cheapest candidate at the target, and say why.
 
     The validation split chooses; the test split has to confirm that a learned winner beats the
     native baseline, else the answer is ``native``.
     """
-    costs = {
-        c.kind: c.measure(problem.validate).cost(problem.k, problem.recall) for c in candidates
-    }
+    costs = {c.kind: c.measure(task.validate).cost(task.k, task.recall) for c in candidates}
     best = min(costs, key=lambda kind: costs[kind])
     at = {
         f.candidate: f
         for f in measured
-        if f.k == problem.k and abs(f.recall - _reported(problem.recall)) < 1e-9
+        if f.k == task.k and abs(f.recall - _reported(task.recall)) < 1e-9
     }
-    target = f"recall@{problem.k} {_reported(problem.recall):.2f}"
+    target = f"recall@{task.k} {_reported(task.recall):.2f}"
     native, winner = at["native"].total, at[best].total
     if best != "native" and winner is not None and (native is None or winner < native):
         shown = "cannot reach it" if native is None else f"takes {native:.1%}"

@@ -24,6 +24,7 @@ import numpy as np
 
 from amips_plugins.collection import Collection, CollectionKey, Id, KeyBatch, collection_key
 from amips_plugins.errors import SnapshotError
+from amips_plugins.export.disk import says_when_full
 from amips_plugins.files import replace_file
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import FloatArray, Metric
@@ -179,7 +180,17 @@ def take_snapshot(
         collection is empty.
     """
     folder = Path(out)
-    manifest = _resume(folder, collection)
+    with says_when_full(folder):
+        return _copy(collection, folder, _resume(folder, collection), batch_size, progress)
+
+
+def _copy(
+    collection: Collection,
+    folder: Path,
+    manifest: SnapshotManifest,
+    batch_size: int,
+    progress: Progress,
+) -> Snapshot:
     with (
         (folder / _VECTORS).open("ab") as vectors,
         (folder / _IDS).open("ab") as ids,

@@ -1,13 +1,4 @@
-"""From a snapshot and queries to a bundle that can be published.
-
-::
-
-    run/
-        options.json   what was asked for; another question needs another folder
-        work/          targets, cells and checkpoints, so that an interrupted run resumes
-        curves.json    what was measured on the way, for amips report; never published
-        bundle/        the result; it appears whole, when everything else is done
-"""
+"""From a snapshot and queries to a bundle that can be published (``run_folder`` says where)."""
 
 # ruff: noqa: E402 - what is missing has to be said before the imports that need it
 
@@ -15,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,36 +19,25 @@ import msgspec
 import numpy as np
 import torch
 
-from amips_plugins.bundle.manifest import MANIFEST, Bundle, Manifest
+from amips_plugins.bundle.manifest import Bundle, Manifest
 from amips_plugins.export.bundling import write_bundle
+from amips_plugins.export.candidates import Candidate
 from amips_plugins.export.clustering import check_enough_keys, native_cells, query_aware_cells
-from amips_plugins.export.dataset import Candidate, Problem, Split
+from amips_plugins.export.dataset import TrainingTask, choose_device, pose
+from amips_plugins.export.disk import check_room, says_when_full
 from amips_plugins.export.keynet import train_keynet
-from amips_plugins.export.options import TrainOptions
 from amips_plugins.export.queries import QuerySplits, guess_queries, split_queries
-from amips_plugins.export.recipes import PRESETS, Preset
+from amips_plugins.export.recipes import PRESETS, Preset, TrainOptions
 from amips_plugins.export.routers import native_candidate, train_router
+from amips_plugins.export.run_folder import RunFolder
 from amips_plugins.export.snapshot import Snapshot
-from amips_plugins.export.targets import top_keys
-from amips_plugins.files import replace_file
 from amips_plugins.models.cells import Cells
 from amips_plugins.models.hooks import RewriteHook
 from amips_plugins.progress import Progress, no_progress
-from amips_plugins.vectors import (
-    FloatArray,
-    IntArray,
-    Metric,
-    as_queries,
-    lift_keys,
-    lift_queries,
-    lifted_dim,
-    normalise,
-)
+from amips_plugins.vectors import FloatArray, IntArray, Metric, as_queries, lifted_dim
 
 __all__ = ["Run", "TrainOptions", "train"]
 
-_ASKED = "options.json"
-_DEPTH = 30
 _BLOCK = 16_384
 
 
@@ -120,18 +99,17 @@ def train(
     _check(snapshot, options)
     if queries is not None:
         queries, _ = as_queries(queries, snapshot.manifest.dim)
-    folder = Path(out)
-    asked = _asked(snapshot, queries, options)
-    _check_folder(folder, asked)
-    if (folder / "bundle" / MANIFEST).exists():
-        return Run(folder, _open(folder / "bundle").manifest)
-    splits = _splits(snapshot, queries, options)
-    # Only now is there nothing left to complain of: the folder belongs to this question.
-    replace_file(folder / _ASKED, msgspec.json.format(msgspec.json.encode(asked), indent=2))
-    problem = _problem(snapshot, splits, options, folder / "work", progress)
-    work = _train_keynet if options.model == "keynet" else _train_routers
-    manifest = write_bundle(folder, snapshot, splits, problem, options, work(problem, options))
-    return Run(folder, manifest)
+    folder = RunFolder(Path(out), _asked(snapshot, queries, options))
+    folder.check()
+    if not folder.finished:
+        splits = _splits(snapshot, queries, options)
+        check_room(folder.path, _room(snapshot, splits))
+        # Only now is there nothing left to complain of: the folder belongs to this question.
+        with folder.claimed(), says_when_full(folder.path):
+            task = _pose(snapshot, splits, options, folder, progress)
+            work = _train_keynet if options.model == "keynet" else _train_routers
+            write_bundle(folder.path, snapshot, splits, task, options, work(task, options))
+    return Run(folder.path, Bundle.in_folder(folder.path / "bundle").manifest)
 
 
 def _check(snapshot: Snapshot, options: TrainOptions) -> None:
@@ -180,18 +158,6 @@ def _asked(snapshot: Snapshot, queries: FloatArray | None, options: TrainOptions
     }
 
 
-def _check_folder(folder: Path, asked: dict[str, Any]) -> None:
-    """Refuse a folder that holds anything but this question."""
-    path = folder / _ASKED
-    if path.exists():
-        if msgspec.json.decode(path.read_bytes()) != asked:
-            raise InvalidInput(
-                f"{folder} holds a training with other data or options; name another folder."
-            )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InvalidInput(f"{folder} is not empty and holds no training; name another folder.")
-
-
 def _splits(snapshot: Snapshot, queries: FloatArray | None, options: TrainOptions) -> QuerySplits:
     if queries is not None:
         return split_queries(queries, options.seed)
@@ -199,89 +165,52 @@ def _splits(snapshot: Snapshot, queries: FloatArray | None, options: TrainOption
     return split_queries(guessed, options.seed, "guess")
 
 
-def _problem(
-    snapshot: Snapshot, splits: QuerySplits, options: TrainOptions, work: Path, progress: Progress
-) -> Problem:
-    metric = snapshot.manifest.metric
-    chosen = options.device
-    if chosen == "auto":
-        chosen = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(chosen)
-    work.mkdir(parents=True, exist_ok=True)
-    lifted = _lifted_keys(snapshot, work / "keys.npy", progress)
-    depth = min(max(_DEPTH, options.k), len(lifted))
+def _room(snapshot: Snapshot, splits: QuerySplits) -> int:
+    """Estimate the bytes of a run's files."""
+    about = snapshot.manifest
+    keys = 0 if about.metric is Metric.IP else lifted_dim(about.dim, about.metric) * 4
+    answers = 8 * 30 * sum(len(getattr(splits, name)) for name in ("train", "calibrate", "test"))
+    return about.count * (keys + 16) + about.ids_bytes + answers
 
-    def split(name: str, rows: FloatArray) -> Split:
-        unit = normalise(lift_queries(rows, metric))
-        hits = _cached(
-            work / f"hits-{name}.npy",
-            lambda: top_keys(unit, lifted, depth, device, progress, f"targets ({name})")[0],
-        )
-        return Split(rows, unit, hits)
 
-    return Problem(
-        keys=snapshot.vectors(),
-        lifted=lifted,
-        metric=metric,
-        train=split("train", splits.train),
-        validate=split("validate", splits.validate),
-        calibrate=split("calibrate", splits.calibrate),
-        test=split("test", splits.test),
+def _pose(
+    snapshot: Snapshot,
+    splits: QuerySplits,
+    options: TrainOptions,
+    folder: RunFolder,
+    progress: Progress,
+) -> TrainingTask:
+    keys, metric = snapshot.vectors(), snapshot.manifest.metric
+    return pose(
+        keys,
+        folder.lifted_keys(keys, metric, progress),
+        metric,
+        splits,
         k=options.k,
         recall=options.recall,
         seed=options.seed,
-        device=device,
-        work=work,
+        device=choose_device(options.device),
+        work=folder.work,
         progress=progress,
+        once=folder.once,
     )
 
 
-def _lifted_keys(snapshot: Snapshot, path: Path, progress: Progress) -> FloatArray:
-    """Write the lifted keys to a file that can be memory-mapped, unless they are the keys."""
-    keys, metric = snapshot.vectors(), snapshot.manifest.metric
-    if metric is Metric.IP:
-        return keys
-    if not path.exists():
-        temporary = path.with_name("keys.tmp.npy")
-        shape = (len(keys), lifted_dim(keys.shape[1], metric))
-        out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-        with progress("prepare keys", len(keys), 0, "keys") as step:
-            for low in range(0, len(keys), _BLOCK):
-                block = np.asarray(keys[low : low + _BLOCK])
-                out[low : low + _BLOCK] = lift_keys(block, metric)
-                step.advance(len(block))
-        out.flush()
-        del out
-        temporary.replace(path)
-    mapped: FloatArray = np.load(path, mmap_mode="r", allow_pickle=False)
-    return mapped
-
-
-def _cached(path: Path, compute: Callable[[], IntArray]) -> IntArray:
-    """Compute an array once in the life of a run."""
-    if not path.exists():
-        temporary = path.with_name(f"tmp-{path.name}")
-        np.save(temporary, compute(), allow_pickle=False)
-        temporary.replace(path)
-    array: IntArray = np.load(path, allow_pickle=False)
-    return array
-
-
-def _train_routers(problem: Problem, options: TrainOptions) -> list[Candidate]:
+def _train_routers(task: TrainingTask, options: TrainOptions) -> list[Candidate]:
     """Train the routers asked for; the baseline and the linear router are always among them."""
     n_cells = options.n_cells
-    if len(problem.train.queries) < n_cells:
-        n_cells = len(problem.train.queries)
+    if len(task.train.queries) < n_cells:
+        n_cells = len(task.train.queries)
         warnings.warn(
             f"{n_cells} training queries cannot tell {options.n_cells} cells apart: cutting "
             f"{n_cells} cells. Collect more queries, or ask for fewer cells.",
             stacklevel=3,
         )
-    native, native_assignment = native_cells(problem.keys, problem.metric, n_cells, problem.seed)
-    baseline = native_candidate(problem, native, native_assignment)
+    native, native_assignment = native_cells(task.keys, task.metric, n_cells, task.seed)
+    baseline = native_candidate(task, native, native_assignment)
     cells, assignment = native, native_assignment
     if options.layout == "query-aware":
-        cells, assignment = _query_aware(problem, n_cells)
+        cells, assignment = _query_aware(task, n_cells)
     if cells.n_cells < n_cells:
         warnings.warn(
             f"{n_cells - cells.n_cells} of {n_cells} cells came out empty and are left out; the "
@@ -289,33 +218,27 @@ def _train_routers(problem: Problem, options: TrainOptions) -> list[Candidate]:
             stacklevel=3,
         )
     presets = _recipes(options)
-    trained = [train_router("linear", presets["linear"], problem, cells, assignment)]
+    trained = [train_router("linear", presets["linear"], task, cells, assignment)]
     if options.model in ("auto", "supportnet"):
-        trained.append(
-            train_router("supportnet", presets["supportnet"], problem, cells, assignment)
-        )
+        trained.append(train_router("supportnet", presets["supportnet"], task, cells, assignment))
     return [baseline, *trained]
 
 
-def _query_aware(problem: Problem, n_cells: int) -> tuple[Cells, IntArray]:
-    train = problem.train
-    return query_aware_cells(
-        problem.keys, problem.metric, n_cells, problem.seed, train.queries, train.hits
-    )
+def _query_aware(task: TrainingTask, n_cells: int) -> tuple[Cells, IntArray]:
+    train = task.train
+    return query_aware_cells(task.keys, task.metric, n_cells, task.seed, train.queries, train.hits)
 
 
-def _train_keynet(problem: Problem, options: TrainOptions) -> list[Candidate]:
+def _train_keynet(task: TrainingTask, options: TrainOptions) -> list[Candidate]:
     """Train a KeyNet; beside the baseline, a linear router says what a layout would save."""
     # A seed of its own: the KeyNet must not have seen the cells it is measured on.
-    cells, assignment = native_cells(
-        problem.keys, problem.metric, options.n_cells, problem.seed + 104_729
-    )
-    baseline = native_candidate(problem, cells, assignment)
+    cells, assignment = native_cells(task.keys, task.metric, options.n_cells, task.seed + 104_729)
+    baseline = native_candidate(task, cells, assignment)
     presets = _recipes(options)
     rescore = RewriteHook.candidates(options.k)
-    trained = train_keynet(presets["keynet"], problem, cells, assignment, rescore)
-    n_cells = min(options.n_cells, len(problem.train.queries))
-    linear = train_router("linear", presets["linear"], problem, *_query_aware(problem, n_cells))
+    trained = train_keynet(presets["keynet"], task, cells, assignment, rescore)
+    n_cells = min(options.n_cells, len(task.train.queries))
+    linear = train_router("linear", presets["linear"], task, *_query_aware(task, n_cells))
     return [baseline, linear, trained]
 
 
@@ -327,7 +250,3 @@ def _recipes(options: TrainOptions) -> dict[str, Preset]:
         kind: replace(preset, schedule=replace(preset.schedule, epochs=options.epochs))
         for kind, preset in presets.items()
     }
-
-
-def _open(folder: Path) -> Bundle:
-    return Bundle.in_folder(folder)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -122,7 +123,8 @@ def fit(
     """
     run = _Run(net, schedule, n_examples, seed)
     if checkpoint.exists():
-        run.restore(checkpoint)
+        with suppress(SafetensorError):  # a damaged file is refused whole: train from the start
+            run.restore(checkpoint)
     device = next(net.parameters()).device
     with progress(title, schedule.epochs, run.epoch, "epochs") as step:
         while run.epoch < schedule.epochs and run.stale < schedule.patience:

@@ -95,7 +95,7 @@ def _try(
     lists: int | None,
     progress: Progress,
 ) -> Trial:
-    from amips_plugins.export.quick_trial import Asked, run_trial
+    from amips_plugins.export.quick_trial import TrialOptions, run_trial
 
     n_cells, sample, seed = asked
     count = collection.count()
@@ -103,7 +103,7 @@ def _try(
         raise TrainingError(f"{count} keys are too few to try anything on.")
     read = min(count, _MOST_READ)
     keys = _draw(collection, sample, read, seed, progress)
-    wanted = Asked(n_cells, RECALLS, _K, lists, count, read, seed)
+    wanted = TrialOptions(n_cells, RECALLS, _K, lists, count, read, seed)
     return run_trial(keys, collection.info.metric, queries, wanted, progress)
 
 

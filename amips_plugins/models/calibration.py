@@ -8,7 +8,7 @@ queries, the mean recall@k of fresh queries from the same distribution is at lea
 ``guaranteed``. It is learn-then-test (Angelopoulos, Bates, Candes, Jordan and Lei, 2021,
 arXiv 2110.01052) with fixed-sequence testing from all cells downwards and a betting p-value
 (Waudby-Smith and Ramdas, 2024, arXiv 2010.09686), inverted once per threshold, so that any one
-target can be looked up later. It speaks of unfiltered searches. ``export.measure`` makes it.
+target can be looked up later. It speaks of unfiltered searches. ``export.cost_curves`` makes it.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from amips_plugins.export.clustering import centroid_weights, native_cells
-from amips_plugins.export.dataset import Problem, Split
+from amips_plugins.export.dataset import Split, TrainingTask
 from amips_plugins.export.routers import native_candidate
 from amips_plugins.export.targets import top_keys
 from amips_plugins.progress import no_progress
@@ -65,7 +65,7 @@ def test_level_is_the_first_that_reaches_the_recall() -> None:
 
 
 def test_tuned_centroids_cost_no_more_than_a_fixed_number_of_probes(tmp_path: Path) -> None:
-    problem = Problem(
+    task = TrainingTask(
         keys=KEYS,
         lifted=KEYS,
         metric=Metric.COSINE,
@@ -80,8 +80,8 @@ def test_tuned_centroids_cost_no_more_than_a_fixed_number_of_probes(tmp_path: Pa
         work=tmp_path,
         progress=no_progress,
     )
-    native = native_candidate(problem, CELLS, ASSIGNMENT)
-    measure = tuned_centroids(native, problem)
-    for part in (problem.validate, problem.test):
+    native = native_candidate(task, CELLS, ASSIGNMENT)
+    measure = tuned_centroids(native, task)
+    for part in (task.validate, task.test):
         assert measure(part).cost(10, 0.9) < native.measure(part).cost(10, 0.9)
-    assert points(measure(problem.test)).model == NLIST / len(KEYS)
+    assert points(measure(task.test)).model == NLIST / len(KEYS)

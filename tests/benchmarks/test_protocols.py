@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amips_plugins.export.dataset import Problem
+from amips_plugins.export.dataset import TrainingTask
 from amips_plugins.progress import no_progress
 from amips_plugins.vectors import FloatArray, Metric, normalise
 from benchmarks.data import Dataset
@@ -26,7 +26,7 @@ def dataset(tmp_path: Path) -> Dataset:
     )
 
 
-def posed(dataset: Dataset, protocol: Protocol, seed: int = 0) -> Problem:
+def posed(dataset: Dataset, protocol: Protocol, seed: int = 0) -> TrainingTask:
     return pose(dataset, protocol, seed, dataset.cache, no_progress)
 
 
@@ -36,8 +36,8 @@ def rows(queries: FloatArray) -> set[bytes]:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_hits_are_exact(dataset: Dataset, protocol: Protocol) -> None:
-    problem = posed(dataset, protocol)
-    for split in (problem.train, problem.validate, problem.calibrate, problem.test):
+    task = posed(dataset, protocol)
+    for split in (task.train, task.validate, task.calibrate, task.test):
         products = split.unit @ dataset.keys.T
         best = np.sort(products, axis=1)[:, ::-1][:, :30]
         found = np.take_along_axis(products, split.hits, axis=1)
@@ -46,9 +46,9 @@ def test_hits_are_exact(dataset: Dataset, protocol: Protocol) -> None:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_what_is_learned_from_is_split_by_query(dataset: Dataset, protocol: Protocol) -> None:
-    problem = posed(dataset, protocol)
-    train, validate = rows(problem.train.queries), rows(problem.validate.queries)
-    calibrate = rows(problem.calibrate.queries)
+    task = posed(dataset, protocol)
+    train, validate = rows(task.train.queries), rows(task.validate.queries)
+    calibrate = rows(task.calibrate.queries)
     assert not train & validate
     assert not train & calibrate
     assert not validate & calibrate
@@ -56,26 +56,26 @@ def test_what_is_learned_from_is_split_by_query(dataset: Dataset, protocol: Prot
 
 
 def test_unseen_reports_on_the_test_queries_alone(dataset: Dataset) -> None:
-    problem = posed(dataset, "unseen")
-    np.testing.assert_array_equal(problem.test.queries, dataset.test)
-    assert len(problem.train.queries) == N_TRAIN - 2 * (N_TRAIN // 20)
+    task = posed(dataset, "unseen")
+    np.testing.assert_array_equal(task.test.queries, dataset.test)
+    assert len(task.train.queries) == N_TRAIN - 2 * (N_TRAIN // 20)
 
 
 def test_noise_split_tests_on_near_twins(dataset: Dataset) -> None:
-    problem = posed(dataset, "noise-split")
-    assert len(problem.test.queries) == N_TEST
-    twins = (problem.test.queries @ problem.train.queries.T).max(axis=1) > 0.95
+    task = posed(dataset, "noise-split")
+    assert len(task.test.queries) == N_TEST
+    twins = (task.test.queries @ task.train.queries.T).max(axis=1) > 0.95
     assert twins.mean() > 0.7
     unseen = posed(dataset, "unseen")
     assert ((unseen.test.queries @ unseen.train.queries.T).max(axis=1) < 0.95).all()
 
 
 def test_zipf_traffic_repeats_queries_of_the_log(dataset: Dataset) -> None:
-    problem = posed(dataset, "zipf")
-    assert len(rows(problem.test.queries)) < N_TEST
-    seen = rows(problem.train.queries)
-    assert len(seen) == len(problem.train.queries) < N_TRAIN  # distinct, of a log with repeats
-    repeated = np.mean([query.tobytes() in seen for query in problem.test.queries])
+    task = posed(dataset, "zipf")
+    assert len(rows(task.test.queries)) < N_TEST
+    seen = rows(task.train.queries)
+    assert len(seen) == len(task.train.queries) < N_TRAIN  # distinct, of a log with repeats
+    repeated = np.mean([query.tobytes() in seen for query in task.test.queries])
     assert repeated > 0.5
 
 
@@ -87,8 +87,8 @@ def test_the_seed_decides_the_split(dataset: Dataset, protocol: Protocol) -> Non
 
 
 def test_an_l2_index_sees_the_same_problem(dataset: Dataset) -> None:
-    problem = posed(dataset, "unseen")
-    lifted = as_l2(problem)
+    task = posed(dataset, "unseen")
+    lifted = as_l2(task)
     assert lifted.metric is Metric.L2
     distances = ((lifted.test.queries[:, None] - dataset.keys[None]) ** 2).sum(axis=2)
-    np.testing.assert_array_equal(distances.argmin(axis=1), problem.test.hits[:, 0])
+    np.testing.assert_array_equal(distances.argmin(axis=1), task.test.hits[:, 0])

@@ -10,18 +10,19 @@ import pytest
 import torch
 
 from amips_plugins.export.bundling import served_model
-from amips_plugins.export.dataset import Candidate, Problem
+from amips_plugins.export.candidates import Candidate
+from amips_plugins.export.dataset import TrainingTask
 from amips_plugins.export.nets import KeyNet, LinearRouter, Net
 from amips_plugins.export.to_onnx import Order
 from amips_plugins.models.cells import Cells
 from amips_plugins.vectors import Metric
 from tests.support.training_tasks import CELLS as N_CELLS
-from tests.support.training_tasks import DIM, make_problem
+from tests.support.training_tasks import DIM, make_task
 
 
 @pytest.fixture(scope="module")
-def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
-    return make_problem(tmp_path_factory.mktemp("problem"))
+def problem(tmp_path_factory: pytest.TempPathFactory) -> TrainingTask:
+    return make_task(tmp_path_factory.mktemp("problem"))
 
 
 def candidate(net: Net, order: Order | None) -> Candidate:
@@ -56,7 +57,7 @@ ORDER = Order(1.0, np.zeros(N_CELLS, dtype=np.float32))
     ],
 )
 def test_8_bits_serve_where_they_change_no_priority_by_much(
-    published: Candidate, in_8_bits: bool, problem: Problem
+    published: Candidate, in_8_bits: bool, problem: TrainingTask
 ) -> None:
     graph = onnx.load_from_string(served_model(published, problem)).graph
     assert ("MatMulInteger" in {node.op_type for node in graph.node}) is in_8_bits
@@ -64,5 +65,5 @@ def test_8_bits_serve_where_they_change_no_priority_by_much(
 
 def test_8_bits_do_not_serve_l2(tmp_path: Path) -> None:
     published = candidate(LinearRouter(DIM + 1, N_CELLS), ORDER)
-    graph = onnx.load_from_string(served_model(published, make_problem(tmp_path, Metric.L2))).graph
+    graph = onnx.load_from_string(served_model(published, make_task(tmp_path, Metric.L2))).graph
     assert "MatMulInteger" not in {node.op_type for node in graph.node}

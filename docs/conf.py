@@ -22,7 +22,7 @@ author = "the amips-plugins authors"
 copyright = author  # noqa: A001 - Sphinx's name for it
 release = version = version_of("amips-plugins")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_design"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_*"]
 myst_heading_anchors = 3

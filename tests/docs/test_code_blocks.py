@@ -33,7 +33,7 @@ from amips_plugins.cli import main
 edge = pytest.importorskip("qdrant_edge")
 
 ROOT = Path(__file__).parents[2]
-ELSEWHERE = {"haystack.md", "langchain.md", "llama-index.md"}  # tests/integrations/test_guides.py
+ELSEWHERE = {"frameworks.md"}  # tests/integrations/test_guides.py
 PAGES = [
     ROOT / "README.md",
     *(page for page in sorted(ROOT.glob("docs/*.md")) if page.name not in ELSEWHERE),

@@ -25,26 +25,7 @@ _HEAT_RIDGE = 10.0
 def k_means(
     points: FloatArray, n_cells: int, seed: int, *, spherical: bool, iterations: int = _ITERATIONS
 ) -> FloatArray:
-    """Run k-means (faiss) on a sample as large as that of ``sample_rows``.
-
-    Parameters
-    ----------
-    points
-        ``(n, dim)`` float32.
-    n_cells
-        Number of centroids.
-    seed
-        Same seed, same centroids.
-    spherical
-        Keep the centroids at unit length.
-    iterations
-        Lloyd iterations.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(n_cells, dim)`` float32.
-    """
+    """Return centroids of k-means (faiss) on a sample as large as that of ``sample_rows``."""
     clustering = faiss.Kmeans(
         points.shape[1],
         n_cells,
@@ -62,24 +43,6 @@ def native_cells(
     keys: FloatArray, metric: Metric, n_cells: int, seed: int, iterations: int = _ITERATIONS
 ) -> tuple[Cells, IntArray]:
     """Cut the keys by where they lie, as an IVF index does.
-
-    Parameters
-    ----------
-    keys
-        ``(n, dim)`` float32, as the collection stores them.
-    metric
-        Metric of the collection; k-means is spherical unless it is L2.
-    n_cells
-        Number of cells wanted; cells that come out empty are left out.
-    seed
-        Same seed, same cells.
-    iterations
-        Lloyd iterations.
-
-    Returns
-    -------
-    tuple
-        The cells, and ``(n,)`` int64 the cell of each key.
 
     Raises
     ------
@@ -143,29 +106,6 @@ def query_aware_cells(
     those means tells how queries would see any other key. k-means then cuts the keys moved
     towards how they are seen.
 
-    Parameters
-    ----------
-    keys
-        ``(n, dim)`` float32, as the collection stores them.
-    metric
-        Metric of the collection.
-    n_cells
-        Number of cells wanted; cells that come out empty are left out.
-    seed
-        Same seed, same cells.
-    queries
-        ``(n_queries, dim)`` float32 training queries.
-    hits
-        ``(n_queries, depth)`` int64 rows of each query's best keys.
-    recipe
-        How to cut.
-
-    Returns
-    -------
-    tuple
-        The cells, whose rule places any key by the map alone, and ``(n,)`` int64 the cell of each
-        key, for which its own queries count too.
-
     Raises
     ------
     TrainingError
@@ -190,15 +130,7 @@ def query_aware_cells(
 
 
 class _Seen:
-    """The keys of a snapshot as training queries see them.
-
-    Parameters
-    ----------
-    keys, metric, hits, recipe
-        As for ``query_aware_cells``.
-    queries
-        ``(n_queries, dim)`` float32 unit rows.
-    """
+    """The keys of a snapshot as unit training queries see them."""
 
     def __init__(
         self,
@@ -261,27 +193,7 @@ def ridge(inputs: FloatArray, outputs: FloatArray, penalty: float) -> FloatArray
 def weighted_k_means(
     points: FloatArray, weights: FloatArray, n_cells: int, seed: int, recipe: QueryAware
 ) -> tuple[FloatArray, FloatArray]:
-    """Run Lloyd's algorithm with weighted points and a penalty for large cells.
-
-    Parameters
-    ----------
-    points
-        ``(n, dim)`` float32.
-    weights
-        ``(n,)`` float32.
-    n_cells
-        Number of centroids.
-    seed
-        Same seed, same centroids.
-    recipe
-        Penalty and iterations.
-
-    Returns
-    -------
-    tuple
-        ``(n_cells, dim)`` float32 centroids and ``(n_cells,)`` float32 offsets: a point belongs to
-        the largest ``<point, centroid> + offset``.
-    """
+    """Return centroids and offsets of Lloyd's algorithm, see ``Cells``."""
     rng = np.random.default_rng(seed)
     data, mass = torch.from_numpy(points), torch.from_numpy(weights)
     centroids = data[torch.from_numpy(rng.choice(len(points), n_cells, replace=False))].clone()
@@ -310,20 +222,7 @@ def _offsets(centroids: torch.Tensor, sizes: torch.Tensor | None, penalty: float
 
 
 def mean_queries(queries: FloatArray, hits: IntArray) -> tuple[IntArray, FloatArray]:
-    """Return the keys that queries hit, and for each the direction of the mean query that hits it.
-
-    Parameters
-    ----------
-    queries
-        ``(n_queries, dim)`` float32 unit rows.
-    hits
-        ``(n_queries, depth)`` int64 rows of keys.
-
-    Returns
-    -------
-    tuple
-        ``(n_hit,)`` int64 sorted rows of keys, and ``(n_hit, dim)`` float32 unit rows.
-    """
+    """Return the sorted rows of keys that queries hit, and the unit mean query of each."""
     rows, places = np.unique(hits, return_inverse=True)
     places = places.reshape(hits.shape)
     sums = torch.zeros((len(rows), queries.shape[1]))
@@ -381,24 +280,9 @@ def without_empty(cells: Cells, assignment: IntArray) -> tuple[Cells, IntArray]:
 def centroid_weights(
     keys: FloatArray, assignment: IntArray, cells: Cells, metric: Metric
 ) -> FloatArray:
-    """Return the router that compares the query with the centroids, in lifted space.
+    """Return ``(n_cells, lifted_dim)`` weights that compare a query with the centroids.
 
-    Parameters
-    ----------
-    keys
-        ``(n, dim)`` float32, as the collection stores them.
-    assignment
-        ``(n,)`` cell of each key.
-    cells
-        The cells.
-    metric
-        Metric of the collection. For inner product, where keys have lengths, a centroid is as long
-        as the keys of its cell are on average.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(n_cells, lifted_dim)`` float32.
+    Keys of inner product have lengths: a centroid is as long as its keys are on average.
     """
     means = cell_means(keys, assignment, cells.n_cells)
     if metric is Metric.L2:

@@ -85,13 +85,7 @@ class Curve:
 
 
 def levels_by_rank(priority: FloatArray) -> IntArray:
-    """Return at which level each cell is searched when level p searches the best p + 1 cells.
-
-    Parameters
-    ----------
-    priority
-        ``(n_queries, n_cells)``.
-    """
+    """Return at which level each cell is searched when level p searches the best p + 1 cells."""
     order = np.argsort(-priority, axis=1, kind="stable")
     levels = np.empty_like(order)
     np.put_along_axis(levels, order, np.arange(order.shape[1])[None, :], axis=1)
@@ -101,12 +95,7 @@ def levels_by_rank(priority: FloatArray) -> IntArray:
 def levels_by_threshold(priority: FloatArray, thresholds: FloatArray) -> IntArray:
     """Return at which level each cell is searched when level t searches all above a threshold.
 
-    Parameters
-    ----------
-    priority
-        ``(n_queries, n_cells)``.
-    thresholds
-        ``(n_levels,)`` falling, the last minus infinity. The best cell is searched at any level.
+    Thresholds fall, the last to minus infinity; the best cell is searched at any level.
     """
     levels = np.searchsorted(-thresholds, -priority, side="left")
     levels[np.arange(len(levels)), priority.argmax(axis=1)] = 0
@@ -114,20 +103,7 @@ def levels_by_threshold(priority: FloatArray, thresholds: FloatArray) -> IntArra
 
 
 def thresholds_for(priority: FloatArray, hit_cells: IntArray) -> FloatArray:
-    """Choose thresholds that step through the useful recalls, finest where recall is high.
-
-    Parameters
-    ----------
-    priority
-        ``(n_queries, n_cells)`` on queries that serve nothing else.
-    hit_cells
-        ``(n_queries, k)`` cells of the true top keys.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(n_levels,)`` float32, falling, minus infinity last.
-    """
+    """Choose falling thresholds that step through the useful recalls, finest where it is high."""
     hits = np.take_along_axis(priority, hit_cells, axis=1).ravel()
     recalls = np.concatenate([np.arange(0.3, 0.7, 0.02), np.arange(0.7, 0.9999, 0.0025)])
     steps = np.unique(np.quantile(hits, 1.0 - recalls).astype(np.float32))[::-1]
@@ -137,21 +113,7 @@ def thresholds_for(priority: FloatArray, hit_cells: IntArray) -> FloatArray:
 def curve(
     levels: IntArray, n_levels: int, hit_cells: IntArray, sizes: IntArray, model_keys: float
 ) -> Curve:
-    """Measure a router.
-
-    Parameters
-    ----------
-    levels
-        ``(n_queries, n_cells)``: the level at which each cell is searched.
-    n_levels
-        Number of levels.
-    hit_cells
-        ``(n_queries, max_k)``: cells of the true top keys, best key first.
-    sizes
-        ``(n_cells,)`` keys in each cell.
-    model_keys
-        The router's cost, in keys: multiplications divided by the dimension.
-    """
+    """Measure a router by the levels at which it searches each cell, and the hits' cells."""
     count = float(sizes.sum())
     places = (levels + np.arange(len(levels))[:, None] * n_levels).ravel()
     total = len(levels) * n_levels
@@ -166,19 +128,7 @@ def curve(
 
 
 def figures(candidate: str, measured: Curve, ks: tuple[int, ...], seed: int = 0) -> list[Figure]:
-    """Summarise a curve at the usual recalls, with bootstrap intervals over the queries.
-
-    Parameters
-    ----------
-    candidate
-        Name of the router.
-    measured
-        Its curve.
-    ks
-        Which recall@k.
-    seed
-        Of the bootstrap.
-    """
+    """Summarise a curve at the usual recalls, with bootstrap intervals over the queries."""
     scanned = measured.scanned.mean(axis=0, dtype=np.float64)
     result = []
     for k in ks:
@@ -213,20 +163,6 @@ def resampled_costs(
 
     Curves of as many queries draw the same resamples from the same seed, so that two searches of
     the same queries can be compared resample by resample.
-
-    Parameters
-    ----------
-    measured
-        A curve.
-    k, targets
-        Which recall@k.
-    seed
-        Of the bootstrap.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(n_targets, n_resamples)``.
     """
     n_queries = len(measured.found)
     rng = np.random.default_rng(seed)
@@ -258,19 +194,7 @@ def _out_of_reach(candidate: str, k: int, recall: float, model: float) -> Figure
 def calibrate(
     measured: Curve, thresholds: FloatArray, max_k: int, confidence: float = 0.95
 ) -> Calibration:
-    """Turn the curve of the calibration split into recalls that may be promised.
-
-    Parameters
-    ----------
-    measured
-        The curve on queries that nothing else has seen, in an order that means nothing.
-    thresholds
-        ``(n_levels,)`` what the levels of the curve are, chosen without those queries.
-    max_k
-        Largest k to promise for.
-    confidence
-        Probability that a promise holds.
-    """
+    """Turn the curve of the calibration split into recalls that may be promised."""
     recall = np.empty((max_k, measured.n_levels), dtype=np.float32)
     guaranteed = np.empty((max_k, measured.n_levels), dtype=np.float32)
     for k in range(1, max_k + 1):

@@ -28,23 +28,7 @@ def record_curves(
     priorities: FloatArray | None,
     recall: float,
 ) -> Curves:
-    """Measure on the test split what a report shows.
-
-    Parameters
-    ----------
-    version
-        The bundle's.
-    task
-        What was trained on.
-    candidates, published
-        All that were trained, and the one in the bundle.
-    calibration
-        The bundle's; None for a KeyNet.
-    priorities
-        ``(n_test, n_cells)`` of the model that serves; None for a KeyNet.
-    recall
-        The default target.
-    """
+    """Measure on the test split what a report shows."""
     probes: list[int] = []
     promises = None
     if calibration is not None and priorities is not None:

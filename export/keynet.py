@@ -36,17 +36,6 @@ def train_keynet(
 
     Its routing loss looks at k-means partitions of its own, of several sizes and seeds; it is
     measured on ``cells``, which it has not seen.
-
-    Parameters
-    ----------
-    preset
-        The recipe.
-    task
-        What to train on.
-    cells, assignment
-        The native cells to measure on.
-    rescore
-        Candidates that are fetched by the rewritten query and rescored by the original one.
     """
     train = augmented(task, preset)
     torch.manual_seed(task.seed)

@@ -18,43 +18,17 @@ __all__ = [
 
 
 def routing(logits: Tensor, hit_cells: Tensor) -> Tensor:
-    """Cross-entropy against the cells that hold the query's top keys.
-
-    Parameters
-    ----------
-    logits
-        ``(n, n_cells)``.
-    hit_cells
-        ``(n, k)`` int64: the cell of each of the top-k keys, repeats and all.
-    """
+    """Cross-entropy against the cells that hold the query's top keys."""
     return -functional.log_softmax(logits, dim=1).gather(1, hit_cells).mean()
 
 
 def score_regression(scores: Tensor, support: Tensor) -> Tensor:
-    """Squared error of the support values (paper, section 3).
-
-    Parameters
-    ----------
-    scores, support
-        ``(n, n_cells)`` predicted and exact.
-    """
+    """Squared error of the support values (paper, section 3)."""
     return functional.mse_loss(scores, support)
 
 
 def gradient_matching(net: SupportNet, u: Tensor, cells: Tensor, keys: Tensor) -> Tensor:
-    """Squared distance of a head's gradient to the best key of its cell (paper, section 3).
-
-    Parameters
-    ----------
-    net
-        The net.
-    u
-        ``(n, dim)`` unit queries.
-    cells
-        ``(n,)`` int64: the head to match for each query.
-    keys
-        ``(n, dim)``: the best key of that cell.
-    """
+    """Squared distance of a head's gradient to the best key of its cell (paper, section 3)."""
     u = u.detach().requires_grad_()
     scores = net(u).gather(1, cells[:, None]).sum()
     (gradient,) = torch.autograd.grad(scores, u, create_graph=True)
@@ -62,24 +36,10 @@ def gradient_matching(net: SupportNet, u: Tensor, cells: Tensor, keys: Tensor) -
 
 
 def key_regression(predicted: Tensor, keys: Tensor) -> Tensor:
-    """Squared distance of the predicted key to the best one (paper, section 3).
-
-    Parameters
-    ----------
-    predicted, keys
-        ``(n, dim)``.
-    """
+    """Squared distance of the predicted key to the best one (paper, section 3)."""
     return (predicted - keys).square().sum(dim=1).mean()
 
 
 def score_consistency(predicted: Tensor, u: Tensor, best: Tensor) -> Tensor:
-    """Squared error of ``<predicted, u>`` as the support value (paper, section 3; Euler).
-
-    Parameters
-    ----------
-    predicted, u
-        ``(n, dim)`` predicted keys and unit queries.
-    best
-        ``(n,)`` largest inner product of the unit query with any key.
-    """
+    """Squared error of ``<predicted, u>`` as the support value (paper, section 3; Euler)."""
     return functional.mse_loss((predicted * u).sum(dim=1), best)

@@ -22,15 +22,7 @@ __all__ = [
 
 
 class LinearRouter(nn.Module):
-    """One score per cell: ``W u + b``. It costs exactly what comparing with the centroids costs.
-
-    Parameters
-    ----------
-    dim
-        Dimension of the (lifted) query.
-    n_cells
-        Number of cells.
-    """
+    """One score per cell: ``W u + b``. It costs exactly what comparing with the centroids costs."""
 
     def __init__(self, dim: int, n_cells: int) -> None:
         super().__init__()
@@ -46,17 +38,7 @@ class LinearRouter(nn.Module):
 
 
 class LowRankRouter(nn.Module):
-    """A linear router of lower cost: ``V (U u) + b``, for cells by the thousand.
-
-    Parameters
-    ----------
-    dim
-        Dimension of the (lifted) query.
-    n_cells
-        Number of cells.
-    rank
-        Rows of U, less than both.
-    """
+    """A linear router of lower cost: ``V (U u) + b``, for cells by the thousand."""
 
     def __init__(self, dim: int, n_cells: int, rank: int) -> None:
         super().__init__()
@@ -84,17 +66,6 @@ class SupportNet(nn.Module):
     Without free biases every layer is 1-homogeneous; with B and a non-negative every layer is
     convex in u, since ||u|| is. Both hold exactly, by construction. The gradient of head c at u is
     the key that the net predicts to be the best of cell c.
-
-    Parameters
-    ----------
-    dim
-        Dimension of the (lifted) query.
-    n_cells
-        Number of heads.
-    width
-        Units of each hidden layer.
-    depth
-        Number of hidden layers, at least 1.
     """
 
     def __init__(self, dim: int, n_cells: int, width: int = 128, depth: int = 1) -> None:
@@ -133,21 +104,7 @@ class SupportNet(nn.Module):
 
 
 class KeyNet(nn.Module):
-    """Predicts the best key itself (paper, section 3): ``(n, dim)`` to ``(n, dim)``.
-
-    Parameters
-    ----------
-    dim
-        Dimension of the (lifted) query and key.
-    width
-        Units of each hidden layer; with 0 the net is one linear map.
-    depth
-        Number of hidden layers.
-    residual
-        Add the query to the prediction, so that an untrained net is the native search.
-    dropout
-        Share of the hidden units left out while training.
-    """
+    """Predicts the best key itself (paper, section 3): ``(n, dim)`` to ``(n, dim)``."""
 
     def __init__(
         self,

@@ -48,17 +48,6 @@ def guess_queries(keys: FloatArray, count: int, seed: int, spread: float = 0.5) 
     """Make up queries near the keys, for a collection that has no query log.
 
     A router trained on them is only as good as this guess; real queries usually lie elsewhere.
-
-    Parameters
-    ----------
-    keys
-        ``(n, dim)`` float32.
-    count
-        Number of queries.
-    seed
-        Same seed, same queries.
-    spread
-        Length of the random step away from a key, in lengths of the key.
     """
     warnings.warn(
         "No query log was given: training on perturbed keys. Such a router is only as good as "
@@ -79,15 +68,6 @@ def split_queries(
     """Split by distinct query: a query's own bytes decide where it goes.
 
     Repeats of a query therefore share a split, and a query keeps its split when the log grows.
-
-    Parameters
-    ----------
-    queries
-        ``(n, dim)`` finite float32, repeats allowed.
-    seed
-        Another seed, another split.
-    source
-        Where the queries came from.
 
     Raises
     ------
@@ -119,22 +99,6 @@ def augment(queries: FloatArray, copies: int, std: float, seed: int) -> FloatArr
     """Append noisy copies, rescaled to the length of their original (paper, section 4).
 
     Only ever used on the training split, after the split.
-
-    Parameters
-    ----------
-    queries
-        ``(n, dim)`` float32.
-    copies
-        Noisy copies of each.
-    std
-        Standard deviation of the noise in each coordinate of the unit query.
-    seed
-        Same seed, same noise.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``((1 + copies) * n, dim)`` float32, the originals first.
     """
     if copies == 0:
         return queries

@@ -87,19 +87,6 @@ def run_trial(
 ) -> Trial:
     """Train a linear router quickly, and compare it with centroids and a perfect router.
 
-    Parameters
-    ----------
-    keys
-        ``(n, dim)`` float32, a sample of the collection's.
-    metric
-        Its metric.
-    queries
-        ``(n, dim)`` float32; None to guess some from the keys, with a warning.
-    wanted
-        What to try.
-    progress
-        Watches the work.
-
     Raises
     ------
     TrainingError

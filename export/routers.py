@@ -69,19 +69,7 @@ def train_router(
     cells: Cells,
     assignment: IntArray,
 ) -> Candidate:
-    """Train a router over cells.
-
-    Parameters
-    ----------
-    kind
-        Which net.
-    preset
-        The recipe.
-    task
-        What to train on.
-    cells, assignment
-        The partition.
-    """
+    """Train a router over cells."""
     train = augmented(task, preset)
     centroids = centroid_weights(task.keys, assignment, cells, task.metric)
     net = new_router(kind, preset, centroids, task.seed).to(task.device)
@@ -166,17 +154,7 @@ def new_router(
 
 
 class SupportTargets:
-    """Exact support values of every training query and cell, and the keys that attain them.
-
-    Parameters
-    ----------
-    task
-        What is trained on.
-    unit
-        ``(n, lifted_dim)`` float32 unit queries.
-    assignment, cells
-        The partition.
-    """
+    """Exact support values of every training query and cell, and the keys that attain them."""
 
     def __init__(
         self, task: TrainingTask, unit: FloatArray, assignment: IntArray, cells: Cells

@@ -22,24 +22,7 @@ def top_keys(
     progress: Progress = no_progress,
     title: str = "targets",
 ) -> tuple[IntArray, FloatArray]:
-    """Find the k keys of largest inner product for every query.
-
-    Parameters
-    ----------
-    queries
-        ``(n_queries, dim)`` float32, lifted.
-    keys
-        ``(n_keys, dim)`` float32, lifted; a memory map is read block by block.
-    k
-        Keys wanted, at most ``n_keys``.
-    device
-        Where to compute.
-
-    Returns
-    -------
-    tuple
-        ``(n_queries, k)`` int64 rows of the keys, best first, and their float32 inner products.
-    """
+    """Find the k keys of largest inner product for every query."""
     best = torch.full((len(queries), k), -torch.inf)
     rows = torch.zeros((len(queries), k), dtype=torch.int64)
     with progress(title, len(keys), 0, "keys") as step:
@@ -59,20 +42,7 @@ def top_keys(
 
 
 def cell_order(assignment: IntArray, n_cells: int) -> tuple[IntArray, IntArray]:
-    """Order keys by cell.
-
-    Parameters
-    ----------
-    assignment
-        ``(n_keys,)`` cell of each key.
-    n_cells
-        Number of cells.
-
-    Returns
-    -------
-    tuple
-        ``(n_keys,)`` rows sorted by cell, and ``(n_cells + 1,)`` where each cell begins in them.
-    """
+    """Return the rows of keys sorted by cell, and where each cell begins among them."""
     order = np.argsort(assignment, kind="stable")
     return order, np.searchsorted(assignment[order], np.arange(n_cells + 1))
 
@@ -85,26 +55,7 @@ def best_per_cell(
     device: torch.device,
     progress: Progress = no_progress,
 ) -> tuple[FloatArray, IntArray]:
-    """Find, for every query and cell, the cell's best key: the cell's support function.
-
-    Parameters
-    ----------
-    queries
-        ``(n_queries, dim)`` float32, lifted.
-    keys
-        ``(n_keys, dim)`` float32, lifted.
-    assignment
-        ``(n_keys,)`` cell of each key; no cell is empty.
-    n_cells
-        Number of cells.
-    device
-        Where to compute.
-
-    Returns
-    -------
-    tuple
-        ``(n_queries, n_cells)`` float32 largest inner products, and int64 rows of those keys.
-    """
+    """Return every cell's support value for every query, and the row of the key that attains it."""
     order, starts = cell_order(assignment, n_cells)
     values = np.empty((len(queries), n_cells), dtype=np.float32)
     rows = np.empty((len(queries), n_cells), dtype=np.int64)

@@ -90,32 +90,6 @@ def fit(
     The same seed gives the same weights, interrupted or not: a checkpoint is written after every
     epoch, and the same call goes on from it.
 
-    Parameters
-    ----------
-    net
-        The net, on its device.
-    loss
-        The objective on a batch, given the rows of the examples.
-    n_examples
-        Number of training examples.
-    evaluate
-        Scores a net on the validation split.
-    schedule
-        How to optimise.
-    seed
-        Decides the order of the batches.
-    checkpoint
-        A ``.safetensors`` file.
-    title
-        What the progress calls this.
-    progress
-        Watches the work.
-
-    Returns
-    -------
-    list of dict
-        For each epoch ``loss`` and ``score``.
-
     Raises
     ------
     TrainingError

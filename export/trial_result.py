@@ -1,4 +1,4 @@
-"""trial_result."""
+"""What a quick trial found."""
 
 from __future__ import annotations
 

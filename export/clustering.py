@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 
@@ -117,7 +118,7 @@ def query_aware_cells(
     sample = sample_rows(len(keys), n_cells, seed)
     weights = (seen.counts[sample] + 1) ** np.float32(recipe.power)
     centroids, offsets = weighted_k_means(seen.views(sample), weights, n_cells, seed, recipe)
-    assignment = np.concatenate(
+    own_cells = np.concatenate(
         [
             (
                 seen.views(np.arange(low, min(low + _BLOCK, len(keys)))) @ centroids.T + offsets
@@ -126,7 +127,7 @@ def query_aware_cells(
         ]
     )
     cells = Cells(centroids, offsets, np.zeros(n_cells, dtype=np.int64), seen.view)
-    return without_empty(cells, assignment)
+    return without_empty(cells, own_cells[seen.first])  # equal keys share a cell, to the last bit
 
 
 class _Seen:
@@ -141,8 +142,12 @@ class _Seen:
         recipe: QueryAware,
     ) -> None:
         self._keys, self._metric = keys, metric
-        self.counts = np.bincount(hits.ravel(), minlength=len(keys)).astype(np.float32)
-        self._hit_rows, means = mean_queries(queries, hits)
+        # Which of equal keys is among a query's best is chance: they are seen as one key.
+        self.first = first_equals(keys)
+        copies = np.bincount(self.first, minlength=len(keys))[self.first]
+        seen = np.bincount(self.first[hits].ravel(), minlength=len(keys))[self.first]
+        self.counts = (seen / copies).astype(np.float32)
+        self._hit_rows, means = mean_queries(queries, self.first[hits])
         places = self._places(self._hit_rows)
         length = float(np.linalg.norm(places, axis=1).mean()) or 1.0  # 1 unless the metric is L2
         matrix = ridge(places, means, length**2)
@@ -177,11 +182,25 @@ class _Seen:
     def views(self, rows: IntArray) -> FloatArray:
         """Return ``(len(rows), dim + 1)`` views: a key's own queries count where it has some."""
         seen = self.view.see(self._places(rows), self._metric)
-        at = np.searchsorted(self._hit_rows, rows).clip(max=len(self._hit_rows) - 1)
-        hit = self._hit_rows[at] == rows
+        first = self.first[rows]
+        at = np.searchsorted(self._hit_rows, first).clip(max=len(self._hit_rows) - 1)
+        hit = self._hit_rows[at] == first
         seen[hit, :-1] = self._own[at[hit]]
         seen[:, -1] = self._heat[rows]
         return seen
+
+
+def first_equals(keys: FloatArray) -> IntArray:
+    """Return for every key the row of the first key that has the very same vector."""
+    hashes = np.empty(len(keys), dtype=np.uint64)
+    for low in range(0, len(keys), _BLOCK):
+        # Adding zero makes one number of the two zeros.
+        block = np.asarray(keys[low : low + _BLOCK]) + np.float32(0.0)
+        digests = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in block)
+        hashes[low : low + _BLOCK] = np.frombuffer(digests, dtype="<u8")
+    _, firsts, group = np.unique(hashes, return_index=True, return_inverse=True)
+    first: IntArray = firsts[group.ravel()]
+    return first
 
 
 def ridge(inputs: FloatArray, outputs: FloatArray, penalty: float) -> FloatArray:

@@ -10,6 +10,7 @@ from amips_plugins.export import clustering
 from amips_plugins.export.clustering import (
     QueryAware,
     centroid_weights,
+    first_equals,
     k_means,
     mean_queries,
     native_cells,
@@ -356,3 +357,26 @@ def test_centroid_weights_order_cells_as_their_centroids_do(metric: Metric, layo
         wanted = wanted * np.array(mean_lengths)[:, None]
     scores = lift_queries(queries, metric) @ wanted.T
     np.testing.assert_allclose(given, scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_equal_keys_share_a_cell(metric: Metric) -> None:
+    """Which of them is among a query's best is chance, and must not part them."""
+    rng = np.random.default_rng(3)
+    keys = np.repeat(clustered_keys(N // 5, DIM), 5, axis=0)[rng.permutation(N // 5 * 5)]
+    queries = narrow_queries(300, DIM)
+    hits = best_rows(queries, keys, metric)
+    _, assignment = query_aware_cells(keys, metric, CELLS, 0, queries, hits)
+    _, group = np.unique(keys, axis=0, return_inverse=True)
+    for members in range(group.max() + 1):
+        assert len(set(assignment[group.ravel() == members].tolist())) == 1
+
+
+def test_first_equals_finds_every_repeat_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    keys = rng.integers(-1, 2, (3_000, 5)).astype(np.float32)
+    keys[keys == 0.0] *= rng.choice([-1.0, 1.0], (keys == 0.0).sum())
+    _, firsts, group = np.unique(keys + 0.0, axis=0, return_index=True, return_inverse=True)
+    np.testing.assert_array_equal(first_equals(keys), firsts[group.ravel()])
+    distinct = gaussian(100, 4)
+    np.testing.assert_array_equal(first_equals(distinct), np.arange(100))

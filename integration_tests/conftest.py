@@ -11,6 +11,7 @@ import pytest
 
 from integration_tests.containers import (
     MilvusContainer,
+    any_qdrant,
     given_qdrant,
     milvus_image,
     no_engine,
@@ -99,15 +100,13 @@ def milvus_container(pytestconfig: pytest.Config) -> Iterator[MilvusContainer]:
 @pytest.fixture(scope="session")
 def qdrant(pytestconfig: pytest.Config) -> Iterator[QdrantAddress]:
     """A Qdrant server: AMIPS_QDRANT_URL, else the program on PATH, a container, or a skip."""
-    given = given_qdrant()
-    if given is not None:
-        pytestconfig.stash[SERVERS]["Qdrant"] = (
-            f"the server that AMIPS_QDRANT_URL names, {given.version()}"
-        )
-        yield given
-    else:
-        with _own_qdrant(pytestconfig, "Qdrant") as server:
-            yield server.address
+    with ExitStack() as stack:
+        try:
+            address, description = stack.enter_context(any_qdrant())
+        except ServerError as exc:
+            pytest.skip(str(exc))
+        pytestconfig.stash[SERVERS]["Qdrant"] = f"{description}, {address.version()}"
+        yield address
 
 
 @pytest.fixture(scope="session")

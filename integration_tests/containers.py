@@ -13,7 +13,8 @@ import secrets
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -32,6 +33,7 @@ from integration_tests.servers import (
 __all__ = [
     "MilvusContainer",
     "QdrantContainer",
+    "any_qdrant",
     "given_qdrant",
     "milvus_image",
     "no_engine",
@@ -277,13 +279,37 @@ def own_qdrant(settings: Mapping[str, str] | None = None) -> QdrantServer:
     """
     if shutil.which("qdrant"):
         return QdrantProcess(settings)
-    reason = no_engine()
+    reason = no_engine() or _no_image(qdrant_image)
     if reason is None:
-        try:
-            return QdrantContainer(settings)
-        except ServerError as exc:
-            reason = str(exc)
+        return QdrantContainer(settings)
     raise ServerError(f"{QDRANT_HINT} ({reason})")
+
+
+@functools.cache
+def _no_image(look_up: Callable[[], Image]) -> str | None:
+    """Why an image cannot be had; looking for it may take seconds."""
+    try:
+        look_up()
+    except ServerError as exc:
+        return str(exc)
+    return None
+
+
+@contextmanager
+def any_qdrant() -> Iterator[tuple[QdrantAddress, str]]:
+    """A server for tests that leave it running, and where it is from.
+
+    Raises
+    ------
+    ServerError
+        There is none.
+    """
+    given = given_qdrant()
+    if given is not None:
+        yield given, "the server that AMIPS_QDRANT_URL names"
+    else:
+        with own_qdrant() as server:
+            yield server.address, server.description
 
 
 def _pinned(repository: str) -> str:

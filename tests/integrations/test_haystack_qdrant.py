@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ pytest.importorskip("haystack_integrations.document_stores.qdrant", reason="make
 
 from haystack import Pipeline
 from haystack.dataclasses import SparseEmbedding
+from haystack.utils import Secret
 from haystack_integrations.components.retrievers.qdrant import (
     QdrantEmbeddingRetriever,
     QdrantHybridRetriever,
@@ -22,6 +24,7 @@ from amips_plugins import LearnedRouter
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.errors import InvalidInput
 from amips_plugins.integrations.haystack_qdrant import routed
+from integration_tests.servers import QdrantAddress
 from tests.integrations.congruence import Ask, Congruence, Found, World, lay_out
 from tests.integrations.corpus import DIM, embed
 from tests.integrations.haystack_ways import GROUP, TEXT, added, filled, found
@@ -129,6 +132,33 @@ class HaystackQdrant:
         return router
 
 
+class OnAServer(HaystackQdrant):
+    """The same with stores whose clients are their own."""
+
+    def __init__(self, folder: Path, address: QdrantAddress, **more: Any) -> None:
+        self.client = address.client()
+        token = Secret.from_token(address.token) if address.token else None
+        index = f"docs_{uuid.uuid4().hex[:8]}"
+        self.more = {"url": address.url, "api_key": token, "index": index, "embedding_dim": DIM}
+        self.more |= more
+        self.store().write_documents(self.documents())
+        self.registry = lay_out(self.collection(), folder)
+
+    def opened(self, store: Any) -> Any:
+        store._initialize_client()
+        return store
+
+    def collection(self) -> QdrantCollection:
+        return QdrantCollection(self.client, str(self.more["index"]))
+
+
+def on_a_server(folder: Path, address: QdrantAddress, **more: Any) -> Iterator[OnAServer]:
+    made = OnAServer(folder, address, **more)
+    yield made
+    made.client.delete_collection(str(made.more["index"]))
+    made.client.close()
+
+
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 class TestDense(Congruence):
     ways: ClassVar[Mapping[str, Ask]] = WAYS
@@ -149,6 +179,27 @@ class TestHybrid(Congruence):
     @classmethod
     def world(cls, tmp_path_factory: pytest.TempPathFactory) -> World:
         return HaystackQdrant(tmp_path_factory.mktemp("hs"), use_sparse_embeddings=True)
+
+
+class TestDenseOnAServer(TestDense):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def world(
+        cls, tmp_path_factory: pytest.TempPathFactory, qdrant_server: QdrantAddress
+    ) -> Iterator[World]:
+        yield from on_a_server(tmp_path_factory.mktemp("hs"), qdrant_server)
+
+
+class TestHybridOnAServer(TestHybrid):
+    tied = frozenset({"hybrid"})
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def world(
+        cls, tmp_path_factory: pytest.TempPathFactory, qdrant_server: QdrantAddress
+    ) -> Iterator[World]:
+        folder = tmp_path_factory.mktemp("hs")
+        yield from on_a_server(folder, qdrant_server, use_sparse_embeddings=True)
 
 
 def test_it_opens_its_clients_as_late_as_before() -> None:

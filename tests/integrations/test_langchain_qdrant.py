@@ -21,6 +21,7 @@ from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.cell_layout import LayoutSpec
 from amips_plugins.errors import FieldNotFound, InvalidInput
 from amips_plugins.integrations.langchain_qdrant import routed
+from integration_tests.servers import QdrantAddress
 from tests.integrations.congruence import Ask, Congruence, Found, World, lay_out
 from tests.integrations.corpus import DIM, documents, embed
 from tests.support.proxy_data import EveryCell, Rewrite
@@ -82,12 +83,18 @@ UNROUTED = frozenset({"mmr"})
 
 
 class LangChainQdrant:
-    def __init__(self, folder: Path, mode: RetrievalMode = RetrievalMode.DENSE) -> None:
-        self.client = QdrantClient(":memory:")
+    def __init__(
+        self,
+        folder: Path,
+        mode: RetrievalMode = RetrievalMode.DENSE,
+        client: QdrantClient | None = None,
+    ) -> None:
+        self.client = QdrantClient(":memory:") if client is None else client
+        self.name = f"docs_{uuid.uuid4().hex[:8]}"
         self.named = mode is not RetrievalMode.DENSE
         dense = models.VectorParams(size=DIM, distance=models.Distance.COSINE)
         self.client.create_collection(
-            "docs",
+            self.name,
             vectors_config={"dense": dense} if self.named else dense,
             sparse_vectors_config={"words": models.SparseVectorParams()} if self.named else None,
         )
@@ -108,13 +115,13 @@ class LangChainQdrant:
                 "sparse_embedding": Words(),
                 "sparse_vector_name": "words",
             }
-        return QdrantVectorStore(self.client, "docs", embedding=Hashed(), **more)
+        return QdrantVectorStore(self.client, self.name, embedding=Hashed(), **more)
 
     def routed(self, router: LearnedRouter | None, **options: Any) -> QdrantVectorStore:
         return routed(self.store(), router, **options)
 
     def collection(self) -> QdrantCollection:
-        return QdrantCollection(self.client, "docs")
+        return QdrantCollection(self.client, self.name)
 
     def best(self, store: QdrantVectorStore, text: str) -> list[Any]:
         return [doc.metadata["_id"] for doc in store.similarity_search(text, k=10)]
@@ -131,6 +138,16 @@ class LangChainQdrant:
         return router
 
 
+def on_a_server(
+    folder: Path, address: QdrantAddress, mode: RetrievalMode = RetrievalMode.DENSE
+) -> Iterator[LangChainQdrant]:
+    client = address.client()
+    made = LangChainQdrant(folder, mode, client)
+    yield made
+    client.delete_collection(made.name)
+    client.close()
+
+
 class TestDense(Congruence):
     ways: ClassVar[Mapping[str, Ask]] = WAYS
     unrouted = UNROUTED
@@ -139,6 +156,15 @@ class TestDense(Congruence):
     @classmethod
     def world(cls, tmp_path_factory: pytest.TempPathFactory) -> World:
         return LangChainQdrant(tmp_path_factory.mktemp("lc"))
+
+
+class TestDenseOnAServer(TestDense):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def world(
+        cls, tmp_path_factory: pytest.TempPathFactory, qdrant_server: QdrantAddress
+    ) -> Iterator[World]:
+        yield from on_a_server(tmp_path_factory.mktemp("lc"), qdrant_server)
 
 
 class TestHybrid(Congruence):
@@ -159,6 +185,18 @@ class TestHybrid(Congruence):
 
     @pytest.mark.skip(reason="the fusion of ranks does not put an equal text first")
     def test_what_is_added_is_found_and_what_is_deleted_is_not(self, world: World) -> None: ...
+
+
+class TestHybridOnAServer(TestHybrid):
+    tied = frozenset({"hybrid", "hybrid with a filter"})
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def world(
+        cls, tmp_path_factory: pytest.TempPathFactory, qdrant_server: QdrantAddress
+    ) -> Iterator[World]:
+        folder = tmp_path_factory.mktemp("lc")
+        yield from on_a_server(folder, qdrant_server, RetrievalMode.HYBRID)
 
 
 class WithIds(QdrantVectorStore):
@@ -202,25 +240,29 @@ class Standard(VectorStoreIntegrationTests):
     def has_async(self) -> bool:
         return True
 
-    def empty(self) -> QdrantVectorStore:
-        client = QdrantClient(":memory:")
-        client.create_collection(
-            "docs", models.VectorParams(size=6, distance=models.Distance.COSINE)
-        )
-        return WithIds(client, "docs", embedding=self.get_embeddings())
+    @pytest.fixture
+    def empty(self) -> Iterator[QdrantVectorStore]:
+        yield from self.opened(QdrantClient(":memory:"))
+
+    def opened(self, client: QdrantClient) -> Iterator[QdrantVectorStore]:
+        name = f"docs_{uuid.uuid4().hex[:8]}"
+        client.create_collection(name, models.VectorParams(size=6, distance=models.Distance.COSINE))
+        yield WithIds(client, name, embedding=self.get_embeddings())
+        client.delete_collection(name)
+        client.close()
 
 
 class TestStandardOfTheBareStore(Standard):
     @pytest.fixture
-    def vectorstore(self) -> QdrantVectorStore:
-        return self.empty()
+    def vectorstore(self, empty: QdrantVectorStore) -> QdrantVectorStore:
+        return empty
 
 
 class TestStandardOfCells(Standard):
     @pytest.fixture
-    def vectorstore(self) -> Iterator[QdrantVectorStore]:
-        store = self.empty()
-        collection = QdrantCollection(store.client, "docs")
+    def vectorstore(self, empty: QdrantVectorStore) -> Iterator[QdrantVectorStore]:
+        store = empty
+        collection = QdrantCollection(store.client, store.collection_name)
         built = collection.layouts.build(
             LayoutSpec("a1", 4, lambda ids, _: np.zeros(len(ids), np.int64))
         )
@@ -229,11 +271,19 @@ class TestStandardOfCells(Standard):
         assert set(router.fallbacks) <= {"cells: fewer than k hits"}
 
 
+class TestStandardOfCellsOnAServer(TestStandardOfCells):
+    @pytest.fixture
+    def empty(self, qdrant_server: QdrantAddress) -> Iterator[QdrantVectorStore]:
+        yield from self.opened(qdrant_server.client())
+
+
 class TestStandardOfRewriting(Standard):
     @pytest.fixture
-    def vectorstore(self) -> Iterator[QdrantVectorStore]:
-        store = self.empty()
-        router = LearnedRouter(QdrantCollection(store.client, "docs"), hook=Rewrite())
+    def vectorstore(self, empty: QdrantVectorStore) -> Iterator[QdrantVectorStore]:
+        store = empty
+        router = LearnedRouter(
+            QdrantCollection(store.client, store.collection_name), hook=Rewrite()
+        )
         yield routed(store, router)
         assert set(router.fallbacks) <= {"cells: fewer than k hits"}
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from amips_plugins import LearnedRouter
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.errors import InvalidInput
 from amips_plugins.integrations.llama_index_qdrant import routed
+from integration_tests.servers import QdrantAddress
 from tests.integrations import llama_index_ways as shared
 from tests.integrations.congruence import Ask, Congruence, World, lay_out
 from tests.support.proxy_data import Rewrite
@@ -27,26 +29,28 @@ def words(texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
 
 
 class LlamaIndexQdrant:
-    def __init__(self, folder: Path, **more: Any) -> None:
-        self.client = QdrantClient(":memory:")
-        self.aclient = AsyncQdrantClient(":memory:")
+    def __init__(self, folder: Path, address: QdrantAddress | None = None, **more: Any) -> None:
+        self.client = QdrantClient(":memory:") if address is None else address.client()
+        self.aclient = AsyncQdrantClient(":memory:") if address is None else address.async_client()
+        self.name = f"docs_{uuid.uuid4().hex[:8]}"
         self.more = more
         shared.fill(self.store())
         self.registry = lay_out(self.collection(), folder)
-        inner: Any = self.client._client
-        ainner: Any = self.aclient._client
-        ainner.collections = inner.collections
+        if address is None:
+            inner: Any = self.client._client
+            ainner: Any = self.aclient._client
+            ainner.collections = inner.collections
 
     def store(self) -> QdrantVectorStore:
         return QdrantVectorStore(
-            collection_name="docs", client=self.client, aclient=self.aclient, **self.more
+            collection_name=self.name, client=self.client, aclient=self.aclient, **self.more
         )
 
     def routed(self, router: LearnedRouter | None, **options: Any) -> QdrantVectorStore:
         return routed(self.store(), router, **options)
 
     def collection(self) -> QdrantCollection:
-        return QdrantCollection(self.client, "docs")
+        return QdrantCollection(self.client, self.name)
 
     def best(self, store: Any, text: str) -> list[Any]:
         return shared.best(store, text)
@@ -60,6 +64,20 @@ class LlamaIndexQdrant:
     def router_of(self, store: Any) -> LearnedRouter:
         router: LearnedRouter = store.client.amips_router
         return router
+
+
+SPARSE: dict[str, Any] = {
+    "enable_hybrid": True,
+    "sparse_doc_fn": words,
+    "sparse_query_fn": words,
+}
+
+
+def on_a_server(folder: Path, address: QdrantAddress, **more: Any) -> Iterator[LlamaIndexQdrant]:
+    made = LlamaIndexQdrant(folder, address, **more)
+    yield made
+    made.client.delete_collection(made.name)
+    made.client.close()
 
 
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
@@ -80,12 +98,27 @@ class TestHybrid(Congruence):
     @pytest.fixture(scope="class")
     @classmethod
     def world(cls, tmp_path_factory: pytest.TempPathFactory) -> World:
-        return LlamaIndexQdrant(
-            tmp_path_factory.mktemp("li"),
-            enable_hybrid=True,
-            sparse_doc_fn=words,
-            sparse_query_fn=words,
-        )
+        return LlamaIndexQdrant(tmp_path_factory.mktemp("li"), **SPARSE)
+
+
+class TestDenseOnAServer(TestDense):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def world(
+        cls, tmp_path_factory: pytest.TempPathFactory, qdrant_server: QdrantAddress
+    ) -> Iterator[World]:
+        yield from on_a_server(tmp_path_factory.mktemp("li"), qdrant_server)
+
+
+class TestHybridOnAServer(TestHybrid):
+    tied = frozenset(shared.HYBRID)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def world(
+        cls, tmp_path_factory: pytest.TempPathFactory, qdrant_server: QdrantAddress
+    ) -> Iterator[World]:
+        yield from on_a_server(tmp_path_factory.mktemp("li"), qdrant_server, **SPARSE)
 
 
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")

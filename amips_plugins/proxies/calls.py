@@ -1,4 +1,4 @@
-"""A routed call: the caller's own call, changed by a plan. The steps are those of every search."""
+"""A routed call: the caller's own call, changed by a plan, in place of the collection's search."""
 
 from __future__ import annotations
 
@@ -9,30 +9,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from amips_plugins.collection import CollectionInfo, SearchRequest
-from amips_plugins.plan import Target
+from amips_plugins.collection import Collection, CollectionInfo, SearchRequest
+from amips_plugins.plan import QueryPlan, Target
 from amips_plugins.proxies.late import LateRouter
-from amips_plugins.routing.effects import Effects, InThread, Search
+from amips_plugins.routing.effects import Effects, InThread
 from amips_plugins.routing.fallbacks import Fallbacks
 from amips_plugins.routing.router import LearnedRouter
 
-__all__ = ["Asked", "Call", "Dialect", "Found", "Routing", "bound"]
+__all__ = ["Call", "Dialect", "Found", "RoutableCall", "RoutedMethod"]
 
 _log = logging.getLogger("amips_plugins")
 _NAMES_STAY = 30.0  # seconds that an alias is taken to name what it named: a router's own refresh
+_NOTHING: Any = object()
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A step that calls a method of the caller's client.
-
-    Attributes
-    ----------
-    method, args, kwargs
-        The call.
-    errors
-        What it raised.
-    """
+    """An effect that calls a method of the caller's client; ``errors`` keeps what it raised."""
 
     method: Callable[..., Any]
     args: Sequence[Any] = ()
@@ -51,7 +44,7 @@ class Call:
             self.errors.append(exc)
             raise
 
-    async def perform_async(self, client: Any) -> Any:  # noqa: ARG002 - steps have one signature
+    async def perform_async(self, client: Any) -> Any:  # noqa: ARG002 - effects have one signature
         """Call and wait, while other tasks run."""
         try:
             return await self.method(*self.args, **self.kwargs)
@@ -62,22 +55,16 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a changed call found.
+    """What a changed call found: what the caller gets, and the hits by which to judge the plan.
 
-    Attributes
-    ----------
-    response
-        What the caller is to get.
-    hits
-        The hits, with ``id`` and ``score``, by which to tell whether the plan found enough; they
-        may be more.
+    The hits, with ``id`` and ``score``, may be more than those that the caller gets.
     """
 
     response: Any
     hits: list[Any]
 
 
-class Asked(Protocol):
+class RoutableCall(Protocol):
     """One call of the client that could be routed, understood."""
 
     @property
@@ -97,8 +84,10 @@ class Asked(Protocol):
         """Return the arguments of the caller's call with less time."""
         ...
 
-    def routed(self, plain: Call, step: Search, depth: int) -> Effects[Found]:
-        """Make the caller's call, changed by the plan of a step; ``depth`` as in ``request``."""
+    def routed(
+        self, plain: Call, collection: Collection, request: SearchRequest, plan: QueryPlan
+    ) -> Effects[Found]:
+        """Make the caller's call, changed by a plan."""
         ...
 
     def hits(self, response: Any) -> list[Any]:
@@ -107,9 +96,9 @@ class Asked(Protocol):
 
 
 class Dialect(Protocol):
-    """What differs from database to database, for one client."""
+    """What differs from database to database, for one method of one client."""
 
-    def read(self, arguments: Mapping[str, Any]) -> Asked | None:
+    def read(self, arguments: Mapping[str, Any]) -> RoutableCall | None:
         """Understand a call by its arguments; None if it is no plain dense query."""
         ...
 
@@ -118,30 +107,8 @@ class Dialect(Protocol):
         ...
 
 
-def bound(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any] | None:
-    """Return a call's arguments by name, or None where the client would not take them."""
-    try:
-        return signature.bind(*args, **kwargs).arguments
-    except TypeError:
-        return None
-
-
-class Routing:
-    """Routes the calls of one method of one client.
-
-    Parameters
-    ----------
-    method
-        The client's own method.
-    signature
-        Its parameters, without ``self``.
-    dialect
-        What is particular to the database.
-    router
-        What plans.
-    recall
-        Recall@k to aim at, or None.
-    """
+class RoutedMethod:
+    """Routes the calls of one method of one client; ``signature`` is without ``self``."""
 
     def __init__(
         self,
@@ -167,48 +134,57 @@ class Routing:
     def search(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Effects[Any]:
         """Answer a call: through the router, or as it stands."""
         plain = Call(self._method, args, kwargs)
+        response = _NOTHING
         try:
             understood = yield from self._understand(args, kwargs)
-        except Exception as exc:  # noqa: BLE001 - the client answers whatever is wrong here
-            self._fault(exc)
-            understood = None
-        if understood is None:
-            return (yield plain)
-        router, asked, request, depth = understood
-        done = _Done(plain, asked, request, depth)
-        try:
-            yield from done.through(
-                router.search_effects(request, Target(k=depth, recall=self._recall))
-            )
+            if understood is not None:
+                router, call, asked, depth = understood
+
+                def by_client(
+                    collection: Collection, request: SearchRequest, plan: QueryPlan
+                ) -> Effects[list[Any]]:
+                    nonlocal response
+                    if plan.cells is not None or plan.rewritten is not None:
+                        found = yield from call.routed(plain, collection, request, plan)
+                    else:
+                        less = request.timeout != asked.timeout
+                        own = plain.instead(call.natively(request.timeout)) if less else plain
+                        answer = yield own
+                        found = Found(answer, call.hits(answer))
+                    response = found.response
+                    return [found.hits]
+
+                target = Target(k=depth, recall=self._recall)
+                yield from router.search_effects(asked, target, search=by_client)
         except Exception as exc:
             if any(exc is one for one in plain.errors):
                 raise  # the client's own
-            self._fault(exc)
-        if done.response is _NOTHING:
-            return (yield plain)
-        return done.response
+            self._fault(exc)  # ours: the client answers
+        if response is _NOTHING:
+            response = yield plain
+        return response
 
     def _understand(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Effects[tuple[LearnedRouter, Asked, SearchRequest, int] | None]:
+    ) -> Effects[tuple[LearnedRouter, RoutableCall, SearchRequest, int] | None]:
         """Return what it takes to route a call, or None where it is not to be."""
-        arguments = bound(self._signature, args, kwargs)
-        asked = None if arguments is None else self._dialect.read(arguments)
-        if asked is None:
+        try:
+            arguments = self._signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return None  # the client says it better
+        call = self._dialect.read(arguments)
+        if call is None:
             return None
-        if isinstance(self._router, LateRouter):
-            if self._router.made is None and asked.name != self._router.name:
-                return None
-            router = self._router.made or (yield InThread(self._router.get))
-        else:
-            router = self._router
+        router = self.router
+        if router is None and isinstance(self._router, LateRouter):
+            router = (yield InThread(self._router.get)) if call.name == self._router.name else None
         if router is None:
             return None
         info = router.collection.info
-        if asked.name != info.name and not (yield from self._same(asked.name, info)):
+        if call.name != info.name and not (yield from self._same(call.name, info)):
             return None
-        wanted = asked.request(info)
-        return None if wanted is None else (router, asked, *wanted)
+        asked = call.request(info)
+        return None if asked is None else (router, call, *asked)
 
     def _same(self, name: str, info: CollectionInfo) -> Effects[bool]:
         """Tell whether a name is an alias of the router's collection, as of half a minute ago."""
@@ -229,45 +205,3 @@ class Routing:
         reason = self._faults.note(name, f"proxy: {type(exc).__name__}", exc)
         if router is not None:
             router.fallbacks[reason] += 1
-
-
-_NOTHING: Any = object()
-
-
-class _Done:
-    """Performs the searches of one call by the caller's client, and keeps what the last gave."""
-
-    def __init__(self, plain: Call, asked: Asked, request: SearchRequest, depth: int) -> None:
-        self.response: Any = _NOTHING
-        self._plain = plain
-        self._asked = asked
-        self._timeout = request.timeout
-        self._depth = depth
-
-    def through(self, steps: Effects[Any]) -> Effects[Any]:
-        """Pass the steps on, with every search of the collection made by the client."""
-        go_on: Callable[[Any], Any] = steps.send
-        value: Any = None
-        while True:
-            try:
-                step = go_on(value)
-            except StopIteration as end:
-                return end.value
-            try:
-                if isinstance(step, Search):
-                    found = yield from self._search(step)
-                    self.response, value = found.response, [found.hits]
-                else:
-                    value = yield step
-                go_on = steps.send
-            except Exception as exc:  # noqa: BLE001 - the steps decide what it means
-                go_on, value = steps.throw, exc
-
-    def _search(self, step: Search) -> Effects[Found]:
-        if step.plan.cells is not None or step.plan.rewritten is not None:
-            return (yield from self._asked.routed(self._plain, step, self._depth))
-        call = self._plain
-        if step.request.timeout != self._timeout:
-            call = call.instead(self._asked.natively(step.request.timeout))
-        response = yield call
-        return Found(response, self._asked.hits(response))

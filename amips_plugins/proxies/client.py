@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from amips_plugins.proxies.calls import Dialect, Routing
+from amips_plugins.proxies.calls import Dialect, RoutedMethod
 from amips_plugins.proxies.late import LateRouter
 from amips_plugins.routing.router import LearnedRouter
 
@@ -31,7 +31,7 @@ class ClientProxy:
     __slots__ = ("_amips_client", "_amips_routing")
 
     _amips_client: Any
-    _amips_routing: Mapping[str, Routing]
+    _amips_routing: Mapping[str, RoutedMethod]
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class ClientProxy:
         recall: float | None,
     ) -> None:
         routing = {
-            method: Routing(
+            method: RoutedMethod(
                 getattr(client, method), _parameters(kind, method), dialect, router, recall
             )
             for method, dialect in dialects.items()

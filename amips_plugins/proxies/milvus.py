@@ -10,12 +10,13 @@ import numpy as np
 
 from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.adapters.milvus.search import check_partitions, plan_calls
-from amips_plugins.collection import CollectionInfo, Hit, SearchRequest, check_layout
+from amips_plugins.collection import Collection, CollectionInfo, Hit, SearchRequest, check_layout
 from amips_plugins.errors import InvalidInput
-from amips_plugins.proxies.calls import Asked, Call, Found
+from amips_plugins.plan import QueryPlan
+from amips_plugins.proxies.calls import Call, Found, RoutableCall
 from amips_plugins.proxies.client import ClientProxy
 from amips_plugins.proxies.late import LateRouter
-from amips_plugins.routing.effects import Effects, InThread, Search, run, run_async
+from amips_plugins.routing.effects import Effects, InThread, run, run_async
 from amips_plugins.routing.router import LearnedRouter
 from amips_plugins.vectors import as_queries, native_scores
 
@@ -80,7 +81,7 @@ class _Milvus:
 
     client: Any
 
-    def read(self, arguments: Mapping[str, Any]) -> Asked | None:
+    def read(self, arguments: Mapping[str, Any]) -> RoutableCall | None:
         named = {**arguments}
         more = named.pop("kwargs", {})
         if not _MORE.issuperset(more):
@@ -151,27 +152,28 @@ class _Searched:
     def natively(self, timeout: float | None) -> Mapping[str, Any]:
         return {**self.arguments, "timeout": timeout}
 
-    def routed(self, plain: Call, step: Search, depth: int) -> Effects[Found]:
-        collection, plan = step.collection, step.plan
+    def routed(
+        self, plain: Call, collection: Collection, request: SearchRequest, plan: QueryPlan
+    ) -> Effects[Found]:
         if not isinstance(collection, MilvusCollection):
             raise InvalidInput("The router's collection is none of Milvus.")
         table = collection.table()
         check_layout(plan, collection.layout(), table.name)
         condition = self.arguments.get("filter")
-        asked = replace(step.request, filter=condition, params=None)
+        asked = replace(request, filter=condition, params=None)
         calls = plan_calls(asked, plan, table, collection.break_even)
         scope = {name: calls[0].arguments[name] for name in ("filter", "partition_names")}
         if table.is_lite and scope["partition_names"] is not None:
             check_partitions(calls, (yield InThread(table.partitions)), table.name)
         # By the name of the generation: the cells are its own, wherever an alias moves meanwhile.
-        arguments = {**self.natively(step.request.timeout), **scope, "collection_name": table.name}
+        arguments = {**self.natively(request.timeout), **scope, "collection_name": table.name}
         if plan.rewritten is None:
             response = yield plain.instead(arguments)
             return Found(response, self.hits(response))
         wanted = arguments.get("output_fields")
         field = table.info.field
         arguments["data"] = plan.rewritten
-        arguments["limit"] = max(plan.rescore, depth)
+        arguments["limit"] = max(plan.rescore, request.k + self.offset)
         arguments.pop("offset", None)
         arguments["search_params"] = {k: v for k, v in self.params.items() if k != "offset"}
         if wanted or not table.is_lite:  # Milvus Lite returns all fields where none is named
@@ -179,7 +181,7 @@ class _Searched:
         response = yield plain.instead(arguments)
         hits = response[0]
         everything = (table.is_lite and not wanted) or bool({"*", field} & set(wanted or ()))
-        _rescore(hits, step.request, table.info, self.offset, keep=everything)
+        _rescore(hits, request, table.info, self.offset, keep=everything)
         return Found(response, self.hits(response))
 
     def hits(self, response: Any) -> list[Any]:

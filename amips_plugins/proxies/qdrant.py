@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from amips_plugins.adapters.qdrant.search import plan_queries
-from amips_plugins.collection import CollectionInfo, SearchRequest, check_layout
+from amips_plugins.collection import Collection, CollectionInfo, SearchRequest, check_layout
 from amips_plugins.errors import InvalidInput, require
-from amips_plugins.proxies.calls import Asked, Call, Found
+from amips_plugins.plan import QueryPlan
+from amips_plugins.proxies.calls import Call, Found, RoutableCall
 from amips_plugins.proxies.client import ClientProxy
 from amips_plugins.proxies.late import LateRouter
-from amips_plugins.routing.effects import Effects, Search, run, run_async
+from amips_plugins.routing.effects import Effects, run, run_async
 from amips_plugins.routing.router import LearnedRouter
 from amips_plugins.vectors import as_queries
 
@@ -102,7 +103,7 @@ class _Qdrant:
     client: Any
     local: bool  # always exact, and warns of parameters
 
-    def read(self, arguments: Mapping[str, Any]) -> Asked | None:
+    def read(self, arguments: Mapping[str, Any]) -> RoutableCall | None:
         if any(value is not None for name, value in arguments.items() if name not in _KEPT):
             return None
         if not isinstance(arguments.get("query"), (list, tuple, np.ndarray)):
@@ -126,7 +127,7 @@ class _Qdrant:
 class _QdrantBatch(_Qdrant):
     """How ``query_batch_points`` is asked: one query may be routed, as if it came alone."""
 
-    def read(self, arguments: Mapping[str, Any]) -> Asked | None:
+    def read(self, arguments: Mapping[str, Any]) -> RoutableCall | None:
         requests = arguments.get("requests")
         if not isinstance(requests, (list, tuple)) or len(requests) != 1:
             return None
@@ -181,13 +182,15 @@ class _QueryPoints:
     def natively(self, timeout: float | None) -> Mapping[str, Any]:
         return {**self.arguments, "timeout": _seconds(timeout)}
 
-    def routed(self, plain: Call, step: Search, depth: int) -> Effects[Found]:
-        collection = step.collection
+    def routed(
+        self, plain: Call, collection: Collection, request: SearchRequest, plan: QueryPlan
+    ) -> Effects[Found]:
         info = collection.info
-        check_layout(step.plan, collection.layout(), info.name)
+        check_layout(plan, collection.layout(), info.name)
+        depth = request.k + (self.arguments.get("offset") or 0)
         (query,) = plan_queries(
-            replace(step.request, k=depth, filter=self.arguments.get("query_filter")),
-            step.plan,
+            replace(request, k=depth, filter=self.arguments.get("query_filter")),
+            plan,
             info.field,
             collection.break_even,
             exact=not self.local,
@@ -195,8 +198,8 @@ class _QueryPoints:
         changes: dict[str, Any] = {"query_filter": query.filter, "search_params": query.params}
         if query.prefetch is not None:
             changes["prefetch"] = query.prefetch
-        if step.request.timeout != self.arguments.get("timeout"):
-            changes["timeout"] = _seconds(step.request.timeout)
+        if request.timeout != self.arguments.get("timeout"):
+            changes["timeout"] = _seconds(request.timeout)
         threshold = self.arguments.get("score_threshold")
         if threshold is None:
             response = yield self.changed(plain, changes)

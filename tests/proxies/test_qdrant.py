@@ -509,7 +509,6 @@ def test_parameters_of_a_server_are_kept(database: Database) -> None:
     """Exactness is asked for on a server alone, so the call is looked at, not made."""
     from amips_plugins.proxies.calls import Call
     from amips_plugins.proxies.qdrant import _Qdrant
-    from amips_plugins.routing.effects import Search
 
     dialect = _Qdrant(None, local=False)
     params = models.SearchParams(
@@ -519,11 +518,11 @@ def test_parameters_of_a_server_are_kept(database: Database) -> None:
     assert asked is not None
     wanted = asked.request(database.collection.info)
     assert wanted is not None
-    request, depth = wanted
+    request, _ = wanted
     collection = QdrantCollection(database.bare, "docs")
     for hook in (database.every_cell(), Rewrite()):
         plan = hook.plan(request.queries, Target(10))
-        step = next(asked.routed(Call(print), Search(collection, request, plan), depth))
+        step = next(asked.routed(Call(print), collection, request, plan))
         assert isinstance(step, Call)
         if plan.cells is not None:
             expected = params.model_copy(update={"exact": True})

@@ -407,9 +407,12 @@ def restated(statement: bytes, old: bytes, new: bytes) -> bytes:
 
 
 def test_a_signature_without_the_name_of_its_key(
-    signed: Path, key: Key, capfd: pytest.CaptureFixture[str]
+    signed: Path, key: Key, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The library would print a warning, to whatever the program writes."""
+    """The library would print a warning, to whatever the program writes.
+
+    Not read from the file descriptor: channels of other tests in this process write there, too.
+    """
     materials: list[Any] = [{}, {"publicKey": {}}, {"publicKey": {"hint": ""}}]
     for material in materials:
         content = json.loads((signed / SIGNATURE).read_bytes())
@@ -417,7 +420,7 @@ def test_a_signature_without_the_name_of_its_key(
         (signed / SIGNATURE).write_text(json.dumps(content))
         with pytest.raises(BundleUnsigned, match="not made with a key"):
             check(signed, key[1])
-    assert capfd.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_whatever_is_changed_no_other_error_and_no_other_manifest(signed: Path, key: Key) -> None:

@@ -252,6 +252,7 @@ def test_bars_on_a_terminal_lines_in_a_pipe_and_ctrl_c_between(home: Path) -> No
     pid, terminal = pty.fork()
     if pid == 0:  # the child has the pty as its terminal, as a shell would give it
         os.environ["PYTHONPATH"] = str(ROOT)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # also where the tests run in the background
         os.execv(sys.executable, [*command, "1"])  # noqa: S606
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     shown = b""

@@ -210,15 +210,14 @@ def heavy(width: int, layers: int) -> bytes:
 
 def test_a_bundle_whose_model_is_slow(tmp_path: Path) -> None:
     def change(files: dict[str, bytes]) -> None:
-        files[MODEL] = heavy(1024, 64)
+        files[MODEL] = heavy(1024, 64)  # 7e7 multiplications a query: a millisecond on any machine
         del files[CANNED]
 
     folder = write_bundle(tmp_path / "heavy", change=change)
-    router = LearnedRouter(laid_out(folder), bundle=folder, plan_timeout=0.01)
-    queries = vectors(seed=3, count=50)  # 3e9 multiplications; the others add 49 ms of patience
-    hits = router.search(queries, k=3, n_probes=2)
-    assert {one.trace.fallback for one in hits} == {"model: TimeoutError"}
-    assert {len(one) for one in hits} == {3}
+    router = LearnedRouter(laid_out(folder), bundle=folder, plan_timeout=1e-4)
+    hits = router.search(vectors(seed=3, count=1)[0], k=3, n_probes=2)
+    assert hits.trace.fallback == "model: TimeoutError"
+    assert len(hits) == 3
 
 
 def test_the_model_can_be_switched_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

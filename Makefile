@@ -10,41 +10,46 @@ DOCS_READY := $(VENV)/.installed-docs
 FRAMEWORKS := .venv-frameworks-3 .venv-frameworks-2
 ASYNC_TESTS := -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
 
-.PHONY: demo example test lint types unit integration frameworks docs nightly lock clean
+.PHONY: help demo example check test lint types unit tests frameworks docs nightly lock clean
 
-demo: $(READY)
+help: ## what there is to make
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 17
+
+demo: $(READY) ## the main job on real text; DATABASE=qdrant for Qdrant
 	$(BIN)/amips demo --database $(DATABASE)
 
-# A LangChain application on Qdrant, routed, and the report on its router.
-example: $(READY) .venv-frameworks-3/.installed
+example: $(READY) .venv-frameworks-3/.installed ## a LangChain application, routed, and its report
 	.venv-frameworks-3/bin/python examples/rag_langchain_qdrant.py --amips $(BIN)/amips
 	$(BIN)/amips report build/examples/langchain-qdrant/run -o build/examples/report.html
 
-test: lint types unit integration frameworks docs
+check: lint types unit ## what a developer waits for: no slow tests, no servers
 
-lint: $(READY)
+test: lint types tests frameworks docs ## all there is
+
+lint: $(READY) ## ruff, and the floors of docs/architecture.md
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PYTHONPATH=. $(BIN)/lint-imports --config importlinter.ini
 
-types: $(READY)
+types: $(READY) ## mypy, strict
 	$(BIN)/mypy
 
-unit: $(READY)
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile
+unit: $(READY) ## unit tests that are not marked slow
+	$(BIN)/python -m pytest tests -m 'not slow' -n 2 --dist worksteal
 
-integration: $(READY)
-	$(BIN)/python -m pytest integration_tests -n 2 --dist loadfile
+# Each worker takes half, then whatever the other has left: the crash tests end up on both.
+tests: $(READY) ## unit and integration tests, slow ones too
+	$(BIN)/python -m pytest tests integration_tests -n 2 --dist worksteal
 
 # The stores of the frameworks, routed; of Milvus with the older client too.
-frameworks: $(FRAMEWORKS:%=%/.installed)
+frameworks: $(FRAMEWORKS:%=%/.installed) ## the frameworks' stores, routed, in two environments
 	.venv-frameworks-3/bin/python -m pytest tests/integrations $(ASYNC_TESTS) -n 2 --dist loadscope
 	.venv-frameworks-2/bin/python -m pytest tests/integrations tests/proxies/test_milvus.py \
 	  $(ASYNC_TESTS) -n 2 --dist loadscope
 
 # The site, in build/docs: every warning is an error, and every link leads somewhere. It takes
 # Python 3.11; the older one has nothing to build it with.
-docs: $(READY) $(DOCS_READY)
+docs: $(READY) $(DOCS_READY) ## the site, in build/docs; warnings are errors
 	$(BIN)/python docs/make_figures.py --check
 	rm -rf build/docs
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -55,7 +60,7 @@ docs: $(READY) $(DOCS_READY)
 
 # What takes longer than a developer waits for: over a hundred kills of servers and clients, both
 # demos, a soak of 15 minutes, and the benchmarks on part of the data.
-nightly: test
+nightly: test ## what takes longer: kills, both demos, a soak, short benchmarks
 	.venv-frameworks-2/bin/python -m pytest tests/adapters/milvus/test_collection.py tests/adapters/contract/test_milvus.py \
 	  $(ASYNC_TESTS) -n 2 --dist loadscope
 	AMIPS_NIGHTLY=1 AMIPS_KILLS=10 $(BIN)/python -m pytest integration_tests/test_milvus_crashes.py \
@@ -73,7 +78,7 @@ LOCK_FRAMEWORKS := --universal --python-version 3.10 --no-emit-index-url --no-an
   --extra langchain-qdrant --extra llama-index-qdrant --extra haystack-qdrant
 
 # Exact versions for every supported Python; ranges for users stand in pyproject.toml.
-lock:
+lock: ## exact versions again (takes uv)
 	echo 'torch==2.13.0' > requirements/torch.txt
 	uv pip compile --universal --python-version 3.10 --extra dev --constraint requirements/torch.txt \
 	  --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements/constraints.txt
@@ -85,7 +90,7 @@ lock:
 	uv pip compile --universal --python-version 3.10 --extra docs --no-emit-index-url --no-annotate \
 	  --no-header --constraint requirements/constraints.txt pyproject.toml -o requirements/docs.txt
 
-clean:
+clean: ## remove all that make has made
 	rm -rf $(VENV) $(FRAMEWORKS) .demo build *.egg-info
 
 $(READY): pyproject.toml requirements/constraints.txt requirements/demo-weights.txt

@@ -1,4 +1,4 @@
-"""Reading arrays from files that nobody vouches for: no pickle, nothing larger than the file.
+"""Arrays in files that nobody vouches for: no pickle, nothing larger than the file.
 
 ``numpy.load`` believes what a header says of an array's size before it looks for the numbers, and
 unpacks compressed archives of any size. Here an array holds exactly the bytes that the file has.
@@ -15,9 +15,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["read_npy", "read_npz"]
+__all__ = ["read_npy", "read_npz", "write_npy", "write_npz"]
 
 _LONGEST_HEADER = 1000
+
+
+def write_npy(array: npt.NDArray[Any]) -> bytes:
+    """Return an array of numbers as ``numpy.save`` writes it."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def write_npz(**arrays: npt.ArrayLike) -> bytes:
+    """Return arrays of numbers by name as ``numpy.savez`` writes them."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **{name: np.asarray(a) for name, a in arrays.items()})
+    return buffer.getvalue()
 
 
 def read_npy(data: bytes) -> npt.NDArray[Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from amips_plugins.bundle.loading import known_cells
-from amips_plugins.bundle.manifest import Bundle
+from amips_plugins.bundle.package import Bundle
 from amips_plugins.cell_layout import BuildPlan, LayoutSpec, Storage
 from amips_plugins.collection import Collection
 from amips_plugins.errors import InvalidInput

@@ -5,10 +5,11 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
+from amips_plugins.bundle.loading import load_reference
 from amips_plugins.bundle.registry import Registry
 from amips_plugins.collection import Collection, SearchRequest
 from amips_plugins.errors import BundleError
-from amips_plugins.health.drift import WINDOW, Drift, load_reference, outputs_of
+from amips_plugins.health.drift import WINDOW, Drift, compare, outputs_of
 from amips_plugins.health.gate import Gate, Shadow, State
 from amips_plugins.health.recall import Recall, RecallWindow
 from amips_plugins.health.shadow_search import Sample, examine, search_in, widens
@@ -126,7 +127,7 @@ def _drift(serving: Serving, hook: PreQueryHook, queries: FloatArray) -> Drift |
         return None
     rows = np.random.default_rng(1).permutation(len(queries))[:WINDOW]
     outputs = outputs_of(hook, queries[rows])
-    return None if outputs is None else reference.compare(outputs)
+    return None if outputs is None else compare(reference, outputs)
 
 
 def _weigh(

@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from amips_plugins import AsyncLearnedRouter, LearnedRouter, MemoryCollection, Registry
 from amips_plugins.bundle.loading import load_hook
-from amips_plugins.bundle.manifest import Bundle
+from amips_plugins.bundle.package import Bundle
 from amips_plugins.collection import CollectionKey, collection_key
 from amips_plugins.files import replace_file
 from amips_plugins.health.monitor import HealthMonitor

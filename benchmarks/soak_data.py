@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
 
-from amips_plugins.bundle.golden_outputs import record_canned
-from amips_plugins.bundle.manifest import (
+from amips_plugins.bundle.contents import (
     CALIBRATION,
-    CANNED,
     CELLS,
-    FORMAT,
+    GOLDEN_OUTPUTS,
     IDS,
     KNOWN_CELLS,
-    MANIFEST,
     MODEL,
-    Manifest,
-    describe_file,
+    REFERENCE,
+    BundleContents,
+    write_ids,
 )
+from amips_plugins.bundle.golden_outputs import GoldenOutputs
+from amips_plugins.bundle.reference import Reference
 from amips_plugins.collection import CollectionKey
 from amips_plugins.export.cost_curves import calibrate, curve, levels_by_threshold, thresholds_for
 from amips_plugins.export.nets import LinearRouter
@@ -99,22 +97,22 @@ def write_bundle(
     measured = curve(levels, len(thresholds), hits[500:], cells.sizes, n_cells)
 
     model = to_onnx(net, dim, METRIC, order)
-    known = io.BytesIO()
-    np.save(
-        known, np.stack([drawn.astype(np.int32), sketch(keys, METRIC)], axis=1), allow_pickle=False
+    session = OnnxModel(model)
+    (outputs,) = session.run(["priority"], {"queries": asked})
+    contents = BundleContents(
+        {
+            MODEL: model,
+            GOLDEN_OUTPUTS: GoldenOutputs.record(session, "priority", dim),
+            REFERENCE: Reference.of(outputs),
+            CELLS: cells,
+            CALIBRATION: calibrate(measured, thresholds, K),
+            KNOWN_CELLS: np.stack([drawn.astype(np.int32), sketch(keys, METRIC)], axis=1),
+            IDS: write_ids(range(corpus.count)),
+        }
     )
-    files = {
-        MODEL: model,
-        CANNED: record_canned(OnnxModel(model), "priority", dim),
-        CELLS: cells.to_bytes(),
-        CALIBRATION: calibrate(measured, thresholds, K).to_bytes(),
-        KNOWN_CELLS: known.getvalue(),
-        IDS: b"".join(msgspec.json.encode(row) + b"\n" for row in range(corpus.count)),
-    }
-    manifest = Manifest(
-        format=FORMAT,
+    contents.write(
+        folder,
         version=version,
-        created="2026-01-01T00:00:00+00:00",
         collection=collection,
         metric=METRIC,
         dim=dim,
@@ -123,8 +121,6 @@ def write_bundle(
         model="linear",
         preset="soak",
         parameters=dim * n_cells,
-        n_cells=n_cells,
-        layout=cells.layout(),
         queries="guess",
         default_k=K,
         default_recall=0.9,
@@ -132,10 +128,5 @@ def write_bundle(
         reason="made for the soak",
         figures=[],
         tools={},
-        files={name: describe_file(data) for name, data in files.items()},
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-    (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest))
     return folder

@@ -14,7 +14,7 @@ from typing import Any
 
 from amips_plugins import MemoryCollection, Registry
 from amips_plugins.adapters.milvus.collection import MilvusCollection
-from amips_plugins.bundle.manifest import MODEL
+from amips_plugins.bundle.contents import MODEL
 from amips_plugins.collection import CollectionInfo, CollectionKey, Hit, Id, SearchRequest
 from amips_plugins.files import replace_file
 from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from amips_plugins.bundle.manifest import Figure
+from amips_plugins.bundle.manifest import CandidateCost
 from amips_plugins.health.confidence import betting_bound
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.vectors import FloatArray, IntArray
@@ -127,7 +127,9 @@ def curve(
     )
 
 
-def figures(candidate: str, measured: Curve, ks: tuple[int, ...], seed: int = 0) -> list[Figure]:
+def figures(
+    candidate: str, measured: Curve, ks: tuple[int, ...], seed: int = 0
+) -> list[CandidateCost]:
     """Summarise a curve at the usual recalls, with bootstrap intervals over the queries."""
     scanned = measured.scanned.mean(axis=0, dtype=np.float64)
     result = []
@@ -141,7 +143,7 @@ def figures(candidate: str, measured: Curve, ks: tuple[int, ...], seed: int = 0)
             level = int((mean >= target).argmax())
             low, high = np.quantile(totals, [0.025, 0.975])
             result.append(
-                Figure(
+                CandidateCost(
                     candidate=candidate,
                     k=k,
                     recall=target,
@@ -177,8 +179,8 @@ def resampled_costs(
     return costs
 
 
-def _out_of_reach(candidate: str, k: int, recall: float, model: float) -> Figure:
-    return Figure(
+def _out_of_reach(candidate: str, k: int, recall: float, model: float) -> CandidateCost:
+    return CandidateCost(
         candidate=candidate,
         k=k,
         recall=recall,

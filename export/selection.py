@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amips_plugins.bundle.manifest import Figure
+from amips_plugins.bundle.manifest import CandidateCost
 from amips_plugins.export.candidates import Candidate
 from amips_plugins.export.cost_curves import TARGETS
 from amips_plugins.export.dataset import TrainingTask
@@ -25,7 +25,7 @@ def select_model(
 
 
 def recommend(
-    candidates: list[Candidate], task: TrainingTask, measured: list[Figure]
+    candidates: list[Candidate], task: TrainingTask, measured: list[CandidateCost]
 ) -> tuple[str, str]:
     """Name the cheapest candidate at the target, and say why.
 

@@ -19,8 +19,9 @@ import msgspec
 import numpy as np
 import torch
 
-from amips_plugins.bundle.manifest import Bundle, Manifest
-from amips_plugins.export.bundling import write_bundle
+from amips_plugins.bundle.manifest import Manifest
+from amips_plugins.bundle.package import Bundle
+from amips_plugins.export.bundle_writer import write_bundle
 from amips_plugins.export.candidates import Candidate
 from amips_plugins.export.clustering import check_enough_keys, native_cells, query_aware_cells
 from amips_plugins.export.dataset import TrainingTask, choose_device, pose

@@ -1,37 +1,40 @@
 """A bundle for any collection, made by hand in a second, without the packages that training needs.
 
-The cells are k-means', the router scores them by their centroids; others:
-``tests.support.bundles``.
+The cells are k-means', the router scores them by their mean keys. ``tests.support.bundles`` has
+smaller ones, which tests change.
 """
 
 from __future__ import annotations
 
-import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from amips_plugins import Registry
-from amips_plugins.bundle.manifest import (
+from amips_plugins.bundle.contents import (
     CALIBRATION,
     CELLS,
-    FORMAT,
+    GOLDEN_OUTPUTS,
     IDS,
     KNOWN_CELLS,
-    MANIFEST,
     MODEL,
-    Bundle,
-    Manifest,
-    describe_file,
+    REFERENCE,
+    BundleContents,
+    write_ids,
 )
-from amips_plugins.collection import Collection, collection_key
+from amips_plugins.bundle.golden_outputs import GoldenOutputs
+from amips_plugins.bundle.package import Bundle
+from amips_plugins.bundle.reference import Reference
+from amips_plugins.collection import Collection, CollectionInfo, collection_key
 from amips_plugins.export.cost_curves import calibrate, curve, levels_by_threshold, thresholds_for
 from amips_plugins.layout import lay_out
 from amips_plugins.models.cells import Cells, place_keys
 from amips_plugins.models.onnx_check import IR_VERSION, OPSET
+from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.sketch import sketch
 from amips_plugins.vectors import (
     FloatArray,
@@ -43,9 +46,7 @@ from amips_plugins.vectors import (
     normalise,
 )
 
-__all__ = ["linear_model", "make_bundle", "publish"]
-
-_SCALE = 12.0  # of the router's scores
+K = 10
 
 
 def publish(
@@ -77,68 +78,112 @@ def make_bundle(
     batches = list(collection.scan(1000))
     ids = [key for batch in batches for key in batch.ids]
     keys = np.concatenate([batch.vectors for batch in batches])
-    places = place_keys(keys, info.metric)
-    centroids = _k_means(places, n_cells)
-    offsets = -0.5 * np.einsum("ij,ij->i", centroids, centroids)
-    drawn = Cells(centroids, offsets, np.zeros(n_cells, np.int64)).assign(keys, info.metric)
-    cells = Cells(centroids, offsets, np.bincount(drawn, minlength=n_cells).astype(np.int64))
+    centroids = _k_means(place_keys(keys, info.metric), n_cells)
+    made = make_contents(ids, keys, info.metric, centroids, queries)
+    made.write(folder, **about(info, len(keys), n_cells, recall), version="v1")
+    return folder
 
-    lifted = lift_keys(keys, info.metric)
-    means = np.stack([lifted[drawn == cell].mean(axis=0) for cell in range(n_cells)])
-    asked = lift_queries(queries, info.metric)
-    best = np.argsort(-(asked @ lifted.T), axis=1)[:, :10]
-    logits = _SCALE * (normalise(asked) @ means.T)
+
+def about(
+    info: CollectionInfo, count: int, n_cells: int, recall: float, model: str = "linear"
+) -> dict[str, Any]:
+    """Fields of the manifest."""
+    return {
+        "created": "2026-01-01T00:00:00+00:00",
+        "collection": collection_key(info),
+        "metric": info.metric,
+        "dim": info.dim,
+        "snapshot": "0" * 64,
+        "count": count,
+        "model": model,
+        "preset": "test",
+        "parameters": info.dim * n_cells,
+        "queries": "log",
+        "default_k": K,
+        "default_recall": recall,
+        "choice": model,
+        "reason": "made by hand",
+        "figures": [],
+        "tools": {},
+    }
+
+
+def make_contents(
+    ids: Sequence[int | str],
+    keys: FloatArray,
+    metric: Metric,
+    centroids: FloatArray,
+    queries: FloatArray,
+    scale: float = 12.0,
+) -> BundleContents:
+    """Cut the keys by the nearest centroid; the scores of a cell are those of its mean key.
+
+    Half the queries choose the thresholds, and half are calibrated on.
+    """
+    n_cells = len(centroids)
+    offsets = (-0.5 * np.einsum("ij,ij->i", centroids, centroids)).astype(np.float32)
+    drawn = Cells(centroids, offsets, np.zeros(n_cells, np.int64)).assign(keys, metric)
+    cells = Cells(centroids, offsets, np.bincount(drawn, minlength=n_cells).astype(np.int64))
+    lifted = lift_keys(keys, metric)
+    means = np.stack(
+        [lifted[drawn == cell].sum(axis=0) / max(1, cells.sizes[cell]) for cell in range(n_cells)]
+    ).astype(np.float32)
+    asked = lift_queries(queries, metric)
+    best = np.argsort(-(asked @ lifted.T), axis=1)[:, :K]
+    logits = scale * (normalise(asked) @ means.T)
     priority = (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)).astype(np.float32)
     half = len(queries) // 2
     thresholds = thresholds_for(priority[:half], drawn[best[:half]])
     levels = levels_by_threshold(priority[half:], thresholds)
     measured = curve(levels, len(thresholds), drawn[best[half:]], cells.sizes, n_cells)
-
-    recorded = io.BytesIO()
-    both = np.stack([drawn.astype(np.int32), sketch(keys, info.metric)], axis=1)
-    np.save(recorded, both, allow_pickle=False)
-    files = {
-        MODEL: linear_model(means.astype(np.float32), info.metric, info.dim),
-        CELLS: cells.to_bytes(),
-        CALIBRATION: calibrate(measured, thresholds, 10).to_bytes(),
-        KNOWN_CELLS: recorded.getvalue(),
-        IDS: b"".join(msgspec.json.encode(key) + b"\n" for key in ids),
+    known = np.stack([drawn.astype(np.int32), sketch(keys, metric)], axis=1)
+    values: dict[str, Any] = {
+        CELLS: cells,
+        CALIBRATION: calibrate(measured, thresholds, K),
+        KNOWN_CELLS: known,
+        IDS: write_ids(ids),
     }
-    manifest = Manifest(
-        format=FORMAT,
-        version="v1",
-        created="2026-01-01T00:00:00+00:00",
-        collection=collection_key(info),
-        metric=info.metric,
-        dim=info.dim,
-        snapshot="0" * 64,
-        count=len(keys),
-        model="linear",
-        preset="test",
-        parameters=means.size,
-        n_cells=n_cells,
-        layout=cells.layout(),
-        queries="log",
-        default_k=10,
-        default_recall=recall,
-        choice="linear",
-        reason="made by hand",
-        figures=[],
-        tools={},
-        files={name: describe_file(data) for name, data in files.items()},
-    )
-    folder.mkdir(parents=True)
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-    (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest))
-    return folder
+    model = linear_model(means, metric, keys.shape[1], scale)
+    return BundleContents(values | _said(model, "priority", queries))
 
 
-def linear_model(weight: FloatArray, metric: Metric, dim: int) -> bytes:
+def keynet_contents(dim: int, metric: Metric, queries: FloatArray) -> BundleContents:
+    """What an untrained KeyNet gives: the query's direction."""
+    nodes, constants, unit = _unit(dim, metric)
+    if metric is Metric.L2:
+        bounds = {f"at{bound}": np.array([bound], np.int64) for bound in {0, 1, dim}}
+        constants |= bounds
+        nodes.append(helper.make_node("Slice", [unit, "at0", f"at{dim}", "at1"], ["rewritten"]))
+    else:
+        nodes.append(helper.make_node("Identity", [unit], ["rewritten"]))
+    model = _model(nodes, constants, dim, "rewritten", dim)
+    return BundleContents(_said(model, "rewritten", queries))
+
+
+def _said(model: bytes, output: str, queries: FloatArray) -> dict[str, Any]:
+    """Return the model, and what it gives for golden queries and those of the users."""
+    session = OnnxModel(model)
+    (outputs,) = session.run([output], {"queries": queries})
+    golden = GoldenOutputs.record(session, output, queries.shape[1])
+    return {MODEL: model, GOLDEN_OUTPUTS: golden, REFERENCE: Reference.of(outputs)}
+
+
+def linear_model(weight: FloatArray, metric: Metric, dim: int, scale: float) -> bytes:
     """Write a router that scores cells by the rows of ``(n_cells, lifted_dim)`` weights."""
     n_cells, width = weight.shape
     assert width == lifted_dim(dim, metric)
-    constants = {"weight": weight, "tiny": np.float32(1e-30), "scale": np.float32(_SCALE)}
+    nodes, constants, unit = _unit(dim, metric)
+    constants |= {"weight": scale * weight}
+    nodes += [
+        helper.make_node("Gemm", [unit, "weight"], ["logits"], transB=1),
+        helper.make_node("LogSoftmax", ["logits"], ["priority"], axis=1),
+    ]
+    return _model(nodes, constants, dim, "priority", n_cells)
+
+
+def _unit(dim: int, metric: Metric) -> tuple[list[Any], dict[str, Any], str]:
+    """Lift the query and divide its length out."""
+    constants: dict[str, Any] = {"tiny": np.float32(1e-30)}
     nodes = []
     query = "queries"
     if metric is Metric.L2:
@@ -152,15 +197,18 @@ def linear_model(weight: FloatArray, metric: Metric, dim: int) -> bytes:
         helper.make_node("ReduceL2", [query], ["length"], axes=[1], keepdims=1),
         helper.make_node("Max", ["length", "tiny"], ["divisor"]),
         helper.make_node("Div", [query, "divisor"], ["unit"]),
-        helper.make_node("Gemm", ["unit", "weight"], ["scores"], transB=1),
-        helper.make_node("Mul", ["scores", "scale"], ["logits"]),
-        helper.make_node("LogSoftmax", ["logits"], ["priority"], axis=1),
     ]
+    return nodes, constants, "unit"
+
+
+def _model(
+    nodes: list[Any], constants: Mapping[str, Any], dim: int, output: str, columns: int
+) -> bytes:
     graph = helper.make_graph(
         nodes,
         "amips",
         [helper.make_tensor_value_info("queries", TensorProto.FLOAT, ["n", dim])],
-        [helper.make_tensor_value_info("priority", TensorProto.FLOAT, ["n", n_cells])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", columns])],
         [numpy_helper.from_array(np.ascontiguousarray(c), name) for name, c in constants.items()],
     )
     imports = [helper.make_opsetid("", OPSET)]

@@ -11,8 +11,8 @@ import pytest
 
 from amips_plugins import LearnedRouter, MemoryCollection, Registry
 from amips_plugins.adapters.memory import MemoryLayouts
+from amips_plugins.bundle.contents import CELLS, IDS, KNOWN_CELLS
 from amips_plugins.bundle.loading import known_cells
-from amips_plugins.bundle.manifest import CELLS, IDS, KNOWN_CELLS
 from amips_plugins.cell_layout import BuildPlan, LayoutSpec
 from amips_plugins.collection import CollectionKey, SearchRequest
 from amips_plugins.errors import BundleCorrupt, BundleMismatch, BundleNotFound, InvalidInput
@@ -49,7 +49,9 @@ def test_recorded_keys_keep_their_cell_and_new_ones_follow_the_rule(
     rule = Cells.from_bytes(make_files(metric)[CELLS])
     recorded = (rule.assign(vectors(), metric) + 1) % N_CELLS  # none as the rule would have it
     folder = write_bundle(
-        tmp_path, metric, change=lambda files: files.update({KNOWN_CELLS: known_file(recorded)})
+        tmp_path,
+        metric,
+        change=lambda files: files.update({KNOWN_CELLS: known_file(recorded, metric)}),
     )
     collection, new = memory(metric), vectors(seed=8, count=20)
     collection.upsert(range(1000, 1020), new)
@@ -130,7 +132,7 @@ RECORDED = np.zeros((COUNT, 2), dtype=np.int32)
 )
 def test_files_that_do_not_fit_are_corrupt(tmp_path: Path, name: str, data: bytes) -> None:
     folder = write_bundle(tmp_path, change=lambda files: files.update({name: data}))
-    with pytest.raises(BundleCorrupt, match="The cells of"):
+    with pytest.raises(BundleCorrupt, match=r"cannot be read|do not fit"):
         lay_out(memory(), open_bundle(folder))
 
 
@@ -150,7 +152,7 @@ def test_ids_may_be_strings(tmp_path: Path) -> None:
     names = [f'a "quoted"\n{row}' for row in range(COUNT)]
     lines = b"".join(msgspec.json.encode(name) + b"\n" for name in names)
     recorded = np.arange(COUNT) % N_CELLS
-    change = {IDS: lines, KNOWN_CELLS: known_file(recorded)}
+    change: dict[str, bytes] = {IDS: lines, KNOWN_CELLS: known_file(recorded)}
     folder = write_bundle(tmp_path, change=lambda files: files.update(change))
     assign = known_cells(open_bundle(folder))
     assert assign(names, vectors()).tolist() == recorded.tolist()

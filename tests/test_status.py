@@ -15,7 +15,7 @@ from qdrant_client import QdrantClient, models
 
 from amips_plugins import QdrantCollection, Registry
 from amips_plugins.adapters.memory import MemoryCollection
-from amips_plugins.bundle.manifest import CALIBRATION
+from amips_plugins.bundle.contents import CALIBRATION
 from amips_plugins.cli import main
 from amips_plugins.collection import CollectionKey, collection_key
 from amips_plugins.errors import InvalidInput

@@ -1,4 +1,4 @@
-"""What a bundle has to stand before it is published."""
+"""What the verified values of a bundle become: a hook, cells for keys, a reference."""
 
 from __future__ import annotations
 
@@ -7,41 +7,31 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from amips_plugins.arrays import read_npy
-from amips_plugins.bundle.golden_outputs import check_canned
-from amips_plugins.bundle.manifest import (
+from amips_plugins.bundle.contents import (
     CALIBRATION,
-    CANNED,
     CELLS,
+    GOLDEN_OUTPUTS,
     IDS,
     KNOWN_CELLS,
     MODEL,
-    Bundle,
+    REFERENCE,
+    load,
 )
+from amips_plugins.bundle.package import Bundle
+from amips_plugins.bundle.reference import Reference
 from amips_plugins.errors import BundleCorrupt
-from amips_plugins.models.calibration import Calibration
-from amips_plugins.models.cells import Cells, KnownCells
+from amips_plugins.models.cells import KnownCells
 from amips_plugins.models.hooks import RewriteHook, RouteHook
 from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.plan import PreQueryHook
 
-__all__ = ["check_loads", "known_cells", "load_hook"]
+__all__ = ["check_loads", "known_cells", "load_hook", "load_reference"]
 
 
 def check_loads(bundle: Bundle) -> None:
-    """Load all of a bundle, as the services and ``amips layout`` will.
-
-    Parameters
-    ----------
-    bundle
-        A bundle for any collection.
-
-    Raises
-    ------
-    BundleCorrupt
-        They would refuse it.
-    """
+    """Load all of a bundle, as services and ``amips layout`` will, or raise ``BundleCorrupt``."""
     load_hook(bundle)
+    load_reference(bundle)
     if bundle.manifest.layout:
         known_cells(bundle)
 
@@ -54,23 +44,20 @@ def known_cells(bundle: Bundle) -> KnownCells:
     BundleCorrupt
         A file is not what the manifest says, or the files do not fit each other.
     """
-    cells = Cells.from_bytes(bundle.read(CELLS))
-    lines, array = bundle.read(IDS).splitlines(), bundle.read(KNOWN_CELLS)
+    contents = load(bundle)
+    cells, lines, recorded = contents[CELLS], contents[IDS].splitlines(), contents[KNOWN_CELLS]
     decoder = msgspec.json.Decoder(int | str)
-    try:
-        recorded = read_npy(array)
-        fits = recorded.shape == (len(lines), 2) and recorded.dtype == np.int32
-        fits = fits and bool(((recorded[:, 0] >= 0) & (recorded[:, 0] < cells.n_cells)).all())
-        fits = fits and cells.n_cells == bundle.manifest.n_cells
-        ids = (decoder.decode(line) for line in lines)
-        known = KnownCells(cells, bundle.manifest.metric, ids, recorded) if fits else None
-    except Exception as exc:  # a damaged array raises whatever numpy raises
-        raise BundleCorrupt(
-            f"The cells of {bundle.location} cannot be read ({exc}); publish it again."
-        ) from exc
-    if known is None:
+    fits = recorded.shape == (len(lines), 2) and recorded.dtype == np.int32
+    fits = fits and bool(((recorded[:, 0] >= 0) & (recorded[:, 0] < cells.n_cells)).all())
+    if not fits or cells.n_cells != bundle.manifest.n_cells:
         raise BundleCorrupt(f"The cells of {bundle.location} do not fit its manifest.")
-    return known
+    try:
+        ids = (decoder.decode(line) for line in lines)
+        return KnownCells(cells, bundle.manifest.metric, ids, recorded)
+    except msgspec.MsgspecError as exc:
+        raise BundleCorrupt(
+            f"The ids of {bundle.location} cannot be read ({exc}); publish it again."
+        ) from exc
 
 
 def load_hook(bundle: Bundle, threads: int = 1) -> PreQueryHook:
@@ -82,35 +69,45 @@ def load_hook(bundle: Bundle, threads: int = 1) -> PreQueryHook:
         A file is not what the manifest says, the model's inputs and outputs do not fit it, or it
         gives other results than when it was published.
     """
-    manifest = bundle.manifest
-    model = OnnxModel(bundle.read(MODEL), threads)
+    manifest, contents = bundle.manifest, load(bundle)
+    model = OnnxModel(contents[MODEL], threads)
     if manifest.model == "keynet":
-        _check(model, bundle, {"queries": manifest.dim}, {"rewritten": manifest.dim})
+        _check(model, bundle, "rewritten")
         return RewriteHook(model)
-    _check(model, bundle, {"queries": manifest.dim}, {"priority": manifest.n_cells})
-    calibration = Calibration.from_bytes(bundle.read(CALIBRATION))
-    sizes = Cells.from_bytes(bundle.read(CELLS)).sizes
+    _check(model, bundle, "priority")
+    sizes = contents[CELLS].sizes
     if len(sizes) != manifest.n_cells:
         raise BundleCorrupt(f"The cells of {bundle.location} do not fit its manifest.")
     shares = np.append(sizes / max(1, sizes.sum()), 0.0).astype(np.float32)
+    calibration = contents[CALIBRATION]
     return RouteHook(model, calibration, manifest.layout, manifest.default_recall, shares)
 
 
-def _check(
-    model: OnnxModel, bundle: Bundle, inputs: dict[str, int], outputs: dict[str, int]
-) -> None:
-    """Compare names, last axes and canned results with what the hook needs."""
-    last_axes = {name: _last(shape) for name, shape in model.inputs.items()}
-    given = {name: _last(shape) for name, shape in model.outputs.items()}
-    fits = last_axes == inputs and all(given.get(name) == axis for name, axis in outputs.items())
-    if not fits:
+def load_reference(bundle: Bundle) -> Reference:
+    """Read what a bundle's model said of held-out queries, or raise ``BundleCorrupt``."""
+    reference = load(bundle)[REFERENCE]
+    if reference.outputs.shape[1] != _width(bundle):
+        raise BundleCorrupt(f"The reference of {bundle.location} does not fit its model.")
+    return reference
+
+
+def _width(bundle: Bundle) -> int:
+    """Return how many numbers the model gives for a query."""
+    manifest = bundle.manifest
+    return manifest.dim if manifest.model == "keynet" else manifest.n_cells
+
+
+def _check(model: OnnxModel, bundle: Bundle, output: str) -> None:
+    """Compare names, last axes and golden outputs with what the hook needs."""
+    inputs = {name: _last(shape) for name, shape in model.inputs.items()}
+    outputs = {name: _last(shape) for name, shape in model.outputs.items()}
+    wanted = {"queries": bundle.manifest.dim}, {output: _width(bundle)}
+    if (inputs, outputs) != wanted:
         raise BundleCorrupt(
-            f"The model of {bundle.location} takes {last_axes} and gives {given}, which is not "
+            f"The model of {bundle.location} takes {inputs} and gives {outputs}, which is not "
             f"what a {bundle.manifest.model} must; publish it again."
         )
-    if CANNED in bundle.manifest.files:  # bundles of earlier versions have none
-        (output,) = outputs
-        check_canned(bundle.read(CANNED), model, output, bundle.location)
+    load(bundle)[GOLDEN_OUTPUTS].check(model, output, bundle.location)
 
 
 def _last(shape: list[Any]) -> Any:

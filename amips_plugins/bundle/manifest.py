@@ -1,72 +1,33 @@
-"""A bundle: one published model version, verified before a byte of it is used."""
+"""The manifest: what a bundle says of itself, and the checksums of its files."""
 
 from __future__ import annotations
 
 import hashlib
-import posixpath
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
 from amips_plugins.collection import CollectionKey
-from amips_plugins.errors import BundleCorrupt, BundleMismatch, BundleNotFound
-from amips_plugins.files import read_file
+from amips_plugins.errors import BundleMismatch
 from amips_plugins.vectors import Metric
 
 __all__ = [
-    "CALIBRATION",
-    "CANNED",
-    "CELLS",
     "FORMAT",
-    "IDS",
-    "KNOWN_CELLS",
     "MANIFEST",
     "MANIFEST_LIMIT",
-    "MODEL",
-    "REFERENCE",
-    "REFERENCE_LIMIT",
     "SIGNATURE",
-    "Bundle",
-    "Fetch",
-    "Figure",
+    "CandidateCost",
     "FileEntry",
     "Manifest",
     "ModelKind",
     "describe_file",
 ]
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
-MODEL = "model.onnx"
-CELLS = "cells.npz"
-CALIBRATION = "calibration.npz"
-CANNED = "canned.npz"  # queries, and what the model gave for them
-REFERENCE = "reference.npz"  # what the model says of held-out queries; see health.drift
-IDS = "ids.jsonl"  # the snapshot's keys, one a line
-KNOWN_CELLS = "known_cells.npy"  # (n, 2) int32: cell and sketch of each of them
+MANIFEST_LIMIT = 1 << 20  # bytes
 SIGNATURE = "manifest.sig"  # beside the manifest, which cannot hold a checksum of it
 
-MANIFEST_LIMIT = 1 << 20  # bytes
-REFERENCE_LIMIT = 16 << 20
-_MOST_FILES = 16
-_NO_FILES = ("", ".", "..", MANIFEST, SIGNATURE)
-_LIMITS = {  # bytes; the last two grow with the collection, and serving never reads them
-    MODEL: 512 << 20,
-    CELLS: 512 << 20,
-    CALIBRATION: 64 << 20,
-    REFERENCE: REFERENCE_LIMIT,
-    KNOWN_CELLS: 16 << 30,
-    IDS: 64 << 30,
-}
-_LIMIT = 64 << 20  # of any other file
-
-_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")  # it becomes a folder of the registry
-
-Fetch = Callable[[str, int], bytes]
 ModelKind = Literal["native", "linear", "supportnet", "keynet"]
 
 _Size = Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)]
@@ -80,7 +41,7 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     bytes: _Size
 
 
-class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class CandidateCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What one candidate costs to reach a recall, on held-out queries.
 
     Attributes
@@ -164,7 +125,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     default_recall: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
     choice: str
     reason: str
-    figures: list[Figure]
+    figures: list[CandidateCost]
     tools: dict[str, str]
     files: dict[str, FileEntry]
 
@@ -189,126 +150,6 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                     f"Bundle {self.version} was made for {what} {made_for!r}, not {given!r}; "
                     f"train one on a snapshot of this collection."
                 )
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """A verified manifest and a way to read the files it names.
-
-    Attributes
-    ----------
-    manifest
-        What the bundle says of itself.
-    location
-        Where it is, for messages.
-    fetch
-        Reads a file of the bundle: all of it, or at least one byte more than the limit given.
-    content
-        The bytes that the manifest was read from.
-    """
-
-    manifest: Manifest
-    location: str
-    fetch: Fetch
-    content: bytes = field(repr=False)
-
-    @classmethod
-    def in_folder(
-        cls, folder: Path, check: Callable[[str, bytes, Fetch], None] | None = None
-    ) -> Bundle:
-        """Open the bundle in a local folder, as ``open`` does."""
-        return cls.open(str(folder), lambda name, limit: read_file(folder / name, limit), check)
-
-    @classmethod
-    def open(
-        cls,
-        location: str,
-        fetch: Fetch,
-        check: Callable[[str, bytes, Fetch], None] | None = None,
-    ) -> Bundle:
-        """Read and check the manifest; no other file is touched, but by ``check``.
-
-        Parameters
-        ----------
-        location, fetch
-            As the attributes.
-        check
-            Called with the location, the bytes of the manifest and ``fetch`` before anything is
-            decoded, to refuse by raising: see ``signing.signature_check``.
-
-        Raises
-        ------
-        BundleNotFound
-            There is no manifest at the location.
-        BundleCorrupt
-            The manifest is not one, or of a newer format than this version reads.
-        """
-        try:
-            data = fetch(MANIFEST, MANIFEST_LIMIT)
-        except (FileNotFoundError, NotADirectoryError) as exc:
-            raise BundleNotFound(f"There is no bundle at {location}.") from exc
-        if len(data) > MANIFEST_LIMIT:
-            raise BundleCorrupt(
-                f"The manifest of {location} is larger than {MANIFEST_LIMIT} bytes."
-            )
-        if check is not None:
-            check(location, data, fetch)
-        try:
-            version = msgspec.json.decode(data, type=_Peek).format
-            if version != FORMAT:
-                raise BundleCorrupt(
-                    f"The bundle at {location} has manifest format {version}, this version of "
-                    f"amips-plugins reads {FORMAT}; upgrade the package or publish it again."
-                )
-            manifest = msgspec.json.decode(data, type=Manifest)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-            raise BundleCorrupt(
-                f"The manifest of {location} cannot be read ({exc}); publish it again."
-            ) from exc
-        if not _VERSION.fullmatch(manifest.version):
-            raise BundleCorrupt(
-                f"The manifest of {location} has the version {manifest.version!r}; a version is "
-                f"letters, digits, '-' and '_'."
-            )
-        if len(manifest.files) > _MOST_FILES:
-            raise BundleCorrupt(f"The manifest of {location} names more than {_MOST_FILES} files.")
-        for name, entry in manifest.files.items():
-            if name != posixpath.basename(name) or name in _NO_FILES:
-                raise BundleCorrupt(f"The manifest of {location} names the file {name!r}.")
-            limit = _LIMITS.get(name, _LIMIT)
-            if entry.bytes > limit:
-                raise BundleCorrupt(
-                    f"{name} of {location} has {entry.bytes} bytes, and {limit} are the limit."
-                )
-        return cls(manifest, location, fetch, data)
-
-    def read(self, name: str) -> bytes:
-        """Read a file and verify it against the manifest.
-
-        Raises
-        ------
-        BundleCorrupt
-            The file is not in the manifest, is missing, or is not what the manifest says.
-        """
-        entry = self.manifest.files.get(name)
-        if entry is None:
-            raise BundleCorrupt(f"The bundle at {self.location} has no file {name!r}.")
-        try:
-            data = self.fetch(name, entry.bytes)
-        except (FileNotFoundError, IsADirectoryError) as exc:
-            raise BundleCorrupt(f"{name} is missing from the bundle at {self.location}.") from exc
-        if describe_file(data) != entry:
-            raise BundleCorrupt(
-                f"{name} in the bundle at {self.location} is not the file that was published "
-                f"(its checksum differs); publish it again."
-            )
-        return data
-
-
-class _Peek(msgspec.Struct):
-    """The one field that every format has."""
-
-    format: int
 
 
 def describe_file(data: bytes) -> FileEntry:

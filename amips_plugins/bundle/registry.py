@@ -30,7 +30,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from amips_plugins.bundle.manifest import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Bundle
+from amips_plugins.bundle.manifest import MANIFEST, MANIFEST_LIMIT, SIGNATURE
+from amips_plugins.bundle.package import Bundle
 from amips_plugins.bundle.signing import SIGNATURE_LIMIT, Signer, signature_check
 from amips_plugins.collection import CollectionKey
 from amips_plugins.errors import BundleCorrupt, BundleError, BundleNotFound, InvalidInput

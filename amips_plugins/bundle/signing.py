@@ -19,7 +19,8 @@ from typing import Any
 
 import msgspec
 
-from amips_plugins.bundle.manifest import MANIFEST, SIGNATURE, Bundle, Fetch
+from amips_plugins.bundle.manifest import MANIFEST, SIGNATURE
+from amips_plugins.bundle.package import Bundle, Fetch
 from amips_plugins.errors import BundleUnsigned, InvalidInput, require
 from amips_plugins.files import replace_file
 

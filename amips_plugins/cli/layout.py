@@ -26,7 +26,7 @@ from amips_plugins.cli.progress import show_progress
 from amips_plugins.collection import Collection
 
 if TYPE_CHECKING:
-    from amips_plugins.bundle.manifest import Bundle
+    from amips_plugins.bundle.package import Bundle
 
 __all__ = ["command"]
 

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from amips_plugins.bundle.manifest import Bundle, Manifest
+from amips_plugins.bundle.manifest import Manifest
+from amips_plugins.bundle.package import Bundle
 from amips_plugins.bundle.registry import Registry
 from amips_plugins.collection import Collection, collection_key
 from amips_plugins.demo.corpus import Pair, pairs

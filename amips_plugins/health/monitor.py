@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from amips_plugins.background.process_end import at_work, is_ending
+from amips_plugins.bundle.reference import Reference
 from amips_plugins.collection import Collection
 from amips_plugins.errors import InvalidInput
-from amips_plugins.health.drift import WINDOW, Reference, outputs_of
+from amips_plugins.health.drift import WINDOW, compare, outputs_of
 from amips_plugins.health.gate import Gate, Health
 from amips_plugins.health.recall import Recall
 from amips_plugins.health.shadow_search import Sample, examine, widens
@@ -252,7 +253,7 @@ class HealthMonitor:
         queries = np.stack([watched.live.popleft() for _ in range(WINDOW)])
         try:
             outputs = outputs_of(watched.hook, queries)
-            drift = None if outputs is None else watched.reference.compare(outputs)
+            drift = None if outputs is None else compare(watched.reference, outputs)
         except Exception as exc:  # noqa: BLE001 - as above
             self._fails(exc)
             return

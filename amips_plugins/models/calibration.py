@@ -13,7 +13,6 @@ target can be looked up later. It speaks of unfiltered searches. ``export.cost_c
 
 from __future__ import annotations
 
-import io
 from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from amips_plugins.arrays import read_npz
+from amips_plugins.arrays import read_npz, write_npz
 from amips_plugins.errors import BundleCorrupt, InvalidInput
 from amips_plugins.vectors import FloatArray
 
@@ -123,16 +122,13 @@ class Calibration:
 
     def to_bytes(self) -> bytes:
         """Serialise as an npz archive (plain arrays, no pickle)."""
-        buffer = io.BytesIO()
-        np.savez(
-            buffer,
+        return write_npz(
             thresholds=self.thresholds,
             recall=self.recall,
             guaranteed=self.guaranteed,
             scanned=self.scanned,
-            confidence=np.array([self.confidence]),
+            confidence=[self.confidence],
         )
-        return buffer.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Calibration:

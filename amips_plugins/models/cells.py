@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amips_plugins.arrays import read_npz
+from amips_plugins.arrays import read_npz, write_npz
 from amips_plugins.errors import BundleCorrupt
 from amips_plugins.sketch import same_vectors, sketch
 from amips_plugins.vectors import FloatArray, IntArray, Metric, normalise
@@ -19,7 +18,7 @@ from amips_plugins.vectors import FloatArray, IntArray, Metric, normalise
 __all__ = ["Cells", "KnownCells", "View", "place_keys"]
 
 _BLOCK = 16_384
-_ARRAYS = ("centroids", "offsets", "sizes", "view", "weight", "heat")
+_ARRAYS = ("centroids", "offsets", "sizes", "view", "weight", "popularity")
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class View:
 
     A key y, in the place that ``place_keys`` gives it, is seen at
     ``z = y + weight * normalise(y @ matrix)``, of unit length unless the metric is L2, with one
-    more coordinate: its heat, which says how often queries are expected to hit it.
+    more coordinate: its popularity, how often queries are expected to hit it.
 
     Attributes
     ----------
@@ -36,19 +35,19 @@ class View:
         ``(dim, dim)`` float32: maps a key to the mean direction of the queries that hit it.
     weight
         How far a key moves in that direction.
-    heat
-        ``(dim + 1,)`` float32: the heat is ``<y, heat[:-1]> + heat[-1]``.
+    popularity
+        ``(dim + 1,)`` float32 ``p``: a key's is ``<y, p[:-1]> + p[-1]``.
     """
 
     matrix: FloatArray
     weight: float
-    heat: FloatArray
+    popularity: FloatArray
 
     def see(self, places: FloatArray, metric: Metric) -> FloatArray:
         """Map ``(n, dim)`` places of keys to ``(n, dim + 1)`` views."""
         moved: FloatArray = places + np.float32(self.weight) * normalise(places @ self.matrix)
         seen = moved if metric is Metric.L2 else normalise(moved)
-        return np.hstack([seen, (places @ self.heat[:-1] + self.heat[-1])[:, None]])
+        return np.hstack([seen, (places @ self.popularity[:-1] + self.popularity[-1])[:, None]])
 
 
 @dataclass(frozen=True)
@@ -116,16 +115,14 @@ class Cells:
 
     def to_bytes(self) -> bytes:
         """Serialise as an npz archive (plain arrays, no pickle)."""
-        buffer = io.BytesIO()
-        np.savez(buffer, **self._arrays())
-        return buffer.getvalue()
+        return write_npz(**self._arrays())
 
     def _arrays(self) -> dict[str, Any]:
         arrays = {"centroids": self.centroids, "offsets": self.offsets, "sizes": self.sizes}
         if self.view is None:
             return arrays
-        weight = np.array([self.view.weight])
-        return arrays | {"view": self.view.matrix, "weight": weight, "heat": self.view.heat}
+        view, weight = self.view, np.array([self.view.weight])
+        return arrays | {"view": view.matrix, "weight": weight, "popularity": view.popularity}
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Cells:
@@ -144,8 +141,8 @@ class Cells:
             view = None
             if "view" in archive:
                 matrix = np.asarray(archive["view"], dtype=np.float32)
-                heat = np.asarray(archive["heat"], dtype=np.float32)
-                view = View(matrix, float(archive["weight"][0]), heat)
+                popularity = np.asarray(archive["popularity"], dtype=np.float32)
+                view = View(matrix, float(archive["weight"][0]), popularity)
             sound = all(np.isfinite(array).all() for array in archive.values())
             sound = sound and not (sizes < 0).any()
         except Exception as exc:  # a damaged archive raises whatever zipfile and numpy raise
@@ -156,7 +153,7 @@ class Cells:
         fits = sizes.shape == offsets.shape == per_cell != ()
         if fits and view is not None:
             dim = centroids.shape[1] - 1
-            fits = view.matrix.shape == (dim, dim) and view.heat.shape == (dim + 1,)
+            fits = view.matrix.shape == (dim, dim) and view.popularity.shape == (dim + 1,)
         if not fits:
             raise BundleCorrupt("The bundle's cells have unfitting shapes; publish it again.")
         if not sound:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from amips_plugins.bundle.manifest import Figure as Cost
+from amips_plugins.bundle.manifest import CandidateCost as Cost
 from amips_plugins.report.data import ReportData, Timings
 from amips_plugins.report.style import (
     BLUE,

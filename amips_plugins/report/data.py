@@ -7,7 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from amips_plugins.bundle.manifest import CALIBRATION, CELLS, MANIFEST, Bundle, Manifest
+from amips_plugins.bundle.contents import CALIBRATION, CELLS, load
+from amips_plugins.bundle.manifest import MANIFEST, Manifest
+from amips_plugins.bundle.package import Bundle
 from amips_plugins.errors import InvalidInput
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.models.cells import Cells
@@ -65,6 +67,6 @@ def read_report(path: Path) -> ReportData:
         )
     cells = calibration = None
     if bundle.manifest.model != "keynet":
-        cells = Cells.from_bytes(bundle.read(CELLS))
-        calibration = Calibration.from_bytes(bundle.read(CALIBRATION))
+        cells = load(bundle)[CELLS]
+        calibration = load(bundle)[CALIBRATION]
     return ReportData(bundle, cells, calibration, curves)

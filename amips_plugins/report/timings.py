@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from amips_plugins.bundle.manifest import Bundle
+from amips_plugins.bundle.package import Bundle
 from amips_plugins.collection import Collection, SearchRequest
 from amips_plugins.errors import BundleMismatch
 from amips_plugins.health.monitor import HealthMonitor

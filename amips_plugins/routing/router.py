@@ -13,7 +13,8 @@ from typing import Any
 
 from amips_plugins.background.forks import renew_after_fork
 from amips_plugins.background.single_flight import Refresher
-from amips_plugins.bundle.manifest import Bundle, Manifest
+from amips_plugins.bundle.manifest import Manifest
+from amips_plugins.bundle.package import Bundle
 from amips_plugins.bundle.registry import Registry
 from amips_plugins.collection import Collection, Id, SearchRequest
 from amips_plugins.errors import InvalidInput

@@ -6,12 +6,13 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from amips_plugins.bundle.loading import load_hook
-from amips_plugins.bundle.manifest import MANIFEST, Bundle, Manifest
+from amips_plugins.bundle.loading import load_hook, load_reference
+from amips_plugins.bundle.manifest import MANIFEST, Manifest
+from amips_plugins.bundle.package import Bundle
+from amips_plugins.bundle.reference import Reference
 from amips_plugins.bundle.registry import Registry
 from amips_plugins.collection import Collection, collection_key
 from amips_plugins.errors import BundleMismatch
-from amips_plugins.health.drift import Reference, load_reference
 from amips_plugins.plan import PreQueryHook
 
 __all__ = [

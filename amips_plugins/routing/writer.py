@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from amips_plugins.bundle.loading import known_cells
-from amips_plugins.bundle.manifest import Bundle
+from amips_plugins.bundle.package import Bundle
 from amips_plugins.collection import Id
 from amips_plugins.errors import CollectionError
 from amips_plugins.models.cells import KnownCells

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from amips_plugins.bundle.manifest import CANNED, MODEL
 from tests.faults.test_runtime_faults import heavy
-from tests.support.bundles import write_bundle
+from tests.support.bundles import replace_model, write_bundle
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,11 +65,7 @@ def test_threads_under_way_do_not_take_the_process_down(
 def test_a_model_that_runs_on_does_not_either(tmp_path: Path) -> None:
     """ONNX Runtime is at work for a while after the caller has gone on, and the process ended."""
 
-    def slow(files: dict[str, bytes]) -> None:
-        files[MODEL] = heavy(1024, 64)
-        del files[CANNED]
-
-    folder = write_bundle(tmp_path / "slow", change=slow)
+    folder = write_bundle(tmp_path / "slow", change=replace_model(heavy(1024, 64)))
     for count in ("100", "150"):
         _run(folder, tmp_path, "model", count)
 

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from amips_plugins import LearnedRouter
-from amips_plugins.bundle.manifest import CELLS, MANIFEST, MODEL, Bundle, describe_file
+from amips_plugins.bundle.contents import CELLS, MODEL
+from amips_plugins.bundle.manifest import MANIFEST, describe_file
+from amips_plugins.bundle.package import Bundle
 from amips_plugins.errors import BundleCorrupt, BundleMismatch, BundleNotFound
 from amips_plugins.vectors import Metric
 from tests.support.bundles import make_files, memory, open_bundle, write_bundle
@@ -94,11 +96,14 @@ def test_a_version_is_a_plain_name(folder: Path, version: str) -> None:
         open_bundle(folder)
 
 
-@pytest.mark.parametrize("format_", [0, 2, 99])
-def test_another_format_says_to_upgrade(folder: Path, format_: int) -> None:
+@pytest.mark.parametrize(
+    ("format_", "do"),
+    [(0, "train again"), (1, "train again"), (3, "upgrade the package"), (99, "upgrade")],
+)
+def test_another_format_says_what_to_do(folder: Path, format_: int, do: str) -> None:
     # A newer format may have any fields.
     (folder / MANIFEST).write_text(json.dumps({"format": format_, "something": "new"}))
-    with pytest.raises(BundleCorrupt, match=f"format {format_}.* upgrade the package"):
+    with pytest.raises(BundleCorrupt, match=f"format {format_}.* {do}"):
         open_bundle(folder)
 
 

@@ -14,7 +14,8 @@ import fsspec
 import pytest
 
 from amips_plugins import Registry
-from amips_plugins.bundle.manifest import CALIBRATION, CELLS, KNOWN_CELLS, MANIFEST, MODEL
+from amips_plugins.bundle.contents import CALIBRATION, CELLS, KNOWN_CELLS, MODEL
+from amips_plugins.bundle.manifest import MANIFEST
 from amips_plugins.bundle.registry import default_registry
 from amips_plugins.collection import CollectionKey, collection_key
 from amips_plugins.errors import BundleCorrupt, BundleNotFound, InvalidInput

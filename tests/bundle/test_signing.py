@@ -33,7 +33,9 @@ from model_signing import hashing, signing, verifying
 from sigstore.errors import TUFError
 
 from amips_plugins import Registry
-from amips_plugins.bundle.manifest import MANIFEST, MODEL, SIGNATURE, Bundle, Fetch
+from amips_plugins.bundle.contents import MODEL
+from amips_plugins.bundle.manifest import MANIFEST, SIGNATURE
+from amips_plugins.bundle.package import Bundle, Fetch
 from amips_plugins.bundle.signing import (
     SIGNATURE_LIMIT,
     Signer,

@@ -202,7 +202,9 @@ def test_blocks_change_nothing(layout: str, monkeypatch: pytest.MonkeyPatch) -> 
         np.testing.assert_allclose(again.centroids, cells.centroids, rtol=1e-5, atol=1e-6)
         assert again.view is not None
         assert cells.view is not None
-        np.testing.assert_allclose(again.view.heat, cells.view.heat, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(
+            again.view.popularity, cells.view.popularity, rtol=1e-3, atol=1e-5
+        )
     np.testing.assert_allclose(centroid_weights(keys, same, again, Metric.IP), weights, rtol=1e-5)
 
 

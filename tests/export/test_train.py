@@ -20,8 +20,8 @@ from safetensors import safe_open
 
 from amips_plugins import LearnedRouter
 from amips_plugins.adapters.memory import MemoryCollection
-from amips_plugins.bundle.loading import load_hook
-from amips_plugins.bundle.manifest import Bundle
+from amips_plugins.bundle.loading import load_hook, load_reference
+from amips_plugins.bundle.package import Bundle
 from amips_plugins.errors import AmipsError, InvalidInput, MetricNotSupported, TrainingError
 from amips_plugins.export.candidates import Candidate
 from amips_plugins.export.cost_curves import (
@@ -37,7 +37,7 @@ from amips_plugins.export.queries import split_queries
 from amips_plugins.export.selection import recommend
 from amips_plugins.export.snapshot import Snapshot, take_snapshot
 from amips_plugins.export.train import Run, TrainOptions, train
-from amips_plugins.health.drift import load_reference, outputs_of
+from amips_plugins.health.drift import compare, outputs_of
 from amips_plugins.layout import lay_out
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.models.cells import Cells
@@ -160,8 +160,8 @@ def test_the_reference_is_of_queries_that_no_training_has_seen(
     other = outputs_of(hook, gaussian(400, DIM, seed=5))
     assert fresh is not None
     assert other is not None
-    assert not reference.compare(fresh).found
-    assert reference.compare(other).found
+    assert not compare(reference, fresh).found
+    assert compare(reference, other).found
 
 
 @pytest.mark.parametrize(("model", "metric"), TRAININGS)
@@ -590,7 +590,7 @@ def test_an_interrupted_write_of_the_bundle_leaves_none(
         path.write_bytes(data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["amips_plugins.export.bundling"], "replace_file", killed)
+        patch.setattr(sys.modules["amips_plugins.export.bundle_writer"], "replace_file", killed)
         with pytest.raises(KeyboardInterrupt):
             train(snapshot, QUERIES, tmp_path, asked)
     assert "model.onnx" in written

@@ -18,7 +18,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from amips_plugins import LearnedRouter, Registry
-from amips_plugins.bundle.manifest import CALIBRATION, CANNED, CELLS, MANIFEST, MODEL
+from amips_plugins.bundle.contents import CALIBRATION, CELLS, GOLDEN_OUTPUTS, MODEL
+from amips_plugins.bundle.manifest import MANIFEST
 from amips_plugins.collection import collection_key
 from tests.support.bundles import DIM, N_CELLS, laid_out, make_files, memory, write_bundle
 from tests.support.routing_data import QUERIES, assert_native, logged
@@ -405,21 +406,33 @@ FILES: dict[str, tuple[Damage, str]] = {
     "huge calibration": (replace(CALIBRATION, header("(1099511627776,)")), "cannot be read"),
     "NaN calibration": (replace(CALIBRATION, spoilt("guaranteed", np.nan)), "impossible values"),
     "other weights": (model(other_weights), "gives other results here"),
-    "other canned results": (replace(CANNED, spoilt("outputs", 7.0)), "gives other results here"),
-    "NaN canned result": (replace(CANNED, spoilt("outputs", np.nan)), "do not fit its model"),
-    "NaN canned query": (replace(CANNED, spoilt("queries", np.nan)), "gives other results here"),
-    "canned queries of another width": (
+    "other golden outputs": (
+        replace(GOLDEN_OUTPUTS, spoilt("outputs", 7.0)),
+        "gives other results here",
+    ),
+    "NaN golden output": (
+        replace(GOLDEN_OUTPUTS, spoilt("outputs", np.nan)),
+        "do not fit its model",
+    ),
+    "NaN golden query": (
+        replace(GOLDEN_OUTPUTS, spoilt("queries", np.nan)),
+        "gives other results here",
+    ),
+    "golden queries of another width": (
         replace(
-            CANNED, lambda _: _archive(queries=np.zeros((8, DIM + 1)), outputs=np.zeros((8, 6)))
+            GOLDEN_OUTPUTS,
+            lambda _: _archive(queries=np.zeros((8, DIM + 1)), outputs=np.zeros((8, 6))),
         ),
         "cannot be run",
     ),
-    "fewer canned results": (
-        replace(CANNED, lambda _: _archive(queries=np.zeros((8, DIM)), outputs=np.zeros((7, 6)))),
+    "fewer golden outputs": (
+        replace(
+            GOLDEN_OUTPUTS, lambda _: _archive(queries=np.zeros((8, DIM)), outputs=np.zeros((7, 6)))
+        ),
         "do not fit its model",
     ),
-    "no canned queries": (replace(CANNED, lambda _: b""), "cannot be run"),
-    "missing canned queries": (lambda f: (f / CANNED).unlink(), "is missing"),
+    "no golden queries": (replace(GOLDEN_OUTPUTS, lambda _: b""), "cannot be run"),
+    "missing golden queries": (lambda f: (f / GOLDEN_OUTPUTS).unlink(), "is missing"),
     "NaN threshold": (replace(CALIBRATION, spoilt("thresholds", np.nan)), "impossible values"),
 }
 

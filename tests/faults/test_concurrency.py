@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from amips_plugins import AsyncLearnedRouter, LearnedRouter, MilvusCollection, Registry
-from amips_plugins.bundle.manifest import MODEL
+from amips_plugins.bundle.contents import MODEL
 from amips_plugins.collection import Hit, Id, collection_key
 from amips_plugins.layout import lay_out
 from amips_plugins.routing.circuit_breaker import Breaker

@@ -24,7 +24,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from amips_plugins import LearnedRouter, MemoryCollection, Registry
-from amips_plugins.bundle.manifest import CALIBRATION, CELLS, MANIFEST, MODEL
+from amips_plugins.bundle.contents import CALIBRATION, CELLS, MODEL
+from amips_plugins.bundle.manifest import MANIFEST
 from amips_plugins.collection import collection_key
 from amips_plugins.errors import BundleCorrupt
 from amips_plugins.observe import query_log

@@ -12,13 +12,20 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from amips_plugins import LearnedRouter
-from amips_plugins.bundle.manifest import CANNED, MODEL
 from amips_plugins.collection import Hit, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import NATIVE, QueryPlan
 from amips_plugins.routing import circuit_breaker as breaker
 from amips_plugins.vectors import FloatArray
-from tests.support.bundles import DIM, N_CELLS, laid_out, memory, vectors, write_bundle
+from tests.support.bundles import (
+    DIM,
+    N_CELLS,
+    laid_out,
+    memory,
+    replace_model,
+    vectors,
+    write_bundle,
+)
 from tests.support.routing_data import QUERIES, Hook, Spy, assert_native, logged
 
 
@@ -209,11 +216,8 @@ def heavy(width: int, layers: int) -> bytes:
 
 
 def test_a_bundle_whose_model_is_slow(tmp_path: Path) -> None:
-    def change(files: dict[str, bytes]) -> None:
-        files[MODEL] = heavy(1024, 64)  # 7e7 multiplications a query: a millisecond on any machine
-        del files[CANNED]
-
-    folder = write_bundle(tmp_path / "heavy", change=change)
+    # 7e7 multiplications a query: a millisecond on any machine
+    folder = write_bundle(tmp_path / "heavy", change=replace_model(heavy(1024, 64)))
     router = LearnedRouter(laid_out(folder), bundle=folder, plan_timeout=1e-4)
     hits = router.search(vectors(seed=3, count=1)[0], k=3, n_probes=2)
     assert hits.trace.fallback == "model: TimeoutError"

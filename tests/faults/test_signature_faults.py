@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from amips_plugins import LearnedRouter, Registry
-from amips_plugins.bundle.manifest import MANIFEST, MODEL, SIGNATURE
+from amips_plugins.bundle.contents import MODEL
+from amips_plugins.bundle.manifest import MANIFEST, SIGNATURE
 from amips_plugins.bundle.signing import sign_with_key
 from amips_plugins.collection import collection_key
 from amips_plugins.routing.serving import serving_bundle

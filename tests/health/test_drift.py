@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amips_plugins.bundle.loading import load_hook
-from amips_plugins.bundle.manifest import REFERENCE, REFERENCE_LIMIT
+from amips_plugins.bundle.contents import REFERENCE
+from amips_plugins.bundle.loading import load_hook, load_reference
+from amips_plugins.bundle.reference import REFERENCE_LIMIT, Reference
 from amips_plugins.errors import BundleCorrupt
-from amips_plugins.health.drift import Reference, ks_p_value, load_reference, outputs_of
+from amips_plugins.health.drift import compare, ks_p_value, outputs_of
 from amips_plugins.models.hooks import NativeHook
 from amips_plugins.vectors import FloatArray
 from tests.support.bundles import DIM, N_CELLS, open_bundle, vectors, write_bundle
@@ -65,7 +66,7 @@ def test_queries_of_the_same_distribution_are_no_drift() -> None:
     found = []
     for seed in range(300):
         reference = Reference.of(normal(2 * seed, 300))
-        found.append(reference.compare(normal(2 * seed + 1, 200)).p_value)
+        found.append(compare(reference, normal(2 * seed + 1, 200)).p_value)
     # Bonferroni errs towards 1, so there are at most as many small ones as chance allows.
     for level in (0.05, 0.2):
         assert np.mean(np.array(found) <= level) <= level + 3 * np.sqrt(level / 300)
@@ -75,13 +76,13 @@ def test_queries_of_the_same_distribution_are_no_drift() -> None:
 @pytest.mark.parametrize(("shift", "is_drift"), [(0.0, False), (0.4, True)])
 def test_one_output_that_moves_is_drift(shift: float, is_drift: bool) -> None:
     reference = Reference.of(normal(0, 512, 64))
-    drift = reference.compare(normal(1, 500, 64, shift))
+    drift = compare(reference, normal(1, 500, 64, shift))
     assert (drift.found, drift.n) == (is_drift, 500)
 
 
 def test_ties_are_no_drift() -> None:
     same = Reference.of(np.zeros((100, 3), dtype=np.float32))
-    assert same.compare(np.zeros((50, 3), dtype=np.float32)).p_value == 1.0
+    assert compare(same, np.zeros((50, 3), dtype=np.float32)).p_value == 1.0
 
 
 def test_a_reference_survives_its_file() -> None:
@@ -136,18 +137,21 @@ def test_a_bundle_s_reference_is_of_its_model(tmp_path: Path, model: str) -> Non
     live = outputs_of(load_hook(bundle), vectors(seed=9, count=400))
     assert live is not None
     assert live.shape == (400, DIM if model == "keynet" else N_CELLS)
-    assert not reference.compare(live).found
+    assert not compare(reference, live).found
     away = outputs_of(load_hook(bundle), np.abs(vectors(seed=9, count=400)))
     assert away is not None
-    assert reference.compare(away).found
+    assert compare(reference, away).found
 
 
-def test_an_older_bundle_has_none(tmp_path: Path) -> None:
+def test_a_bundle_without_one_is_refused(tmp_path: Path) -> None:
     def change(files: dict[str, bytes]) -> None:
         del files[REFERENCE]
 
-    folder = write_bundle(tmp_path / "old", change=change)
-    assert load_reference(open_bundle(folder)) is None
+    with pytest.raises(BundleCorrupt, match=f"has no file '{REFERENCE}'"):
+        load_reference(open_bundle(write_bundle(tmp_path / "old", change=change)))
+
+
+def test_a_hook_without_a_model_says_nothing() -> None:
     assert outputs_of(NativeHook(), vectors()) is None
 
 

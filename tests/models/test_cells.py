@@ -39,7 +39,7 @@ def seen_one_by_one(key: FloatArray, metric: Metric, view: View | None) -> Float
     z = place + view.weight * towards / np.linalg.norm(towards)
     if metric is not Metric.L2:
         z = z / np.linalg.norm(z)
-    return np.append(z, place @ view.heat[:-1] + view.heat[-1]).astype(np.float32)
+    return np.append(z, place @ view.popularity[:-1] + view.popularity[-1]).astype(np.float32)
 
 
 @pytest.mark.parametrize("metric", Metric)
@@ -116,7 +116,7 @@ def test_bytes_and_back(cells: Cells) -> None:
     assert (read.view is None) == (cells.view is None)
     if read.view is not None and cells.view is not None:
         np.testing.assert_array_equal(read.view.matrix, cells.view.matrix)
-        np.testing.assert_array_equal(read.view.heat, cells.view.heat)
+        np.testing.assert_array_equal(read.view.popularity, cells.view.popularity)
         assert read.view.weight == cells.view.weight
     assert read.layout() == cells.layout()
     keys = vectors(seed=3)
@@ -130,9 +130,9 @@ def test_the_layout_names_the_partition() -> None:
         Cells(CENTROIDS[::-1].copy(), OFFSETS, SIZES),
         Cells(CENTROIDS, OFFSETS + 1, SIZES),
         Cells(CENTROIDS, OFFSETS, SIZES + 1),
-        Cells(WIDE, OFFSETS, SIZES, View(VIEW.matrix, 1.0, VIEW.heat)),
-        Cells(WIDE, OFFSETS, SIZES, View(VIEW.matrix.T.copy(), 2.0, VIEW.heat)),
-        Cells(WIDE, OFFSETS, SIZES, View(VIEW.matrix, 2.0, VIEW.heat + 1)),
+        Cells(WIDE, OFFSETS, SIZES, View(VIEW.matrix, 1.0, VIEW.popularity)),
+        Cells(WIDE, OFFSETS, SIZES, View(VIEW.matrix.T.copy(), 2.0, VIEW.popularity)),
+        Cells(WIDE, OFFSETS, SIZES, View(VIEW.matrix, 2.0, VIEW.popularity + 1)),
     ]
     names = {PLAIN.layout(), *(cells.layout() for cells in others)}
     assert len(names) == 8
@@ -159,7 +159,7 @@ VIEW_PARTS: dict[str, Any] = {
     "sizes": SIZES,
     "view": VIEW.matrix,
     "weight": np.ones(1),
-    "heat": VIEW.heat,
+    "popularity": VIEW.popularity,
 }
 
 
@@ -183,12 +183,12 @@ def test_whole_parts_are_read() -> None:
         archive(**PARTS | {"centroids": np.float32(1.0)}),
         archive(**PARTS | {"centroids": np.array([[object()]])}),
         archive(**{n: a for n, a in VIEW_PARTS.items() if n != "weight"}),
-        archive(**{n: a for n, a in VIEW_PARTS.items() if n != "heat"}),
+        archive(**{n: a for n, a in VIEW_PARTS.items() if n != "popularity"}),
         archive(**VIEW_PARTS | {"view": VIEW.matrix[:2]}),
         archive(**VIEW_PARTS | {"view": VIEW.matrix[:, :2]}),
-        archive(**VIEW_PARTS | {"heat": VIEW.heat[:-1]}),
+        archive(**VIEW_PARTS | {"popularity": VIEW.popularity[:-1]}),
         archive(**VIEW_PARTS | {"weight": np.ones(0)}),
-        archive(**VIEW_PARTS | {"centroids": CENTROIDS}),  # without the column of the heat
+        archive(**VIEW_PARTS | {"centroids": CENTROIDS}),  # without the column of the popularity
     ],
 )
 def test_what_is_no_cells_archive_is_corrupt(data: bytes) -> None:

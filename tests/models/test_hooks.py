@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 
+from amips_plugins.bundle.contents import MODEL
 from amips_plugins.bundle.loading import load_hook
-from amips_plugins.bundle.manifest import MODEL
 from amips_plugins.errors import BundleCorrupt, InvalidInput
 from amips_plugins.models.hooks import (
     ModelFault,
@@ -56,7 +56,7 @@ def graph(inputs: dict[str, list[Any]], outputs: dict[str, list[Any]], fill: flo
             ("Div", f"{name}_moved", f"{name}_divisor", name),
         ]
         for op, x, y, z in steps:
-            attributes = {"transB": 1} if op == "Gemm" else {}
+            attributes: dict[str, Any] = {"transB": 1} if op == "Gemm" else {}
             nodes.append(helper.make_node(op, [x, y], [z], **attributes))
     made = helper.make_graph(
         nodes,

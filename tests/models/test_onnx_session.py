@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amips_plugins.bundle.manifest import MODEL
+from amips_plugins.bundle.contents import MODEL
 from amips_plugins.models.onnx_session import OnnxModel
 from tests.support.bundles import DIM, N_CELLS, make_files
 

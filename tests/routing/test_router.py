@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amips_plugins import Hits, LearnedRouter, MemoryCollection
-from amips_plugins.bundle.manifest import CELLS
+from amips_plugins.bundle.contents import CELLS
 from amips_plugins.collection import Hit, Id, SearchRequest
 from amips_plugins.models.cells import Cells
 from amips_plugins.models.hooks import NativeHook

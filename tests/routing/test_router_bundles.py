@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 
 from amips_plugins import LearnedRouter, Registry
-from amips_plugins.bundle.manifest import CELLS, IDS, KNOWN_CELLS, MANIFEST, MODEL
+from amips_plugins.bundle.contents import CELLS, IDS, KNOWN_CELLS, MODEL
+from amips_plugins.bundle.manifest import MANIFEST
 from amips_plugins.collection import CollectionKey
 from amips_plugins.errors import BundleCorrupt, BundleMismatch, BundleNotFound
 from amips_plugins.models.cells import Cells
 from amips_plugins.vectors import Metric
 from tests.support.bundles import (
     DIM,
+    N_CELLS,
     laid_out,
     make_files,
     memory,
@@ -87,8 +89,9 @@ def test_cells_that_do_not_fit_the_manifest_are_refused(tmp_path: Path) -> None:
         fewer_cells = Cells(cells.centroids[:-1], cells.offsets[:-1], cells.sizes[:-1])
         files[CELLS] = fewer_cells.to_bytes()
 
+    folder = write_bundle(tmp_path, change=fewer, n_cells=N_CELLS)
     with pytest.raises(BundleCorrupt, match="do not fit"):
-        LearnedRouter(memory(), bundle=write_bundle(tmp_path, change=fewer))
+        LearnedRouter(memory(), bundle=folder)
 
 
 # The native search answers where the model cannot

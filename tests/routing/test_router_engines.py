@@ -12,7 +12,7 @@ from pymilvus import DataType, MilvusClient
 from qdrant_client import QdrantClient, models
 
 from amips_plugins import LearnedRouter, MilvusCollection, QdrantCollection, Registry
-from amips_plugins.bundle.manifest import CELLS
+from amips_plugins.bundle.contents import CELLS
 from amips_plugins.collection import Collection, collection_key
 from amips_plugins.layout import backfill, lay_out
 from amips_plugins.models.cells import Cells

@@ -11,7 +11,6 @@ import pytest
 
 from amips_plugins import LearnedRouter, Registry
 from amips_plugins.adapters.cell_groups import OVERFLOW
-from amips_plugins.bundle.manifest import REFERENCE
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.gate import Health
 from amips_plugins.health.monitor import HealthMonitor
@@ -183,15 +182,6 @@ def test_without_a_model_there_is_nothing_to_watch(tmp_path: Path) -> None:
     router = LearnedRouter(memory(), registry=tmp_path / "none", watch=eager())
     assert router.health is None
     router.search(QUERIES[0], k=3)
-
-
-def test_an_older_bundle_without_a_reference_serves(tmp_path: Path) -> None:
-    def older(files: dict[str, bytes]) -> None:
-        del files[REFERENCE]
-
-    folder = write_bundle(tmp_path / "old", change=older)
-    router = LearnedRouter(laid_out(folder), bundle=folder, watch=eager(drift_share=1.0))
-    assert router.search(QUERIES[0], k=3, n_probes=2).trace.mode == "route"
 
 
 def test_a_user_hook_may_read_the_widening() -> None:

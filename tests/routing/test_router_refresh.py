@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from amips_plugins import LearnedRouter, MemoryCollection, Registry
-from amips_plugins.bundle.manifest import MODEL
+from amips_plugins.bundle.contents import MODEL
 from amips_plugins.collection import CollectionKey, collection_key
 from amips_plugins.errors import InvalidInput
 from amips_plugins.layout import lay_out

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from amips_plugins import LearnedRouter, MemoryCollection, Registry
-from amips_plugins.bundle.manifest import CELLS, IDS, KNOWN_CELLS, Bundle
+from amips_plugins.bundle.contents import CELLS, IDS, KNOWN_CELLS
+from amips_plugins.bundle.package import Bundle
 from amips_plugins.collection import Id, SearchRequest
 from amips_plugins.errors import CollectionError, InvalidInput
 from amips_plugins.models.cells import Cells

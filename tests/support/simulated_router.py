@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from amips_plugins.adapters.memory import MemoryCollection
+from amips_plugins.bundle.reference import Reference
 from amips_plugins.cell_layout import LayoutSpec
 from amips_plugins.collection import Collection, Hit, SearchRequest
 from amips_plugins.export.cost_curves import calibrate, curve, levels_by_threshold, thresholds_for
 from amips_plugins.export.nets import KeyNet, LinearRouter
 from amips_plugins.export.to_onnx import Order, to_onnx
-from amips_plugins.health.drift import Reference, outputs_of
+from amips_plugins.health.drift import outputs_of
 from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.health.shadow_search import Sample, search_in
 from amips_plugins.models.hooks import RewriteHook, RouteHook

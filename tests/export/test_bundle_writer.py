@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 
-from amips_plugins.export.bundling import served_model
+from amips_plugins.export.bundle_writer import served_model
 from amips_plugins.export.candidates import Candidate
 from amips_plugins.export.dataset import TrainingTask
 from amips_plugins.export.nets import KeyNet, LinearRouter, Net

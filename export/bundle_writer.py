@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import platform
 import shutil
-from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from amips_plugins.bundle.golden_outputs import record_canned
-from amips_plugins.bundle.manifest import (
+from amips_plugins.bundle.contents import (
     CALIBRATION,
-    CANNED,
     CELLS,
-    FORMAT,
+    GOLDEN_OUTPUTS,
     IDS,
     KNOWN_CELLS,
-    MANIFEST,
     MODEL,
     REFERENCE,
-    Manifest,
-    describe_file,
+    BundleContents,
 )
+from amips_plugins.bundle.golden_outputs import GoldenOutputs
+from amips_plugins.bundle.manifest import Manifest
+from amips_plugins.bundle.reference import Reference
 from amips_plugins.export.candidates import Candidate
 from amips_plugins.export.cost_curves import (
     calibrate,
@@ -43,7 +40,6 @@ from amips_plugins.export.selection import recommend, select_model
 from amips_plugins.export.snapshot import Snapshot
 from amips_plugins.export.to_onnx import to_onnx
 from amips_plugins.files import replace_file
-from amips_plugins.health.drift import Reference
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.report.training_record import CURVES
@@ -67,20 +63,26 @@ def write_bundle(
 ) -> Manifest:
     """Write the files to a folder nobody looks at, then give it its name."""
     published = select_model(candidates, problem, options)
-    dim, metric = snapshot.manifest.dim, problem.metric
-    model = served_model(published, problem)
+    dim, model = snapshot.manifest.dim, served_model(published, problem)
+    session = OnnxModel(model)
     output = "rewritten" if published.kind == "keynet" else "priority"
-    files = {MODEL: model, CANNED: record_canned(OnnxModel(model), output, dim)}
+    (outputs,) = session.run([output], {"queries": problem.calibrate.queries})
+    values: dict[str, Any] = {
+        MODEL: model,
+        GOLDEN_OUTPUTS: GoldenOutputs.record(session, output, dim),
+        REFERENCE: Reference.of(outputs),
+    }
     calibration = priorities = None
     if published.priority is not None:
-        priorities = _priorities(OnnxModel(model), problem.test)
-        calibration = _calibrate(published, OnnxModel(model), problem)
-        files[CALIBRATION] = calibration.to_bytes()
-        files[CELLS] = published.cells.to_bytes()
-        recorded = [published.assignment.astype(np.int32), sketch(snapshot.vectors(), metric)]
-        files[KNOWN_CELLS] = _npy(np.stack(recorded, axis=1))
-        files[IDS] = snapshot.ids_bytes()
-    files[REFERENCE] = _refer(published, files[MODEL], problem.calibrate).to_bytes()
+        priorities = _priorities(session, problem.test)
+        calibration = _calibrate(published, session, problem)
+        sketches = sketch(snapshot.vectors(), problem.metric)
+        values |= {
+            CALIBRATION: calibration,
+            CELLS: published.cells,
+            KNOWN_CELLS: np.stack([published.assignment.astype(np.int32), sketches], axis=1),
+            IDS: snapshot.ids_bytes(),
+        }
     ks = tuple(sorted({1, options.k}))
     measured_figures = [
         figure
@@ -88,22 +90,18 @@ def write_bundle(
         for figure in figures(candidate.kind, candidate.measure(problem.test), ks, options.seed)
     ]
     choice, reason = recommend(candidates, problem, measured_figures)
-    created = datetime.now(timezone.utc)
-    content = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()
-    manifest = Manifest(
-        format=FORMAT,
-        version=f"{created:%Y%m%dT%H%M%S}-{content[:8]}",
-        created=created.isoformat(timespec="seconds"),
+    building = folder / "bundle.tmp"
+    shutil.rmtree(building, ignore_errors=True)
+    manifest = BundleContents(values).write(
+        building,
         collection=snapshot.manifest.collection,
         metric=snapshot.manifest.metric,
-        dim=snapshot.manifest.dim,
+        dim=dim,
         snapshot=snapshot.manifest.fingerprint,
         count=snapshot.manifest.count,
         model=published.kind,
         preset=options.preset,
         parameters=published.parameters,
-        n_cells=0 if published.kind == "keynet" else published.cells.n_cells,
-        layout="" if published.kind == "keynet" else published.cells.layout(),
         queries=splits.source,
         default_k=options.k,
         default_recall=options.recall,
@@ -114,13 +112,7 @@ def write_bundle(
             "python": platform.python_version(),
             **{name: version(name) for name in ("amips-plugins", "numpy", "onnx", "torch")},
         },
-        files={name: describe_file(data) for name, data in files.items()},
     )
-    building = folder / "bundle.tmp"
-    shutil.rmtree(building, ignore_errors=True)
-    for name, data in files.items():
-        replace_file(building / name, data)
-    replace_file(building / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
     kept = record_curves(
         manifest.version,
         problem,
@@ -176,16 +168,3 @@ def _calibrate(published: Candidate, model: OnnxModel, problem: TrainingTask) ->
     model_keys = published.parameters / problem.lifted.shape[1]
     measured = curve(levels, len(thresholds), hit_cells, sizes, model_keys)
     return calibrate(measured, thresholds, hit_cells.shape[1])
-
-
-def _refer(published: Candidate, model: bytes, held_out: Split) -> Reference:
-    """Record what the model, as it will be served, says of queries that it has not seen."""
-    name = "rewritten" if published.kind == "keynet" else "priority"
-    (outputs,) = OnnxModel(model).run([name], {"queries": held_out.queries})
-    return Reference.of(outputs)
-
-
-def _npy(array: np.typing.NDArray[np.int32]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()

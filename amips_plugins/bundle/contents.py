@@ -1,0 +1,201 @@
+"""What is in a bundle: every file's name, limit, writer and reader, in one table.
+
+Values go in by ``BundleContents.write`` and come out by ``load``, and in no other way. A new file
+is a line of the table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import msgspec
+
+from amips_plugins.arrays import read_npy, write_npy
+from amips_plugins.bundle.golden_outputs import GoldenOutputs
+from amips_plugins.bundle.manifest import FORMAT, MANIFEST, Manifest, describe_file
+from amips_plugins.bundle.reference import REFERENCE_LIMIT, Reference
+from amips_plugins.errors import BundleCorrupt
+from amips_plugins.files import replace_file
+from amips_plugins.models.calibration import Calibration
+from amips_plugins.models.cells import Cells
+
+if TYPE_CHECKING:
+    from amips_plugins.bundle.package import Bundle
+
+__all__ = [
+    "CALIBRATION",
+    "CELLS",
+    "GOLDEN_OUTPUTS",
+    "IDS",
+    "KNOWN_CELLS",
+    "MODEL",
+    "REFERENCE",
+    "BundleContents",
+    "BundleFile",
+    "limit_of",
+    "load",
+    "write_files",
+    "write_ids",
+]
+
+_T = TypeVar("_T")
+
+
+class BundleFile(str, Generic[_T]):
+    """The name of a file, and how its value becomes bytes and back.
+
+    Parameters
+    ----------
+    name
+        The name.
+    limit
+        Bytes that it may have.
+    to_bytes, from_bytes
+        Write the value, and read it or raise.
+    kept
+        Whether ``load`` keeps the value for the next who asks: not what grows with the collection.
+    """
+
+    __slots__ = ("from_bytes", "kept", "limit", "to_bytes")
+
+    def __new__(
+        cls,
+        name: str,
+        limit: int,
+        to_bytes: Callable[[_T], bytes],
+        from_bytes: Callable[[bytes], _T],
+        *,
+        kept: bool = True,
+    ) -> BundleFile[_T]:
+        """Make the name, with what else is known of the file."""
+        file = super().__new__(cls, name)
+        file.limit, file.to_bytes, file.from_bytes, file.kept = limit, to_bytes, from_bytes, kept
+        return file
+
+    limit: int
+    to_bytes: Callable[[_T], bytes]
+    from_bytes: Callable[[bytes], _T]
+    kept: bool
+
+
+def write_ids(ids: Iterable[int | str]) -> bytes:
+    """Return ids as lines of JSON."""
+    return b"".join(msgspec.json.encode(key) + b"\n" for key in ids)
+
+
+_V = TypeVar("_V", bound="_Value")
+
+
+class _Value(Protocol):
+    def to_bytes(self) -> bytes: ...
+
+    @classmethod
+    def from_bytes(cls: type[_V], data: bytes) -> _V: ...
+
+
+def _of(name: str, limit: int, kind: type[_V]) -> BundleFile[_V]:
+    return BundleFile(name, limit, kind.to_bytes, kind.from_bytes)
+
+
+_FILES: tuple[BundleFile[Any], ...] = (
+    MODEL := BundleFile("model.onnx", 512 << 20, bytes, bytes),
+    GOLDEN_OUTPUTS := _of("golden_outputs.npz", 64 << 20, GoldenOutputs),
+    REFERENCE := _of("reference.npz", REFERENCE_LIMIT, Reference),
+    CELLS := _of("cells.npz", 512 << 20, Cells),
+    CALIBRATION := _of("calibration.npz", 64 << 20, Calibration),
+    # The snapshot's keys, one a line, and (n, 2) int32: cell and sketch of each of them.
+    IDS := BundleFile("ids.jsonl", 64 << 30, bytes, bytes, kept=False),
+    KNOWN_CELLS := BundleFile("known_cells.npy", 16 << 30, write_npy, read_npy, kept=False),
+)
+_BY_NAME = {str(file): file for file in _FILES}
+
+
+def limit_of(name: str) -> int:
+    """Return how many bytes a file of this name may have."""
+    return _BY_NAME[name].limit if name in _BY_NAME else 64 << 20
+
+
+class BundleContents:
+    """The values of a bundle's files.
+
+    Parameters
+    ----------
+    values
+        By name, which is one of the table.
+    bundle
+        Where to read what ``values`` lacks; each file is verified at its first use.
+    """
+
+    def __init__(self, values: dict[str, Any], bundle: Bundle | None = None) -> None:
+        self._values = values
+        self._bundle = bundle
+
+    def __getitem__(self, file: BundleFile[_T]) -> _T:
+        """Return the value of a file.
+
+        Raises
+        ------
+        BundleCorrupt
+            It is missing, or not what the manifest says, or cannot be read.
+        """
+        if file in self._values or self._bundle is None:
+            value: _T = self._values[file]
+            return value
+        data = self._bundle.read(file)
+        try:
+            value = file.from_bytes(data)
+        except BundleCorrupt:
+            raise
+        except Exception as exc:  # a damaged array raises whatever numpy raises
+            raise BundleCorrupt(
+                f"{file} of {self._bundle.location} cannot be read ({exc}); publish it again."
+            ) from exc
+        if file.kept:
+            self._values[file] = value
+        return value
+
+    def files(self) -> dict[str, bytes]:
+        """Return what ``write`` writes, by name."""
+        return {str(name): _BY_NAME[name].to_bytes(value) for name, value in self._values.items()}
+
+    def write(self, folder: Path, **about: Any) -> Manifest:
+        """Write the files, and the manifest last, into a folder that nobody reads yet.
+
+        Parameters
+        ----------
+        folder
+            The folder.
+        about
+            Fields of the manifest; what the files say is filled in, as are version and time.
+        """
+        return write_files(folder, self.files(), **about)
+
+
+def write_files(folder: Path, files: Mapping[str, bytes], **about: Any) -> Manifest:
+    """Do what ``BundleContents.write`` does with files as they are."""
+    cells = Cells.from_bytes(files[CELLS]) if CELLS in files else None
+    created = datetime.now(timezone.utc)
+    content = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()
+    known: dict[str, Any] = {
+        "format": FORMAT,
+        "version": f"{created:%Y%m%dT%H%M%S}-{content[:8]}",
+        "created": created.isoformat(timespec="seconds"),
+        "n_cells": 0 if cells is None else cells.n_cells,
+        "layout": "" if cells is None else cells.layout(),
+        "files": {name: describe_file(data) for name, data in files.items()},
+    }
+    manifest = Manifest(**(known | about))
+    for name, data in files.items():
+        replace_file(folder / name, data)
+    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    replace_file(folder / MANIFEST, text)
+    return manifest
+
+
+def load(bundle: Bundle) -> BundleContents:
+    """Return the values of a bundle's files, each read and verified once, at its first use."""
+    return BundleContents(bundle.values, bundle)

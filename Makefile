@@ -64,7 +64,9 @@ nightly: test ## what takes longer: kills, both demos, a soak, short benchmarks
 	.venv-frameworks-2/bin/python -m pytest tests/adapters/milvus/test_collection.py tests/adapters/contract/test_milvus.py \
 	  $(ASYNC_TESTS) -n 2 --dist loadscope
 	AMIPS_NIGHTLY=1 AMIPS_KILLS=10 $(BIN)/python -m pytest integration_tests/test_milvus_crashes.py \
-	  integration_tests/test_milvus_server.py integration_tests/test_milvus_faults.py -n 2 --dist loadfile --timeout 900
+	  integration_tests/test_milvus_server.py integration_tests/test_milvus_faults.py \
+	  integration_tests/test_qdrant_crashes.py integration_tests/test_qdrant_cluster.py \
+	  integration_tests/test_qdrant_server.py -n 2 --dist loadfile --timeout 900
 	$(BIN)/amips demo --database milvus
 	$(BIN)/amips demo --database qdrant
 	$(BIN)/python benchmarks/soak.py --json build/soak.json

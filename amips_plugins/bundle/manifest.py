@@ -130,13 +130,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     files: dict[str, FileEntry]
 
     def check_serves(self, database: str, name: str, field: str, metric: Metric, dim: int) -> None:
-        """Refuse a collection that this bundle was not made for.
-
-        Raises
-        ------
-        BundleMismatch
-            Name, field, metric or dimension differ; the message names the first that does.
-        """
+        """Refuse a collection that this bundle was not made for."""
         pairs = [
             ("database", self.collection.database, database),
             ("collection", self.collection.name, name),

@@ -158,5 +158,6 @@ def _calibrate(published: Candidate, model: OnnxModel, problem: TrainingTask) ->
     levels = levels_by_threshold(_priorities(model, problem.calibrate), thresholds)
     hit_cells = assignment[problem.calibrate.hits]
     model_keys = published.parameters / problem.lifted.shape[1]
-    measured = curve(levels, len(thresholds), hit_cells, sizes, model_keys)
+    as_good = problem.calibrate.as_good
+    measured = curve(levels, len(thresholds), hit_cells, sizes, model_keys, as_good)
     return calibrate(measured, thresholds, hit_cells.shape[1])

@@ -411,6 +411,6 @@ def test_recall_of_a_curve_is_the_recall_by_score_of_what_is_returned(copies: in
     for metric in (Metric.COSINE, Metric.L2):
         lift = lift_queries(queries, metric)
         products = -np.sort(-(normalise(lift) @ lift_keys(keys, metric).T), axis=1)[:, :64]
-        expected = (np.arange(64) // copies * copies + copies).clip(max=64)
+        in_groups = (np.arange(64) // copies * copies + copies).clip(max=64)
         # In four dimensions some different keys are as good as equal.
-        assert (count_as_good(lift, products, metric) == expected).mean() > 0.97
+        assert (count_as_good(lift, products, metric) == in_groups).mean() > 0.97

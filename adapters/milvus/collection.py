@@ -239,6 +239,13 @@ class MilvusCollection:
             ids = [row[table.key] for row in rows]
             yield KeyBatch(ids, table.vectors(rows), ids[-1])
 
+    def fetch(self, ids: Sequence[Id]) -> KeyBatch:
+        """Read those of the keys that are there, with every write acknowledged before."""
+        table = self.table()
+        rows = list(table.read(ids, [table.key, table.info.field]).values())
+        vectors = table.vectors(rows).reshape(len(rows), table.info.dim)
+        return KeyBatch([row[table.key] for row in rows], vectors)
+
     def upsert(
         self,
         ids: Sequence[Id],

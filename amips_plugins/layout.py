@@ -75,13 +75,7 @@ def plan_layout(
     return collection.layouts.plan(_spec(collection, bundle, storage, index, alias, work))
 
 
-def backfill(
-    collection: Collection,
-    bundle: Bundle,
-    progress: Progress = no_progress,
-    *,
-    verify: bool = False,
-) -> int:
+def backfill(collection: Collection, bundle: Bundle, progress: Progress = no_progress) -> int:
     """Give the keys that have no cell theirs.
 
     Parameters
@@ -92,9 +86,6 @@ def backfill(
         The bundle.
     progress
         Watches the work.
-    verify
-        Read every vector, and mend also the keys in the cell of an earlier vector; without it a
-        sample is looked at.
 
     Returns
     -------
@@ -109,7 +100,7 @@ def backfill(
         As for ``lay_out``.
     """
     check_backfill(collection, bundle)
-    return collection.layouts.backfill(known_cells(bundle), progress, verify=verify)
+    return collection.layouts.backfill(known_cells(bundle), progress)
 
 
 def check_backfill(collection: Collection, bundle: Bundle) -> None:

@@ -73,8 +73,7 @@ def train_keynet(
         table = centroid_weights(task.keys, placed, given, task.metric)
         levels = levels_by_rank(rewrite(split) @ table.T)
         model_keys = multiplications(net) / dim + given.n_cells + rescore
-        hit_cells = placed[split.hits]
-        return curve(levels, given.n_cells, hit_cells, given.sizes, model_keys, split.as_good)
+        return curve(levels, given.n_cells, placed[split.hits], given.sizes, model_keys)
 
     def measure(split: Split) -> Curve:
         measured = order_cells(split, cells, assignment)

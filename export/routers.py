@@ -57,8 +57,7 @@ def native_candidate(task: TrainingTask, cells: Cells, assignment: IntArray) -> 
     def measure(split: Split) -> Curve:
         levels = levels_by_rank(priority(split))
         hit_cells = assignment[split.hits]
-        model_keys = float(cells.n_cells)
-        return curve(levels, cells.n_cells, hit_cells, cells.sizes, model_keys, split.as_good)
+        return curve(levels, cells.n_cells, hit_cells, cells.sizes, cells.n_cells)
 
     return Candidate("native", net, order, cells, assignment, weights.size, [], measure, priority)
 
@@ -113,8 +112,7 @@ def train_router(
         )
         levels = levels_by_threshold(priority(split), thresholds)
         model_keys = multiplications(net) / split.unit.shape[1]
-        hit_cells = assignment[split.hits]
-        return curve(levels, len(thresholds), hit_cells, cells.sizes, model_keys, split.as_good)
+        return curve(levels, len(thresholds), assignment[split.hits], cells.sizes, model_keys)
 
     history = fit(
         net,

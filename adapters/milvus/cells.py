@@ -22,23 +22,34 @@ __all__ = [
     "BUILDING",
     "CELL_FIELD",
     "DEFAULT_PARTITION",
+    "RESERVED",
+    "SKETCH_FIELD",
     "CellProperties",
+    "building_name",
     "draining",
+    "generation_name",
     "generation_of",
+    "is_ours",
     "read_cells",
 ]
 
+RESERVED = "amips_"
+"""What everything of ours in users' rows begins with."""
 CELL_FIELD = "amips_cell"
+SKETCH_FIELD = "amips_sketch"
 BUILDING = "__building_"  # in the name of a copy that is not complete
 DEFAULT_PARTITION = "_default"  # where Milvus puts a row that names no partition
 
-_GENERATION = re.compile(r"(.*)__g(\d+)")
+_GENERATION = re.compile(r"(.*)__g(\d+)f?")
 _PROPERTY = "amips."
 
 
 @dataclass(frozen=True, slots=True)
 class CellProperties:
-    """The cells of a laid-out table (see ``LayoutSpec``), and the ``source`` it was copied from."""
+    """The cells of a laid-out table (see ``LayoutSpec``), and the ``source`` it was copied from.
+
+    ``family`` is the name of the first generation; those of older versions do not say it.
+    """
 
     layout: str
     n_cells: int
@@ -46,6 +57,7 @@ class CellProperties:
     storage: Storage
     source: str
     index: str
+    family: str
 
     def properties(self) -> dict[str, str]:
         """Write them as properties of a collection."""
@@ -65,11 +77,17 @@ class CellProperties:
             storage="partitions" if storage == "partitions" else "field",
             source=found["source"] or "",
             index=found["index"] or "FLAT",
+            family=found["family"] or "",
         )
 
     def partition(self, cell: int) -> str:
         """Return the partition of a cell, the overflow's too."""
         return DEFAULT_PARTITION if cell == OVERFLOW else f"cell_{self.layout}_{cell:04d}"
+
+
+def is_ours(name: str) -> bool:
+    """Tell whether a field is ours, and none that users know of."""
+    return name.startswith(RESERVED)
 
 
 def read_cells(client: MilvusClient, name: str) -> CellProperties | None:
@@ -82,7 +100,25 @@ def draining(target: str) -> str:
     return f"{target}__draining"
 
 
-def generation_of(name: str) -> tuple[str, int]:
-    """Split the name of a generation: ``docs__g3`` is number 3 of ``docs``, itself number 1."""
+def generation_of(name: str, cells: CellProperties | None) -> tuple[str, int]:
+    """Split the name of a generation: ``docs__g3`` is number 3 of ``docs``, itself number 1.
+
+    A collection without cells is the first of its own family, whatever it is called.
+    """
     match = _GENERATION.fullmatch(name)
-    return (match[1], int(match[2])) if match else (name, 1)
+    if cells is None or match is None:
+        return (cells.family if cells is not None and cells.family else name), 1
+    return cells.family or match[1], int(match[2])
+
+
+def generation_name(family: str, number: int, storage: Storage) -> str:
+    """Return the name of a generation.
+
+    Those with a cell field have names of their own, since clients cache the fields behind a name.
+    """
+    return f"{family}__g{number}{'f' if storage == 'field' else ''}"
+
+
+def building_name(family: str, layout: str, storage: Storage) -> str:
+    """Return the name of a copy that is not complete, of its own for each storage as above."""
+    return f"{family}{BUILDING}{layout}{'_field' if storage == 'field' else ''}"

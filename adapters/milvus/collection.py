@@ -14,8 +14,9 @@ import numpy as np
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.describe import with_cells
-from amips_plugins.adapters.milvus.cells import BUILDING, draining
+from amips_plugins.adapters.milvus.cells import BUILDING, draining, is_ours
 from amips_plugins.adapters.milvus.describe import describe_milvus
+from amips_plugins.adapters.milvus.failures import failure_of
 from amips_plugins.adapters.milvus.layouts import MilvusLayouts
 from amips_plugins.adapters.milvus.opening import (
     connect_lite,
@@ -24,13 +25,15 @@ from amips_plugins.adapters.milvus.opening import (
     widest_params,
 )
 from amips_plugins.adapters.milvus.search import (
+    MAX_CANDIDATES,
     Call,
     as_hits,
-    check_partitions,
+    changed_meaning,
     plan_calls,
     time_left,
 )
 from amips_plugins.adapters.milvus.table import Table
+from amips_plugins.adapters.milvus.writing import write_rows
 from amips_plugins.cell_layout import Construction
 from amips_plugins.collection import (
     CollectionInfo,
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = ["MilvusCollection"]
 
 _AT_ONCE = 8  # calls of one search: a batch is not to push everybody else aside
+_PARTITIONS_STAY = 1.0  # seconds in which a new one is not seen: Milvus' own reads lag by as much
 _PAGE_BYTES = 32 << 20  # well under the 100 MB of one answer
 
 
@@ -88,6 +92,7 @@ class MilvusCollection:
         self._field = field
         self._own: tuple[str, str | None] | None = None
         self._table: Table | None = None
+        self._partitions: tuple[float, list[str]] = (float("-inf"), [])
 
     @classmethod
     def connect(
@@ -173,25 +178,25 @@ class MilvusCollection:
 
     @property
     def timeout(self) -> float | None:
-        """Seconds that the client gives a call; None without an end."""
+        """None: a Milvus client gives a call all the time, unless the call names a timeout."""
         return None
 
     @property
     def max_candidates(self) -> int | None:
-        """How many candidates a rewritten query may fetch; None for any number."""
-        return None
+        """How many candidates a rewritten query may fetch, an offset included."""
+        return None if self.table().is_lite else MAX_CANDIDATES
 
     def describe(self) -> Construction:
         """Say how the collection is built; nothing is changed."""
         return with_cells(self, describe_milvus(self.table()))
 
-    def failure(self, exc: BaseException) -> Failure:  # noqa: ARG002 - nothing is known of it here
-        """Say what an error of a search means."""
-        return Failure.OTHER
+    def failure(self, exc: BaseException) -> Failure:
+        """Say what an error of a search, through either client, means."""
+        return failure_of(exc)
 
-    def unroutable(self, request: SearchRequest, *, rewritten: bool) -> str | None:  # noqa: ARG002 - a plan changes no meaning here
-        """Say why a plan would change what a request means, or None."""
-        return None
+    def unroutable(self, request: SearchRequest, *, rewritten: bool) -> str | None:  # noqa: ARG002 - the same for both
+        """Name the parameter that asks for more than the k best hits behind an offset, or None."""
+        return changed_meaning(request.params)
 
     def current(self) -> MilvusCollection:
         """Return this object, or one for the collection that the alias names now.
@@ -227,7 +232,8 @@ class MilvusCollection:
         """Read every key once, in the order of the ids, behind the id ``after``.
 
         A batch may be smaller than ``batch_size``, so that one answer stays within what Milvus
-        sends. It is not a snapshot: a key written meanwhile may appear, a deleted one vanish.
+        sends. It is not a snapshot: a key written meanwhile may appear, a deleted one vanish. Rows
+        whose vector is null are no keys.
 
         Raises
         ------
@@ -236,15 +242,11 @@ class MilvusCollection:
         """
         table = self.table()
         for rows in table.pages(batch_size, _PAGE_BYTES, [table.key, table.info.field], after):
-            ids = [row[table.key] for row in rows]
-            yield KeyBatch(ids, table.vectors(rows), ids[-1])
-
-    def fetch(self, ids: Sequence[Id]) -> KeyBatch:
-        """Read those of the keys that are there, with every write acknowledged before."""
-        table = self.table()
-        rows = list(table.read(ids, [table.key, table.info.field]).values())
-        vectors = table.vectors(rows).reshape(len(rows), table.info.dim)
-        return KeyBatch([row[table.key] for row in rows], vectors)
+            keys = [row for row in rows if table.has_vector(row)]
+            if keys:
+                yield KeyBatch(
+                    [row[table.key] for row in keys], table.vectors(keys), rows[-1][table.key]
+                )
 
     def upsert(
         self,
@@ -256,20 +258,24 @@ class MilvusCollection:
         """Write keys into their cells, in place of those with the same ids wherever they lie.
 
         Without ``cells`` they are overflow. ``fields`` has to bring every field of the schema that
-        has no default, other vectors too. The new row is there before an old one in another cell
-        goes; on Milvus Lite, for a moment, neither is.
+        has no default, other vectors too. An old row goes when the new one has been accepted; on
+        Milvus Lite, for a moment, neither is in a search.
         """
         table = self.table()
         check_keys(table.info.dim, self.layout(), ids, vectors, fields, cells)
         stored = fields if fields is not None else [{}] * len(ids)
         rows = [
-            {**more, table.key: key, table.info.field: vector}
+            {
+                **{name: value for name, value in more.items() if not is_ours(name)},
+                table.key: key,
+                table.info.field: vector,
+            }
             for key, vector, more in zip(ids, vectors, stored, strict=True)
         ]
         source = self._draining()
         if source is not None:
-            source.write(rows, None if source.cells is None else np.full(len(rows), OVERFLOW))
-        table.write(rows, cells)
+            write_rows(source, rows, None if source.cells is None else np.full(len(rows), OVERFLOW))
+        write_rows(table, rows, cells)
 
     def delete(self, ids: Sequence[Id]) -> None:
         """Delete keys; ids that are not there are none of its business."""
@@ -289,6 +295,17 @@ class MilvusCollection:
             if self.client.has_collection(name):
                 raise
             return None  # the build has ended in this moment
+
+    def partitions(self) -> list[str]:
+        """Return the partitions, on a server as of a second ago; none where they do not matter."""
+        if self._partitions_are_old():
+            self._partitions = time.monotonic(), self.table().partitions()
+        return self._partitions[1]
+
+    def _partitions_are_old(self) -> bool:
+        table = self.table()
+        age = time.monotonic() - self._partitions[0]
+        return table.in_partitions and (table.is_lite or age > _PARTITIONS_STAY)
 
     def overflow(self) -> int:
         """Return the number of keys without a cell; 0 without a layout."""
@@ -321,9 +338,8 @@ class MilvusCollection:
         """
         table = self.table()
         check_layout(plan, self.layout(), table.name)
-        calls = plan_calls(request, plan, table, self.break_even)
-        if _must_be_there(calls, table):
-            check_partitions(calls, table.partitions(), table.name)
+        there = self.partitions() if plan.cells is not None else None
+        calls = plan_calls(request, plan, table, self.break_even, there)
         search, timeout = self.client.search, request.timeout
         if len(calls) == 1:
             answers = [search(**calls[0].arguments, timeout=timeout)]
@@ -339,7 +355,8 @@ class MilvusCollection:
         searched. A graph (HNSW, DISKANN) gets the longest list of candidates that a server takes,
         and an index of compressed vectors its most, too: the best that Milvus can do with them.
         """
-        params = {"params": widest_params(self.table(), request.k)}
+        offset = {k: v for k, v in (request.params or {}).items() if k == "offset"}
+        params = {**offset, "params": widest_params(self.table(), request.k)}
         return self.search(replace(request, params=params))
 
     async def search_async(
@@ -353,9 +370,12 @@ class MilvusCollection:
             await asyncio.to_thread(self.table)
         table = self.table()
         check_layout(plan, self.layout(), table.name)
-        calls = plan_calls(request, plan, table, self.break_even)
-        if _must_be_there(calls, table):
-            check_partitions(calls, await client.list_partitions(table.name), table.name)
+        there = None
+        if plan.cells is not None:
+            if self._partitions_are_old():
+                self._partitions = time.monotonic(), await client.list_partitions(table.name)
+            there = self._partitions[1]
+        calls = plan_calls(request, plan, table, self.break_even, there)
         timeout = request.timeout
         if len(calls) == 1:
             answers = [await client.search(**calls[0].arguments, timeout=timeout)]
@@ -382,11 +402,6 @@ class MilvusCollection:
         """Close the client if ``connect`` opened it; safe to call twice."""
         if self._own is not None:
             self.client.close()
-
-
-def _must_be_there(calls: Sequence[Call], table: Table) -> bool:
-    """Tell whether nobody but us would notice that a partition is lost."""
-    return table.is_lite and any(call.arguments["partition_names"] for call in calls)
 
 
 async def _all(calls: Iterable[Awaitable[Any]]) -> list[Any]:

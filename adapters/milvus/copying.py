@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
+from amips_plugins.adapters.milvus.failures import failure_of
 from amips_plugins.adapters.milvus.row_changes import (
     Change,
     Row,
@@ -18,8 +19,9 @@ from amips_plugins.adapters.milvus.row_changes import (
     digest,
 )
 from amips_plugins.adapters.milvus.table import Table
+from amips_plugins.adapters.milvus.writing import write_rows
 from amips_plugins.cell_layout import AssignCells, check_assigned
-from amips_plugins.collection import Id
+from amips_plugins.collection import Failure, Id
 from amips_plugins.errors import CollectionError
 from amips_plugins.progress import Progress, Step
 from amips_plugins.vectors import FloatArray, IntArray
@@ -106,7 +108,16 @@ class Replica:
     def _apply(self, some: Sequence[Change], *, new: bool) -> None:
         written = [dict(change.row.values) for change in some if change.row is not None]
         if written:
-            self.target.write(written, self.cells_of(written), new=new)
+            cells = self.cells_of(written)
+            try:
+                write_rows(self.target, written, cells, new=new)
+            except Exception as exc:
+                if not new or failure_of(exc) is not Failure.OTHER:
+                    raise
+                raise CollectionError(
+                    f"Milvus does not take back a row of {self.source.name!r} as it hands it out "
+                    f"({getattr(exc, 'message', exc)}); change such rows and lay out again."
+                ) from exc
         self.target.delete([change.id for change in some if change.row is None])
 
     def cells_of(self, rows: Sequence[dict[str, Any]]) -> IntArray | None:
@@ -114,11 +125,20 @@ class Replica:
         cells = self.target.cells
         if cells is None:
             return None
+        found = np.full(len(rows), OVERFLOW)
         if self.assign is None:
-            return np.full(len(rows), OVERFLOW)
-        ids = [row[self.target.key] for row in rows]
-        found = self.assign(ids, self.target.vectors(rows))
-        return check_assigned(found, len(rows), cells.n_cells)
+            return found
+        keys = [place for place, row in enumerate(rows) if self.target.has_vector(row)]
+        if len(keys) < len(rows) and not self.target.vector_is_nullable:
+            raise CollectionError(
+                f"{self.source.name!r} hands out rows without a vector, which its copy cannot "
+                f"take; delete these rows and lay out again."
+            )
+        some = [rows[place] for place in keys]
+        ids = [row[self.target.key] for row in some]
+        chosen = self.assign(ids, self.target.vectors(some))
+        found[keys] = check_assigned(chosen, len(ids), cells.n_cells)
+        return found
 
     def verify(self, base: SourceBaseline) -> SourceBaseline:
         """Refuse a copy that finds neighbours worse than its source, or has other keys.
@@ -141,7 +161,7 @@ class Replica:
             ids = [row[self.target.key] for row in page]
             if self.target.count(self.target.where_ids(ids)) > len(ids):
                 rows = [self.target.bare(row) for row in page]
-                self.target.write(rows, self.cells_of(rows))
+                write_rows(self.target, rows, self.cells_of(rows))
 
     def _problem(self, base: SourceBaseline) -> str | None:
         if self.target.count() > len(base.ids):
@@ -149,9 +169,17 @@ class Replica:
         more = self.target.count() - len(base.ids)
         if more:
             return f"The copy {self.target.name!r} has {more:+} keys against {self.source.name!r}"
+        # What Milvus counts and never hands out, such as the largest of its ids, is in no copy.
+        hidden = self.source.count() - len(base.ids)
+        if hidden > 0 and (hidden := hidden - self.source.count_copies()) > 0:
+            return (
+                f"{self.source.name!r} counts {hidden} rows more than it hands out, which a copy "
+                f"would lack (such as the id {2**63 - 1}); delete these"
+            )
         rng = random.Random(0)  # noqa: S311 - a sample, no secret
         ids = rng.sample(base.ids, min(_SAMPLE, len(base.ids)))
         rows = self.source.read(ids, [self.source.key, self.source.info.field])
+        rows = {key: row for key, row in rows.items() if self.source.has_vector(row)}
         if not rows:
             return None
         queries = self.source.vectors(list(rows.values()))

@@ -11,14 +11,13 @@ from pathlib import Path
 from amips_plugins.adapters.milvus.cells import CELL_FIELD
 from amips_plugins.adapters.milvus.row_changes import encoded
 from amips_plugins.adapters.milvus.table import Table
-from amips_plugins.cell_layout import BuildPlan, LayoutSpec, Storage, check_name
+from amips_plugins.cell_layout import BuildPlan, LayoutSpec, Storage
 from amips_plugins.errors import CollectionError, InvalidInput
 
 __all__ = ["choose_storage", "has_clustering_keys", "plan_copy"]
 
 _MANY_PARTITIONS = 128  # 256 took a server a minute to load
 _MAX_PARTITIONS = 1024  # the documented limit of Milvus 2.4 and later
-_IDS = 5_000  # in one expression
 _SAMPLE = 512  # rows read to estimate size and speed
 _PASSES = 4  # one to copy, of which writing takes as long as reading, and one to compare
 _OVERHEAD = 1.3  # of what Milvus stores over the rows themselves
@@ -33,7 +32,6 @@ def plan_copy(
     path: Callable[[], Path | None],
 ) -> BuildPlan:
     """Check the copy, and say what making it would do (see ``Layouts.plan``)."""
-    check_name(spec)
     storage = choose_storage(spec)
     _check(table, spec, storage, alias)
     keys = _count_ids(table)
@@ -71,7 +69,10 @@ def has_clustering_keys(version: str) -> bool:
 def _check(table: Table, spec: LayoutSpec, storage: Storage, alias: str | None) -> None:
     name = table.name
     if table.cells is not None and table.cells.layout == spec.layout:
-        raise InvalidInput(f"{name!r} is laid out in the cells {spec.layout!r} already.")
+        raise InvalidInput(
+            f"{name!r} is laid out in the cells {spec.layout!r} already, and the alias {alias!r} "
+            f"names another collection; point it at {name!r}, or choose another alias."
+        )
     if storage == "partitions" and spec.n_cells > _MAX_PARTITIONS:
         raise InvalidInput(
             f"{spec.n_cells} cells cannot be partitions of Milvus, which has at most "
@@ -109,17 +110,20 @@ def _check(table: Table, spec: LayoutSpec, storage: Storage, alias: str | None) 
 def _count_ids(table: Table) -> int:
     before = table.count()
     distinct = sum(len(page) for page in table.pages(16_384, 1 << 30, [table.key]))
-    if table.cells is not None and table.cells.storage == "partitions":
-        return distinct  # others upsert beside the row in a cell, and the newer one is copied
-    twice = 0
-    if min(before, table.count()) > distinct:  # or others wrote and deleted meanwhile
-        for page in table.pages(_IDS, 1 << 30, [table.key]):
-            ids = [row[table.key] for row in page]
-            twice += max(0, table.count(table.where_ids(ids)) - len(ids))
-    if twice:
+    more = min(before, table.count()) - distinct  # or others wrote and deleted meanwhile
+    if more <= 0:
+        return distinct
+    twice = table.count_copies()
+    # In cells others upsert beside the row in a cell, and the newer one is copied.
+    if twice and not table.in_partitions:
         raise InvalidInput(
             f"Collection {table.name!r} holds {twice} rows whose id another row has too, and a "
             f"copy would keep one of each; delete these ids and write them once."
+        )
+    if more > twice and table.count() - distinct > twice:
+        raise InvalidInput(
+            f"Collection {table.name!r} counts {more - twice} rows more than Milvus hands out, and "
+            f"a copy would lack them; delete them (one with the id {2**63 - 1} is such a row)."
         )
     return distinct
 

@@ -15,30 +15,33 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from amips_plugins.adapters.cell_groups import OVERFLOW
-from amips_plugins.adapters.milvus.cells import BUILDING, draining, generation_of, read_cells
+from amips_plugins.adapters.milvus.cells import (
+    BUILDING,
+    CELL_FIELD,
+    SKETCH_FIELD,
+    draining,
+)
 from amips_plugins.adapters.milvus.copying import Replica
-from amips_plugins.adapters.milvus.layout_plan import plan_copy
+from amips_plugins.adapters.milvus.generations import Generations
+from amips_plugins.adapters.milvus.layout_plan import choose_storage, plan_copy
 from amips_plugins.adapters.milvus.new_generation import finish_index, prepare_copy
 from amips_plugins.adapters.milvus.opening import open_table
-from amips_plugins.adapters.milvus.row_changes import SourceBaseline, digest
+from amips_plugins.adapters.milvus.row_changes import SourceBaseline
 from amips_plugins.adapters.milvus.table import Table
+from amips_plugins.adapters.milvus.upkeep import audit, backfill
 from amips_plugins.cell_layout import (
     AssignCells,
     BuildPlan,
     LayoutAudit,
     LayoutSpec,
     LayoutStatus,
-    check_assigned,
+    check_name,
 )
 from amips_plugins.collection import Id
 from amips_plugins.errors import CollectionError, InvalidInput
 from amips_plugins.progress import Progress, no_progress
-from amips_plugins.vectors import IntArray
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -48,7 +51,6 @@ if TYPE_CHECKING:
 __all__ = ["MilvusLayouts"]
 
 _GRACE_SECONDS = 5.0  # what a reader may be behind, and a write on its way when the alias moved
-_BACKFILL = 500  # rows from reading to writing: the time in which another writer may be overtaken
 _ENOUGH = 100  # ids that show that some are missing
 
 
@@ -59,27 +61,84 @@ class MilvusLayouts:
     collection: MilvusCollection
 
     @property
+    def _generations(self) -> Generations:
+        return Generations(self._client, self.collection.table())
+
+    @property
     def _client(self) -> MilvusClient:
         return self.collection.client
 
     def plan(self, spec: LayoutSpec) -> BuildPlan:
         """Check whether the cells can be built and say what that would do; change nothing.
 
-        Reads every id once: the copy would not keep two rows of one id.
+        Reads every id once: the copy would not keep two rows of one id. Where the cells are there
+        already no step is left to do.
         """
+        check_name(spec)
         table, alias = self.collection.table(), self._alias(spec)
         if self._undrained(spec):
             step = f"copy to {table.name!r} what was written to its source before the switch"
             return BuildPlan((step,), table.count(), 0, 0.0)
         self._check_drained()
-        complete = self._complete(spec.layout)
+        finished = self._finished(spec)
+        if finished is not None:
+            note = f"{finished!r} has these cells already: nothing is left to copy"
+            new = alias is not None and self.collection.target_of(alias) is None
+            steps = (f"point alias {alias!r} at {finished!r}",) if new else ()
+            return BuildPlan(steps, table.count(), 0, 0.0, (note,))
+        complete = self._generations.complete(spec.layout)
         if complete is not None and self._base_of(spec, complete) is None:
-            way_out = "drop it: amips layout drop-old" if self.collection.alias else "drop it"
             raise InvalidInput(
                 f"{complete!r} has these cells already, and may have been written to since it was "
-                f"copied; use that, or {way_out}, and lay out again."
+                f"copied; {self._way_out(complete)}."
             )
-        return plan_copy(table, spec, alias, complete or self._next_name(), self.collection.path)
+        self._check_fields(alias, self._field_names(spec))
+        target = complete or self._generations.next_name(choose_storage(spec))
+        return plan_copy(table, spec, alias, target, self.collection.path)
+
+    def _finished(self, spec: LayoutSpec) -> str | None:
+        """Return the collection that has these cells and is the one to search, if there is one."""
+        table, alias = self.collection.table(), self._alias(spec)
+        served = None if alias is None else self.collection.target_of(alias)
+        if self.collection.layout() == spec.layout:
+            return table.name if served in (None, table.name) else None
+        complete = self._generations.complete(spec.layout)
+        if complete is None or not self._generations.copied_from_this(complete):
+            return None
+        if served is None and self._base_of(spec, complete) is None:
+            return complete
+        return complete if served == complete else None
+
+    def _way_out(self, complete: str) -> str:
+        """Say what to do about a complete copy that does not serve, as the end of a sentence."""
+        table = self.collection.table()
+        if complete in self.status().older:
+            return f"{table.name!r} can roll back to it: amips layout rollback"
+        if self.collection.alias is not None and complete in self.status().unfinished:
+            return "nothing needs it: drop it, amips layout drop-old, and lay out again"
+        return f"if it is what is to be searched, point the alias at {complete!r}"
+
+    def _field_names(self, spec: LayoutSpec) -> set[str]:
+        """Return the names of the fields that the copy would have."""
+        table = self.collection.table()
+        names = {field["name"] for field in table.raw["fields"]} - {CELL_FIELD, SKETCH_FIELD}
+        return names | ({CELL_FIELD, SKETCH_FIELD} if choose_storage(spec) == "field" else set())
+
+    def _check_fields(self, alias: str | None, names: set[str]) -> None:
+        """Refuse to put other fields behind an alias: clients keep the fields they have seen.
+
+        A client that writes by the old ones has ended the process of a Milvus 2.3.5 server.
+        """
+        served = None if alias is None else self.collection.target_of(alias)
+        if served is None or self.collection.table().is_lite:
+            return
+        there = {field["name"] for field in self._client.describe_collection(served)["fields"]}
+        if there != names:
+            raise InvalidInput(
+                f"Clients of the alias {alias!r} remember the fields of {served!r}, and writing by "
+                f"those to a collection that has a cell field besides can end a Milvus server; "
+                f"use the storage 'partitions', or an alias that nobody has used yet."
+            )
 
     def build(self, spec: LayoutSpec, progress: Progress = no_progress) -> MilvusCollection:
         """Copy the collection into its cells, switch to the copy, and return that.
@@ -92,9 +151,15 @@ class MilvusLayouts:
             table = self.collection.table()
             return self._drain(self._open(draining(table.name)), table, spec, progress)
         self.plan(spec)
-        source, alias = self.collection.table(), self._alias(spec)
+        finished, alias = self._finished(spec), self._alias(spec)
+        if finished is not None:
+            if alias is not None:
+                self._point(alias, finished)
+            own = finished == self.collection.table().name
+            return self.collection if own else self.collection.sibling(finished)
+        source = self.collection.table()
         served = None if alias is None else self.collection.target_of(alias)
-        name = self._complete(spec.layout)
+        name = self._generations.complete(spec.layout)
         if name is not None:
             copy = Replica(source, self._open(name), spec.assign, progress)
             base = copy.catch_up(self._base_of(spec, name))
@@ -102,10 +167,15 @@ class MilvusLayouts:
         else:
             building, new = prepare_copy(spec, source)
             copy = Replica(source, self._open(building), spec.assign, progress)
-            base = copy.catch_up(new=new)
+            try:
+                base = copy.catch_up(new=new)
+            except CollectionError:
+                if new:  # a row that can never be copied
+                    self._client.drop_collection(building)
+                raise
             finish_index(copy.target)
             base = copy.verify(base)
-            name = self._next_name()
+            name = self._generations.next_name(choose_storage(spec))
             _save_base(spec, name, base)
             self._client.rename_collection(building, name)
             self._client.load_collection(name)  # Milvus Lite forgets that it was loaded
@@ -132,7 +202,7 @@ class MilvusLayouts:
         left = self.collection.target_of(draining(table.name))
         if left is None:
             return
-        back = generation_of(left)[1] > generation_of(table.name)[1]
+        back = self._generations.number(left) > self._generations.number(table.name)
         again = "roll back again" if back else "lay out with the same bundle again"
         raise InvalidInput(
             f"What was written to {left!r} shortly before the switch to {table.name!r} is not "
@@ -141,9 +211,7 @@ class MilvusLayouts:
 
     def _base_of(self, spec: LayoutSpec, name: str) -> SourceBaseline | None:
         """Return what is known of a complete copy, if it is one of this source."""
-        cells = read_cells(self._client, name)
-        ours = cells is not None and cells.source == self.collection.table().name
-        return _load_base(spec, name) if ours else None
+        return _load_base(spec, name) if self._generations.copied_from_this(name) else None
 
     def _switch(self, alias: str, source: Table, target: str) -> None:
         """Move the alias; from before until it is drained the source hears of every write."""
@@ -174,14 +242,9 @@ class MilvusLayouts:
         """Say which cells there are."""
         table = self.collection.table()
         cells = None if BUILDING in table.name else table.cells
-        base, number = generation_of(table.name)
-        names = self._client.list_collections()
-        numbers = {n: generation_of(n)[1] for n in names if generation_of(n)[0] == base}
-        # Another's collection may be called as ours are.
-        numbers = {n: at for n, at in numbers.items() if n == base or self._is_ours(n)}
+        number, numbers = self._generations.number(table.name), self._generations.numbers()
         older = sorted((n for n, at in numbers.items() if at < number), key=numbers.__getitem__)
-        unfinished = sorted(n for n in names if n.startswith(f"{base}{BUILDING}"))
-        unfinished = [n for n in unfinished if self._is_ours(n)]
+        unfinished = self._generations.unfinished()
         if self.collection.alias is not None:  # else nobody knows which of them serves
             newer = sorted((n for n, at in numbers.items() if at > number), key=numbers.__getitem__)
             unfinished += [n for n in newer if not self._client.list_aliases(n)["aliases"]]
@@ -198,9 +261,6 @@ class MilvusLayouts:
             older=tuple(older),
         )
 
-    def _is_ours(self, name: str) -> bool:
-        return read_cells(self._client, name) is not None
-
     def roll_back(self, *, anyway: bool = False) -> MilvusCollection:
         """Serve the collection that these cells were copied from, and return it.
 
@@ -212,7 +272,9 @@ class MilvusLayouts:
         """
         table = self.collection.table()
         left = self.collection.target_of(draining(table.name))
-        if left is not None and generation_of(left)[1] > generation_of(table.name)[1]:
+        if left is not None and self._generations.number(left) > self._generations.number(
+            table.name
+        ):
             # A rollback to here died behind the switch.
             self._finish_switch(
                 Replica(self._open(left), table, None, no_progress), SourceBaseline()
@@ -227,6 +289,8 @@ class MilvusLayouts:
         if self.collection.alias is None:
             return self.collection.sibling(earlier)
         copy = Replica(table, self._open(earlier), None, no_progress)
+        fields = {field["name"] for field in copy.target.raw["fields"]}
+        self._check_fields(self.collection.alias, fields)
         lost = [] if anyway else _missing(copy.target, table)
         if lost:
             raise CollectionError(
@@ -265,18 +329,8 @@ class MilvusLayouts:
             self._client.drop_collection(name)
         return dropped
 
-    def audit(self, sample: int, assign: AssignCells | None = None) -> LayoutAudit:  # noqa: ARG002
-        """Look whether keys lie in the cells of their own vectors; change nothing."""
-        if self.collection.table().cells is None:
-            raise InvalidInput(f"{self.collection.table().name!r} has no cells; lay it out first.")
-        return LayoutAudit(0, 0)
-
     def backfill(
-        self,
-        assign: AssignCells,
-        progress: Progress = no_progress,
-        *,
-        verify: bool = False,  # noqa: ARG002
+        self, assign: AssignCells, progress: Progress = no_progress, *, verify: bool = False
     ) -> int:
         """Give the overflow its cells, and return how many keys got one.
 
@@ -284,56 +338,23 @@ class MilvusLayouts:
         Milvus writes whole rows only: another client's write of the same key between reading and
         writing it here, some milliseconds, would be undone.
         """
+        return backfill(self._laid_out(), assign, progress, verify=verify)
+
+    def audit(self, sample: int, assign: AssignCells | None = None) -> LayoutAudit:
+        """Look whether keys lie in the cells of their own vectors; change nothing."""
+        return audit(self._laid_out(), sample, assign)
+
+    def _laid_out(self) -> Table:
         table = self.collection.table()
         if table.cells is None:
             raise InvalidInput(f"{table.name!r} has no cells; lay it out first.")
-        where, partitions = table.overflow_scope()
-        moved = 0
-        with progress("backfill", table.overflow(), 0, "keys") as step:
-            for page in table.pages(_BACKFILL, 8 << 20, ["*"], where=where, partitions=partitions):
-                read = {row[table.key]: table.bare(row) for row in page}
-                ids, vectors = list(read), table.vectors(list(read.values()))
-                cells = check_assigned(assign(ids, vectors), len(ids), table.cells.n_cells)
-                moved += self._move(table, read, cells)
-                step.advance(len(page))
-        return moved
-
-    def _move(self, table: Table, read: dict[Id, dict[str, Any]], cells: IntArray) -> int:
-        """Move rows out of the overflow, but for those that changed since they were read."""
-        now = table.read_overflow(list(read))
-        rows, chosen = [], []
-        for (key, row), cell in zip(read.items(), cells.tolist(), strict=True):
-            if cell != OVERFLOW and key in now and digest(table.bare(now[key])) == digest(row):
-                rows.append(row)
-                chosen.append(cell)
-        table.write(rows, np.array(chosen, dtype=np.int64), moved=True)
-        return len(rows)
+        return table
 
     def _alias(self, spec: LayoutSpec) -> str | None:
         return spec.alias if spec.alias is not None else self.collection.alias
 
     def _open(self, name: str) -> Table:
         return open_table(self._client, name, self.collection.info.field)
-
-    def _complete(self, layout: str) -> str | None:
-        """Return the newest complete generation with these cells."""
-        base, _ = generation_of(self.collection.info.name)
-        found = [
-            (generation_of(name)[1], name)
-            for name in self._client.list_collections()
-            if generation_of(name)[0] == base
-            and (cells := read_cells(self._client, name)) is not None
-            and cells.layout == layout
-        ]
-        return max(found)[1] if found else None
-
-    def _next_name(self) -> str:
-        base, _ = generation_of(self.collection.info.name)
-        names = self._client.list_collections()
-        number = 1 + max(generation_of(name)[1] for name in names if generation_of(name)[0] == base)
-        while self._client.has_collection(f"{base}__g{number}"):  # an alias may be called so
-            number += 1
-        return f"{base}__g{number}"
 
     def _point(self, alias: str, name: str) -> None:
         client = self._client

@@ -6,19 +6,21 @@ import time
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.milvus.cells import (
-    BUILDING,
     CELL_FIELD,
+    SKETCH_FIELD,
     CellProperties,
+    building_name,
     generation_of,
     read_cells,
 )
 from amips_plugins.adapters.milvus.layout_plan import choose_storage, has_clustering_keys
 from amips_plugins.adapters.milvus.table import Table
-from amips_plugins.cell_layout import LayoutSpec
+from amips_plugins.cell_layout import LayoutSpec, Storage
 from amips_plugins.errors import CollectionError, InvalidInput, require
 
 __all__ = ["finish_index", "prepare_copy"]
 
+_OTHER: dict[Storage, Storage] = {"partitions": "field", "field": "partitions"}
 _INDEX_SECONDS = 3600.0
 _INDEX_STATE = ("total_rows", "indexed_rows", "pending_index_rows", "state")
 
@@ -26,10 +28,11 @@ _INDEX_STATE = ("total_rows", "indexed_rows", "pending_index_rows", "state")
 def prepare_copy(spec: LayoutSpec, source: Table) -> tuple[str, bool]:
     """Create the copy, or what is missing of it; return its name and whether it is new."""
     client, storage = source.client, choose_storage(spec)
-    building = f"{generation_of(source.name)[0]}{BUILDING}{spec.layout}"
+    family, _ = generation_of(source.name, source.cells)
     cells = CellProperties(
-        spec.layout, spec.n_cells, spec.version, storage, source.name, spec.index
+        spec.layout, spec.n_cells, spec.version, storage, source.name, spec.index, family
     )
+    building = building_name(family, spec.layout, storage)
     new = not client.has_collection(building)
     there = None if new else read_cells(client, building)
     if not new and there is None:
@@ -37,6 +40,9 @@ def prepare_copy(spec: LayoutSpec, source: Table) -> tuple[str, bool]:
     if not new and there != cells:
         client.drop_collection(building)  # of an earlier build with other options
         new = True
+    other = building_name(family, spec.layout, _OTHER[storage])
+    if client.has_collection(other) and read_cells(client, other) is not None:
+        client.drop_collection(other)
     if new:
         _create(source, building, cells)
     if storage == "partitions":
@@ -55,7 +61,7 @@ def _create(source: Table, building: str, cells: CellProperties) -> None:
         # The ids stay what they are, also where Milvus made them.
         {**field, "auto_id": False} if field.get("is_primary") else field
         for field in source.raw["fields"]
-        if field["name"] != CELL_FIELD
+        if field["name"] not in (CELL_FIELD, SKETCH_FIELD)
     ]
     raw = {**source.raw, "fields": fields, "auto_id": False}
     schema = orm.CollectionSchema.construct_from_dict(raw)
@@ -67,6 +73,7 @@ def _create(source: Table, building: str, cells: CellProperties) -> None:
             default_value=OVERFLOW,
             **({"is_clustering_key": True} if has_clustering_keys(version) else {}),
         )
+        schema.add_field(SKETCH_FIELD, orm.DataType.INT64, default_value=0)
     theirs = {
         name: value
         for name, value in (source.raw.get("properties") or {}).items()
@@ -91,7 +98,7 @@ def _create_indexes(source: Table, building: str, kind: str) -> None:
     indexes = client.prepare_index_params()
     for index in client.list_indexes(source.name):
         found = client.describe_index(source.name, index)
-        if found["field_name"] in made or found["field_name"] == CELL_FIELD:
+        if found["field_name"] in made or found["field_name"] in (CELL_FIELD, SKETCH_FIELD):
             continue
         if found["field_name"] == info.field and kind == "FLAT":
             indexes.add_index(

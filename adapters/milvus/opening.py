@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from amips_plugins.adapters.milvus.cells import CELL_FIELD, CellProperties
+from amips_plugins.adapters.milvus.cells import CellProperties, is_ours
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.collection import CollectionInfo
 from amips_plugins.errors import (
@@ -88,11 +87,10 @@ def open_table(client: MilvusClient, name: str, field: str | None = None) -> Tab
             )
         client.load_collection(name)
     schema = {
-        entry["name"]: entry["type"].name for entry in raw["fields"] if entry["name"] != CELL_FIELD
+        entry["name"]: entry["type"].name for entry in raw["fields"] if not is_ours(entry["name"])
     }
     dim = int(vector["params"]["dim"])
-    family = re.sub(r"__g\d+$", "", name)
-    info = CollectionInfo("milvus", name, vector["name"], metric, dim, schema, family=family)
+    info = CollectionInfo("milvus", name, vector["name"], metric, dim, schema)
     cells = CellProperties.read(raw.get("properties") or {})
     return Table(client, info, raw, key["name"], key["type"].name == "VARCHAR", is_lite, cells)
 

@@ -9,17 +9,33 @@ from typing import Any
 
 import numpy as np
 
-from amips_plugins.adapters.cell_groups import group_by_cells, merge_hits
-from amips_plugins.adapters.milvus.cells import CELL_FIELD
+from amips_plugins.adapters.cell_groups import OVERFLOW, group_by_cells, merge_hits
+from amips_plugins.adapters.milvus.cells import CELL_FIELD, is_ours
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.collection import Hit, SearchRequest, searches_everything
 from amips_plugins.errors import CollectionError, InvalidInput
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import IntArray, native_scores
 
-__all__ = ["Call", "as_hits", "check_partitions", "plan_calls", "time_left"]
+__all__ = [
+    "MAX_CANDIDATES",
+    "Call",
+    "as_hits",
+    "changed_meaning",
+    "plan_calls",
+    "time_left",
+]
+
+MAX_CANDIDATES = 16_384
+"""What a server returns for one query, its offset included."""
+
 
 _NO_TIME = 1e-3  # pymilvus takes 0 for no limit
+_WIDTHS = frozenset(
+    {"nprobe", "ef", "search_list", "reorder_k", "level", "itopk_size", "search_width"}
+)
+"""Parameters that say how wide a search looks, and not what it is to find."""
+_EVERYTHING = frozenset({"*", "$meta"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +46,39 @@ class Call:
     arguments: dict[str, Any]
 
 
+def changed_meaning(params: Mapping[str, Any] | None) -> str | None:
+    """Name the parameter whose meaning a plan would change (see ``Collection.unroutable``)."""
+    asked = dict(params or {})
+    inner = asked.pop("params", None) or {}
+    if not isinstance(inner, Mapping):
+        return "params: params"
+    offset = asked.pop("offset", 0)
+    if type(offset) is not int or offset < 0:
+        return "params: offset"
+    known = _WIDTHS | {"metric_type"}
+    other = [name for name, value in (*asked.items(), *inner.items()) if name not in known]
+    return f"params: {other[0]}" if other else None
+
+
+def _offset(request: SearchRequest, plan: QueryPlan) -> int:
+    """Return how many of the best hits to leave out here; of a native search Milvus does it."""
+    changed = plan.cells is not None or plan.rewritten is not None
+    return int((request.params or {}).get("offset", 0)) if changed else 0
+
+
 def plan_calls(
-    request: SearchRequest, plan: QueryPlan, table: Table, break_even: float
+    request: SearchRequest,
+    plan: QueryPlan,
+    table: Table,
+    break_even: float,
+    there: Sequence[str] | None = None,
 ) -> list[Call]:
     """Write a search as calls, one for all queries that search the same cells.
 
-    Raises ``InvalidInput`` where the filter is no expression, or ``params`` name another metric.
+    Of the partitions that are ``there`` those that hold no cell are overflow.
+
+    Raises ``InvalidInput`` where the filter is no expression, or ``params`` name another metric,
+    and ``CollectionError`` where Milvus Lite has lost a cell's partition.
     """
     if not isinstance(request.filter, str | None):
         raise InvalidInput(
@@ -43,24 +86,31 @@ def plan_calls(
             f"but got {type(request.filter).__name__}."
         )
     # With no field named, Milvus Lite returns all of them, vectors too.
-    fields = list(request.fields) or [table.key]
-    limit, vectors = request.k, request.queries
+    fields = [name for name in request.fields if not is_ours(name)] or [table.key]
+    offset, vectors = _offset(request, plan), request.queries
+    limit = request.k + offset
     if plan.rewritten is not None:
         vectors = plan.rewritten
-        limit = max(plan.rescore, request.k)
+        limit = max(min(plan.rescore, MAX_CANDIDATES), limit)
         fields = list(dict.fromkeys([*fields, table.info.field]))
+    params = _search_params(request.params, table)
+    if offset:
+        del params["offset"]
     fixed: dict[str, Any] = {
         "collection_name": table.name,
         "anns_field": table.info.field,
         "limit": limit,
         "output_fields": fields,
-        "search_params": _search_params(request.params, table),
+        "search_params": params,
     }
+    others = table.overflow_partitions(there) if there else []
     calls = []
     for cells, rows in _groups(len(vectors), plan, break_even):
-        condition, partitions = _scope(request.filter or "", cells, table)
+        condition, partitions = _scope(request.filter or "", cells, table, others)
         scope = {"filter": condition, "partition_names": partitions}
         calls.append(Call(rows, {**fixed, **scope, "data": vectors[list(rows)]}))
+    if table.is_lite and there:
+        _check_partitions(calls, there, table.name)
     return calls
 
 
@@ -79,13 +129,14 @@ def _groups(
 
 
 def _scope(
-    condition: str, cells: Sequence[int] | None, table: Table
+    condition: str, cells: Sequence[int] | None, table: Table, others: Sequence[str]
 ) -> tuple[str, list[str] | None]:
     """Return the filter and the partitions of a search of these cells."""
     if cells is None or table.cells is None:
         return condition, None
     if table.cells.storage == "partitions":
-        return condition, [table.cells.partition(cell) for cell in cells]
+        named = [table.cells.partition(cell) for cell in cells]
+        return condition, list(dict.fromkeys([*named, *(others if OVERFLOW in cells else ())]))
     inside = f"{CELL_FIELD} in {list(cells)}"
     return (f"({condition}) and {inside}" if condition else inside), None
 
@@ -102,7 +153,7 @@ def _search_params(params: Mapping[str, Any] | None, table: Table) -> dict[str, 
     return {**asked, "metric_type": metric}
 
 
-def check_partitions(calls: Sequence[Call], there: Sequence[str], name: str) -> None:
+def _check_partitions(calls: Sequence[Call], there: Sequence[str], name: str) -> None:
     """Refuse calls for partitions that are not there: Milvus Lite takes them for empty ones."""
     missing = {p for call in calls for p in call.arguments["partition_names"] or ()} - set(there)
     if missing:
@@ -128,11 +179,13 @@ def as_hits(
     for call, answer in zip(calls, answers, strict=True):
         for row, hits in zip(call.rows, answer, strict=True):
             found[row].append(_hits(request, plan, table, row, hits))
-    better = table.info.metric.larger_is_better
-    return [
-        parts[0] if len(parts) == 1 else merge_hits(parts, request.k, larger_is_better=better)
+    better, offset = table.info.metric.larger_is_better, _offset(request, plan)
+    depth = request.k + offset
+    best = (
+        parts[0] if len(parts) == 1 else merge_hits(parts, depth, larger_is_better=better)
         for parts in found
-    ]
+    )
+    return [hits[offset:depth] for hits in best]
 
 
 def _hits(
@@ -145,14 +198,23 @@ def _hits(
         keys = np.asarray([hit["entity"][info.field] for hit in answer], dtype=np.float32)
         exact = native_scores(request.queries[row], keys, info.metric)
         ranked = -exact if info.metric.larger_is_better else exact
-        places = np.argsort(ranked, kind="stable")[: request.k].tolist()
+        depth = request.k + _offset(request, plan)
+        places = np.argsort(ranked, kind="stable")[:depth].tolist()
         scores = exact.tolist()
+    wanted = set(request.fields)
+    # What comes beside the fields asked for: the key or the vector, added by ``plan_calls``.
+    added = {table.key, table.info.field} if "*" not in wanted else set()
     return [
         Hit(
             # Servers up to 2.3 do not say what the key is called.
             answer[place].get(table.key, answer[place].get("id")),
             scores[place],
-            {name: answer[place]["entity"].get(name) for name in request.fields},
+            {
+                name: value
+                for name, value in answer[place]["entity"].items()
+                if not is_ours(name)
+                and (name in wanted or (wanted & _EVERYTHING and name not in added))
+            },
         )
         for place in places
     ]

@@ -123,9 +123,22 @@ class _Value:
 
 
 def check_onnx(data: bytes) -> int:
-    """Raise ``BundleCorrupt`` for anything but what ``export.to_onnx`` writes.
+    """Refuse a model file that holds anything but what ``export.to_onnx`` writes.
 
-    Returns the multiplications that the model takes for a query.
+    Parameters
+    ----------
+    data
+        The file.
+
+    Returns
+    -------
+    int
+        Multiplications that the model takes for a query.
+
+    Raises
+    ------
+    BundleCorrupt
+        The message says why.
     """
     try:
         model = Reader(_MOST_FIELDS).read(memoryview(data), _MODEL)

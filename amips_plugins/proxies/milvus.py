@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from amips_plugins.adapters.milvus.collection import MilvusCollection
-from amips_plugins.adapters.milvus.search import check_partitions, plan_calls
+from amips_plugins.adapters.milvus.search import plan_calls
 from amips_plugins.collection import Collection, CollectionInfo, Hit, SearchRequest, check_layout
 from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import QueryPlan
@@ -161,10 +161,9 @@ class _Searched:
         check_layout(plan, collection.layout(), table.name)
         condition = self.arguments.get("filter")
         asked = replace(request, filter=condition, params=None)
-        calls = plan_calls(asked, plan, table, collection.break_even)
+        there = None if plan.cells is None else (yield InThread(collection.partitions))
+        calls = plan_calls(asked, plan, table, collection.break_even, there)
         scope = {name: calls[0].arguments[name] for name in ("filter", "partition_names")}
-        if table.is_lite and scope["partition_names"] is not None:
-            check_partitions(calls, (yield InThread(table.partitions)), table.name)
         # By the name of the generation: the cells are its own, wherever an alias moves meanwhile.
         arguments = {**self.natively(request.timeout), **scope, "collection_name": table.name}
         if plan.rewritten is None:

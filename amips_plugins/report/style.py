@@ -14,7 +14,6 @@ from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 __all__ = [
     "BLUE",
@@ -32,7 +31,6 @@ __all__ = [
     "bars",
     "legend_below",
     "listed",
-    "model_sign",
     "new_axes",
     "percent",
     "to_png",
@@ -167,16 +165,10 @@ def bars(axes: Axes, edges: npt.NDArray[np.float64], heights: Sequence[int], col
     )
 
 
-def model_sign(name: str, label: str) -> Line2D:
-    """Return the line and the mark of a model, for a legend."""
-    drawn: dict[str, Any] = {"color": COLOURS[name][0], "dashes": DASHES[name]}
-    return Line2D([], [], marker=MARKS[name], markersize=5.5, label=label, **drawn)
-
-
-def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
+def legend_below(figure: Figure, handles: list[Artist]) -> None:
     """Explain the signs of a chart below it."""
     figure.legend(
-        handles=list(handles),
+        handles=handles,
         loc="outside lower left",
         ncols=len(handles),
         frameon=False,

@@ -1,0 +1,48 @@
+"""What the errors of pymilvus mean."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from amips_plugins.collection import Failure
+
+__all__ = ["failure_of"]
+
+_RATE_LIMITED = 8  # ErrorCode.RATE_LIMIT
+_DENIED = 9  # ErrorCode.FORCE_DENY: a quota is used up
+_RATE_LIMITED_BEFORE_2_3 = 49  # common_pb2.RateLimit
+_OUTAGES = {"DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED"}
+_NO_ANSWER = {"ConnectError", "ConnectionNotExistException", "MilvusUnavailableException"}
+_GAVE_UP = ("Retry timeout", "Retry run out of", "server unavailable", "Fail connecting")
+_TOO_MANY = (
+    "should be in range [1, 16384]",
+    "is invalid, it should be in range",
+    "larger than max",
+)
+
+
+def failure_of(exc: BaseException) -> Failure:
+    """Say what an error means, through ``MilvusClient`` or ``AsyncMilvusClient``."""
+    if isinstance(exc, (TimeoutError, asyncio.TimeoutError, ConnectionError)):
+        return Failure.OUTAGE
+    code, message = _code(exc), str(exc)
+    if any(words in message for words in _TOO_MANY):
+        return Failure.SIZE
+    if code in (_RATE_LIMITED, _DENIED, "RESOURCE_EXHAUSTED") or (
+        getattr(exc, "compatible_code", None) == _RATE_LIMITED_BEFORE_2_3
+    ):
+        return Failure.BUSY
+    names = {kind.__name__ for kind in type(exc).__mro__}
+    if code in _OUTAGES or names & _NO_ANSWER:
+        return Failure.OUTAGE
+    if "MilvusException" in names and any(words in message for words in _GAVE_UP):
+        return Failure.OUTAGE
+    return Failure.OTHER
+
+
+def _code(exc: BaseException) -> Any:
+    """Return Milvus' number, or the name of a gRPC status, by itself or inside of pymilvus' own."""
+    code = getattr(exc, "code", None)
+    code = code() if callable(code) else code
+    return getattr(code, "name", code)

@@ -52,6 +52,10 @@ def connect(uri: str) -> Collection:
         parts = urlsplit(uri)
     except ValueError:
         raise InvalidInput(f"The collection URI names no host; {_HINT}.") from None
+    try:
+        _ = parts.port
+    except ValueError:
+        raise InvalidInput(f"A port is a number up to 65535; {_HINT}.") from None
     scheme, _, tls = parts.scheme.partition("+")
     known = scheme in ("milvus", "qdrant") and tls in ("", "http", "https")
     known = known or parts.scheme == "qdrant-edge"

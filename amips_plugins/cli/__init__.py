@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import json
 import logging
 import shlex
 import sys
@@ -30,6 +32,8 @@ _COMMANDS = {
     "registry": "List, pin and roll back published bundles.",
     "completion": "Let bash, zsh or fish complete commands and options.",
 }
+
+_LONGEST = 800  # characters of somebody else's error
 
 # What these have done is kept, and found again by the same command. The others are short, or
 # only read.
@@ -140,15 +144,36 @@ def _sentence(exc: Exception) -> str:
     """Say what went wrong: our errors as they are, the database's, the system's, and faults."""
     if isinstance(exc, AmipsError):
         return str(exc)
-    said = " ".join(str(getattr(exc, "message", "") or exc).split())[:500]
     if _is_the_databases(exc):
-        return f"The database says: {said} (--debug shows more.)"
+        return f"The database says: {_short(_answer(exc))} (--debug shows more.)"
     if isinstance(exc, OSError) and exc.strerror:
-        return f"{exc.strerror}{f': {exc.filename}' if exc.filename else ''}. (--debug shows more.)"
+        where = f": {exc.filename}" if exc.filename else ""
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f"{where or ' where the command writes'}; make room, and run it again"
+        return f"{exc.strerror}{where}. (--debug shows more.)"
     return (
-        f"This should not have happened: {type(exc).__name__}: {said or 'no more is known'}. Run "
-        f"it again with --debug, and report what it shows."
+        f"This should not have happened: {type(exc).__name__}: "
+        f"{_short(str(exc)) or 'no more is known'}. Run it again with --debug, and report what it "
+        f"shows."
     )
+
+
+def _answer(exc: Exception) -> str:
+    """Return the server's own words: clients cut them, or wrap them in what nobody needs."""
+    body = getattr(exc, "content", None)  # Qdrant's, of which str() shows 200 bytes
+    if isinstance(body, bytes):
+        try:
+            return str(json.loads(body)["status"]["error"])
+        except (ValueError, KeyError, TypeError):
+            return f"{exc} {body.decode(errors='replace')}"
+    details = getattr(exc, "details", None)  # of gRPC
+    return str((callable(details) and details()) or getattr(exc, "message", "") or exc)
+
+
+def _short(text: str) -> str:
+    """Write on one line, and of a long text both ends: the reason may be in either."""
+    line, half = " ".join(text.split()), _LONGEST // 2
+    return line if len(line) <= _LONGEST else f"{line[:half]} ... {line[-half:]}"
 
 
 def _is_the_databases(exc: Exception) -> bool:

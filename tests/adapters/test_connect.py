@@ -111,6 +111,8 @@ def test_credentials_come_from_the_environment(
         ("milvus+https:///docs.db?collection=docs", "no host and no file"),
         ("milvus://folder/docs.db?collection=docs", "both a host and the path '/docs.db'"),
         ("milvus://[::1?collection=docs", "names no host"),
+        ("milvus://host:65536?collection=docs", "a number up to 65535"),
+        ("milvus://host:port?collection=docs", "a number up to 65535"),
         ("qdrant-edge+https://localhost?collection=docs", "not a collection URI"),
         ("qdrant-edge:///?collection=docs", "no host and no file"),
         ("qdrant-edge:///folder", "names no collection"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -21,6 +22,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from httpx import Headers
+from qdrant_client.http.exceptions import UnexpectedResponse
 
 from amips_plugins.adapters import connect as connecting
 from amips_plugins.cli import main, progress
@@ -311,6 +314,28 @@ def test_an_error_of_the_system_names_the_file(home: Path, amips: Amips) -> None
     assert err.startswith("Error: ")
     assert "file" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_says_where(amips: Amips, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def full(_: str) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(connecting, "connect", full)
+    _, err = amips("backfill", "qdrant:///x?collection=docs", fails=1)
+    assert "where the command writes; make room, and run it again." in err
+
+
+def test_the_databases_own_words_are_not_cut(amips: Amips, monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = "x" * 300 + " needs an index on the payload key tenant"
+    body = json.dumps({"status": {"error": reason}, "time": 0.0}).encode()
+
+    def refuse(_: str) -> None:
+        raise UnexpectedResponse(400, "Bad Request", body, Headers())
+
+    monkeypatch.setattr(connecting, "connect", refuse)
+    _, err = amips("backfill", "qdrant:///x?collection=docs", fails=1)
+    assert err == f"Error: The database says: {reason} (--debug shows more.)\n"
 
 
 def completed(shell: str, folder: Path, line: str) -> list[str]:

@@ -178,6 +178,12 @@ class MemoryCollection:
             ids = self._ids[row : row + batch_size]
             yield KeyBatch(ids, self._vectors[row : row + batch_size].copy(), ids[-1])
 
+    def fetch(self, ids: Sequence[Id]) -> KeyBatch:
+        """Read those of the keys that are there."""
+        wanted = set(_plain_ids(ids))
+        rows = [row for row, key in enumerate(self._ids) if key in wanted]
+        return KeyBatch([self._ids[row] for row in rows], self._vectors[rows])
+
     def search(self, request: SearchRequest, plan: QueryPlan = NATIVE) -> list[list[Hit]]:
         """Search exactly, in the cells of the plan where it names some.
 

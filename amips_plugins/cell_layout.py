@@ -183,6 +183,11 @@ class LayoutAudit:
     stale: int
 
     @property
+    def too_stale(self) -> bool:
+        """Whether more keys are stale than a router bears: above 1 %, and 3 that show it."""
+        return self.stale >= 3 and self.stale > 0.01 * self.sampled
+
+    @property
     def share_at_most(self) -> float:
         """Upper 95 % confidence bound of the share of stale keys (Clopper and Pearson)."""
         if self.stale >= self.sampled:

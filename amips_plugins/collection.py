@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -70,6 +69,12 @@ class CollectionInfo:
         Dimension of the vectors.
     schema
         Field names and their types, as the database names them.
+    namespace
+        What keeps collections of one name apart on a server: Milvus' database; "" for the default
+        one, and where there is none.
+    family
+        The name that the generations and aliases of a collection share, as the adapter knows it;
+        "" where that is ``name``.
     """
 
     database: str
@@ -78,11 +83,13 @@ class CollectionInfo:
     metric: Metric
     dim: int
     schema: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    namespace: str = ""
+    family: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyBatch:
-    """Some keys of a collection, in the order of their ids.
+    """Some keys of a collection; read by ``scan``, in the order of their ids.
 
     Attributes
     ----------
@@ -96,7 +103,7 @@ class KeyBatch:
 
     ids: Sequence[Id]
     vectors: FloatArray
-    cursor: Cursor
+    cursor: Cursor = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +191,10 @@ class Collection(Protocol):
 
     def scan(self, batch_size: int, after: Cursor | None = None) -> Iterator[KeyBatch]:
         """Read every key once, in a stable order, behind the cursor ``after``."""
+        ...
+
+    def fetch(self, ids: Sequence[Id]) -> KeyBatch:
+        """Read those of the keys that are there with a vector, each once, in any order."""
         ...
 
     def search(self, request: SearchRequest, plan: QueryPlan = NATIVE) -> list[list[Hit]]:
@@ -522,9 +533,12 @@ class Layouts(Protocol):
 
 
 def collection_key(info: CollectionInfo) -> CollectionKey:
-    """Return the key of a collection; the generations ``docs__g2``, ... of ``docs`` share it."""
+    """Return the key of a collection, which its generations and aliases share."""
     return CollectionKey(
-        database=info.database, name=re.sub(r"__g\d+$", "", info.name), field=info.field
+        database=info.database,
+        namespace=info.namespace,
+        name=info.family or info.name,
+        field=info.field,
     )
 
 
@@ -534,3 +548,9 @@ class CollectionKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     database: str
     name: str
     field: str
+    namespace: str = ""
+
+    def __str__(self) -> str:
+        """Spell it as the command line does: ``milvus@tenant/docs/vector``."""
+        database = f"{self.database}@{self.namespace}" if self.namespace else self.database
+        return f"{database}/{self.name}/{self.field}"

@@ -75,7 +75,13 @@ def plan_layout(
     return collection.layouts.plan(_spec(collection, bundle, storage, index, alias, work))
 
 
-def backfill(collection: Collection, bundle: Bundle, progress: Progress = no_progress) -> int:
+def backfill(
+    collection: Collection,
+    bundle: Bundle,
+    progress: Progress = no_progress,
+    *,
+    verify: bool = False,
+) -> int:
     """Give the keys that have no cell theirs.
 
     Parameters
@@ -86,6 +92,9 @@ def backfill(collection: Collection, bundle: Bundle, progress: Progress = no_pro
         The bundle.
     progress
         Watches the work.
+    verify
+        Read every vector, and mend also the keys in the cell of an earlier vector; without it a
+        sample is looked at.
 
     Returns
     -------
@@ -100,7 +109,7 @@ def backfill(collection: Collection, bundle: Bundle, progress: Progress = no_pro
         As for ``lay_out``.
     """
     check_backfill(collection, bundle)
-    return collection.layouts.backfill(known_cells(bundle), progress)
+    return collection.layouts.backfill(known_cells(bundle), progress, verify=verify)
 
 
 def check_backfill(collection: Collection, bundle: Bundle) -> None:

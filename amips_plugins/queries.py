@@ -106,13 +106,7 @@ def _sample(path: Path, collection: CollectionKey, metric: Metric, dim: int) -> 
     ):
         if made_for != given:
             raise InvalidInput(
-                f"The query log {path} is of {what} {_spell(made_for)}, the snapshot of "
-                f"{_spell(given)}; pass the log of the collection that is trained."
+                f"The query log {path} is of {what} {made_for}, the snapshot of {given}; pass the "
+                f"log of the collection that is trained."
             )
     return sample
-
-
-def _spell(value: CollectionKey | Metric | int) -> str:
-    if isinstance(value, CollectionKey):
-        return "/".join((value.database, value.name, value.field))
-    return str(value)

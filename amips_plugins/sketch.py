@@ -31,20 +31,7 @@ def _directions(dim: int) -> FloatArray:
 
 
 def sketch(vectors: FloatArray, metric: Metric) -> npt.NDArray[np.int32]:
-    """Return the sketch of each vector.
-
-    Parameters
-    ----------
-    vectors
-        ``(n, dim)`` float32.
-    metric
-        Metric of the collection: under cosine the length of a vector means nothing.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(n,)`` int32.
-    """
+    """Return the sketch of each vector, ``(n,)`` int32; under cosine lengths mean nothing."""
     packed = np.zeros((len(vectors), 4), dtype=np.uint8)
     for start in range(0, len(vectors), _BLOCK):
         block = np.asarray(vectors[start : start + _BLOCK], dtype=np.float32)
@@ -61,13 +48,7 @@ def sketch(vectors: FloatArray, metric: Metric) -> npt.NDArray[np.int32]:
 def same_vectors(
     first: npt.NDArray[np.int32], second: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.bool_]:
-    """Tell of which pairs of sketches the vectors are about the same.
-
-    Parameters
-    ----------
-    first, second
-        ``(n,)`` int32, from ``sketch`` with one metric.
-    """
+    """Tell of which pairs of sketches the vectors are about the same."""
     one, other = (
         np.ascontiguousarray(each, dtype="<i4").view(np.uint8).reshape(-1, 4)
         for each in (first, second)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 
-from amips_plugins.bundle.loading import load_reference
+from amips_plugins.bundle.loading import known_cells, load_reference
 from amips_plugins.bundle.registry import Registry
-from amips_plugins.collection import Collection, SearchRequest
+from amips_plugins.cell_layout import LayoutAudit
+from amips_plugins.collection import Collection, Id, SearchRequest
 from amips_plugins.errors import BundleError
 from amips_plugins.health.drift import WINDOW, Drift, compare, outputs_of
 from amips_plugins.health.gate import Gate, Shadow, State
@@ -16,10 +19,11 @@ from amips_plugins.health.shadow_search import Sample, examine, search_in, widen
 from amips_plugins.plan import PreQueryHook, Target
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.routing.serving import Serving, serve_latest
-from amips_plugins.vectors import FloatArray
+from amips_plugins.vectors import FloatArray, IntArray
 
 __all__ = ["Report", "report"]
 
+_AUDITED = 1_000  # keys that are read with their vectors, to judge their cells
 _MUCH_OVERFLOW = 0.05  # share of the keys; what a router warns of
 _SAMPLE = 300  # queries that are searched
 
@@ -37,6 +41,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     keys, overflow, break_even
         Number of keys, share of them without a cell, and the share above which routing does not
         pay.
+    sampled, misplaced
+        Keys looked at, and the share of all that lie in another vector's cell, at most (95 %
+        confidence); 0 and None without cells.
     k, recall
         Recall@k of searches as planned, on the queries given; None without queries.
     drift
@@ -53,6 +60,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     keys: int
     overflow: float
     break_even: float
+    sampled: int
+    misplaced: float | None
     k: int | None
     recall: Recall | None
     drift: Drift | None
@@ -92,6 +101,10 @@ def report(
         advice = f"The cells are not those of the bundle; {serving.hint or 'run: amips layout'}."
     except BundleError as exc:
         obstacle, advice = str(exc), "Train and publish a bundle: amips train, amips publish."
+    audit = _audit(collection, serving)
+    if obstacle is None and audit is not None and audit.too_stale:
+        obstacle = "cells: stale"
+        advice = "Others changed vectors and left their cells; mend them: amips backfill --verify."
     manifest, hook = serving.manifest, serving.hook
     gate, recall, drift = Gate(widens=hook is not None and widens(hook)), None, None
     gate.add_overflow(share, collection.break_even)
@@ -114,11 +127,28 @@ def report(
         keys=keys,
         overflow=share,
         break_even=collection.break_even,
+        sampled=0 if audit is None else audit.sampled,
+        misplaced=None if audit is None or not audit.sampled else audit.share_at_most,
         k=None if recall is None or manifest is None else manifest.default_k,
         recall=recall,
         drift=drift,
         advice=advice,
     )
+
+
+def _audit(collection: Collection, serving: Serving) -> LayoutAudit | None:
+    """Look at some keys' cells; None without cells, and where what laid them out is not at hand."""
+    if collection.layout() is None:
+        return None
+    bundle = serving.bundle
+
+    def assign(ids: Sequence[Id], vectors: FloatArray) -> IntArray:
+        """Read the bundle's cells only where keys have nothing beside theirs to judge them by."""
+        assert bundle is not None  # noqa: S101 - for the type checker
+        return known_cells(bundle)(ids, vectors)
+
+    fits = bundle is not None and bundle.manifest.layout == collection.layout()
+    return collection.layouts.audit(_AUDITED, assign if fits else None)
 
 
 def _drift(serving: Serving, hook: PreQueryHook, queries: FloatArray) -> Drift | None:

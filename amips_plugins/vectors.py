@@ -27,6 +27,7 @@ __all__ = [
     "FloatArray",
     "IntArray",
     "Metric",
+    "as_good_as",
     "as_queries",
     "lift_keys",
     "lift_queries",
@@ -34,6 +35,8 @@ __all__ = [
     "native_scores",
     "normalise",
 ]
+
+_SAME = 1e-5
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -81,7 +84,8 @@ def as_queries(
     """
     one, many = noun
     try:
-        given = np.asarray(queries)
+        # A tensor that wants a gradient is numbers all the same.
+        given = np.asarray(queries.detach() if hasattr(queries, "detach") else queries)
         if given.dtype.kind in "SUMmc":  # numpy would make numbers of text, dates and complex
             raise TypeError(f"dtype {given.dtype}")
         with np.errstate(over="ignore"):  # too large for float32 is infinite, and refused below
@@ -104,6 +108,15 @@ def as_queries(
         row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
         raise InvalidInput(f"{one} {row} holds a NaN or infinite number; remove or re-embed it.")
     return array, single
+
+
+def as_good_as(score: Any) -> Any:
+    """Return the least score that is as good as this one, where larger scores are better.
+
+    Among equals the order is chance, and so are a score's last bits: they depend on the order that
+    it is computed in.
+    """
+    return score - _SAME * np.maximum(np.abs(score), 1e-3)
 
 
 def normalise(vectors: FloatArray) -> FloatArray:

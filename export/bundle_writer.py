@@ -128,15 +128,7 @@ def write_bundle(
 
 
 def served_model(published: Candidate, problem: TrainingTask) -> bytes:
-    """Write the model, in 8 bits where that leaves a router's priorities what they are.
-
-    Parameters
-    ----------
-    published
-        What is published.
-    problem
-        Its validation queries are what the two are compared on.
-    """
+    """Write the model, in 8 bits where that leaves a router's priorities what they are."""
     net, dim, order = published.net, problem.keys.shape[1], published.order
     exact = to_onnx(net, dim, problem.metric, order)
     # A priority without a scale is no logarithm, so that its error says nothing by itself. And
@@ -166,5 +158,6 @@ def _calibrate(published: Candidate, model: OnnxModel, problem: TrainingTask) ->
     levels = levels_by_threshold(_priorities(model, problem.calibrate), thresholds)
     hit_cells = assignment[problem.calibrate.hits]
     model_keys = published.parameters / problem.lifted.shape[1]
-    measured = curve(levels, len(thresholds), hit_cells, sizes, model_keys)
+    as_good = problem.calibrate.as_good
+    measured = curve(levels, len(thresholds), hit_cells, sizes, model_keys, as_good)
     return calibrate(measured, thresholds, hit_cells.shape[1])

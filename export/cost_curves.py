@@ -50,12 +50,16 @@ class Curve:
         ``(n_levels,)`` float64: mean number of cells searched.
     model
         The router's own multiplications, expressed as a share of the keys.
+    as_good
+        ``(n_queries, max_k)``: for each k, how many keys are as good as the k-th best; None where
+        no two are. Recall goes by score: any k of them are the best k.
     """
 
     found: IntArray
     scanned: FloatArray
     probes: npt.NDArray[np.float64]
     model: float
+    as_good: IntArray | None = None
 
     @property
     def n_levels(self) -> int:
@@ -71,17 +75,26 @@ class Curve:
 
     def mean_recall(self, k: int) -> npt.NDArray[np.float64]:
         """Return ``(n_levels,)``: mean recall@k by level."""
-        counts = np.bincount(self.found[:, :k].ravel(), minlength=self.n_levels + 1)
+        counts = np.bincount(self._found_at(k).ravel(), minlength=self.n_levels + 1)
         return counts[: self.n_levels].cumsum() / (k * len(self.found))
 
     def recall(self, k: int) -> npt.NDArray[np.float64]:
         """Return ``(n_queries, n_levels)``: recall@k of each query by level."""
-        counts = np.zeros((len(self.found), self.n_levels + 1))
-        rows = np.arange(len(self.found))
-        for place in range(k):
-            np.add.at(counts, (rows, self.found[:, place]), 1.0)
-        recall: npt.NDArray[np.float64] = counts[:, :-1].cumsum(axis=1) / k
+        width = self.n_levels + 1
+        places = self._found_at(k) + np.arange(len(self.found))[:, None] * width
+        counts = np.bincount(places.ravel(), minlength=len(self.found) * width)
+        recall: npt.NDArray[np.float64] = counts.reshape(-1, width)[:, :-1].cumsum(axis=1) / k
         return recall
+
+    def _found_at(self, k: int) -> IntArray:
+        """Return ``(n_queries, k)``: the levels that find the first k of the keys good enough."""
+        found = self.found[:, :k]
+        ties = () if self.as_good is None else np.flatnonzero(self.as_good[:, k - 1] > k)
+        if self.as_good is not None and len(ties):
+            enough = np.arange(self.found.shape[1]) < self.as_good[ties, k - 1 : k]
+            found = found.copy()
+            found[ties] = np.sort(np.where(enough, self.found[ties], self.n_levels))[:, :k]
+        return found
 
 
 def levels_by_rank(priority: FloatArray) -> IntArray:
@@ -111,7 +124,12 @@ def thresholds_for(priority: FloatArray, hit_cells: IntArray) -> FloatArray:
 
 
 def curve(
-    levels: IntArray, n_levels: int, hit_cells: IntArray, sizes: IntArray, model_keys: float
+    levels: IntArray,
+    n_levels: int,
+    hit_cells: IntArray,
+    sizes: IntArray,
+    model_keys: float,
+    as_good: IntArray | None = None,
 ) -> Curve:
     """Measure a router by the levels at which it searches each cell, and the hits' cells."""
     count = float(sizes.sum())
@@ -124,6 +142,7 @@ def curve(
         scanned=(keys.cumsum(axis=1) / count).astype(np.float32),
         probes=cells.cumsum() / len(levels),
         model=model_keys / count,
+        as_good=as_good,
     )
 
 

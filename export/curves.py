@@ -80,7 +80,8 @@ def _promises(
 ) -> Promises:
     levels = levels_by_threshold(priorities, calibration.thresholds)
     hit_cells = published.assignment[task.test.hits]
-    measured = curve(levels, len(calibration.thresholds), hit_cells, published.cells.sizes, 0.0)
+    n_levels, sizes = len(calibration.thresholds), published.cells.sizes
+    measured = curve(levels, n_levels, hit_cells, sizes, 0.0, task.test.as_good)
     return Promises(
         k=task.k,
         promised=_short(calibration.guaranteed[task.k - 1]),

@@ -13,11 +13,12 @@ from amips_plugins.export.queries import QuerySplits, augment
 from amips_plugins.export.recipes import Preset
 from amips_plugins.export.targets import top_keys
 from amips_plugins.progress import Progress
-from amips_plugins.vectors import FloatArray, IntArray, Metric, lift_queries, normalise
+from amips_plugins.vectors import FloatArray, IntArray, Metric, as_good_as, lift_queries, normalise
 
 __all__ = ["Split", "TrainingTask", "augmented", "choose_device", "pose"]
 
-_DEPTH = 30  # of the exact answers
+_DEPTH = 30  # of the exact answers that are learned from
+_DEEP = 128  # of those that are measured on
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,14 @@ class Split:
         ``(n, lifted_dim)`` float32: lifted, of unit length; what the nets see.
     hits
         ``(n, depth)`` int64 rows of the best keys, best first.
+    as_good
+        ``(n, depth)`` int64: how many keys are as good as each of them; None where nobody asks.
     """
 
     queries: FloatArray
     unit: FloatArray
     hits: IntArray
+    as_good: IntArray | None = None
 
 
 @dataclass(frozen=True)
@@ -96,18 +100,25 @@ def pose(
 ) -> TrainingTask:
     """Look the splits' exact answers up; ``once`` may remember them by name."""
     depth = min(max(_DEPTH, k), len(keys))
+    deep = min(max(_DEEP, k), len(keys))
 
-    def split(name: str, rows: FloatArray) -> Split:
-        unit = normalise(lift_queries(rows, metric))
-        title = f"exact answers ({name})"
-        hits = once(name, lambda: top_keys(unit, lifted, depth, device, progress, title)[0])
-        return Split(rows, unit, hits)
+    def split(name: str, rows: FloatArray, depth: int = deep) -> Split:
+        lift = lift_queries(rows, metric)
+        unit = normalise(lift)
+
+        def look_up() -> IntArray:
+            title = f"exact answers ({name})"
+            hits, scores = top_keys(unit, lifted, depth, device, progress, title)
+            return np.stack([hits, count_as_good(lift, scores, metric)])
+
+        hits, as_good = once(name, look_up)
+        return Split(rows, unit, hits, as_good)
 
     return TrainingTask(
         keys=keys,
         lifted=lifted,
         metric=metric,
-        train=split("train", splits.train),
+        train=split("train", splits.train, depth),
         validate=split("validate", splits.validate),
         calibrate=split("calibrate", splits.calibrate),
         test=split("test", splits.test),
@@ -118,6 +129,17 @@ def pose(
         work=work,
         progress=progress,
     )
+
+
+def count_as_good(queries: FloatArray, scores: FloatArray, metric: Metric) -> IntArray:
+    """Count the keys as good as each answer to lifted queries, given the unit queries' scores."""
+    lengths = np.linalg.norm(queries, axis=1, keepdims=True)
+    scores = scores * lengths
+    if metric is Metric.L2:  # what the database compares is the squared distance
+        scores = 2.0 * scores - np.square(queries[:, :-1]).sum(axis=1, keepdims=True)
+    enough = as_good_as(scores)
+    counts = [(scores >= enough[:, place, None]).sum(axis=1) for place in range(scores.shape[1])]
+    return np.stack(counts, axis=1)
 
 
 def choose_device(name: str = "auto") -> torch.device:

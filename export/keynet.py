@@ -73,7 +73,8 @@ def train_keynet(
         table = centroid_weights(task.keys, placed, given, task.metric)
         levels = levels_by_rank(rewrite(split) @ table.T)
         model_keys = multiplications(net) / dim + given.n_cells + rescore
-        return curve(levels, given.n_cells, placed[split.hits], given.sizes, model_keys)
+        hit_cells = placed[split.hits]
+        return curve(levels, given.n_cells, hit_cells, given.sizes, model_keys, split.as_good)
 
     def measure(split: Split) -> Curve:
         measured = order_cells(split, cells, assignment)

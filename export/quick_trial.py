@@ -201,7 +201,7 @@ def _perfect(task: TrainingTask, assignment: IntArray, sizes: IntArray) -> Curve
     steps = np.quantile(worth[worth > 0], np.linspace(0.0, 1.0, 200)).astype(np.float32)
     thresholds: FloatArray = np.append(np.unique(steps)[::-1], np.float32(-np.inf))
     levels = levels_by_threshold(worth, thresholds)
-    return curve(levels, len(thresholds), hit_cells, sizes, 0.0)
+    return curve(levels, len(thresholds), hit_cells, sizes, 0.0, task.test.as_good)
 
 
 def _costs(name: _Search, n_cells: int, found: Curve, wanted: TrialOptions) -> list[SearchCost]:

@@ -57,7 +57,8 @@ def native_candidate(task: TrainingTask, cells: Cells, assignment: IntArray) -> 
     def measure(split: Split) -> Curve:
         levels = levels_by_rank(priority(split))
         hit_cells = assignment[split.hits]
-        return curve(levels, cells.n_cells, hit_cells, cells.sizes, cells.n_cells)
+        model_keys = float(cells.n_cells)
+        return curve(levels, cells.n_cells, hit_cells, cells.sizes, model_keys, split.as_good)
 
     return Candidate("native", net, order, cells, assignment, weights.size, [], measure, priority)
 
@@ -112,7 +113,8 @@ def train_router(
         )
         levels = levels_by_threshold(priority(split), thresholds)
         model_keys = multiplications(net) / split.unit.shape[1]
-        return curve(levels, len(thresholds), assignment[split.hits], cells.sizes, model_keys)
+        hit_cells = assignment[split.hits]
+        return curve(levels, len(thresholds), hit_cells, cells.sizes, model_keys, split.as_good)
 
     history = fit(
         net,

@@ -68,27 +68,11 @@ class Order:
 def to_onnx(
     net: Net, dim: int, metric: Metric, order: Order | None = None, *, int8: bool = False
 ) -> bytes:
-    """Write what serves of a net as an ONNX file.
+    """Write what serves of a net, whose input dimension is the lifted one, as a checked ONNX file.
 
-    Parameters
-    ----------
-    net
-        The net; its input dimension is the lifted one.
-    dim
-        Dimension of the collection's vectors.
-    metric
-        Metric of the collection.
-    order
-        How a router orders its cells; left out for a KeyNet.
-    int8
-        Multiply a router's query with weights of 8 bits: half the time, a quarter of the memory.
-        Every query and every cell has a step of its own, so that a query is served alone as in a
-        batch; integer products are the same on every processor.
-
-    Returns
-    -------
-    bytes
-        A checked ONNX model.
+    With ``int8`` a router's query is multiplied with weights of 8 bits: half the time, a quarter of
+    the memory. Every query and every cell has a step of its own, so that a query is served alone as
+    in a batch; integer products are the same on every processor.
     """
     graph = _Graph()
     query = _lifted_query(graph, dim, metric)

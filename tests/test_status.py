@@ -24,7 +24,7 @@ from amips_plugins.health.gate import Health
 from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.health.recall import Recall
 from amips_plugins.health.status_file import StatusFile, read_status
-from amips_plugins.layout import lay_out
+from amips_plugins.layout import backfill, lay_out
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.status import report
 from amips_plugins.vectors import Metric
@@ -118,6 +118,22 @@ def test_overflow(tmp_path: Path) -> None:
     assert found.state == "native"
     assert found.recall is not None
     assert "amips backfill" in found.advice
+
+
+def test_vectors_that_others_changed_in_their_cells(tmp_path: Path) -> None:
+    collection, registry = served(tmp_path)
+    sound = report(collection, registry)
+    assert (sound.sampled, sound.state) == (COUNT, "healthy")
+    assert sound.misplaced is not None
+    assert 0 < sound.misplaced < 0.07
+    collection._vectors[:12] = -collection._vectors[:12]  # what updating vectors alone does
+    found = report(collection, registry)
+    assert found.misplaced is not None
+    assert found.misplaced > 12 / COUNT
+    assert (found.state, found.reasons) == ("native", ("cells: stale",))
+    assert "amips backfill --verify" in found.advice
+    backfill(collection, registry.open(collection_key(collection.info)), verify=True)
+    assert report(collection, registry).state == "healthy"
 
 
 def test_without_a_bundle_or_its_cells(tmp_path: Path) -> None:

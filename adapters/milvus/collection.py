@@ -248,6 +248,13 @@ class MilvusCollection:
                     [row[table.key] for row in keys], table.vectors(keys), rows[-1][table.key]
                 )
 
+    def fetch(self, ids: Sequence[Id]) -> KeyBatch:
+        """Read those of the keys that are there, with every write acknowledged before."""
+        table = self.table()
+        rows = list(table.read(ids, [table.key, table.info.field]).values())
+        vectors = table.vectors(rows).reshape(len(rows), table.info.dim)
+        return KeyBatch([row[table.key] for row in rows], vectors)
+
     def upsert(
         self,
         ids: Sequence[Id],

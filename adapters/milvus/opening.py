@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,8 @@ def open_table(client: MilvusClient, name: str, field: str | None = None) -> Tab
         entry["name"]: entry["type"].name for entry in raw["fields"] if not is_ours(entry["name"])
     }
     dim = int(vector["params"]["dim"])
-    info = CollectionInfo("milvus", name, vector["name"], metric, dim, schema)
+    family = re.sub(r"__g\d+$", "", name)
+    info = CollectionInfo("milvus", name, vector["name"], metric, dim, schema, family=family)
     cells = CellProperties.read(raw.get("properties") or {})
     return Table(client, info, raw, key["name"], key["type"].name == "VARCHAR", is_lite, cells)
 

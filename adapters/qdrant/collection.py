@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.qdrant.cells import CELL_PREFIX, Record, cell_key, serving
@@ -287,6 +289,16 @@ class QdrantCollection:
                 yield batch
             if offset is None:
                 return
+
+    def fetch(self, ids: Sequence[Id]) -> KeyBatch:
+        """Read those of the points that are there with this vector."""
+        field = self.info.field
+        with answering(self._server):
+            records = self._client.retrieve(
+                self._name, list(ids), with_payload=False, with_vectors=[field]
+            )
+        none = KeyBatch([], np.zeros((0, self.info.dim), np.float32))
+        return as_batch(records, field) or none
 
     def search(self, request: SearchRequest, plan: QueryPlan = NATIVE) -> list[list[Hit]]:
         """Search by a plan, in one call for all queries.

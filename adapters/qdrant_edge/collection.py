@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from amips_plugins.adapters.cell_groups import OVERFLOW, group_by_cells, merge_hits
 from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.qdrant.cells import CELL_PREFIX, Record, cell_key, serving
@@ -210,6 +212,13 @@ class QdrantEdgeCollection:
         point is deleted. A batch may hold fewer keys than ``batch_size`` before the end.
         """
         return self._cells.scroll(batch_size, after=after)
+
+    def fetch(self, ids: Sequence[Id]) -> KeyBatch:
+        """Read those of the points that are there with this vector."""
+        batches = list(self._cells.among(edge_ids(ids)))
+        none = np.zeros((0, self.info.dim), np.float32)
+        found = [key for batch in batches for key in batch.ids]
+        return KeyBatch(found, np.concatenate([none, *(batch.vectors for batch in batches)]))
 
     def search(self, request: SearchRequest, plan: QueryPlan = NATIVE) -> list[list[Hit]]:
         """Search by a plan.

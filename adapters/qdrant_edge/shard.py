@@ -237,6 +237,10 @@ class EdgeCells:
             if offset is None:
                 return
 
+    def among(self, ids: Sequence[Id]) -> Iterator[KeyBatch]:
+        """Read those of the points that are there with the vector."""
+        return self.scroll(_READ_BATCH, _among(ids))
+
     def foreign(self, key: str, n_cells: int) -> int:
         """Count the points with something under the key that is no cell and not -1."""
         ours = edge.FieldCondition(key, match=edge.MatchAny(list(range(OVERFLOW, n_cells))))

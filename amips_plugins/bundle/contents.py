@@ -46,18 +46,9 @@ _T = TypeVar("_T")
 
 
 class BundleFile(str, Generic[_T]):
-    """The name of a file, and how its value becomes bytes and back.
+    """The name of a file, its limit in bytes, and how its value becomes bytes and back.
 
-    Parameters
-    ----------
-    name
-        The name.
-    limit
-        Bytes that it may have.
-    to_bytes, from_bytes
-        Write the value, and read it or raise.
-    kept
-        Whether ``load`` keeps the value for the next who asks: not what grows with the collection.
+    ``load`` keeps a value for the next who asks, unless it grows with the collection.
     """
 
     __slots__ = ("from_bytes", "kept", "limit", "to_bytes")
@@ -71,7 +62,7 @@ class BundleFile(str, Generic[_T]):
         *,
         kept: bool = True,
     ) -> BundleFile[_T]:
-        """Make the name, with what else is known of the file."""
+        """Make the name, with what else is known."""
         file = super().__new__(cls, name)
         file.limit, file.to_bytes, file.from_bytes, file.kept = limit, to_bytes, from_bytes, kept
         return file
@@ -120,28 +111,14 @@ def limit_of(name: str) -> int:
 
 
 class BundleContents:
-    """The values of a bundle's files.
-
-    Parameters
-    ----------
-    values
-        By name, which is one of the table.
-    bundle
-        Where to read what ``values`` lacks; each file is verified at its first use.
-    """
+    """The values of a bundle's files by name; what is not there is read from the bundle."""
 
     def __init__(self, values: dict[str, Any], bundle: Bundle | None = None) -> None:
         self._values = values
         self._bundle = bundle
 
     def __getitem__(self, file: BundleFile[_T]) -> _T:
-        """Return the value of a file.
-
-        Raises
-        ------
-        BundleCorrupt
-            It is missing, or not what the manifest says, or cannot be read.
-        """
+        """Return the value of a file, or raise ``BundleCorrupt``."""
         if file in self._values or self._bundle is None:
             value: _T = self._values[file]
             return value
@@ -165,12 +142,7 @@ class BundleContents:
     def write(self, folder: Path, **about: Any) -> Manifest:
         """Write the files, and the manifest last, into a folder that nobody reads yet.
 
-        Parameters
-        ----------
-        folder
-            The folder.
-        about
-            Fields of the manifest; what the files say is filled in, as are version and time.
+        The files fill in what they say of the manifest's fields, and the clock version and time.
         """
         return write_files(folder, self.files(), **about)
 

@@ -37,13 +37,7 @@ def check_loads(bundle: Bundle) -> None:
 
 
 def known_cells(bundle: Bundle) -> KnownCells:
-    """Read the cells of the snapshot's keys, and the rule for any other key.
-
-    Raises
-    ------
-    BundleCorrupt
-        A file is not what the manifest says, or the files do not fit each other.
-    """
+    """Read the cells of the snapshot's keys, and the rule for any other key."""
     contents = load(bundle)
     cells, lines, recorded = contents[CELLS], contents[IDS].splitlines(), contents[KNOWN_CELLS]
     decoder = msgspec.json.Decoder(int | str)
@@ -61,14 +55,7 @@ def known_cells(bundle: Bundle) -> KnownCells:
 
 
 def load_hook(bundle: Bundle, threads: int = 1) -> PreQueryHook:
-    """Load and check the hook of a bundle.
-
-    Raises
-    ------
-    BundleCorrupt
-        A file is not what the manifest says, the model's inputs and outputs do not fit it, or it
-        gives other results than when it was published.
-    """
+    """Load and check the hook of a bundle."""
     manifest, contents = bundle.manifest, load(bundle)
     model = OnnxModel(contents[MODEL], threads)
     if manifest.model == "keynet":

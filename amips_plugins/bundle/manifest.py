@@ -129,18 +129,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     tools: dict[str, str]
     files: dict[str, FileEntry]
 
-    def check_serves(self, database: str, name: str, field: str, metric: Metric, dim: int) -> None:
-        """Refuse a collection that this bundle was not made for.
-
-        Raises
-        ------
-        BundleMismatch
-            Name, field, metric or dimension differ; the message names the first that does.
-        """
+    def check_serves(self, collection: CollectionKey, metric: Metric, dim: int) -> None:
+        """Refuse a collection that this bundle was not made for."""
         pairs = [
-            ("database", self.collection.database, database),
-            ("collection", self.collection.name, name),
-            ("field", self.collection.field, field),
+            ("collection", str(self.collection), str(collection)),
             ("metric", str(self.metric), str(metric)),
             ("dimension", str(self.dim), str(dim)),
         ]

@@ -70,15 +70,9 @@ class Bundle:
         fetch: Fetch,
         check: Callable[[str, bytes, Fetch], None] | None = None,
     ) -> Bundle:
-        """Read and check the manifest; no other file is touched, but by ``check``.
+        """Read and check the manifest; no other file is touched.
 
-        Parameters
-        ----------
-        location, fetch
-            As the attributes.
-        check
-            Called with the location, the bytes of the manifest and ``fetch`` before anything is
-            decoded, to refuse by raising: see ``signing.signature_check``.
+        ``check`` may refuse its bytes before they are decoded: see ``signing.signature_check``.
 
         Raises
         ------
@@ -128,13 +122,7 @@ class Bundle:
         return cls(manifest, location, fetch, data)
 
     def read(self, name: str) -> bytes:
-        """Read a file and verify it against the manifest.
-
-        Raises
-        ------
-        BundleCorrupt
-            The file is not in the manifest, is missing, or is not what the manifest says.
-        """
+        """Read a file and verify it against the manifest."""
         entry = self.manifest.files.get(name)
         if entry is None:
             raise BundleCorrupt(f"The bundle at {self.location} has no file {name!r}.")

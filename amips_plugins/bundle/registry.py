@@ -2,7 +2,7 @@
 
 ::
 
-    <root>/<database>/<collection>/<field>/
+    <root>/<database>[@<namespace>]/<collection>/<field>/
         latest.json              the version that serves, and those that served before it
         .lock                    in a local folder: held while latest.json is changed
         <version>/manifest.json  written last: a version without it does not exist
@@ -253,8 +253,8 @@ class Registry:
             )
 
     def _home(self, key: CollectionKey) -> str:
-        parts = (key.database, key.name, key.field)
-        return "/".join([self._path, *(_safe(part) for part in parts)])
+        database = _safe(key.database) + (f"@{_safe(key.namespace)}" if key.namespace else "")
+        return "/".join([self._path, database, _safe(key.name), _safe(key.field)])
 
     def _latest(self, key: CollectionKey) -> _Latest | None:
         path = f"{self._home(key)}/{_LATEST}"

@@ -67,19 +67,10 @@ def signature_check(
 ) -> Callable[[str, bytes, Fetch], None] | None:
     """Return a check for ``Bundle.open``: one of the signers has to have signed the manifest.
 
-    Parameters
-    ----------
-    signers
-        A path is that of a PEM file with the public key of an elliptic curve (P-256, P-384 or
-        P-521); it is read at every check. None: what the environment asks for. There
-        ``AMIPS_REQUIRE_SIGNATURE`` names such files, separated as in ``PATH``, and
-        ``AMIPS_REQUIRE_IDENTITY`` with ``AMIPS_REQUIRE_ISSUER`` an identity of Sigstore.
-
-    Returns
-    -------
-    Callable or None
-        Raises ``BundleUnsigned`` for a bundle without such a signature. None if the environment
-        asks for none.
+    A path is that of a PEM file with the public key of an elliptic curve (P-256, P-384 or P-521);
+    it is read at every check. None stands for what the environment asks for, which may be nothing:
+    ``AMIPS_REQUIRE_SIGNATURE`` names such files, separated as in ``PATH``, and
+    ``AMIPS_REQUIRE_IDENTITY`` with ``AMIPS_REQUIRE_ISSUER`` an identity of Sigstore.
 
     Raises
     ------
@@ -102,14 +93,9 @@ def signature_check(
 
 
 def sign_with_key(folder: Path, key: Path) -> None:
-    """Sign the bundle in a folder; its password, if it has one, is ``$AMIPS_SIGNING_PASSWORD``.
+    """Sign the bundle in a folder with a private key of an elliptic curve, in PEM.
 
-    Parameters
-    ----------
-    folder
-        A sound bundle; gets or replaces its ``manifest.sig``.
-    key
-        PEM file with the private key of an elliptic curve (P-256, P-384 or P-521).
+    Its password, if it has one, is ``$AMIPS_SIGNING_PASSWORD``.
 
     Raises
     ------
@@ -139,11 +125,6 @@ def sign_with_sigstore(folder: Path) -> None:
 
     Identity is that of the CI job, where Sigstore knows its provider, or else of whoever logs in by
     the browser that opens. **It is published**, with the manifest's checksum, in a public log.
-
-    Parameters
-    ----------
-    folder
-        A sound bundle; gets or replaces its ``manifest.sig``.
 
     Raises
     ------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
@@ -57,7 +56,7 @@ def command(uri: str, queries: QueryFiles, cells: int, sample: int, as_json: boo
 
     require("torch", "train")
     require("faiss", "train")
-    with closing(connect(uri)) as collection:
+    with connect(uri) as collection:
         info = collection.info
         rows = queries.read(collection_key(info), info.metric, info.dim)
         found = diagnose(collection, rows, n_cells=cells, sample=sample, progress=show_progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +38,7 @@ def command(uri: str, queries: Path, registry: str | None, k: int, as_json: bool
     from amips_plugins.queries import load_queries
     from amips_plugins.routing.router import LearnedRouter
 
-    with closing(connect(uri)) as collection:
+    with connect(uri) as collection:
         rows = load_queries(queries, collection.info.dim)
         router = LearnedRouter(collection, registry=registry)
         measured = evaluate(router, rows, k, progress=show_progress)

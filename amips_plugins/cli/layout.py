@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, urlsplit
@@ -122,7 +121,7 @@ def _build(
             if dry_run or not click.confirm("Go on?", default=True, err=True):
                 return
         placed = lay_out(collection, bundle, show_progress, **options)
-        with closing(placed):
+        with placed:
             dropped = placed.layouts.drop_old() if drop_old else []
             status = placed.layouts.status()
         if as_json:
@@ -184,7 +183,7 @@ def _roll_back(uri: str, yes: bool, anyway: bool, as_json: bool) -> None:
         before = collection.layouts.status()
         if not agreed(f"{before.name!r} serves. This serves what served before it.", yes=yes):
             return
-        with closing(collection.layouts.roll_back(anyway=anyway)) as earlier:
+        with collection.layouts.roll_back(anyway=anyway) as earlier:
             status = earlier.layouts.status()
         if as_json:
             echo_json(status)
@@ -231,7 +230,7 @@ def _drop_old(uri: str, yes: bool, anyway: bool, dry_run: bool, as_json: bool) -
 def _with_collection(uri: str, job: Any) -> None:
     from amips_plugins.adapters.connect import connect
 
-    with closing(connect(uri)) as collection:
+    with connect(uri) as collection:
         job(collection)
 
 

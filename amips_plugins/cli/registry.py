@@ -27,8 +27,9 @@ __all__ = ["command"]
 def command() -> None:
     """List, pin and roll back the published bundles of a collection.
 
-    A collection is named as DATABASE/NAME/FIELD, such as milvus/docs/vector; leave FIELD empty for
-    Qdrant's unnamed vector.
+    A collection is named as DATABASE/NAME/FIELD, such as milvus/docs/vector, or
+    milvus@tenant/docs/vector in Milvus' database tenant; leave FIELD empty for Qdrant's unnamed
+    vector.
     """
 
 
@@ -44,7 +45,8 @@ class _Key(click.ParamType["CollectionKey"]):
         if len(parts) != 3:
             self.fail(f"{value!r} is not DATABASE/NAME/FIELD.", param, ctx)
         database, name, field = parts
-        return CollectionKey(database=database, name=name, field=field)
+        database, _, namespace = database.partition("@")
+        return CollectionKey(database=database, namespace=namespace, name=name, field=field)
 
 
 _KEY = click.argument("collection", type=_Key())

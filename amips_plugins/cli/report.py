@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 
 import click
@@ -59,7 +58,7 @@ def command(
         from amips_plugins.queries import load_queries
         from amips_plugins.report.timings import measure_timings
 
-        with closing(connect(collection)) as opened:
+        with connect(collection) as opened:
             rows = load_queries(queries, opened.info.dim)
             live = measure_timings(opened, data.bundle, rows, show_progress)
         data = replace(data, timings=live)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 
 import click
@@ -33,7 +32,7 @@ def command(uri: str, out: Path, batch_size: int, as_json: bool) -> None:
     from amips_plugins.adapters.connect import connect
     from amips_plugins.export.snapshot import take_snapshot
 
-    with closing(connect(uri)) as collection:
+    with connect(uri) as collection:
         taken = take_snapshot(collection, out, batch_size, show_progress)
     manifest = taken.manifest
     if as_json:

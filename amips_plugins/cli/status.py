@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +61,7 @@ def command(
     from amips_plugins.status import report
 
     processes = None if running is None else read_status(running)
-    with closing(connect(uri)) as collection:
+    with connect(uri) as collection:
         info = collection.info
         rows = queries.read(collection_key(info), info.metric, info.dim)
         found = report(collection, Registry(registry), rows, sample=sample, progress=show_progress)
@@ -88,6 +87,11 @@ def _show(name: str, found: Report) -> str:
         f"overflow  {share(found.overflow)} of {found.keys:,} keys have no cell; from "
         f"{share(found.break_even)} on routing does not pay"
     )
+    if found.misplaced is not None:
+        lines.append(
+            f"placed    at most {found.misplaced:.1%} of the keys are in a wrong cell (95 % "
+            f"confidence, {found.sampled:,} sampled)"
+        )
     if recall is not None:
         lines.append(
             f"recall    @{found.k} {recall.mean:.3f} as planned ({recall.low:.3f} to "

@@ -47,22 +47,11 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One docstring, cut in two.
+    """One docstring, cut in two."""
 
-    Attributes
-    ----------
-    title
-        Dotted name of what it describes, such as ``json.JSONEncoder.encode``. Not always unique:
-        a function may be defined twice, once for each platform.
-    query
-        Its first sentence.
-    key
-        What follows the first sentence.
-    """
-
-    title: str
-    query: str
-    key: str
+    title: str  # dotted name of what it describes; not always unique
+    query: str  # its first sentence
+    key: str  # what follows
 
 
 def fold(text: str) -> str:
@@ -71,14 +60,10 @@ def fold(text: str) -> str:
 
 
 def split_docstring(docstring: str) -> tuple[str, str] | None:
-    """Cut a docstring into its first sentence and the rest.
+    """Cut a docstring into its first sentence, on one line, and up to 1,000 characters more.
 
-    Returns
-    -------
-    tuple or None
-        The sentence on one line and the dedented body of at most 1,000 characters; None where
-        one of them is too short to mean something, or the sentence is too long for
-        a query or holds code.
+    None where one of them is too short to mean something, or the sentence is too long for a query
+    or holds code.
     """
     # A lone surrogate or a control character is legal in source text, but not in a database.
     text = _CONTROL.sub("", docstring.encode("utf-8", "ignore").decode("utf-8"))
@@ -162,33 +147,11 @@ def pairs(
     roots: Sequence[Path] | None = None,
     progress: Progress = no_progress,
 ) -> list[Pair]:
-    """Read pairs of query and key from the docstrings of installed packages.
+    """Read pairs of query and key from the docstrings of packages, in the order of their titles.
 
     No query stands twice and no key begins like another, letter case, space and punctuation
-    aside, so a random split by query holds no query on both sides. What remains are relatives
-    in other words, as every real query log has them.
-
-    Parameters
-    ----------
-    limit
-        Largest number of pairs. Where more exist, files are read in an order drawn from
-        ``seed`` until there are enough, so that the time taken goes with the limit.
-    seed
-        Draws the sample.
-    roots
-        Folders to read; those of the running interpreter when left out.
-    progress
-        Watches the work.
-
-    Returns
-    -------
-    list
-        The pairs in the order of their titles; the same for the same files and arguments.
-
-    Raises
-    ------
-    InvalidInput
-        The limit is not positive, or a root is not a folder.
+    aside, so a random split by query holds no query on both sides. Where more exist than the
+    limit, files are read in an order drawn from the seed until there are enough.
     """
     if limit < 1:
         raise InvalidInput(f"The number of pairs must be at least 1, but got {limit}.")

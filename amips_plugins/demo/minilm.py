@@ -78,19 +78,10 @@ class _Graph:
 
 
 def build_graph(folder: Path) -> Any:
-    """Build the encoder, its mean pooling and its normalisation as one ONNX model.
+    """Build encoder, mean pooling and normalisation: ids (n, length) to (n, 384) float32 unit rows.
 
-    There is no attention mask: all texts of one call have the same number of tokens.
-
-    Parameters
-    ----------
-    folder
-        Holds the published ``model.safetensors``.
-
-    Returns
-    -------
-    onnx.ModelProto
-        ``ids (n, length) int64`` to ``(n, 384) float32`` unit rows.
+    There is no attention mask: all texts of one call have the same number of tokens. The folder
+    holds the published ``model.safetensors``.
     """
     weights = require("safetensors.numpy", "demo").load_file(folder / "model.safetensors")
     graph = _Graph()

@@ -45,27 +45,10 @@ Show = Callable[[list[Measurement], int], str]
 def run(
     database: str, folder: Path, limit: int, say: Say, show: Show, progress: Progress
 ) -> list[Measurement]:
-    """Run the demo; what is there from an earlier run is used again.
+    """Run the demo in a folder; what is there from an earlier run is used again.
 
-    Parameters
-    ----------
-    database
-        ``milvus`` (Milvus Lite, a file) or ``qdrant`` (embedded, in memory).
-    folder
-        Where everything is kept.
-    limit
-        Docstrings to use, at most.
-    say
-        Prints a line.
-    show
-        Lays measurements out as a table.
-    progress
-        Watches the work.
-
-    Returns
-    -------
-    list[Measurement]
-        The native search, plain k-means cells and learned ones, on the held-out questions.
+    Returns the native search, plain k-means cells and learned ones, measured on the held-out
+    questions.
     """
     folder.mkdir(parents=True, exist_ok=True)
     say("1. Text: docstrings of the installed Python packages, read with ast, never imported.")

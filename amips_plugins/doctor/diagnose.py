@@ -31,31 +31,9 @@ def diagnose(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Diagnosis:
-    """Find out how a collection is built and whether a router would pay.
+    """Find out how a collection is built and whether a router would pay; nothing is changed.
 
-    Nothing is written to the database, and nothing stays on disk.
-
-    Parameters
-    ----------
-    collection
-        The collection.
-    queries
-        ``(n, dim)`` float32 of its users; None to guess some from the keys.
-    n_cells
-        Cells to try.
-    sample
-        Keys to try them on, at most.
-    seed
-        Decides every random choice.
-    progress
-        Watches the work.
-
-    Raises
-    ------
-    InvalidInput
-        There can be no such number of cells or keys.
-    MissingExtra
-        What the trial needs is not installed.
+    Queries of None are guessed from the keys; ``sample`` keys at most are tried.
     """
     if n_cells < 2 or sample < n_cells:
         raise InvalidInput(

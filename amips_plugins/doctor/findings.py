@@ -12,40 +12,14 @@ __all__ = ["Diagnosis", "Verdict"]
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do.
-
-    Attributes
-    ----------
-    answer
-        ``route``: worth it; ``leave``: leave the collection as it is; ``unclear``: cannot say.
-    text
-        Why, and what to do, in a sentence or two.
-    """
+    """What to do, and why."""
 
     answer: Literal["route", "leave", "unclear"]
     text: str
 
 
 class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
-    """All that was found.
-
-    Attributes
-    ----------
-    database, collection, field, metric, dim, keys
-        Which collection, and how many keys it has.
-    construction
-        How it is built, in pairs.
-    notes
-        What to put right, whatever becomes of routing.
-    native
-        What a native search does: scan every key, scan some lists, follow a graph.
-    break_even
-        Share of the keys above which a full scan is cheaper than a search of cells.
-    trial
-        None where there was nothing to try.
-    verdict
-        What to do.
-    """
+    """All that was found."""
 
     database: str
     collection: str
@@ -53,9 +27,9 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     metric: str
     dim: int
     keys: int
-    construction: tuple[tuple[str, str], ...]
-    notes: tuple[str, ...]
-    native: Literal["scan", "lists", "graph"]
-    break_even: float
+    construction: tuple[tuple[str, str], ...]  # how it is built, in pairs
+    notes: tuple[str, ...]  # what to put right, whatever becomes of routing
+    native: Literal["scan", "lists", "graph"]  # what a native search does
+    break_even: float  # share of the keys above which a full scan is cheaper than cells
     trial: Trial | None
     verdict: Verdict

@@ -22,19 +22,7 @@ _HOW = "amips snapshot, train, publish, layout, then amips evaluate with fresh q
 def judge_unseen(
     construction: Construction, keys: int, layout: str | None, overflow: float
 ) -> Verdict | None:
-    """Judge what needs no trial; None where only a trial can tell.
-
-    Parameters
-    ----------
-    construction
-        How the collection is built.
-    keys
-        Number of keys.
-    layout
-        Its cells, if it has some.
-    overflow
-        Share of the keys without a cell.
-    """
+    """Judge what needs no trial; None where only a trial can tell."""
     if layout is not None:
         more = (
             " First give the keys without a cell theirs: amips backfill." if overflow > 0.05 else ""
@@ -56,17 +44,7 @@ def judge_unseen(
 
 
 def judge(construction: Construction, break_even: float, trial: Trial) -> Verdict:
-    """Judge a trial.
-
-    Parameters
-    ----------
-    construction
-        How the collection is built.
-    break_even
-        Share of the keys above which a full scan is cheaper than a search of cells.
-    trial
-        The trial.
-    """
+    """Judge a trial; above ``break_even`` of the keys a full scan is cheaper than cells."""
     after = trial.cost("linear", _TARGET)
     if after is None:
         return _unclear("the trial's router does not reach the recall; collect more queries")

@@ -10,12 +10,12 @@ import numpy as np
 
 from amips_plugins.collection import Hit
 from amips_plugins.health.confidence import betting_bound
+from amips_plugins.vectors import as_good_as
 
 __all__ = ["Recall", "RecallWindow", "recall_at_k"]
 
 _WIDTH = 1_000  # answers
 _WRONG = 0.05  # probability that the mean lies outside its bounds
-_SAME = 1e-5  # of a score: one key's, computed in another order
 
 
 def recall_at_k(
@@ -40,8 +40,7 @@ def recall_at_k(
     if not best:
         return 1.0
     sign = 1.0 if larger_is_better else -1.0
-    last = sign * best[-1].score
-    enough = last - _SAME * max(abs(last), 1e-3)
+    enough = float(as_good_as(sign * best[-1].score))
     ids = {hit.id for hit in best}
     good = sum(hit.id in ids or sign * hit.score >= enough for hit in found[:k])
     return min(good, len(best)) / len(best)

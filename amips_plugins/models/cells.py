@@ -83,20 +83,7 @@ class Cells:
         return len(self.centroids)
 
     def assign(self, keys: FloatArray, metric: Metric) -> IntArray:
-        """Give keys their cells; deterministic, and blockwise in memory.
-
-        Parameters
-        ----------
-        keys
-            ``(n, dim)`` float32, as the collection stores them.
-        metric
-            Metric of the collection.
-
-        Returns
-        -------
-        numpy.ndarray
-            ``(n,)`` int64.
-        """
+        """Give keys their cells; deterministic, and blockwise in memory."""
         chosen = np.empty(len(keys), dtype=np.int64)
         for start in range(0, len(keys), _BLOCK):
             block = np.asarray(keys[start : start + _BLOCK], dtype=np.float32)
@@ -126,13 +113,7 @@ class Cells:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Cells:
-        """Read what ``to_bytes`` wrote.
-
-        Raises
-        ------
-        BundleCorrupt
-            Not such an archive, or its shapes do not fit each other.
-        """
+        """Read what ``to_bytes`` wrote."""
         try:
             archive = read_npz(data, _ARRAYS)
             centroids = np.asarray(archive["centroids"], dtype=np.float32)
@@ -162,15 +143,7 @@ class Cells:
 
 
 def place_keys(keys: FloatArray, metric: Metric) -> FloatArray:
-    """Return where keys lie for k-means: their direction, or the keys themselves if it is L2.
-
-    Parameters
-    ----------
-    keys
-        ``(n, dim)`` float32, as the collection stores them.
-    metric
-        Metric of the collection.
-    """
+    """Return where keys lie for k-means: their direction, or the keys themselves if it is L2."""
     return keys if metric is Metric.L2 else normalise(keys)
 
 
@@ -178,18 +151,7 @@ class KnownCells:
     """The recorded cells of a snapshot's keys, and the rule for every other key.
 
     A key keeps its recorded cell as long as its vector is about the one of the snapshot; written
-    again with another vector, it is another key and goes by the rule. Takes 16 bytes a key.
-
-    Parameters
-    ----------
-    cells
-        The partition.
-    metric
-        Metric of the collection.
-    ids
-        The ids of the snapshot's keys.
-    recorded
-        ``(n, 2)`` int32: the cell and the sketch of each of them.
+    again with another vector, it X
     """
 
     def __init__(

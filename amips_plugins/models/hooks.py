@@ -59,15 +59,7 @@ class RewriteHook:
         return max(20 * k, 100)
 
     def plan(self, queries: FloatArray, target: Target) -> QueryPlan:
-        """Rewrite the queries.
-
-        Raises
-        ------
-        InvalidInput
-            A recall target or probes are asked for: the index decides those in this mode.
-        ModelFault
-            The model's output is not finite.
-        """
+        """Rewrite the queries."""
         if target.recall is not None or target.n_probes is not None:
             raise InvalidInput(
                 "A KeyNet rewrites the query and leaves the probes to the database's index; set "
@@ -105,15 +97,7 @@ class RouteHook:
     shares: FloatArray
 
     def plan(self, queries: FloatArray, target: Target) -> QueryPlan:
-        """Choose the cells; every cell is the native search.
-
-        Raises
-        ------
-        InvalidInput
-            The recall target cannot be promised, or the probes make no sense.
-        ModelFault
-            The model's output is not finite.
-        """
+        """Choose the cells; every cell is the native search."""
         threshold, n_probes = self._threshold(target), target.n_probes
         if threshold == -np.inf or (n_probes is not None and n_probes >= len(self.shares) - 1):
             return NATIVE
@@ -140,20 +124,7 @@ class RouteHook:
 
 
 def cells_above(priority: FloatArray, threshold: float) -> IntArray:
-    """Choose every query's cells above a threshold, and its best cell always.
-
-    Parameters
-    ----------
-    priority
-        ``(n_queries, n_cells)``.
-    threshold
-        What a cell has to reach.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(n_queries, most)`` int64, in ascending order and filled up with -1.
-    """
+    """Choose every query's cells above a threshold, and its best always; ascending, -1 fills up."""
     count, width = priority.shape
     chosen = priority >= threshold
     if count == 1:
@@ -175,20 +146,7 @@ def cells_above(priority: FloatArray, threshold: float) -> IntArray:
 
 
 def best_cells(priority: FloatArray, n_probes: int) -> IntArray:
-    """Choose every query's cells of the highest priority; of equal ones the first.
-
-    Parameters
-    ----------
-    priority
-        ``(n_queries, n_cells)``, finite.
-    n_probes
-        How many, fewer than all.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(n_queries, n_probes)`` int64, best first.
-    """
+    """Choose every query's cells of the highest priority; of equal ones the first."""
     count, width = priority.shape
     if count > 1:  # a batch is sorted whole at sixteen times the cost
         last = np.partition(priority, width - n_probes, axis=1)[:, width - n_probes, None]

@@ -123,22 +123,9 @@ class _Value:
 
 
 def check_onnx(data: bytes) -> int:
-    """Refuse a model file that holds anything but what ``export.to_onnx`` writes.
+    """Raise ``BundleCorrupt`` for anything but what ``export.to_onnx`` writes.
 
-    Parameters
-    ----------
-    data
-        The file.
-
-    Returns
-    -------
-    int
-        Multiplications that the model takes for a query.
-
-    Raises
-    ------
-    BundleCorrupt
-        The message says why.
+    Returns the multiplications that the model takes for a query.
     """
     try:
         model = Reader(_MOST_FIELDS).read(memoryview(data), _MODEL)

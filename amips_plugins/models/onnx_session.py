@@ -17,26 +17,14 @@ __all__ = ["OnnxModel"]
 class OnnxModel:
     """A model loaded from bytes that ``onnx_check`` has passed.
 
-    Parameters
-    ----------
-    data
-        The ONNX file.
-    threads
-        Threads that one call may use, the caller's own among them. With 1 there is no pool: the
-        model runs on the thread that calls, and any number of workers can share it, each on a core
-        of its own; that is fastest for single queries too. With more, all calls share one pool of
-        ``threads - 1``, which sleeps between calls, so that it takes no core from a database
-        beside it; it can only pay for batches.
+    With one thread there is no pool: the model runs on the thread that calls, and any number of
+    workers can share it; that is fastest for single queries too. With more, all calls share one
+    pool, which sleeps between calls, so that it takes no core from a database beside it.
 
     Attributes
     ----------
     multiplications
         What one query costs: multiplications in the matrix products of the whole file.
-
-    Raises
-    ------
-    BundleCorrupt
-        The file holds anything but what ``export.to_onnx`` writes.
     """
 
     def __init__(self, data: bytes, threads: int = 1) -> None:
@@ -90,15 +78,7 @@ class OnnxModel:
     def run(
         self, outputs: Sequence[str], inputs: Mapping[str, npt.NDArray[Any]]
     ) -> list[npt.NDArray[Any]]:
-        """Run the model.
-
-        Parameters
-        ----------
-        outputs
-            Names of the outputs wanted. The others of the file are computed all the same.
-        inputs
-            Every input by name.
-        """
+        """Run the model; outputs not asked for are computed all the same."""
         session = self._session or self._opened()
         result: list[npt.NDArray[Any]] = session.run(outputs, inputs)
         return result

@@ -42,31 +42,13 @@ class Field:
 
 
 class Reader:
-    """Reads messages of no more than so many fields in all.
-
-    Parameters
-    ----------
-    budget
-        Fields that may be read; it bounds time and memory.
-    """
+    """Reads messages of no more than so many fields in all, which bounds time and memory."""
 
     def __init__(self, budget: int) -> None:
         self._left = budget
 
     def read(self, data: memoryview, schema: Mapping[int, Field]) -> dict[str, Any]:
-        """Read one message.
-
-        Returns
-        -------
-        dict
-            Values by name: lists of repeated fields (empty if there is none), and those single
-            fields that are there.
-
-        Raises
-        ------
-        Malformed
-            It is not one of this schema.
-        """
+        """Read one message: lists of repeated fields, and those single fields that are there."""
         result: dict[str, Any] = {f.name: [] for f in schema.values() if f.repeated}
         at = 0
         while at < len(data):

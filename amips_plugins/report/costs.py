@@ -8,7 +8,6 @@ from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from amips_plugins.bundle.manifest import CandidateCost as Cost
@@ -26,6 +25,7 @@ from amips_plugins.report.style import (
     Chart,
     bars,
     listed,
+    model_sign,
     new_axes,
     percent,
 )
@@ -51,7 +51,7 @@ def recall_against_cost(data: ReportData) -> Chart | None:
     for name in names:
         reached = [cost for cost in costs if cost.candidate == name and cost.total is not None]
         x, y = [float(cost.total or 1.0) for cost in reached], [cost.recall for cost in reached]
-        marks = list(zip(x, y, strict=True))
+        xy = (x, y)
         for line in curves.lines if curves is not None else ():
             if (line.candidate, line.k) == (name, k):
                 x, y = line.total, line.recall
@@ -61,15 +61,7 @@ def recall_against_cost(data: ReportData) -> Chart | None:
         least = min(least, shown[0][0])
         colour = COLOURS[name][0]
         axes.plot(*zip(*shown, strict=True), color=colour, dashes=DASHES[name])
-        axes.plot(
-            [a for a, _ in marks],
-            [b for _, b in marks],
-            linestyle="none",
-            marker=MARKS[name],
-            color=colour,
-            markersize=6.5,
-            markeredgecolor=PAPER,
-        )
+        axes.plot(*xy, ls="none", marker=MARKS[name], color=colour, ms=6.5, mec=PAPER)
         for cost in reached:
             if cost.low is not None and cost.high is not None:
                 axes.plot([cost.low, cost.high], [cost.recall] * 2, color=colour, linewidth=1.1)
@@ -113,18 +105,7 @@ def _name_lines(axes: Axes, costs: Sequence[Cost], target: float) -> None:
     nearest = _nearest(costs, target)
     found = [(cost.total, cost.candidate) for cost in costs if cost.recall == nearest]
     ordered = sorted(found, key=lambda one: math.inf if one[0] is None else one[0])
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=COLOURS[name][0],
-            dashes=DASHES[name],
-            marker=MARKS[name],
-            markersize=6.5,
-            label=f"{NAMES[name]}, {percent(total)}",
-        )
-        for total, name in ordered
-    ]
+    handles = [model_sign(name, f"{NAMES[name]}, {percent(total)}") for total, name in ordered]
     legend = axes.legend(
         handles=handles,
         loc="lower right",

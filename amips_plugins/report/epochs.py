@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from amips_plugins.report.style import (
@@ -15,6 +14,7 @@ from amips_plugins.report.style import (
     Chart,
     legend_below,
     listed,
+    model_sign,
     new_axes,
     percent,
 )
@@ -43,21 +43,7 @@ def training(curves: Curves) -> Chart:
         ]
         at = int(np.argmin(epochs.cost))
         right.plot([at + 1], [epochs.cost[at]], "o", ms=12, fillstyle="none", color=colour, mew=1.2)
-    legend_below(
-        figure,
-        [
-            Line2D(
-                [],
-                [],
-                color=COLOURS[name][0],
-                dashes=DASHES[name],
-                marker=MARKS[name],
-                ms=5,
-                label=NAMES[name],
-            )
-            for name in best
-        ],
-    )
+    legend_below(figure, [model_sign(name, NAMES[name]) for name in best])
     left.set_title("training loss", loc="left", fontsize=10.5, color=INK)
     right.set_title("cost on validation queries", loc="left", fontsize=10.5, color=INK)
     right.yaxis.set_major_formatter(PercentFormatter(1.0))

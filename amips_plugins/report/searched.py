@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from matplotlib.artist import Artist
@@ -26,6 +28,7 @@ from amips_plugins.report.training_record import FlatMap
 
 __all__ = ["cell_sizes", "flat_map"]
 
+_RING: dict[str, Any] = {"color": BLUE, "marker": "o", "ms": 9, "ls": "none", "fillstyle": "none"}
 _APART = 0.1  # of the keys' spread
 
 
@@ -50,14 +53,8 @@ def cell_sizes(data: ReportData) -> Chart:
     if demand is not None and len(demand) == len(sizes) and demand.sum():
         order = np.argsort(-data.cells.sizes, kind="stable")
         per_key = demand / demand.sum() * sizes.sum()
-        axes.plot(
-            np.arange(len(sizes)) + 1,
-            per_key[order],
-            linestyle="none",
-            marker="D",
-            markersize=4.2,
-            color=ORANGE,
-        )
+        places = np.arange(len(sizes)) + 1
+        axes.plot(places, per_key[order], ls="none", marker="D", ms=4.2, color=ORANGE)
         handles.append(
             Line2D([], [], color=ORANGE, marker="D", ms=4.5, ls="none", label="asked for")
         )
@@ -105,14 +102,8 @@ def flat_map(flat: FlatMap) -> Chart:
         centres.append(inside.mean(axis=0))
         sizes.append(len(inside))
     x, y = np.array(centres).T
-    axes.scatter(
-        x,
-        y,
-        s=np.array(sizes) / max(sizes) * 260,
-        facecolors="none",
-        edgecolors=BLUE,
-        linewidths=1.4,
-    )
+    area = np.array(sizes) / max(sizes) * 260
+    axes.scatter(x, y, s=area, facecolors="none", edgecolors=BLUE, linewidths=1.4)
     axes.scatter(queries[:, 0], queries[:, 1], s=13, marker="x", color=ORANGE, linewidths=1.0)
     axes.set_aspect("equal", adjustable="datalim")
     axes.grid(visible=False)
@@ -124,16 +115,7 @@ def flat_map(flat: FlatMap) -> Chart:
         figure,
         [
             Line2D([], [], color=FAINT, marker="o", ms=4, ls="none", label=f"{len(keys):,} keys"),
-            Line2D(
-                [],
-                [],
-                color=BLUE,
-                marker="o",
-                ms=9,
-                ls="none",
-                fillstyle="none",
-                label="cells, by size",
-            ),
+            Line2D([], [], **_RING, label="cells, by size"),
             Line2D([], [], color=ORANGE, marker="x", ms=5, ls="none", label="test queries"),
         ],
     )

@@ -14,6 +14,7 @@ from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 __all__ = [
     "BLUE",
@@ -31,6 +32,7 @@ __all__ = [
     "bars",
     "legend_below",
     "listed",
+    "model_sign",
     "new_axes",
     "percent",
     "to_png",
@@ -165,10 +167,16 @@ def bars(axes: Axes, edges: npt.NDArray[np.float64], heights: Sequence[int], col
     )
 
 
-def legend_below(figure: Figure, handles: list[Artist]) -> None:
+def model_sign(name: str, label: str) -> Line2D:
+    """Return the line and the mark of a model, for a legend."""
+    drawn: dict[str, Any] = {"color": COLOURS[name][0], "dashes": DASHES[name]}
+    return Line2D([], [], marker=MARKS[name], markersize=5.5, label=label, **drawn)
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
     """Explain the signs of a chart below it."""
     figure.legend(
-        handles=handles,
+        handles=list(handles),
         loc="outside lower left",
         ncols=len(handles),
         frameon=False,

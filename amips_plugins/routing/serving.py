@@ -192,7 +192,7 @@ def check_bundle(collection: Collection, bundle: Bundle) -> None:
     """
     info = collection.info
     key = collection_key(info)
-    bundle.manifest.check_serves(key.database, key.name, key.field, info.metric, info.dim)
+    bundle.manifest.check_serves(key, info.metric, info.dim)
 
 
 def serving_bundle(

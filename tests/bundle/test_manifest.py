@@ -5,12 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from amips_plugins import LearnedRouter
 from amips_plugins.bundle.contents import CELLS, MODEL
 from amips_plugins.bundle.manifest import MANIFEST, describe_file
 from amips_plugins.bundle.package import Bundle
+from amips_plugins.collection import collection_key
 from amips_plugins.errors import BundleCorrupt, BundleMismatch, BundleNotFound
 from amips_plugins.vectors import Metric
 from tests.support.bundles import make_files, memory, open_bundle, write_bundle
@@ -147,9 +149,10 @@ def test_no_bundle_at_the_location(tmp_path: Path, there: str) -> None:
 @pytest.mark.parametrize(
     ("what", "given"),
     [
-        ("database", {"database": "milvus"}),
+        ("collection", {"database": "milvus"}),
+        ("collection", {"namespace": "tenant"}),
         ("collection", {"name": "other"}),
-        ("field", {"field": "title"}),
+        ("collection", {"field": "title"}),
         ("metric", {"metric": Metric.L2}),
         ("dimension", {"dim": 8}),
     ],
@@ -157,17 +160,12 @@ def test_no_bundle_at_the_location(tmp_path: Path, there: str) -> None:
 def test_another_collection_is_refused_by_name(
     folder: Path, what: str, given: dict[str, Any]
 ) -> None:
-    own: dict[str, Any] = {
-        "database": "memory",
-        "name": "docs",
-        "field": "vector",
-        "metric": Metric.COSINE,
-        "dim": 4,
-    }
     manifest = open_bundle(folder).manifest
-    manifest.check_serves(**own)
+    own, metric, dim = collection_key(memory().info), given.pop("metric", Metric.COSINE), 4
+    manifest.check_serves(own, Metric.COSINE, dim)
+    dim = given.pop("dim", dim)
     with pytest.raises(BundleMismatch, match=f"v1 was made for {what} .* not .*; train one"):
-        manifest.check_serves(**(own | given))
+        manifest.check_serves(msgspec.structs.replace(own, **given), metric, dim)
 
 
 def test_describing_a_file() -> None:

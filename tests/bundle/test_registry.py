@@ -7,10 +7,12 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import msgspec
 import pytest
 
 from amips_plugins import Registry
@@ -517,11 +519,22 @@ def test_collections_do_not_meet(registry: Registry, publish: Publish) -> None:
     assert registry.versions(other) == ["v2"]
 
 
-def test_generations_share_their_key() -> None:
-    assert collection_key(memory(name="docs__g2").info) == KEY
-    assert collection_key(memory(name="docs__g17").info) == KEY
-    assert collection_key(memory(name="docs__g").info).name == "docs__g"
-    assert collection_key(memory(name="a__g2b").info).name == "a__g2b"
+def test_a_collection_has_the_key_that_its_adapter_says() -> None:
+    info = memory(name="docs__g2").info
+    assert collection_key(info).name == "docs__g2"
+    assert collection_key(replace(info, family="docs")) == KEY
+    assert collection_key(replace(info, namespace="tenant")).namespace == "tenant"
+
+
+def test_collections_of_one_name_in_two_databases_do_not_meet(
+    registry: Registry, publish: Publish
+) -> None:
+    other = msgspec.structs.replace(KEY, namespace="tenant")
+    publish("v1")
+    publish("v2", collection=other)
+    assert (registry.current(KEY), registry.current(other)) == ("v1", "v2")
+    odd = msgspec.structs.replace(KEY, database="memory@tenant")
+    assert registry.current(odd) is None
 
 
 def test_the_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

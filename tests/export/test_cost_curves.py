@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from amips_plugins.collection import Hit
 from amips_plugins.export.cost_curves import (
     TARGETS,
     Curve,
@@ -22,8 +23,18 @@ from amips_plugins.export.cost_curves import (
     levels_by_threshold,
     thresholds_for,
 )
+from amips_plugins.export.dataset import count_as_good
+from amips_plugins.health.recall import recall_at_k
 from amips_plugins.models.hooks import cells_above
-from amips_plugins.vectors import FloatArray, IntArray
+from amips_plugins.vectors import (
+    FloatArray,
+    IntArray,
+    Metric,
+    lift_keys,
+    lift_queries,
+    normalise,
+)
+from tests.support.training_data import gaussian
 
 N_CELLS, K = 12, 5
 
@@ -374,3 +385,32 @@ def test_the_promise_holds_for_fresh_queries(recall: float) -> None:
 
 def failures(levels: list[int], truth: npt.NDArray[np.float64], recall: float) -> int:
     return int((truth[np.array(levels)] < recall).sum())
+
+
+@pytest.mark.parametrize("copies", [1, 3, 40])
+def test_recall_of_a_curve_is_the_recall_by_score_of_what_is_returned(copies: int) -> None:
+    """Equal keys in any cells: among equals the order is chance."""
+    rng = np.random.default_rng(copies)
+    keys = np.repeat(gaussian(600 // copies, 4), copies, axis=0)[rng.permutation(600)]
+    assignment = rng.integers(0, 12, len(keys))
+    sizes = np.bincount(assignment, minlength=12)
+    queries, k = normalise(gaussian(40, 4, 1)), 10
+    scores = queries @ keys.T
+    best = np.argsort(-scores, axis=1)[:, :64]
+    as_good = count_as_good(queries, np.take_along_axis(scores, best, axis=1), Metric.IP)
+    order = levels_by_rank(rng.standard_normal((40, 12)).astype(np.float32))
+    measured = curve(order, 12, assignment[best], sizes, 0.0, as_good).recall(k)
+    for query in range(40):
+        exact = [Hit(int(row), float(scores[query, row]), {}) for row in best[query]]
+        for level in range(12):
+            searched = np.flatnonzero(order[query, assignment] <= level)
+            top = searched[np.argsort(-scores[query, searched])[:k]]
+            found = [Hit(int(row), float(scores[query, row]), {}) for row in top]
+            expected = recall_at_k(found, exact, k, larger_is_better=True)
+            assert measured[query, level] == pytest.approx(expected)
+    for metric in (Metric.COSINE, Metric.L2):
+        lift = lift_queries(queries, metric)
+        products = -np.sort(-(normalise(lift) @ lift_keys(keys, metric).T), axis=1)[:, :64]
+        in_groups = (np.arange(64) // copies * copies + copies).clip(max=64)
+        # In four dimensions some different keys are as good as equal.
+        assert (count_as_good(lift, products, metric) == in_groups).mean() > 0.97

@@ -245,7 +245,7 @@ import asyncio, multiprocessing, sys
 from pathlib import Path
 import numpy as np
 from amips_plugins import AsyncLearnedRouter, LearnedRouter, MemoryCollection
-from amips_plugins.bundle.manifest import Bundle
+from amips_plugins.bundle.package import Bundle
 from amips_plugins.layout import lay_out
 
 router = None

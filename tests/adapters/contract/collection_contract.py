@@ -118,6 +118,19 @@ class CollectionContract:
     def test_count(self) -> None:
         assert self.build().count() == COUNT
 
+    def test_fetch_reads_those_that_are_there(self) -> None:
+        built = self.build()
+        whole = {
+            key: row for b in built.scan(100) for key, row in zip(b.ids, b.vectors, strict=True)
+        }
+        found = built.fetch([5, 10_000, 0])
+        assert set(found.ids) == {5, 0}
+        np.testing.assert_array_equal(found.vectors, [whole[key] for key in found.ids])
+        nothing = built.fetch([10_000])
+        assert (list(nothing.ids), nothing.vectors.shape) == ([], (0, DIM))
+        named = self.build(ids=self.string_ids)
+        assert list(named.fetch(self.string_ids[:1]).ids) == [self.string_ids[0]]
+
     def test_native_search_equals_the_reference(self) -> None:
         queries = vectors(seed=1, count=5)
         for metric in self.metrics:

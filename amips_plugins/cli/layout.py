@@ -111,16 +111,17 @@ def _build(
     def job(collection: Collection) -> None:
         bundle = Registry(registry).open(collection_key(collection.info), version)
         options["work"] = options["work"] or _work(uri, bundle)
-        asks = not yes and sys.stdin.isatty()
-        if dry_run or asks:
-            plan = plan_layout(collection, bundle, **options)
+        there = options["alias"] is None and _finished(collection, bundle)
+        if dry_run or (not there and not yes and sys.stdin.isatty()):
+            nothing = BuildPlan((), collection.count(), 0, 0.0, ("these cells are there already",))
+            plan = nothing if there else plan_layout(collection, bundle, **options)
             if dry_run and as_json:
                 echo_json(plan)
             else:
                 _show_plan(plan, collection, to_stderr=not dry_run)
             if dry_run or not click.confirm("Go on?", default=True, err=True):
                 return
-        placed = lay_out(collection, bundle, show_progress, **options)
+        placed = collection if there else lay_out(collection, bundle, show_progress, **options)
         with placed:
             dropped = placed.layouts.drop_old() if drop_old else []
             status = placed.layouts.status()
@@ -129,7 +130,7 @@ def _build(
             return
         click.echo(
             f"{status.name!r} has {status.count:,} keys in {bundle.manifest.n_cells} cells "
-            f"(layout {status.layout})."
+            f"(layout {status.layout}){', as before' if there else ''}."
         )
         if options["alias"] is None and _is_elsewhere(uri, collection, status):
             click.echo(
@@ -232,6 +233,12 @@ def _with_collection(uri: str, job: Any) -> None:
 
     with connect(uri) as collection:
         job(collection)
+
+
+def _finished(collection: Collection, bundle: Bundle) -> bool:
+    """Whether nothing is left to do: to say so is no error."""
+    status = collection.layouts.status()
+    return status.layout == bundle.manifest.layout and not status.unfinished
 
 
 def _work(uri: str, bundle: Bundle) -> Path:

@@ -68,7 +68,7 @@ def command(
             {
                 "version": published,
                 "registry": store.root,
-                "collection": f"{key.database}/{key.name}/{key.field}",
+                "collection": str(key),
                 "current": store.current(key),
                 "pinned": store.pinned(key),
             }

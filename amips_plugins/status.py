@@ -15,7 +15,7 @@ from amips_plugins.errors import BundleError
 from amips_plugins.health.drift import WINDOW, Drift, compare, outputs_of
 from amips_plugins.health.gate import Gate, Shadow, State
 from amips_plugins.health.recall import Recall, RecallWindow
-from amips_plugins.health.shadow_search import Sample, examine, search_in, widens
+from amips_plugins.health.shadow_search import ServedQuery, search_in, shadow_search, widens
 from amips_plugins.plan import PreQueryHook, Target
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.routing.serving import Serving, serve_latest
@@ -199,7 +199,9 @@ def _examine(
         return None
     # Only a healthy state has to know how; the model had a part in the answer, or could have.
     mode = "native" if state == "native" else "route"
-    return examine(Sample(collection, hook, query, target, found, mode, state), better, None)
+    return shadow_search(
+        ServedQuery(collection, hook, query, target, found, mode, state), better, None
+    )
 
 
 def _advice(gate: Gate, share: float, *, measured: bool) -> str:

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from amips_plugins.adapters.memory import MemoryCollection
 from amips_plugins.health.change_detector import Detector
 from amips_plugins.health.gate import FALSE_FALL, FALSE_RISE, SLACK
-from amips_plugins.health.monitor import HealthMonitor
-from amips_plugins.health.shadow_search import Sample
+from amips_plugins.health.monitor import HealthMonitor, Watch
+from amips_plugins.health.shadow_search import ServedQuery
 from amips_plugins.models.hooks import NativeHook
 from amips_plugins.plan import Target
 
@@ -84,11 +84,13 @@ def main(streams: int, most: int) -> None:
 def _time_hot_path() -> None:
     collection, hook = MemoryCollection(np.eye(_DIM, dtype=np.float32)), NativeHook()
     watch = HealthMonitor(share=1e-9, drift_share=0.0)
-    watch.start_over(collection, hook)
+    watched = Watch(collection, hook)
+    watch.begin(watched)
     query = np.ones(_DIM, dtype=np.float32)
 
     def sample() -> None:
-        watch.sample(Sample(collection, hook, query, Target(10), [], "route", "healthy"))
+        served = ServedQuery(collection, hook, query, Target(10), [], "route", "healthy")
+        watch.sample(watched, served)
 
     empty = min(timeit.repeat(lambda: None, number=100_000, repeat=10)) / 0.1
     coin = min(timeit.repeat(lambda: watch.chosen(), number=100_000, repeat=10)) / 0.1

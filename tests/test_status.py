@@ -21,7 +21,7 @@ from amips_plugins.collection import CollectionKey, collection_key
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.drift import Drift
 from amips_plugins.health.gate import Health
-from amips_plugins.health.monitor import HealthMonitor
+from amips_plugins.health.monitor import HealthMonitor, Watch
 from amips_plugins.health.recall import Recall
 from amips_plugins.health.status_file import StatusFile, read_status
 from amips_plugins.layout import backfill, lay_out
@@ -221,7 +221,7 @@ def test_the_command(
 
 def test_a_running_process_writes_what_it_knows(tmp_path: Path) -> None:
     watch = HealthMonitor(on_health=StatusFile(tmp_path / "status", "docs"))
-    watch.start_over(memory(Metric.IP), router())
+    watch.begin(Watch(memory(Metric.IP), router()))
     (found,) = read_status(tmp_path / "status")
     assert (found.collection, found.pid, found.health) == ("docs", os.getpid(), watch.health)
     assert found.age < 60

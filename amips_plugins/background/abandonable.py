@@ -9,9 +9,9 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from amips_plugins.background.process_end import at_work
+from amips_plugins.background.process_end import in_flight
 
-__all__ = ["start"]
+__all__ = ["run_abandonable"]
 
 _T = TypeVar("_T")
 _Job = tuple["Future[Any]", Callable[[], Any]]
@@ -47,7 +47,7 @@ class _Workers:
                     continue  # a job has just been promised to this thread
                 return
             if future.set_running_or_notify_cancel():
-                with at_work():
+                with in_flight():
                     try:
                         future.set_result(job())
                     except BaseException as exc:  # noqa: BLE001 - it is the waiting caller's
@@ -59,18 +59,8 @@ class _Workers:
 _workers = _Workers()
 
 
-def start(job: Callable[[], _T]) -> Future[_T]:
+def run_abandonable(job: Callable[[], _T]) -> Future[_T]:
     """Start a job on a thread of its own; whoever waits for it may stop to.
-
-    Parameters
-    ----------
-    job
-        What to do.
-
-    Returns
-    -------
-    concurrent.futures.Future
-        Of what the job returns or raises.
 
     Raises
     ------

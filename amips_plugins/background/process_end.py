@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["at_work", "is_ending"]
+__all__ = ["in_flight", "is_ending"]
 
 _PATIENCE = 3.0  # seconds
 _under_way: set[object] = set()
@@ -26,7 +26,7 @@ def is_ending() -> bool:
 
 
 @contextmanager
-def at_work() -> Iterator[None]:
+def in_flight() -> Iterator[None]:
     """Have the end of the process wait a moment for this block."""
     token = object()
     _under_way.add(token)

@@ -40,9 +40,9 @@ __all__ = [
     "WIDEN",
     "Gate",
     "Health",
+    "RecallAgainstTarget",
     "Shadow",
     "State",
-    "Trial",
     "factor",
 ]
 
@@ -66,7 +66,7 @@ _BACK = 0.9  # of the break-even: overflow around it must not switch to and fro
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class RecallAgainstTarget:
     """Recall of one answer, and what it has to be on average.
 
     Attributes
@@ -99,8 +99,8 @@ class Shadow:
     """
 
     state: State
-    served: Trial
-    better: Trial | None = None
+    served: RecallAgainstTarget
+    better: RecallAgainstTarget | None = None
 
 
 @dataclass(frozen=True, slots=True)

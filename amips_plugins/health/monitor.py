@@ -3,46 +3,60 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
-import threading
 import time
-import weakref
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
-from amips_plugins.background.process_end import at_work, is_ending
+from amips_plugins.background.forks import STEADY, renew_after_fork
+from amips_plugins.background.process_end import is_ending
+from amips_plugins.background.single_flight import SingleFlight
 from amips_plugins.bundle.reference import Reference
 from amips_plugins.collection import Collection
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.drift import WINDOW, compare, outputs_of
 from amips_plugins.health.gate import Gate, Health
 from amips_plugins.health.recall import Recall
-from amips_plugins.health.shadow_search import Sample, examine, widens
+from amips_plugins.health.shadow_search import ServedQuery, shadow_search, widens
 from amips_plugins.plan import PreQueryHook
 from amips_plugins.vectors import FloatArray
 
-__all__ = ["HealthMonitor"]
+__all__ = ["HealthMonitor", "Watch"]
 
 _log = logging.getLogger("amips_plugins")
 _WAITING = 4  # samples; more would be stale, and memory
-_WEIGHING = threading.Lock()  # one for all, held for moments: a fork waits until nobody has it
 
 Listener = Callable[[Health], object]
 
 
-@dataclass(frozen=True)
-class _Watched:
-    """What is watched from one start to the next."""
+class Watch:
+    """How one model does over one generation of a collection, from when it begins to serve.
 
-    collection: Collection
-    hook: PreQueryHook
-    reference: Reference | None
-    gate: Gate
-    live: deque[FloatArray] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    Parameters
+    ----------
+    collection, hook
+        What searches, and what plans.
+    reference
+        The bundle's; None leaves drift unknown.
+
+    Attributes
+    ----------
+    health
+        How it does.
+    """
+
+    def __init__(
+        self, collection: Collection, hook: PreQueryHook, reference: Reference | None = None
+    ) -> None:
+        self.collection = collection
+        self.hook = hook
+        self.reference = reference
+        self.gate = Gate(widens=widens(hook))
+        self.health = self.gate.health
+        self.live: deque[FloatArray] = deque(maxlen=WINDOW)
 
 
 class HealthMonitor:
@@ -113,48 +127,28 @@ class HealthMonitor:
         self._timeout = timeout
         self._listeners = {"on_change": on_change, "on_health": on_health}
         self._failed: set[str] = set()
-        self._watched: _Watched | None = None
-        self._health: Health | None = None
+        self._watch: Watch | None = None
         self._rate = 0.0  # of the queries chosen, for either purpose
         self._due = 0.0
-        self._begin_threads()
-        _LIVE.add(self)
+        self._queue: deque[tuple[Watch, ServedQuery]] = deque()
+        self._work = SingleFlight(self._look, "amips-watch", self._waits)
+        renew_after_fork(self)
 
     @property
     def health(self) -> Health | None:
         """How the router does; None while there is nothing to watch."""
-        return self._health
+        return None if self._watch is None else self._watch.health
 
-    def start_over(
-        self,
-        collection: Collection,
-        hook: PreQueryHook | None,
-        reference: Reference | None = None,
-    ) -> None:
-        """Watch another generation or model, healthy until shown otherwise.
-
-        Parameters
-        ----------
-        collection, hook
-            What searches from now on; samples of anything else are left aside. None: nothing
-            plans, so there is nothing to watch.
-        reference
-            The bundle's; None leaves drift unknown.
-        """
-        watched = None
-        if hook is not None:
-            gate = Gate(widens=widens(hook))
-            watched = _Watched(collection, hook, reference, gate)
-        health = None if watched is None else watched.gate.health
-        with _WEIGHING:
-            before, self._watched, self._health = self._health, watched, health
-            drift_share = self._drift_share if reference is not None else 0.0
-            self._rate = 0.0 if watched is None else max(self._share, drift_share)
-        if watched is None or health is None:
+    def begin(self, watch: Watch | None) -> None:
+        """Watch what serves from now on; None: nothing plans, so there is nothing to watch."""
+        before, self._watch = self.health, watch
+        drift_share = 0.0 if watch is None or watch.reference is None else self._drift_share
+        self._rate = 0.0 if watch is None else max(self._share, drift_share)
+        if watch is None:
             return
         if before is not None and before.state != "healthy":
-            self._announce(watched, health, before.recall)
-        self._tell("on_health", health)
+            self._announce(watch, before.recall)
+        self._tell("on_health", watch.health)
 
     def chosen(self, n_queries: int = 1) -> bool:
         """Flip the coin for a call of so many queries: whether to pass one of them to ``sample``.
@@ -164,79 +158,58 @@ class HealthMonitor:
         """
         return random.random() < self._rate * n_queries  # noqa: S311 - a sample, no secret
 
-    def sample(self, sample: Sample) -> None:
+    def sample(self, watch: Watch, served: ServedQuery) -> None:
         """Take a chosen query over; its vector is copied, and the call does not wait.
 
         What comes faster than it can be looked at is left aside.
         """
-        watched = self._of(sample)
-        if watched is None or self._rate <= 0.0:
+        if self._rate <= 0.0:
             return
         coin = random.random() * self._rate  # noqa: S311 - as above
-        if watched.reference is not None and coin < self._drift_share:
-            watched.live.append(np.array(sample.query, dtype=np.float32))
+        if watch.reference is not None and coin < self._drift_share:
+            watch.live.append(np.array(served.query, dtype=np.float32))
         if coin < self._share and len(self._queue) < _WAITING:
             now = time.monotonic()
             if now >= self._due:
                 self._due = now + self._every
-                query = np.array(sample.query, dtype=np.float32)
-                self._queue.append(replace(sample, query=query))
-        self._look()
+                query = np.array(served.query, dtype=np.float32)
+                self._queue.append((watch, replace(served, query=query)))
+        if self._queue or len(watch.live) >= WINDOW:
+            self._work.start()
 
     def add_overflow(self, share: float, break_even: float) -> None:
         """Say how many keys have no cell (see ``Gate.add_overflow``)."""
-        watched = self._watched
-        if watched is not None:
-            self._weigh(watched, lambda gate: gate.add_overflow(share, break_even))
+        if self._watch is not None:
+            self._weigh(self._watch, lambda gate: gate.add_overflow(share, break_even))
 
     def idle(self, timeout: float) -> bool:
         """Wait until there is nothing left to look at; tell whether that came to pass."""
         deadline = time.monotonic() + timeout
-        while self._queue or self._busy.locked():
+        while self._queue or self._work.busy:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.001)
         return True
 
-    def _of(self, sample: Sample) -> _Watched | None:
-        """Return what is watched, if the sample is of it."""
-        watched = self._watched
-        if watched is None:
-            return None
-        same = sample.hook is watched.hook and sample.collection is watched.collection
-        return watched if same else None
+    def after_fork(self) -> None:
+        """Leave to the parent process what it was at."""
+        self._queue.clear()
+
+    def _waits(self) -> bool:
+        return bool(self._queue)
 
     def _look(self) -> None:
-        """Start the thread if there is work and it is not at it."""
-        watched = self._watched
-        full = watched is not None and len(watched.live) >= WINDOW
-        work = (self._queue or full) and not is_ending()
-        if not work or not self._busy.acquire(blocking=False):
-            return
-        try:
-            threading.Thread(target=self._run, name="amips-watch", daemon=True).start()
-        except RuntimeError:  # no thread to be had, or the interpreter is ending: another time
-            self._busy.release()
+        while self._queue and not is_ending():
+            self._examine(*self._queue.popleft())
+        if self._watch is not None and not is_ending():
+            self._compare(self._watch)
 
-    def _run(self) -> None:
-        with at_work():
-            try:
-                while self._queue and not is_ending():
-                    self._examine(self._queue.popleft())
-                if not is_ending():
-                    self._compare()
-            finally:
-                self._busy.release()
-        if self._queue:  # it came between the last look and the release
-            self._look()
-
-    def _examine(self, sample: Sample) -> None:
-        watched = self._of(sample)
-        if watched is None or sample.state != watched.gate.state:
+    def _examine(self, watch: Watch, served: ServedQuery) -> None:
+        if served.state != watch.gate.state:
             return
         started = time.monotonic()
         try:
-            shadow = examine(sample, watched.gate.better, self._timeout)
+            shadow = shadow_search(served, watch.gate.better, self._timeout)
         except Exception as exc:  # noqa: BLE001 - whatever a database raises, no caller waits for this
             self._fails(exc)
             return
@@ -244,37 +217,36 @@ class HealthMonitor:
             now = time.monotonic()
             self._due = max(self._due, now) + self._rest * (now - started)
         if shadow is not None:
-            self._weigh(watched, lambda gate: gate.add_shadow(shadow))
+            self._weigh(watch, lambda gate: gate.add_shadow(shadow))
 
-    def _compare(self) -> None:
-        watched = self._watched
-        if watched is None or watched.reference is None or len(watched.live) < WINDOW:
+    def _compare(self, watch: Watch) -> None:
+        if watch.reference is None or len(watch.live) < WINDOW:
             return
-        queries = np.stack([watched.live.popleft() for _ in range(WINDOW)])
+        queries = np.stack([watch.live.popleft() for _ in range(WINDOW)])
         try:
-            outputs = outputs_of(watched.hook, queries)
-            drift = None if outputs is None else compare(watched.reference, outputs)
+            outputs = outputs_of(watch.hook, queries)
+            drift = None if outputs is None else compare(watch.reference, outputs)
         except Exception as exc:  # noqa: BLE001 - as above
             self._fails(exc)
             return
         if drift is not None:
-            self._weigh(watched, lambda gate: gate.add_drift(drift))
+            self._weigh(watch, lambda gate: gate.add_drift(drift))
 
-    def _weigh(self, watched: _Watched, weigh: Callable[[Gate], None]) -> None:
+    def _weigh(self, watch: Watch, weigh: Callable[[Gate], None]) -> None:
         """Show the gate something, and say what follows from it."""
-        with _WEIGHING:
-            if watched is not self._watched:
-                return
-            before = self._health
-            weigh(watched.gate)
-            self._health = health = watched.gate.health
-        if before is None or health.state != before.state:
-            self._announce(watched, health, None if before is None else before.recall)
-        self._tell("on_health", health)
+        with STEADY:
+            before = watch.health
+            weigh(watch.gate)
+            watch.health = watch.gate.health
+        if watch is not self._watch:
+            return  # it has been replaced: what it shows is nobody's news
+        if watch.health.state != before.state:
+            self._announce(watch, before.recall)
+        self._tell("on_health", watch.health)
 
-    def _announce(self, watched: _Watched, health: Health, recall: Recall | None) -> None:
+    def _announce(self, watch: Watch, recall: Recall | None) -> None:
         """Log a change of state, with the recall that was measured in the state before."""
-        name, drift = watched.collection.info.name, health.drift
+        name, health = watch.collection.info.name, watch.health
         _log.log(
             logging.INFO if health.state == "healthy" else logging.WARNING,
             "The router of %r is %s%s.",
@@ -286,7 +258,7 @@ class HealthMonitor:
                 "amips_state": health.state,
                 "amips_reasons": health.reasons,
                 "amips_recall": None if recall is None else recall.mean,
-                "amips_drift_p": None if drift is None else drift.p_value,
+                "amips_drift_p": None if health.drift is None else health.drift.p_value,
                 "amips_overflow": health.overflow,
             },
         )
@@ -308,24 +280,3 @@ class HealthMonitor:
         self.failures[name] += 1
         if self.failures[name] == 1:
             _log.warning("A sampled search cannot be repeated: %s: %s", name, exc)
-
-    def _begin_threads(self) -> None:
-        self._busy = threading.Lock()
-        self._queue: deque[Sample] = deque()
-
-
-_LIVE: weakref.WeakSet[HealthMonitor] = weakref.WeakSet()
-
-
-def _in_child() -> None:
-    """Give a forked process threads of its own; the state of its parent goes with it."""
-    _WEIGHING.release()
-    for watch in list(_LIVE):
-        watch._begin_threads()
-
-
-os.register_at_fork(
-    before=_WEIGHING.acquire,
-    after_in_parent=_WEIGHING.release,
-    after_in_child=_in_child,
-)

@@ -15,20 +15,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from amips_plugins.collection import Collection, Hit, SearchRequest
-from amips_plugins.health.gate import Shadow, State, Trial, factor
+from amips_plugins.health.gate import RecallAgainstTarget, Shadow, State, factor
 from amips_plugins.health.recall import recall_at_k
 from amips_plugins.models.hooks import RouteHook
 from amips_plugins.plan import PreQueryHook, QueryPlan, Target
 from amips_plugins.vectors import FloatArray
 
-__all__ = ["GIVE", "Sample", "examine", "search_in", "widens"]
+__all__ = ["GIVE", "ServedQuery", "search_in", "shadow_search", "widens"]
 
 GIVE = 0.02
 """Recall below the native search's that a rewritten query may have: it promised no figure."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class ServedQuery:
     """One query that was answered: without a filter, and without ``n_probes`` of the caller's.
 
     Attributes
@@ -65,12 +65,14 @@ def widens(hook: PreQueryHook) -> bool:
     return isinstance(hook, RouteHook)
 
 
-def examine(sample: Sample, better: State | None, timeout: float | None) -> Shadow | None:
+def shadow_search(
+    served: ServedQuery, better: State | None, timeout: float | None
+) -> Shadow | None:
     """Search for a sampled query exactly, natively and as a better state would, where needed.
 
     Parameters
     ----------
-    sample
+    served
         What was answered.
     better
         The state to try as well, or None.
@@ -87,32 +89,32 @@ def examine(sample: Sample, better: State | None, timeout: float | None) -> Shad
     Exception
         Whatever the database or the model raises.
     """
-    collection = sample.collection
-    if sample.state == "healthy" and sample.mode == "native":
+    collection = served.collection
+    if served.state == "healthy" and served.mode == "native":
         return None  # every cell was called for, or something failed
-    k = sample.target.k
-    request = SearchRequest(sample.query[None], k, params=sample.params, timeout=timeout)
+    k = served.target.k
+    request = SearchRequest(served.query[None], k, params=served.params, timeout=timeout)
     (exact,) = collection.exact(request)
 
     def recall(found: Sequence[Hit]) -> float:
         larger = collection.info.metric.larger_is_better
         return recall_at_k(found, exact, k, larger_is_better=larger)
 
-    served = recall(sample.found)
-    promised = _promised(sample)
-    fixed = sample.state == "healthy" and promised is not None and widens(sample.hook)
-    if sample.state == "native" or (fixed and better is None):
-        native = served  # not looked at where the target is a fixed one
+    recall_served = recall(served.found)
+    promised = _promised(served)
+    fixed = served.state == "healthy" and promised is not None and widens(served.hook)
+    if served.state == "native" or (fixed and better is None):
+        native = recall_served  # not looked at where the target is a fixed one
     else:
         native = recall(collection.search(request)[0])
     tried = None
     if better is not None:
-        found = search_in(better, collection, sample.hook, sample.target, request)
+        found = search_in(better, collection, served.hook, served.target, request)
         if found is None:
             return None
-        tried = _trial(recall(found), better, promised, native, widens(sample.hook))
-    trial = _trial(served, sample.state, promised, native, widens(sample.hook))
-    return Shadow(sample.state, trial, tried)
+        tried = _against_target(recall(found), better, promised, native, widens(served.hook))
+    trial = _against_target(recall_served, served.state, promised, native, widens(served.hook))
+    return Shadow(served.state, trial, tried)
 
 
 def search_in(
@@ -136,17 +138,17 @@ def _is_native(plan: QueryPlan) -> bool:
     return plan.cells is None and plan.rewritten is None
 
 
-def _promised(sample: Sample) -> float | None:
-    if sample.target.recall is None and isinstance(sample.hook, RouteHook):
-        return sample.hook.default_recall
-    return sample.target.recall
+def _promised(served: ServedQuery) -> float | None:
+    if served.target.recall is None and isinstance(served.hook, RouteHook):
+        return served.hook.default_recall
+    return served.target.recall
 
 
-def _trial(
+def _against_target(
     recall: float, state: State, promised: float | None, native: float, widening: bool
-) -> Trial:
+) -> RecallAgainstTarget:
     if promised is None:
-        return Trial(recall, max(native - GIVE, 0.0), relative=True)
+        return RecallAgainstTarget(recall, max(native - GIVE, 0.0), relative=True)
     if state == "healthy" and widening:
-        return Trial(recall, promised)
-    return Trial(recall, min(promised, native), relative=True)
+        return RecallAgainstTarget(recall, promised)
+    return RecallAgainstTarget(recall, min(promised, native), relative=True)

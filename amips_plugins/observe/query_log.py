@@ -26,7 +26,7 @@ from types import TracebackType
 
 import numpy as np
 
-from amips_plugins.background.single_flight import Refresher
+from amips_plugins.background.single_flight import PeriodicJob
 from amips_plugins.collection import CollectionInfo, CollectionKey, collection_key
 from amips_plugins.errors import InvalidInput, require
 from amips_plugins.files import held, replace_file
@@ -125,7 +125,7 @@ class QueryLog:
             self._reservoir.add(observation.queries)
         finally:
             self._lock.release()
-        self._refresher.look()
+        self._flusher.run_if_due()
 
     def flush(self) -> None:
         """Write the sample out now.
@@ -170,7 +170,7 @@ class QueryLog:
         """Begin an empty sample under a name of its own."""
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
-        self._refresher = Refresher(self._flush_quietly, self._every)
+        self._flusher = PeriodicJob(self._flush_quietly, self._every)
         self._rng.seed()
         self._name = f"{_now():%Y%m%dT%H%M%SZ}-{os.getpid()}-{secrets.token_hex(4)}.parquet"
         self._info, self._about, self._reservoir = None, None, None

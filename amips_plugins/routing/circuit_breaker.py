@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
+
+from amips_plugins.background.forks import ForkLock
 
 __all__ = ["Breaker"]
 
@@ -28,7 +29,7 @@ class Breaker:
         self._most = failures
         self._first = rest
         self._longest = longest
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._failed = 0
         self._rest = rest
         self._until: float | None = None  # when the next trial is due; None while closed

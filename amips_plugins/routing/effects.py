@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from amips_plugins.background.abandonable import start
+from amips_plugins.background.abandonable import run_abandonable
 from amips_plugins.collection import AsyncCollection, Collection, SearchRequest
 from amips_plugins.plan import PreQueryHook, QueryPlan, Target
 from amips_plugins.vectors import FloatArray
@@ -68,11 +68,13 @@ class PlanEffect:
         TimeoutError
             It took too long, and goes on in vain.
         """
-        return start(self._job()).result(self.seconds)
+        return run_abandonable(self._job()).result(self.seconds)
 
     async def perform_async(self, client: Any) -> Any:  # noqa: ARG002 - effects have one signature
         """Plan, while other tasks run."""
-        return await asyncio.wait_for(asyncio.wrap_future(start(self._job())), self.seconds)
+        return await asyncio.wait_for(
+            asyncio.wrap_future(run_abandonable(self._job())), self.seconds
+        )
 
     def _job(self) -> Callable[[], QueryPlan]:
         # A copy, because a hook that is late reads it when the caller already has it back.

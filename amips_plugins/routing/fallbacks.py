@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
+
+from amips_plugins.background.forks import ForkLock
 
 __all__ = ["Fallbacks"]
 
@@ -23,18 +24,25 @@ class Fallbacks:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._logged: set[str] = set()
-        self.after_fork()
+        self._lock = ForkLock()
 
-    def after_fork(self) -> None:
-        """Let go of a lock that a thread of the parent process may have held."""
-        self._lock = threading.Lock()
+    def note(
+        self, name: str, reason: str, cause: object = None, logged: set[str] | None = None
+    ) -> str:
+        """Count a reason for the collection of this name, log it the first time, and return it.
 
-    def note(self, name: str, reason: str, cause: object = None) -> str:
-        """Count a reason for the collection of this name, log it the first time, and return it."""
+        Parameters
+        ----------
+        name, reason, cause
+            What to log.
+        logged
+            What has been logged of late, to add to; left out, of this object's life.
+        """
+        logged = self._logged if logged is None else logged
         with self._lock:
             self.counts[reason] += 1
-            new = reason not in self._logged
-            self._logged.add(reason)
+            new = reason not in logged
+            logged.add(reason)
         if new:
             more = "" if cause is None else f" ({cause})"
             _log.warning(
@@ -45,8 +53,3 @@ class Fallbacks:
                 extra={"amips_event": "fallback", "amips_collection": name, "amips_reason": reason},
             )
         return reason
-
-    def start_over(self, *known: str) -> None:
-        """Log what comes from now on as news, but for what is known."""
-        with self._lock:
-            self._logged = set(known)

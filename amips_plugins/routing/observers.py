@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from amips_plugins.background.forks import ForkLock
 from amips_plugins.collection import Collection, CollectionInfo, SearchRequest, searches_everything
 from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import QueryPlan
@@ -83,13 +83,9 @@ class Observers:
             raise InvalidInput("observers takes a list; pass observers=[your observer].")
         self._observers: tuple[Observer, ...] = ()
         self._failed: set[int] = set()
-        self.after_fork()
+        self._lock = ForkLock()
         for observer in observers:
             self.add(observer)
-
-    def after_fork(self) -> None:
-        """Let go of a lock that a thread of the parent process may have held."""
-        self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
         return bool(self._observers)

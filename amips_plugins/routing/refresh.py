@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable
 from dataclasses import replace
 
+from amips_plugins.background.forks import ForkLock
 from amips_plugins.bundle.registry import Registry
-from amips_plugins.collection import Collection
+from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.routing.serving import Serving, follow, serve_latest
 
 __all__ = ["ServingFollower"]
@@ -29,8 +28,8 @@ class ServingFollower:
         Threads of one model call.
     overflow_warning
         Share of keys without a cell past which a look logs a warning.
-    on_change
-        Called with what serves from now on.
+    monitor
+        Watches what serves.
 
     Attributes
     ----------
@@ -46,7 +45,7 @@ class ServingFollower:
         registry: Registry | None,
         threads: int,
         overflow_warning: float,
-        on_change: Callable[[Serving], object],
+        monitor: HealthMonitor,
     ) -> None:
         self.serving = serving
         self.overflow_share: float | None = None
@@ -54,68 +53,38 @@ class ServingFollower:
         self._threads = threads
         self._overflow_warning = overflow_warning
         self._overflows = False
-        self._on_change = on_change
+        self._monitor = monitor
         self._problem: str | None = None
-        self.after_fork()
-
-    def after_fork(self) -> None:
-        """Forget a look that the parent process was at."""
-        self._looking = threading.Lock()
+        self._looking = ForkLock()
+        monitor.begin(serving.watch)
+        serving, problem = self._load_latest(serving)
+        self._adopt(serving)
+        self._say(problem)
 
     def look(self) -> bool:
-        """Look at the database and the registry, and serve what is new there.
-
-        Returns
-        -------
-        bool
-            Whether something else serves now.
-        """
+        """Look at the database and the registry; tell whether something else serves now."""
         with self._looking:
             before, problem = self.serving, None
             try:
                 serving, problem = self._load_latest(follow(before))
-                self.adopt(serving)
+                self._adopt(serving)
                 self.count_overflow()
             except Exception as exc:  # noqa: BLE001 - whatever is out of reach, the router serves on
                 problem = f"{before.collection.info.name!r} cannot be looked at again: {exc}"
             self._say(problem)
             return self.serving is not before
 
-    def look_first(self) -> None:
-        """Load what the registry has; where that does not do, the native search serves."""
-        serving, problem = self._load_latest(self.serving)
-        self.adopt(serving)
-        self._say(problem)
-
     def follow(self) -> None:
-        """Follow the collection alone.
-
-        Raises
-        ------
-        Exception
-            Whatever the database raises.
-        """
-        self.adopt(follow(self.serving))
-
-    def adopt(self, serving: Serving) -> None:
-        """Let the searches to come use another state."""
-        if serving is self.serving:
-            return
-        self.serving = serving
-        self._on_change(serving)
-        _log.info(
-            "%r is searched with bundle %s.",
-            serving.collection.info.name,
-            None if serving.manifest is None else serving.manifest.version,
-        )
+        """Follow the collection alone; whatever the database raises is raised."""
+        self._adopt(follow(self.serving))
 
     def count_overflow(self) -> float:
         """Count the keys that have no cell; return their share of all keys."""
-        collection = self.serving.collection
-        if collection.layout() is None:
-            self.overflow_share = 0.0
-            return 0.0
-        self.overflow_share = share = collection.overflow() / max(1, collection.count())
+        collection, share = self.serving.collection, 0.0
+        if collection.layout() is not None:
+            share = collection.overflow() / max(1, collection.count())
+        self.overflow_share = share
+        self._monitor.add_overflow(share, collection.break_even)
         crossed, self._overflows = not self._overflows, share > self._overflow_warning
         if self._overflows and crossed:
             _log.warning(
@@ -126,12 +95,23 @@ class ServingFollower:
             )
         return share
 
+    def _adopt(self, serving: Serving) -> None:
+        """Let the searches to come use another state."""
+        if serving is self.serving:
+            return
+        self._monitor.begin(serving.watch)
+        self.serving = serving
+        _log.info(
+            "%r is searched with bundle %s.",
+            serving.collection.info.name,
+            None if serving.manifest is None else serving.manifest.version,
+        )
+
     def _load_latest(self, running: Serving) -> tuple[Serving, str | None]:
         """Return what the registry has for the collection, or what runs and why it still does."""
         if self._registry is None:
             return running, None
-        collection: Collection = running.collection
-        name = collection.info.name
+        name = running.collection.info.name
         try:
             return serve_latest(running, self._registry, self._threads), None
         except Exception as exc:  # noqa: BLE001 - whatever the registry's storage raises, native serves

@@ -11,16 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from amips_plugins.background.forks import renew_after_fork
-from amips_plugins.background.single_flight import Refresher
+from amips_plugins.background.single_flight import PeriodicJob
 from amips_plugins.bundle.manifest import Manifest
 from amips_plugins.bundle.package import Bundle
 from amips_plugins.bundle.registry import Registry
 from amips_plugins.collection import Collection, Id, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.gate import Health
-from amips_plugins.health.monitor import HealthMonitor
-from amips_plugins.health.shadow_search import Sample
+from amips_plugins.health.monitor import HealthMonitor, Watch
+from amips_plugins.health.shadow_search import ServedQuery
 from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
 from amips_plugins.routing.checks import check_k, check_target
 from amips_plugins.routing.effects import Effects, InThread, SearchBy, run, search_collection
@@ -28,7 +27,7 @@ from amips_plugins.routing.execution import Outcome, execute, traces
 from amips_plugins.routing.fallbacks import Fallbacks
 from amips_plugins.routing.hits import Hits, Trace
 from amips_plugins.routing.observers import Observer, Observers
-from amips_plugins.routing.planner import GATED, Planner
+from amips_plugins.routing.planner import GATED, plan_search
 from amips_plugins.routing.refresh import ServingFollower
 from amips_plugins.routing.serving import Serving, bundle_in, serve_bundle
 from amips_plugins.routing.writer import Writer
@@ -120,8 +119,8 @@ class LearnedRouter:
         self._count = collection.count()
         self._observers = Observers(observers)
         self._fallbacks = Fallbacks()
-        self._planner = Planner(self._fallbacks, plan_timeout)
-        self._planner.enabled = os.environ.get("AMIPS_DISABLED", "") in ("", "0")
+        self._plan_timeout = plan_timeout
+        self._enabled = os.environ.get("AMIPS_DISABLED", "") in ("", "0")
         serving = Serving(collection, hook)
         known: Registry | None = None
         if bundle is not None:
@@ -129,18 +128,15 @@ class LearnedRouter:
             serving = serve_bundle(collection, opened, threads)
         elif hook is None:
             known = registry if isinstance(registry, Registry) else Registry(registry)
-        self._watch = HealthMonitor() if watch is None else watch
-        self._start_over(serving)
-        self._lookout = ServingFollower(serving, known, threads, overflow_warning, self._start_over)
-        self._lookout.look_first()
-        self._writer = Writer(self._lookout, self._fallbacks)
-        self._refresher = Refresher(self.refresh, refresh)
-        renew_after_fork(self)
+        self._monitor = HealthMonitor() if watch is None else watch
+        self._follower = ServingFollower(serving, known, threads, overflow_warning, self._monitor)
+        self._writer = Writer(self._follower, self._fallbacks)
+        self._refresher = PeriodicJob(self.refresh, refresh)
 
     @property
     def collection(self) -> Collection:
         """The collection searched, as it was last looked at."""
-        return self._lookout.serving.collection
+        return self._follower.serving.collection
 
     @property
     def fallbacks(self) -> Counter[str]:
@@ -150,17 +146,17 @@ class LearnedRouter:
     @property
     def manifest(self) -> Manifest | None:
         """The manifest of the bundle in use, or None."""
-        return self._lookout.serving.manifest
+        return self._follower.serving.manifest
 
     @property
     def learned(self) -> bool:
         """Whether there is a hook to plan with; without one every search is native."""
-        return self._lookout.serving.hook is not None
+        return self._follower.serving.hook is not None
 
     @property
     def last_overflow_share(self) -> float | None:
         """What ``overflow_share`` last found, for every refresh asks it; None before the first."""
-        return self._lookout.overflow_share
+        return self._follower.overflow_share
 
     @property
     def enabled(self) -> bool:
@@ -168,16 +164,16 @@ class LearnedRouter:
 
         A process that starts with ``AMIPS_DISABLED=1`` in its environment begins so.
         """
-        return self._planner.enabled
+        return self._enabled
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
-        self._planner.enabled = bool(value)
+        self._enabled = bool(value)
 
     @property
     def health(self) -> Health | None:
         """Which way the router searches, and what live searches showed; None without a model."""
-        return self._watch.health
+        return self._monitor.health
 
     def observe(self, observer: Observer) -> None:
         """Tell an observer of every search to come, once it is answered.
@@ -305,13 +301,17 @@ class LearnedRouter:
         search
             Performs every search of a collection that it takes: by its plan, or natively.
         """
-        self._refresher.look()
-        serving = self._lookout.serving  # taken once: a look meanwhile is the next search's
-        health = self._watch.health
+        self._refresher.run_if_due()
+        serving = self._follower.serving  # taken once: a look meanwhile is the next search's
+        watch = serving.watch
+        health = None if watch is None else watch.health
         started = time.perf_counter()
-        plan, fallback = yield from self._planner.plan(
-            serving, request.queries, target, request.timeout, health
-        )
+        if self._enabled:
+            plan, fallback = yield from plan_search(
+                serving, self._fallbacks, request, target, self._plan_timeout, health
+            )
+        else:
+            plan, fallback = NATIVE, serving.note(self._fallbacks, "disabled")
         planned = time.perf_counter()
         try:
             answered = yield from execute(search, serving.collection, request, plan, started)
@@ -323,12 +323,13 @@ class LearnedRouter:
         if (
             request.filter is None
             and target.n_probes is None
+            and watch is not None
             and health is not None
             and answered.fallback is None
             and fallback in (None, GATED)
-            and self._watch.chosen(len(request.queries))
+            and self._monitor.chosen(len(request.queries))
         ):
-            self._sample(serving, request, target, answered, health)
+            self._sample(watch, request, target, answered, health)
         version = None if serving.manifest is None else serving.manifest.version
         base = Trace(_mode(answered.plan), version=version, fallback=fallback or answered.fallback)
         if explain:
@@ -402,9 +403,7 @@ class LearnedRouter:
         float
             Their share of all keys; 0 where the collection has no cells.
         """
-        share = self._lookout.count_overflow()
-        self._watch.add_overflow(share, self.collection.break_even)
-        return share
+        return self._follower.count_overflow()
 
     def refresh(self) -> bool:
         """Look at the database and the registry again now, and serve what is new there.
@@ -419,19 +418,7 @@ class LearnedRouter:
         bool
             Whether something else serves now.
         """
-        changed = self._lookout.look()
-        if self._lookout.overflow_share is not None:
-            self._watch.add_overflow(self._lookout.overflow_share, self.collection.break_even)
-        return changed
-
-    def after_fork(self) -> None:
-        """Take nothing over from the parent process that only its threads could finish."""
-        self._fallbacks.after_fork()
-        self._observers.after_fork()
-        self._writer.after_fork()
-        self._lookout.after_fork()
-        self._refresher.after_fork()
-        self._planner.start_over(self._lookout.serving)
+        return self._follower.look()
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -439,46 +426,37 @@ class LearnedRouter:
             "every process."
         )
 
-    def _start_over(self, serving: Serving) -> None:
-        """Judge a new state by itself."""
-        # What goes wrong from now on is news; why there is no bundle is said where it is known.
-        self._fallbacks.start_over(*([serving.obstacle or ""] if serving.hook is None else []))
-        self._planner.start_over(serving)
-        hook = serving.hook if serving.obstacle is None else None
-        self._watch.start_over(serving.collection, hook, serving.reference)
-
     def _account(self, serving: Serving, plan: QueryPlan, answered: Outcome) -> None:
         """Learn from a search that was answered."""
         if plan is not NATIVE:
-            self._planner.searched(serving, by_plan=answered.plan is plan)
+            serving.searched(by_plan=answered.plan is plan)
         for reason, cause in answered.notes:
-            self._fallbacks.note(serving.collection.info.name, reason, cause)
+            serving.note(self._fallbacks, reason, cause)
         if answered.fallback is not None:
-            self._refresher.hurry()
+            self._refresher.run_soon()
 
     def _sample(
         self,
-        serving: Serving,
+        watch: Watch,
         request: SearchRequest,
         target: Target,
         answered: Outcome,
         health: Health,
     ) -> None:
-        """Hand one query of an answered search over to the watch."""
-        if serving.hook is None:
-            return
+        """Hand one query of an answered search over to the monitor."""
         row = random.randrange(len(request.queries))  # noqa: S311 - a sample, no secret
-        self._watch.sample(
-            Sample(
-                serving.collection,
-                serving.hook,
+        self._monitor.sample(
+            watch,
+            ServedQuery(
+                watch.collection,
+                watch.hook,
                 request.queries[row],
                 target,
                 answered.found[row],
                 _mode(answered.plan),
                 health.state,
                 request.params,
-            )
+            ),
         )
 
     def _failed(
@@ -489,8 +467,8 @@ class LearnedRouter:
             return
         if timeout is not None and time.perf_counter() - started >= timeout:
             # The native search had no chance: give it one, should this go on.
-            self._planner.searched(serving, by_plan=False)
-        self._refresher.hurry()
+            serving.searched(by_plan=False)
+        self._refresher.run_soon()
 
     def _check_count(self, k: int, collection: Collection) -> Effects[None]:
         self._count = yield InThread(collection.count)  # it may have grown since

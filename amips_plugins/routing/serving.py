@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from amips_plugins.bundle.loading import load_hook, load_reference
@@ -13,7 +13,10 @@ from amips_plugins.bundle.reference import Reference
 from amips_plugins.bundle.registry import Registry
 from amips_plugins.collection import Collection, collection_key
 from amips_plugins.errors import BundleMismatch
+from amips_plugins.health.monitor import Watch
 from amips_plugins.plan import PreQueryHook
+from amips_plugins.routing.circuit_breaker import Breaker
+from amips_plugins.routing.fallbacks import Fallbacks
 
 __all__ = [
     "Serving",
@@ -25,15 +28,19 @@ __all__ = [
     "serving_bundle",
 ]
 
+_log = logging.getLogger("amips_plugins")
 _HINTS = {
     "cells: not laid out": "run: amips layout",
     "cells: of another bundle": "run: amips layout",
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Serving:
-    """One state of a router. A search takes it once, so it never sees half a change.
+    """One state of a router, replaced by another and never changed.
+
+    A search takes it once and reports to it, so it never sees half a change, and what it learns
+    is held against nothing else.
 
     Attributes
     ----------
@@ -51,6 +58,10 @@ class Serving:
         Why the native search answers in place of the hook, or None.
     reference
         What the bundle's model said of held-out queries; None where it is not known.
+    model_breaker, search_breaker
+        Leave a model alone that fails to plan, and plans that fail to be searched.
+    watch
+        How live searches do; None where nothing plans.
     """
 
     collection: Collection
@@ -60,6 +71,17 @@ class Serving:
     latest: str | None = None
     obstacle: str | None = None
     reference: Reference | None = None
+    model_breaker: Breaker = field(default_factory=Breaker, init=False)
+    search_breaker: Breaker = field(default_factory=Breaker, init=False)
+    watch: Watch | None = field(default=None, init=False)
+    _logged: set[str] = field(default_factory=set, init=False)
+
+    def __post_init__(self) -> None:
+        if self.hook is None:
+            self._logged.add(self.obstacle or "")  # said where it is found
+        elif self.obstacle is None:
+            watch = Watch(self.collection, self.hook, self.reference)
+            object.__setattr__(self, "watch", watch)
 
     @property
     def manifest(self) -> Manifest | None:
@@ -78,6 +100,30 @@ class Serving:
         if manifest is None:
             return 0.0
         return manifest.parameters / manifest.dim / manifest.count
+
+    def note(self, fallbacks: Fallbacks, reason: str, cause: object = None) -> str:
+        """Count a reason to answer natively, log it once for this state, and return it."""
+        return fallbacks.note(self.collection.info.name, reason, cause, self._logged)
+
+    def searched(self, *, by_plan: bool) -> None:
+        """Learn how a routed search ended: by its plan, or by the native search in its place."""
+        self._judge(self.search_breaker, "routed searches", good=by_plan)
+
+    def planned(self, *, good: bool) -> None:
+        """Learn whether the model gave a plan."""
+        self._judge(self.model_breaker, "the model", good=good)
+
+    def _judge(self, breaker: Breaker, what: str, *, good: bool) -> None:
+        if not (breaker.succeed() if good else breaker.fail()):
+            return
+        name = self.collection.info.name
+        if good:
+            self._logged.clear()  # what goes wrong from now on is news
+            text = "Circuit breaker closed: a trial of %s of %r succeeded."
+        else:
+            text = "Circuit breaker open: %s of %r failed time and again; a trial will follow."
+        event = "recovery" if good else "rest"
+        _log.warning(text, what, name, extra={"amips_event": event, "amips_collection": name})
 
     def has_cells_of_bundle(self) -> bool:
         """Ask the collection whether it is laid out in the bundle's cells."""
@@ -177,9 +223,6 @@ def _obstacle(collection: Collection, bundle: Bundle, layout: str | None) -> str
     if bundle.manifest.layout in ("", layout):
         return None
     return "cells: not laid out" if layout is None else "cells: of another bundle"
-
-
-_log = logging.getLogger("amips_plugins")
 
 
 def check_bundle(collection: Collection, bundle: Bundle) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from amips_plugins.background.forks import ForkLock
 from amips_plugins.bundle.loading import known_cells
 from amips_plugins.bundle.package import Bundle
 from amips_plugins.collection import Id
@@ -27,27 +27,23 @@ class Writer:
 
     Parameters
     ----------
-    lookout
+    follower
         Knows what serves.
     fallbacks
         Where it is counted that keys were written without a cell.
     """
 
-    def __init__(self, lookout: ServingFollower, fallbacks: Fallbacks) -> None:
-        self._lookout = lookout
+    def __init__(self, follower: ServingFollower, fallbacks: Fallbacks) -> None:
+        self._follower = follower
         self._fallbacks = fallbacks
         self._read: tuple[Bundle, KnownCells] | None = None
-        self.after_fork()
-
-    def after_fork(self) -> None:
-        """Forget a reading that the parent process was at."""
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
 
     def upsert(
         self, ids: Sequence[Id], vectors: Any, fields: Sequence[Mapping[str, Any]] | None
     ) -> None:
         """Write keys (see ``LearnedRouter.upsert``)."""
-        dim = self._lookout.serving.collection.info.dim
+        dim = self._follower.serving.collection.info.dim
         keys, rows = as_keys(ids, vectors, fields, dim)
 
         def write(serving: Serving) -> None:
@@ -57,7 +53,7 @@ class Writer:
                     cells = self._assign(serving.bundle, keys, rows)
                 except Exception as exc:  # noqa: BLE001 - the write must not suffer from a bundle
                     reason = f"write: {type(exc).__name__}"
-                    self._fallbacks.note(serving.collection.info.name, reason, exc)
+                    serving.note(self._fallbacks, reason, exc)
             serving.collection.upsert(keys, rows, fields, cells)
 
         self._write(write)
@@ -78,15 +74,15 @@ class Writer:
     def _write(self, write: Callable[[Serving], None]) -> None:
         """Write until the generation written to is the one that serves."""
         for _ in range(_SWITCHES):
-            serving = self._lookout.serving
+            serving = self._follower.serving
             if serving.collection.current() is not serving.collection:
-                if not self._lookout.look():
-                    self._lookout.follow()  # so that its own error shows
-                serving = self._lookout.serving
+                if not self._follower.look():
+                    self._follower.follow()  # so that its own error shows
+                serving = self._follower.serving
             write(serving)
             if serving.collection.current() is serving.collection:
                 return
-        name = self._lookout.serving.collection.info.name
+        name = self._follower.serving.collection.info.name
         raise CollectionError(
             f"The collection behind {name!r} was replaced {_SWITCHES} times during one write; "
             f"write again when it has come to rest."

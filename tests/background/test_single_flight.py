@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from amips_plugins.background.single_flight import Refresher
+from amips_plugins.background.single_flight import PeriodicJob
 
 
 def wait_until(true: Callable[[], bool]) -> None:
@@ -35,17 +35,17 @@ class Job:
 
 def test_it_waits_for_its_time() -> None:
     job = Job()
-    refresher = Refresher(job, 60.0)
+    refresher = PeriodicJob(job, 60.0)
     for _ in range(100):
-        refresher.look()
+        refresher.run_if_due()
     assert job.begun == 0
 
 
 def test_it_runs_on_a_thread_of_its_own_that_ends() -> None:
     job = Job()
-    refresher = Refresher(job, 0.01)
+    refresher = PeriodicJob(job, 0.01)
     time.sleep(0.02)
-    refresher.look()
+    refresher.run_if_due()
     wait_until(lambda: job.ended == 1)
     assert job.thread is not None
     assert job.thread is not threading.current_thread()
@@ -58,12 +58,12 @@ def test_it_runs_on_a_thread_of_its_own_that_ends() -> None:
 def test_never_two_at_a_time() -> None:
     job = Job()
     job.go_on.clear()
-    refresher = Refresher(job, 0.001)
+    refresher = PeriodicJob(job, 0.001)
     time.sleep(0.01)
 
     def look() -> None:
         for _ in range(200):
-            refresher.look()
+            refresher.run_if_due()
             time.sleep(0.0001)
 
     threads = [threading.Thread(target=look) for _ in range(8)]
@@ -78,20 +78,20 @@ def test_never_two_at_a_time() -> None:
     assert job.begun > 1
 
 
-def test_hurry_is_once_a_second_and_not_without_a_time() -> None:
+def test_soon_is_once_a_second_and_not_without_a_time() -> None:
     job = Job()
-    refresher, never = Refresher(job, 60.0), Refresher(job, None)
+    refresher, never = PeriodicJob(job, 60.0), PeriodicJob(job, None)
     for _ in range(100):
-        refresher.hurry()
-        never.hurry()
-        never.look()
+        refresher.run_soon()
+        never.run_soon()
+        never.run_if_due()
     assert job.begun == 0
     time.sleep(1.01)
     for _ in range(100):
-        refresher.hurry()
-        never.hurry()
+        refresher.run_soon()
+        never.run_soon()
     wait_until(lambda: job.ended == 1)
-    refresher.look()
+    refresher.run_if_due()
     assert job.begun == 1
 
 
@@ -107,10 +107,10 @@ def test_two_that_find_the_time_come_at_once_are_one_run() -> None:
             inner.release()
 
     job, inner = Job(), threading.Lock()
-    refresher = Refresher(job, 0.001)
+    refresher = PeriodicJob(job, 0.001)
     refresher._busy = Slow()  # type: ignore[assignment]
     time.sleep(0.005)
-    refresher.look()
+    refresher.run_if_due()
     assert not inner.locked()
     assert job.begun == 0
 
@@ -122,10 +122,10 @@ def test_a_job_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> Non
     def fail() -> None:
         raise OSError("out of reach")
 
-    refresher = Refresher(fail, 0.001)
+    refresher = PeriodicJob(fail, 0.001)
     for failures in (1, 2):
         time.sleep(0.005)
-        refresher.look()
+        refresher.run_if_due()
         wait_until(lambda: len(seen) >= failures)  # noqa: B023 - called at once
 
 
@@ -134,11 +134,11 @@ def test_without_a_thread_to_be_had_the_search_goes_on(monkeypatch: pytest.Monke
         raise RuntimeError("can't start new thread")
 
     job = Job()
-    refresher = Refresher(job, 0.001)
+    refresher = PeriodicJob(job, 0.001)
     time.sleep(0.005)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
-        refresher.look()
+        refresher.run_if_due()
     time.sleep(0.005)
-    refresher.look()
+    refresher.run_if_due()
     wait_until(lambda: job.ended == 1)

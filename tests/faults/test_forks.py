@@ -71,13 +71,13 @@ locks = [
     router._fallbacks._lock,
     router._observers._lock,
     router._writer._lock,
-    router._lookout._looking,
+    router._follower._looking,
     router._refresher._busy,
-    router._planner._model._lock,
-    router._planner._search._lock,
+    router._follower.serving.model_breaker._lock,
+    router._follower.serving.search_breaker._lock,
 ]
 for _ in range(4):
-    router._planner._model.fail()  # so that a success has to take the lock
+    router._follower.serving.model_breaker.fail()  # so that a success has to take the lock
 held, done = threading.Event(), threading.Event()
 
 def hold():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from amips_plugins.health.drift import Drift
-from amips_plugins.health.gate import SLACK, WIDEN, Gate, Shadow, State, Trial
+from amips_plugins.health.gate import SLACK, WIDEN, Gate, RecallAgainstTarget, Shadow, State
 
 NO_DRIFT, DRIFT = Drift(0.5, 500), Drift(1e-6, 500)
 
@@ -44,12 +44,12 @@ class Traffic:
         """Pass up to so many samples, and return how many it took to reach a state."""
         for at in range(1, n + 1):
             state = self.gate.state
-            served = Trial(self.recall(mean[state]), self.target, state != "healthy")
+            served = RecallAgainstTarget(self.recall(mean[state]), self.target, state != "healthy")
             better = self.gate.better
             tried = None
             if better is not None:
                 relative = self.relative or better != "healthy"
-                tried = Trial(self.recall(mean[better]), self.target, relative)
+                tried = RecallAgainstTarget(self.recall(mean[better]), self.target, relative)
             self.gate.add_shadow(Shadow(state, served, tried))
             if self.gate.state == until:
                 return at
@@ -106,8 +106,10 @@ def test_coming_back_asks_for_the_target_less_the_slack() -> None:
         traffic.run(100, WORSE, "widened")
         steps = 3000
         for _ in range(steps):
-            better = Trial(traffic.recall(mean), 0.9)
-            watched.add_shadow(Shadow("widened", Trial(1.0, 0.9, relative=True), better))
+            better = RecallAgainstTarget(traffic.recall(mean), 0.9)
+            watched.add_shadow(
+                Shadow("widened", RecallAgainstTarget(1.0, 0.9, relative=True), better)
+            )
             if state_of(watched) == "healthy":
                 break
         assert (state_of(watched) == "healthy") is comes_back
@@ -116,7 +118,7 @@ def test_coming_back_asks_for_the_target_less_the_slack() -> None:
 def test_what_was_answered_in_another_state_does_not_count() -> None:
     watched = gate()
     for _ in range(100):
-        watched.add_shadow(Shadow("widened", Trial(0.0, 0.9)))
+        watched.add_shadow(Shadow("widened", RecallAgainstTarget(0.0, 0.9)))
     assert state_of(watched) == "healthy"
     assert watched.health.recall is None
 
@@ -210,10 +212,10 @@ def test_after_the_overflow_is_gone_it_is_as_bad_as_before() -> None:
 def test_a_target_of_one_does_not_divide_by_zero() -> None:
     watched = gate()
     for _ in range(100):
-        watched.add_shadow(Shadow("healthy", Trial(1.0, 1.0)))
+        watched.add_shadow(Shadow("healthy", RecallAgainstTarget(1.0, 1.0)))
     assert state_of(watched) == "healthy"
     for _ in range(10):
-        watched.add_shadow(Shadow("healthy", Trial(0.9, 1.0)))
+        watched.add_shadow(Shadow("healthy", RecallAgainstTarget(0.9, 1.0)))
     assert state_of(watched) == "widened"
 
 
@@ -223,7 +225,8 @@ def test_any_evidence_can_be_weighed(target: float) -> None:
     watched = gate()
     for _ in range(500):
         served, better = (
-            Trial(float(rng.random()), target, bool(rng.random() < 0.5)) for _ in range(2)
+            RecallAgainstTarget(float(rng.random()), target, bool(rng.random() < 0.5))
+            for _ in range(2)
         )
         watched.add_shadow(Shadow(watched.state, served, better))
     assert state_of(watched) in ("healthy", "widened", "native")

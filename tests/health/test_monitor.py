@@ -16,8 +16,8 @@ from amips_plugins.adapters.memory import MemoryCollection
 from amips_plugins.collection import Hit, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.gate import WIDEN, Health
-from amips_plugins.health.monitor import HealthMonitor
-from amips_plugins.health.shadow_search import Sample, examine, search_in
+from amips_plugins.health.monitor import HealthMonitor, Watch
+from amips_plugins.health.shadow_search import ServedQuery, search_in, shadow_search
 from amips_plugins.models.hooks import NativeHook
 from amips_plugins.plan import NATIVE, QueryPlan, Target
 from amips_plugins.vectors import FloatArray
@@ -79,7 +79,7 @@ def test_cells_that_went_bad_are_noticed_and_their_mending_too(
     assert driver.run(queries(13, 2000), "healthy") <= 1000
     assert [health.state for health in told] == ["widened", "native", "widened", "healthy"]
     assert not watch.failures
-    records = [record for record in caplog.records if record.name.endswith("monitor")]
+    records = [record for record in caplog.records if record.name == "amips_plugins"]
     assert [record.levelno for record in records] == [logging.WARNING] * 3
     fields = vars(records[0])
     assert records[0].getMessage() == (
@@ -168,7 +168,7 @@ def test_a_native_search_that_finds_less_does_not_take_over() -> None:
 # What is examined
 
 
-def sample_of(driver: Driver, query: FloatArray, **changes: Any) -> Sample:
+def sample_of(driver: Driver, query: FloatArray, **changes: Any) -> ServedQuery:
     request = SearchRequest(query[None], K)
     found = search_in("healthy", driver.collection, driver.hook, Target(K), request)
     fields: dict[str, Any] = {
@@ -180,14 +180,14 @@ def sample_of(driver: Driver, query: FloatArray, **changes: Any) -> Sample:
         "mode": "route",
         "state": "healthy",
     }
-    return Sample(**{**fields, **changes})
+    return ServedQuery(**{**fields, **changes})
 
 
 def test_what_a_healthy_sample_shows() -> None:
     driver = Driver(collection(), router(), everything())
     for query in queries(20, 20):
         sample = sample_of(driver, query)
-        shadow = examine(sample, None, None)
+        shadow = shadow_search(sample, None, None)
         assert shadow is not None
         exact = {hit.id for hit in driver.collection.exact(SearchRequest(query[None], K))[0]}
         assert shadow.served.recall == len(exact & {hit.id for hit in sample.found}) / K
@@ -198,10 +198,10 @@ def test_what_a_healthy_sample_shows() -> None:
 def test_what_a_native_answer_in_a_healthy_state_shows() -> None:
     driver = Driver(collection(), router(), everything())
     (query,) = queries(20, 1)
-    assert examine(sample_of(driver, query, mode="native"), None, None) is None
+    assert shadow_search(sample_of(driver, query, mode="native"), None, None) is None
     # recall 1 has every cell searched, in whichever state
     whole = sample_of(driver, query, mode="native", state="native", target=Target(K, recall=1.0))
-    assert examine(whole, "widened", None) is None
+    assert shadow_search(whole, "widened", None) is None
 
 
 def test_a_short_answer_is_completed_as_the_router_does() -> None:
@@ -303,10 +303,10 @@ def test_the_database_is_left_to_its_work(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_coin() -> None:
     watch = HealthMonitor(share=0.01, drift_share=0.0)
     assert not any(watch.chosen() for _ in range(1000))  # nothing is watched
-    watch.start_over(collection(), router())
+    watch.begin(Watch(collection(), router()))
     assert 60 <= sum(watch.chosen() for _ in range(10_000)) <= 140
     assert 700 <= sum(watch.chosen(8) for _ in range(10_000)) <= 900
-    watch.start_over(collection(), None)
+    watch.begin(None)
     assert watch.health is None
     assert not any(watch.chosen(64) for _ in range(1000))
 
@@ -329,7 +329,7 @@ def test_a_sample_is_of_what_is_watched_now() -> None:
     (query,) = queries(24, 1)
     sample = sample_of(before, query)
     Driver(collection(), router(), watch)
-    watch.sample(sample)
+    watch.sample(before.watched, sample)
     assert watch.idle(20)
     assert watch.health is not None
     assert watch.health.recall is None
@@ -342,7 +342,7 @@ def test_starting_over_is_healthy_and_said() -> None:
     watch.add_overflow(0.9, 0.4)
     Driver(collection(), driver.hook, watch)
     assert [health.state for health in told] == ["native", "healthy"]
-    watch.start_over(collection(), None)
+    watch.begin(None)
     watch.add_overflow(0.9, 0.4)
     assert watch.health is None
 
@@ -352,7 +352,7 @@ def test_the_vector_is_copied() -> None:
     watch = everything()
     driver = Driver(over, router(), watch)
     (query,) = queries(25, 1)
-    watch.sample(sample_of(driver, query))
+    watch.sample(driver.watched, sample_of(driver, query))
     query[:] = np.nan
     over.go_on.set()
     assert watch.idle(20)
@@ -477,7 +477,7 @@ def test_many_threads_share_a_watch() -> None:
     for thread in threads:
         thread.start()
     for _ in range(5):
-        watch.start_over(driver.collection, driver.hook, reference())
+        driver.begin(reference())
     for thread in threads:
         thread.join()
     assert watch.idle(20)

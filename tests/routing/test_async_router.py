@@ -169,9 +169,13 @@ def test_what_cannot_be_opened() -> None:
 
 def sound(router: LearnedRouter) -> None:
     """Nothing has been learned from a search that nobody waited for."""
-    assert router._planner._model.closed
-    assert router._planner._search.closed
-    assert router._planner._model._failed == router._planner._search._failed == 0
+    assert router._follower.serving.model_breaker.closed
+    assert router._follower.serving.search_breaker.closed
+    assert (
+        router._follower.serving.model_breaker._failed
+        == router._follower.serving.search_breaker._failed
+        == 0
+    )
     assert not router.fallbacks
     assert router.search(QUERIES[0], k=3, n_probes=2).trace.mode == "route"
 
@@ -233,7 +237,7 @@ def test_a_task_that_goes_away_while_the_model_plans() -> None:
         assert (await awaited.search(QUERIES[0], k=3)).trace.mode == "route"
 
     asyncio.run(main())
-    assert router._planner._model._failed == 0
+    assert router._follower.serving.model_breaker._failed == 0
     assert not router.fallbacks
 
 

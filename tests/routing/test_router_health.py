@@ -78,14 +78,14 @@ def test_widened_searches_look_further(folder: Path, monkeypatch: pytest.MonkeyP
     router = LearnedRouter(laid_out(folder), bundle=folder, refresh=None, watch=watch)
     before = [hits.trace for hits in router.search(QUERIES, k=3, recall=0.5)]
     given = router.search(QUERIES, k=3, n_probes=2)
-    monkeypatch.setattr(HealthMonitor, "health", Health("widened", "now"))
+    monkeypatch.setattr(router._follower.serving.watch, "health", Health("widened", "now"))
     after = [hits.trace for hits in router.search(QUERIES, k=3, recall=0.5)]
     probes = [(a.n_probes or 99, b.n_probes or 99) for a, b in zip(before, after, strict=True)]
     assert all(wider >= narrow for narrow, wider in probes)
     assert sum(wider for _, wider in probes) > sum(narrow for narrow, _ in probes)
     # What the caller has decided stays decided, in every state.
     for state in ("widened", "native"):
-        monkeypatch.setattr(HealthMonitor, "health", Health(state, "now"))
+        monkeypatch.setattr(router._follower.serving.watch, "health", Health(state, "now"))
         again = router.search(QUERIES, k=3, n_probes=2)
         assert [hits.trace for hits in again] == [hits.trace for hits in given]
     assert_native(router, "health: native")

@@ -72,9 +72,9 @@ def routed(router: LearnedRouter) -> Trace:
 def test_nothing_new_is_nothing_done(published: Published) -> None:
     collection = laid_out(published.first)
     router = LearnedRouter(collection, registry=published.registry, refresh=None)
-    before = router._lookout.serving
+    before = router._follower.serving
     assert not router.refresh()
-    assert router._lookout.serving is before
+    assert router._follower.serving is before
     for source in ({"bundle": published.first}, {"hook": NativeHook()}):
         assert not LearnedRouter(collection, **source).refresh()
 

@@ -17,8 +17,8 @@ from amips_plugins.export.cost_curves import calibrate, curve, levels_by_thresho
 from amips_plugins.export.nets import KeyNet, LinearRouter
 from amips_plugins.export.to_onnx import Order, to_onnx
 from amips_plugins.health.drift import outputs_of
-from amips_plugins.health.monitor import HealthMonitor
-from amips_plugins.health.shadow_search import Sample, search_in
+from amips_plugins.health.monitor import HealthMonitor, Watch
+from amips_plugins.health.shadow_search import ServedQuery, search_in
 from amips_plugins.models.hooks import RewriteHook, RouteHook
 from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.plan import PreQueryHook, Target
@@ -110,7 +110,11 @@ class Driver:
         self.collection = over
         self.hook = hook
         self.watch = watch
-        watch.start_over(over, hook, **start)
+        self.begin(**start)
+
+    def begin(self, reference: Reference | None = None) -> None:
+        self.watched = Watch(self.collection, self.hook, reference)
+        self.watch.begin(self.watched)
 
     def search(self, query: FloatArray, target: Target) -> list[Hit]:
         health = self.watch.health
@@ -128,7 +132,8 @@ class Driver:
             (found,) = self.collection.search(request)
         if self.watch.chosen():
             self.watch.sample(
-                Sample(self.collection, self.hook, query, target, found, mode, health.state)
+                self.watched,
+                ServedQuery(self.collection, self.hook, query, target, found, mode, health.state),
             )
         return found
 

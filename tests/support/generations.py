@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,7 @@ def generation(number: int, folder: Path | None = None) -> MemoryCollection:
     fields: Sequence[dict[str, Any]] = [{"generation": number}] * COUNT
     name = NAME if number == 1 else f"{NAME}__g{number}"
     collection = MemoryCollection(vectors(), name=name, fields=fields)
+    collection._info = replace(collection.info, family=NAME)
     if folder is not None:
         lay_out(collection, open_bundle(folder))
     return collection

@@ -108,7 +108,7 @@ def _build(
     from amips_plugins.collection import collection_key
     from amips_plugins.layout import lay_out, plan_layout
 
-    def job(collection: Collection) -> None:
+    with _connect(uri) as collection:
         bundle = Registry(registry).open(collection_key(collection.info), version)
         options["work"] = options["work"] or _work(uri, bundle)
         there = options["alias"] is None and _finished(collection, bundle)
@@ -145,8 +145,6 @@ def _build(
                 f"drop-old URI"
             )
 
-    _with_collection(uri, job)
-
 
 @click.group("layout", cls=_Layout, help=_build.help)
 def command() -> None:  # noqa: D103 - its help is that of building
@@ -161,15 +159,12 @@ command.add_command(_build)
 @json_option
 def _status(uri: str, as_json: bool) -> None:
     """Show the cells of the collection URI, and what is kept beside them."""
-
-    def job(collection: Collection) -> None:
+    with _connect(uri) as collection:
         status = collection.layouts.status()
         if as_json:
             echo_json(status)
         else:
             _show_status(status)
-
-    _with_collection(uri, job)
 
 
 @command.command("rollback")
@@ -179,8 +174,7 @@ def _status(uri: str, as_json: bool) -> None:
 @json_option
 def _roll_back(uri: str, yes: bool, anyway: bool, as_json: bool) -> None:
     """Serve what the collection URI was before its cells were built."""
-
-    def job(collection: Collection) -> None:
+    with _connect(uri) as collection:
         before = collection.layouts.status()
         if not agreed(f"{before.name!r} serves. This serves what served before it.", yes=yes):
             return
@@ -195,8 +189,6 @@ def _roll_back(uri: str, yes: bool, anyway: bool, as_json: bool) -> None:
         else:
             click.echo(f"{status.name!r} serves, {cells}.")
 
-    _with_collection(uri, job)
-
 
 @command.command("drop-old")
 @click.argument("uri")
@@ -209,8 +201,7 @@ def _drop_old(uri: str, yes: bool, anyway: bool, dry_run: bool, as_json: bool) -
 
     There is no way back from it: on a terminal it asks, and a script has to say --yes.
     """
-
-    def job(collection: Collection) -> None:
+    with _connect(uri) as collection:
         status = collection.layouts.status()
         old = [*status.older, *status.unfinished]
         what = f"{status.name!r} serves. This drops: {', '.join(old)}."
@@ -225,14 +216,11 @@ def _drop_old(uri: str, yes: bool, anyway: bool, dry_run: bool, as_json: bool) -
             said = f"Dropped: {', '.join(dropped)}." if dropped else "There is nothing to drop."
             click.echo(said)
 
-    _with_collection(uri, job)
 
-
-def _with_collection(uri: str, job: Any) -> None:
+def _connect(uri: str) -> Collection:
     from amips_plugins.adapters.connect import connect
 
-    with connect(uri) as collection:
-        job(collection)
+    return connect(uri)
 
 
 def _finished(collection: Collection, bundle: Bundle) -> bool:

@@ -10,7 +10,8 @@
     qdrant+https://host:6333?collection=docs        the same over TLS
     qdrant-edge:///folder?collection=docs           Qdrant Edge, the shard in /folder/docs
 
-``&field=NAME`` names the vector field where there are several. Credentials do not belong into a
+``&field=NAME`` names the vector field where there are several, ``&db=NAME`` a database of Milvus
+other than the default one. Credentials do not belong into a
 URI: set ``AMIPS_MILVUS_TOKEN`` or ``AMIPS_QDRANT_API_KEY``.
 """
 
@@ -79,7 +80,10 @@ def connect(uri: str) -> Collection:
     if not parts.netloc and (tls or parts.path in ("", "/")):
         raise InvalidInput(f"The collection URI names no host and no file; {_HINT}.")
     options = parse_qs(parts.query)
-    unknown = sorted(set(options) - {"collection", "field"})
+    known_options = {"collection", "field"}
+    if scheme == "milvus":
+        known_options.add("db")
+    unknown = sorted(set(options) - known_options)
     if unknown:
         raise InvalidInput(f"Unknown option {unknown[0]!r} in the collection URI; {_HINT}.")
     if "collection" not in options:
@@ -91,7 +95,8 @@ def connect(uri: str) -> Collection:
         from amips_plugins.adapters.milvus.collection import MilvusCollection
 
         token = os.environ.get("AMIPS_MILVUS_TOKEN")
-        collection: Collection = MilvusCollection.connect(address, name, field, token)
+        database = options.get("db", [""])[0]
+        collection: Collection = MilvusCollection.connect(address, name, field, token, database)
     elif scheme == "qdrant-edge":
         from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -19,14 +18,14 @@ from amips_plugins.adapters.milvus.describe import describe_milvus
 from amips_plugins.adapters.milvus.failures import failure_of
 from amips_plugins.adapters.milvus.layouts import MilvusLayouts
 from amips_plugins.adapters.milvus.opening import (
-    connect_lite,
-    connect_server,
+    open_client,
     open_table,
     widest_params,
 )
 from amips_plugins.adapters.milvus.search import (
     MAX_CANDIDATES,
     Call,
+    all_or_none,
     as_hits,
     changed_meaning,
     plan_calls,
@@ -90,13 +89,18 @@ class MilvusCollection:
         self.client = client
         self._name = name
         self._field = field
-        self._own: tuple[str, str | None] | None = None
+        self._own: tuple[str, str | None, str] | None = None
         self._table: Table | None = None
         self._partitions: tuple[float, list[str]] = (float("-inf"), [])
 
     @classmethod
     def connect(
-        cls, address: str, name: str, field: str | None = None, token: str | None = None
+        cls,
+        address: str,
+        name: str,
+        field: str | None = None,
+        token: str | None = None,
+        database: str = "",
     ) -> MilvusCollection:
         """Open a client for one collection; ``close`` closes it.
 
@@ -110,24 +114,22 @@ class MilvusCollection:
             The vector field; may be left out where there is only one.
         token
             ``"user:password"`` or an API key; None where the server asks for none.
+        database
+            A database of the server or the file; empty for the default one.
 
         Raises
         ------
         MissingExtra
             pymilvus, or milvus-lite for a path, is not installed.
         CollectionNotFound
-            The path does not exist; no empty database is created.
+            The path does not exist (no empty file is created), or there is no such database in it.
         DatabaseUnreachable
             No server answers, or the file cannot be opened.
         InvalidInput
             The address is neither a path nor a URL.
         """
-        if urlsplit(address).scheme in ("http", "https"):
-            client = connect_server(address, token)
-        else:
-            client = connect_lite(address)
-        collection = cls(client, name, field)
-        collection._own = (address, token)
+        collection = cls(open_client(address, token, database), name, field)
+        collection._own = (address, token, database)
         return collection
 
     @property
@@ -221,8 +223,9 @@ class MilvusCollection:
         """Return another collection of this database."""
         if self._own is None:
             return type(self)(self.client, name, self.info.field)
-        address, token = self._own  # pymilvus shares the connection; each object closes its own
-        return type(self).connect(address, name, self.info.field, token)
+        # pymilvus shares the connection; each object closes its own.
+        address, token, database = self._own
+        return type(self).connect(address, name, self.info.field, token, database)
 
     def count(self) -> int:
         """Return the number of keys, with every write acknowledged before this call."""
@@ -251,9 +254,9 @@ class MilvusCollection:
     def fetch(self, ids: Sequence[Id]) -> KeyBatch:
         """Read those of the keys that are there, with every write acknowledged before."""
         table = self.table()
-        rows = list(table.read(ids, [table.key, table.info.field]).values())
-        vectors = table.vectors(rows).reshape(len(rows), table.info.dim)
-        return KeyBatch([row[table.key] for row in rows], vectors)
+        found = table.read(ids, [table.key, table.info.field]).values()
+        rows = [row for row in found if table.has_vector(row)]
+        return KeyBatch([row[table.key] for row in rows], table.vectors(rows))
 
     def upsert(
         self,
@@ -394,7 +397,7 @@ class MilvusCollection:
                     left = time_left(timeout, started)
                     return await client.search(**call.arguments, timeout=left)
 
-            answers = await _all(search(call) for call in calls)
+            answers = await all_or_none(search(call) for call in calls)
         return as_hits(request, plan, table, calls, answers)
 
     def __enter__(self) -> MilvusCollection:
@@ -409,13 +412,3 @@ class MilvusCollection:
         """Close the client if ``connect`` opened it; safe to call twice."""
         if self._own is not None:
             self.client.close()
-
-
-async def _all(calls: Iterable[Awaitable[Any]]) -> list[Any]:
-    """Await calls at the same time; where one fails, or the caller goes, so do the others."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from amips_plugins.adapters.milvus.cells import CellProperties, is_ours
+from amips_plugins.adapters.milvus.cells import CellProperties, generation_of, is_ours
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.collection import CollectionInfo
 from amips_plugins.errors import (
@@ -25,7 +24,7 @@ from amips_plugins.vectors import Metric
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
-__all__ = ["connect_lite", "connect_server", "open_table", "widest_params"]
+__all__ = ["open_client", "open_table", "widest_params"]
 
 _METRICS = {"IP": Metric.IP, "COSINE": Metric.COSINE, "L2": Metric.L2}
 _CONNECT_SECONDS = 5.0
@@ -33,22 +32,36 @@ _MOST_PROBES = 65_536
 _MOST_CANDIDATES = 32_768
 
 
-def connect_server(address: str, token: str | None) -> MilvusClient:
-    """Open a client for a server (see ``MilvusCollection.connect``)."""
+def open_client(address: str, token: str | None, database: str) -> MilvusClient:
+    """Open a client (see ``MilvusCollection.connect``)."""
+    if urlsplit(address).scheme in ("http", "https"):
+        client = _connect_server(address, token, database)
+    else:
+        client = _connect_lite(address, database)
+    if database and database not in (there := client.list_databases()):
+        client.close()
+        raise CollectionNotFound(
+            f"Milvus has no database {database!r}; it has: {', '.join(sorted(there))}."
+        )
+    return client
+
+
+def _connect_server(address: str, token: str | None, database: str) -> MilvusClient:
     pymilvus = require("pymilvus", "milvus")
     exceptions = require("pymilvus.exceptions", "milvus")
     try:
-        return pymilvus.MilvusClient(address, token=token or "", timeout=_CONNECT_SECONDS)
+        return pymilvus.MilvusClient(
+            address, token=token or "", db_name=database, timeout=_CONNECT_SECONDS
+        )
     except exceptions.MilvusException as exc:
         host = urlsplit(address).netloc.rpartition("@")[2]  # the rest may hold a password
         raise DatabaseUnreachable(
             f"No Milvus server lets us in at {host} ({exc.message}); "
-            f"start it, or check the address and the token."
+            f"start it, or check the address, the token and the database."
         ) from exc
 
 
-def connect_lite(address: str) -> MilvusClient:
-    """Open a client for an existing Milvus Lite file (see ``MilvusCollection.connect``)."""
+def _connect_lite(address: str, database: str) -> MilvusClient:
     if not address.endswith(".db"):
         raise InvalidInput(
             f"{address!r} is no Milvus address; pass the path of a .db database, or "
@@ -60,7 +73,7 @@ def connect_lite(address: str) -> MilvusClient:
     if not Path(address).exists():
         raise CollectionNotFound(f"There is no Milvus Lite database {address!r}; check the path.")
     try:
-        return pymilvus.MilvusClient(address, timeout=_CONNECT_SECONDS)
+        return pymilvus.MilvusClient(address, db_name=database, timeout=_CONNECT_SECONDS)
     except exceptions.MilvusException as exc:
         raise DatabaseUnreachable(
             f"Milvus Lite cannot open {address!r}; close the other process that has it open "
@@ -91,10 +104,24 @@ def open_table(client: MilvusClient, name: str, field: str | None = None) -> Tab
         entry["name"]: entry["type"].name for entry in raw["fields"] if not is_ours(entry["name"])
     }
     dim = int(vector["params"]["dim"])
-    family = re.sub(r"__g\d+$", "", name)
-    info = CollectionInfo("milvus", name, vector["name"], metric, dim, schema, family=family)
     cells = CellProperties.read(raw.get("properties") or {})
+    info = CollectionInfo(
+        "milvus",
+        name,
+        vector["name"],
+        metric,
+        dim,
+        schema,
+        namespace=_database(client),
+        family=generation_of(name, cells)[0],
+    )
     return Table(client, info, raw, key["name"], key["type"].name == "VARCHAR", is_lite, cells)
+
+
+def _database(client: MilvusClient) -> str:
+    """Return the database that a client works in; empty for the default one."""
+    name = str(getattr(getattr(client, "_config", None), "db_name", "") or "")
+    return "" if name == "default" else name
 
 
 def _vector_field(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from amips_plugins.vectors import IntArray, native_scores
 __all__ = [
     "MAX_CANDIDATES",
     "Call",
+    "all_or_none",
     "as_hits",
     "changed_meaning",
     "plan_calls",
@@ -218,3 +220,13 @@ def _hits(
         )
         for place in places
     ]
+
+
+async def all_or_none(calls: Iterable[Awaitable[Any]]) -> list[Any]:
+    """Await calls at the same time; where one fails, or the caller goes, so do the others."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -232,7 +232,7 @@ def _finished(collection: Collection, bundle: Bundle) -> bool:
 def _work(uri: str, bundle: Bundle) -> Path:
     """Return the folder of this job: one for each collection, layout and database."""
     parts, key = urlsplit(uri), bundle.manifest.collection
-    address = hashlib.sha256(f"{parts.netloc}{parts.path}".encode()).hexdigest()[:8]
+    address = hashlib.sha256(f"{parts.netloc}{parts.path}{key.namespace}".encode()).hexdigest()[:8]
     # Of the name without the generation: an alias names another one when it has been moved.
     name = quote(key.name, safe="")
     return Path(".amips") / f"{key.database}-{name}-{bundle.manifest.layout}-{address}"

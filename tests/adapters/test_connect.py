@@ -20,8 +20,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     def noting(database: str) -> Any:
         def connect(
-            address: str, name: str, field: str | None = None, token: str | None = None
+            address: str,
+            name: str,
+            field: str | None = None,
+            token: str | None = None,
+            inside: str = "",
         ) -> Any:
+            name = f"{inside}.{name}" if inside else name
             noted.append((database, address, name, field, token))
             return memory()
 
@@ -58,6 +63,11 @@ def test_every_form(
 ) -> None:
     connect(f"{database}{rest}")
     assert calls == [(database, address, name, field, None)]
+
+
+def test_a_database_of_milvus(calls: Calls) -> None:
+    connect("milvus://localhost:19530?collection=docs&db=tenant")
+    assert calls == [("milvus", "http://localhost:19530", "tenant.docs", None, None)]
 
 
 @pytest.mark.parametrize(
@@ -105,6 +115,7 @@ def test_credentials_come_from_the_environment(
         ("milvus:///docs.db?field=title", "names no collection"),
         ("milvus:///docs.db?colection=docs", "Unknown option 'colection'"),
         ("milvus:///docs.db?collection=docs&timeout=3", "Unknown option 'timeout'"),
+        ("qdrant://localhost:6333?collection=docs&db=tenant", "Unknown option 'db'"),
         ("milvus://?collection=docs", "no host and no file"),
         ("milvus:///?collection=docs", "no host and no file"),
         ("milvus:?collection=docs", "no host and no file"),

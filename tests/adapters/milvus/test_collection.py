@@ -46,6 +46,48 @@ def test_info(client: Any) -> None:
     assert info.schema["key"] == "INT64"
 
 
+def test_generations_and_aliases_are_of_one_family(client: Any) -> None:
+    source = make(client)
+    assert (source.info.namespace, source.info.family) == ("", "docs")
+    client.create_alias("docs", "live")
+    assert MilvusCollection(client, "live").info.family == "docs"
+    for storage in ("partitions", "field"):
+        copy = MilvusCollection(client, "live").layouts.build(spec(storage[:3], storage=storage))
+        assert copy.info.name != "docs"
+        assert copy.info.family == MilvusCollection(client, "live").info.family == "docs"
+    make(client, "events__g2")  # the user's own
+    assert MilvusCollection(client, "events__g2").info.family == "events__g2"
+
+
+def test_a_collection_of_one_name_in_another_database(client: Any, path: Path) -> None:
+    make(client)
+    client.create_database("tenant")
+    other = pymilvus.MilvusClient(str(path), db_name="tenant")
+    make(other)
+    other.delete("docs", ids=[0])
+    assert MilvusCollection(client, "docs").info.namespace == ""
+    with MilvusCollection.connect(str(path), "docs", database="tenant") as collection:
+        assert collection.info.namespace == "tenant"
+        assert collection.count() == COUNT - 1
+        copy = collection.layouts.build(spec())
+        assert (copy.info.namespace, copy.count()) == ("tenant", COUNT - 1)
+        copy.close()
+    with pytest.raises(CollectionNotFound, match=r"no database 'nope'; it has: default, tenant"):
+        MilvusCollection.connect(str(path), "docs", database="nope")
+    for name in other.list_collections():
+        other.drop_collection(name)
+    other.close()
+    client.drop_database("tenant")
+
+
+def test_keys_are_fetched_by_their_ids(client: Any) -> None:
+    copy = make(client).layouts.build(spec())
+    batch = copy.fetch([3, 4711, 0])
+    found = dict(zip(batch.ids, batch.vectors.tolist(), strict=True))
+    assert found == {key: vectors()[key].tolist() for key in (0, 3)}
+    assert copy.fetch([]).vectors.shape == (0, DIM)
+
+
 def test_an_unknown_collection_lists_what_there_is(client: Any) -> None:
     make(client, "papers")
     with pytest.raises(CollectionNotFound, match="'docs'; it has: papers"):

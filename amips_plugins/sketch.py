@@ -54,5 +54,5 @@ def same_vectors(
         for each in (first, second)
     )
     apart = (one - other).view(np.int8)  # around the circle of a byte
-    same: npt.NDArray[np.bool_] = (np.abs(apart.astype(np.int16)) <= 1).all(axis=1)
-    return same
+    near: npt.NDArray[np.bool_] = np.abs(apart.astype(np.int16)) <= 1
+    return np.logical_and.reduce(near, axis=1)

@@ -1,0 +1,123 @@
+"""Parameters of a Milvus search keep their meaning under every plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.collection import SearchRequest
+from amips_plugins.plan import QueryPlan
+from tests.support.milvus_collection import COUNT, make, pymilvus, search, spec, vectors
+
+PLANS = ["native", "cells", "rewritten", "rewritten in cells"]
+
+
+def plan_of(kind: str, count: int, seed: int) -> QueryPlan:
+    rng = np.random.default_rng(seed)
+    cells = np.array([rng.permutation(4)[:3] for _ in range(count)])
+    rewritten = vectors()[:count] + 0.1 * rng.standard_normal((count, 4)).astype(np.float32)
+    return QueryPlan(
+        cells=cells if "cells" in kind else None,
+        layout="abc" if "cells" in kind else None,
+        rewritten=rewritten if "rewritten" in kind else None,
+        rescore=COUNT if "rewritten" in kind else 0,
+    )
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    kind=st.sampled_from(PLANS),
+    count=st.integers(1, 6),
+    k=st.integers(1, 8),
+    offset=st.integers(0, 12),
+    seed=st.integers(0, 50),
+)
+def test_a_page_is_what_follows_the_first(
+    client: Any, kind: str, count: int, k: int, offset: int, seed: int
+) -> None:
+    if not client.has_collection("docs__g2"):
+        make(client).layouts.build(spec(n_cells=4))
+    copy = MilvusCollection(client, "docs__g2")
+    plan = plan_of(kind, count, seed)
+    first = copy.search(SearchRequest(vectors()[:count], k + offset), plan)
+    params = {"offset": offset}
+    page = copy.search(SearchRequest(vectors()[:count], k, params=params), plan)
+    assert [[hit.id for hit in hits] for hits in page] == [
+        [hit.id for hit in hits[offset:]] for hits in first
+    ]
+    exact = copy.exact(SearchRequest(vectors()[:count], k, params=params))
+    whole = copy.exact(SearchRequest(vectors()[:count], k + offset))
+    assert [[hit.id for hit in hits] for hits in exact] == [
+        [hit.id for hit in hits[offset:]] for hits in whole
+    ]
+
+
+KEPT: list[dict[str, Any]] = [
+    {},
+    {"nprobe": 4},
+    {"ef": 64, "offset": 3},
+    {"metric_type": "IP", "params": {"nprobe": 4, "reorder_k": 10}},
+    {"params": None},
+]
+
+
+@settings(max_examples=50)
+@given(
+    kept=st.sampled_from(KEPT),
+    name=st.sampled_from(
+        ["radius", "range_filter", "ignore_growing", "group_by_field", "group_size", "hints", "x"]
+    ),
+    inside=st.booleans(),
+    rewritten=st.booleans(),
+)
+def test_what_says_which_hits_to_find_is_not_routed(
+    kept: dict[str, Any], name: str, inside: bool, rewritten: bool
+) -> None:
+    collection = MilvusCollection(object(), "docs")
+
+    def reason(params: dict[str, Any] | None) -> str | None:
+        request = SearchRequest(vectors()[:1], 5, params=params)
+        return collection.unroutable(request, rewritten=rewritten)
+
+    assert reason(kept) is None
+    more = {"params": {**(kept.get("params") or {}), name: 1}} if inside else {name: 1}
+    assert reason({**kept, **more}) == f"params: {name}"
+
+
+@pytest.mark.parametrize("offset", [-1, 1.5, "3", True, None])
+def test_an_offset_that_is_none_is_the_clients_to_refuse(offset: Any) -> None:
+    request = SearchRequest(vectors()[:1], 5, params={"offset": offset})
+    reason = MilvusCollection(object(), "docs").unroutable(request, rewritten=False)
+    assert reason == "params: offset"
+
+
+def test_a_rewritten_query_fetches_no_more_than_a_server_gives(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = make(client)
+    assert collection.max_candidates is None
+    asked = []
+    real = type(client).search
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        asked.append(kwargs["limit"])
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(client), "search", watched)
+    for rescore, k in ((18_000, 900), (100, 5), (3, 7)):
+        search(collection, QueryPlan(rewritten=vectors()[:1], rescore=rescore), k=k)
+    assert asked == [16_384, 100, 7]
+    monkeypatch.setattr(type(client), "get_server_version", lambda _: "v2.3.5")
+    assert MilvusCollection(client, "docs").max_candidates == 16_384
+
+
+def test_the_clients_own_error_for_a_field_comes_through(client: Any) -> None:
+    with pytest.raises(pymilvus.MilvusException):
+        search(make(client), filter="embedding > 3 and (")

@@ -1,9 +1,9 @@
 """How cells are kept in Qdrant: payload keys, the collection's metadata, and what writes them.
 
-A cell is an integer under the payload key ``amips_cell_<layout>``: the cells of two layouts live
-side by side and never mix. A point without that key, or with -1 there, is overflow. The
-collection's metadata say which layout serves, which served before it, and which are only there to
-be finished or dropped.
+A cell is an integer under the payload key ``amips_cell_<layout>``, beside it the sketch of the
+vector that it belongs to: the cells of two layouts live side by side and never mix. A point with
+anything else there, or nothing, is overflow. The collection's metadata say which layout serves,
+which served before it, and which are only there to be finished or dropped.
 """
 
 from __future__ import annotations
@@ -12,17 +12,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from amips_plugins.collection import Id, KeyBatch
+from amips_plugins.collection import CollectionInfo, Cursor, Id, KeyBatch
 from amips_plugins.errors import CollectionError
 
-__all__ = ["CELL_PREFIX", "CellStore", "LayoutState", "Record", "cell_key", "serving"]
+__all__ = [
+    "CellStore",
+    "CelledKeys",
+    "LayoutRecord",
+    "LayoutState",
+    "cell_key",
+    "is_cell",
+    "serving",
+]
 
-CELL_PREFIX = "amips_cell_"
 _POINTER = "amips_layout"  # metadata key, completed by the vector's name
 
 
+def cell_key(layout: str) -> str:
+    """Name the payload key that holds the cells of a layout."""
+    return f"amips_cell_{layout}"
+
+
 @dataclass(frozen=True, slots=True)
-class Record:
+class LayoutRecord:
     """One layout, as the metadata keep it."""
 
     layout: str
@@ -30,12 +42,56 @@ class Record:
     n_cells: int
     complete: bool = True
 
+    @property
+    def key(self) -> str:
+        """Payload key of the cells."""
+        return cell_key(self.layout)
+
+    @property
+    def sketch_key(self) -> str:
+        """Payload key of the sketches."""
+        return f"amips_sketch_{self.layout}"
+
+    @property
+    def keys(self) -> list[str]:
+        """Both."""
+        return [self.key, self.sketch_key]
+
+    def beside(self, cell: int, sketch: int) -> dict[str, int]:
+        """Return what lies beside a vector in this cell, or in none."""
+        return {self.key: cell} if cell < 0 else {self.key: cell, self.sketch_key: sketch}
+
+    def all_but(self, cells: Sequence[int]) -> list[int]:
+        """Return the other cells."""
+        return sorted(set(range(self.n_cells)).difference(cells))
+
+
+@dataclass(frozen=True, slots=True)
+class CelledKeys:
+    """Keys as they are stored, with what lies beside them."""
+
+    keys: KeyBatch
+    cells: Sequence[Any]
+    sketches: Sequence[int | None]
+
+
+def is_cell(found: Any, n_cells: int) -> bool:
+    """Tell whether what lies under the key is a cell."""
+    return isinstance(found, int) and not isinstance(found, bool) and 0 <= found < n_cells
+
 
 class CellStore(Protocol):
-    """What the steps need of a database. ``key`` is always a payload key, ``ids`` are of points.
+    """What the steps need of a database; ``ids`` are of points.
 
-    Only points that have the collection's vector count, here and in every method.
+    Only points that have the collection's vector count, here and in every method. Overflow is
+    what has no cell, a *claim* a negative number in its place.
     """
+
+    seconds_per_write: float
+
+    def parts(self) -> Sequence[CellStore]:
+        """Return the stores to go through one by one, each the owner of its ids."""
+        ...
 
     def metadata(self) -> Mapping[str, Any]:
         """Read the collection's metadata."""
@@ -45,7 +101,7 @@ class CellStore(Protocol):
         """Replace these entries of the metadata at once, and keep the others."""
         ...
 
-    def check(self, key: str, n_cells: int) -> None:
+    def check(self, record: LayoutRecord) -> None:
         """Raise ``CollectionError`` if the database would refuse cells; change nothing."""
         ...
 
@@ -57,15 +113,12 @@ class CellStore(Protocol):
         """Return how many bytes the disk has left, or None where that cannot be told."""
         ...
 
-    def foreign(self, key: str, n_cells: int) -> int | None:
-        """Count the points with something under the key that is no integer from -1 to n_cells - 1.
-
-        None where the database does not count by this key before it has an index.
-        """
+    def taken(self, key: str) -> bool | None:
+        """Tell whether a point has anything under the key; None where that takes an index."""
         ...
 
-    def overflow(self, key: str) -> int:
-        """Count the points without a cell: nothing or -1 under the key."""
+    def overflow(self, record: LayoutRecord) -> int:
+        """Count the points without a cell."""
         ...
 
     def create_index(self, key: str) -> None:
@@ -76,47 +129,63 @@ class CellStore(Protocol):
         """Drop the index of the key, if there is one."""
         ...
 
-    def remove_cells(self, key: str) -> None:
-        """Remove the key from every point; can be killed and called again."""
+    def remove_cells(self, record: LayoutRecord) -> None:
+        """Remove both keys from every point; can be killed and called again."""
         ...
 
-    def without_cell(self, key: str) -> Iterator[Sequence[Id]]:
+    def without_cell(self, record: LayoutRecord) -> Iterator[Sequence[Id]]:
         """Go once through the points without a cell, in batches for one round of writing."""
         ...
 
-    def claim(self, key: str, ids: Sequence[Id]) -> None:
-        """Write -1 under the key of those of the points that are there with nothing under it.
+    def claim(self, record: LayoutRecord, ids: Sequence[Id], claim: int) -> None:
+        """Write the claim over whatever is no cell.
 
         A store that can tell an overwritten point by other means in ``place`` may do nothing.
         """
         ...
 
-    def claimed(self, key: str, ids: Sequence[Id]) -> Iterator[KeyBatch]:
+    def claimed(self, record: LayoutRecord, ids: Sequence[Id], claim: int) -> Iterator[KeyBatch]:
         """Read those of the points whose claim stands."""
         ...
 
-    def place(self, key: str, ids: Sequence[Id], cells: Sequence[int]) -> None:
+    def place(
+        self,
+        record: LayoutRecord,
+        ids: Sequence[Id],
+        cells: Sequence[int],
+        sketches: Sequence[int],
+        claim: int,
+    ) -> None:
         """Write the cells of those of the points whose claim still stands.
 
         Test and write must be one step for the database where others can write in between.
         """
         ...
 
+    def sample(self, record: LayoutRecord, n: int) -> CelledKeys | None:
+        """Read points drawn at random."""
+        ...
 
-def cell_key(layout: str) -> str:
-    """Name the payload key that holds the cells of a layout."""
-    return f"{CELL_PREFIX}{layout}"
+    def celled(self, record: LayoutRecord, after: Cursor | None) -> Iterator[CelledKeys]:
+        """Read all points in the order of their ids, behind a cursor."""
+        ...
+
+    def displace(self, record: LayoutRecord, ids: Sequence[Id]) -> None:
+        """Take the cells of these points away."""
+        ...
 
 
-def _pointer_key(field: str) -> str:
-    """Name the metadata entry that tells the layouts of one vector."""
-    return f"{_POINTER}_{field}" if field else _POINTER
+def _pointer_key(info: CollectionInfo) -> str:
+    """Name the metadata entry that tells the layouts of one vector, in one shard key or all."""
+    return "_".join(
+        (_POINTER, *filter(None, (info.field, info.namespace and f"@{info.namespace}")))
+    )
 
 
-def serving(metadata: Mapping[str, Any], field: str) -> Record | None:
+def serving(metadata: Mapping[str, Any], info: CollectionInfo) -> LayoutRecord | None:
     """Read which layout serves; None without one, or where the entry is not ours."""
     try:
-        return LayoutState.read(metadata, field).serving
+        return LayoutState.read(metadata, info).serving
     except CollectionError:
         return None
 
@@ -125,12 +194,13 @@ def serving(metadata: Mapping[str, Any], field: str) -> Record | None:
 class LayoutState:
     """The metadata entry of one vector: every layout of which anything is stored."""
 
-    serving: Record | None = None
-    before: tuple[Record | None, ...] = ()  # what to roll back to, oldest first; None is no cells
-    idle: tuple[Record, ...] = ()  # unfinished, or rolled back from
+    serving: LayoutRecord | None = None
+    # What to roll back to, oldest first; None is no cells.
+    before: tuple[LayoutRecord | None, ...] = ()
+    idle: tuple[LayoutRecord, ...] = ()  # unfinished, or rolled back from
 
     @classmethod
-    def read(cls, metadata: Mapping[str, Any], field: str) -> LayoutState:
+    def read(cls, metadata: Mapping[str, Any], info: CollectionInfo) -> LayoutState:
         """Read the entry; without one there are no layouts.
 
         Raises
@@ -138,31 +208,31 @@ class LayoutState:
         CollectionError
             The entry is not ours.
         """
-        found = metadata.get(_pointer_key(field))
+        found = metadata.get(_pointer_key(info))
         if found is None:
             return cls()
         try:
             return cls(
                 _record(found["serving"]),
                 tuple(_record(one) for one in found["before"]),
-                tuple(Record(**one) for one in found["idle"]),
+                tuple(LayoutRecord(**one) for one in found["idle"]),
             )
         except (TypeError, KeyError) as exc:
             raise CollectionError(
-                f"The collection's metadata hold something else under {_pointer_key(field)!r} than "
+                f"The collection's metadata hold something else under {_pointer_key(info)!r} than "
                 "a layout; remove that entry."
             ) from exc
 
-    def entry(self, field: str) -> dict[str, Any]:
+    def entry(self, info: CollectionInfo) -> dict[str, Any]:
         """Return the change to the metadata that makes them say this."""
         content = {
             "serving": _entry(self.serving),
             "before": [_entry(one) for one in self.before],
             "idle": [asdict(one) for one in self.idle],
         }
-        return {_pointer_key(field): content}
+        return {_pointer_key(info): content}
 
-    def kept(self) -> dict[str, Record]:
+    def kept(self) -> dict[str, LayoutRecord]:
         """Layouts stored beside the one that serves, oldest first."""
         found = [one for one in (*self.before, *self.idle) if one is not None]
         here = None if self.serving is None else self.serving.layout
@@ -175,10 +245,10 @@ class LayoutState:
         return replace(self, before=before, idle=idle)
 
 
-def _record(found: Mapping[str, Any]) -> Record | None:
-    return Record(**found) if found else None
+def _record(found: Mapping[str, Any]) -> LayoutRecord | None:
+    return LayoutRecord(**found) if found else None
 
 
-def _entry(record: Record | None) -> dict[str, Any]:
+def _entry(record: LayoutRecord | None) -> dict[str, Any]:
     # Never a null: inside of metadata it could mean "remove this".
     return {} if record is None else asdict(record)

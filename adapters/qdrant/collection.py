@@ -2,7 +2,7 @@
 
 Qdrant has no inverted lists. A cell is a payload value with an integer index, and a filtered exact
 search scans only the points that pass the filter, so its cost is the size of the cells searched.
-``qdrant_cells`` says how cells are kept, ``qdrant_layouts`` how they get there.
+``cells`` says how cells are kept, ``layouts`` how they get there.
 
 Importing this module needs the extra ``qdrant``.
 """
@@ -18,28 +18,32 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.describe import with_cells
-from amips_plugins.adapters.qdrant.cells import CELL_PREFIX, Record, cell_key, serving
-from amips_plugins.adapters.qdrant.layouts import QdrantLayouts
-from amips_plugins.adapters.qdrant.opening import (
-    METRICS,
-    answering,
+from amips_plugins.adapters.qdrant.cells import serving
+from amips_plugins.adapters.qdrant.describe import describe_qdrant
+from amips_plugins.adapters.qdrant.failures import failure_of, translated_errors
+from amips_plugins.adapters.qdrant.local_store import LocalStore
+from amips_plugins.adapters.qdrant.opening import is_local, open_folder, open_server
+from amips_plugins.adapters.qdrant.point_collection import Found, PointCollection
+from amips_plugins.adapters.qdrant.points import (
+    RESERVED,
+    DenseVector,
+    as_ids,
     choose_vector,
+    key_batch,
     listed,
-    open_folder,
+    payloads,
+    refuse_other_vectors,
 )
 from amips_plugins.adapters.qdrant.search import (
     all_of,
+    among,
     as_arguments,
-    as_batch,
     as_hits,
-    as_ids,
-    has_vector,
     plan_queries,
 )
-from amips_plugins.adapters.qdrant.store import LocalStore, ServerStore
-from amips_plugins.adapters.qdrant.strict_mode import batch_limit, time_limit
+from amips_plugins.adapters.qdrant.store import ServerStore
+from amips_plugins.adapters.qdrant.strict_mode import Limits
 from amips_plugins.cell_layout import Construction
 from amips_plugins.collection import (
     CollectionInfo,
@@ -49,7 +53,6 @@ from amips_plugins.collection import (
     Id,
     KeyBatch,
     SearchRequest,
-    check_keys,
     check_layout,
 )
 from amips_plugins.errors import CollectionNotFound, InvalidInput, require
@@ -60,25 +63,22 @@ if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient, QdrantClient, models
 else:
     models = require("qdrant_client.models", "qdrant")
-    QdrantClient = require("qdrant_client", "qdrant").QdrantClient
 
 __all__ = ["QdrantCollection"]
 
-_UPSERT_BATCH = 500  # points: a server takes 32 MiB a call
+_UPSERT_BATCH = 500  # points at most,
+_UPSERT_NUMBERS = 1_000_000  # of their vectors: a server takes 32 MiB of JSON a call
 _PATIENCE = 600  # seconds for one count or write; the client's default is 5
+_TIMEOUT = 5.0  # the client's default
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """What one look at the database found: the object stays on it."""
-
-    info: CollectionInfo
-    cells: Record | None
-    vectors: tuple[str, ...]
-    strict: models.StrictModeConfigOutput | None
+class _ServerFound(Found):
+    limits: Limits
+    custom_shards: bool
 
 
-class QdrantCollection:
+class QdrantCollection(PointCollection):
     """One dense vector of a Qdrant collection.
 
     Nothing is asked of the database until ``info`` is first used, here or by another method.
@@ -92,7 +92,10 @@ class QdrantCollection:
     name
         The collection, or an alias of it.
     field
-        Name of the vector, empty for the unnamed one; may be left out where there is only one.
+        Name of the vector, empty for the unnamed one; left out, the unnamed or only one.
+    shard_key
+        With custom sharding: the shard key whose points this object is about. Left out, it is
+        about all of them, and writes nothing, since an id is unique only within its shard key.
 
     Raises
     ------
@@ -117,21 +120,34 @@ class QdrantCollection:
     """
 
     break_even = 0.4
+    _kept: _ServerFound | None
 
-    def __init__(self, client: QdrantClient, name: str, field: str | None = None) -> None:
-        options = client.init_options
+    def __init__(
+        self,
+        client: QdrantClient,
+        name: str,
+        field: str | None = None,
+        *,
+        shard_key: int | str | None = None,
+    ) -> None:
         self._client = client
         self._name = name
         self._field = field
+        self._shard_key = shard_key
         # Local mode is always exact, has no indexes and warns about both.
-        self._local = options.get("location") == ":memory:" or options.get("path") is not None
+        self._local = is_local(client)
         self._owns_client = False
         self._server = "The Qdrant server"
-        self._kept: _Found | None = None
+        self._kept = None
 
     @classmethod
     def connect(
-        cls, address: str, name: str, field: str | None = None, token: str | None = None
+        cls,
+        address: str,
+        name: str,
+        field: str | None = None,
+        token: str | None = None,
+        shard_key: int | str | None = None,
     ) -> QdrantCollection:
         """Open a client for this collection, which ``close`` closes, and check that it is there.
 
@@ -139,7 +155,7 @@ class QdrantCollection:
         ----------
         address
             The folder of a local database, or ``http(s)://host:port`` of a server.
-        name, field
+        name, field, shard_key
             As for the class.
         token
             API key of the server.
@@ -151,14 +167,11 @@ class QdrantCollection:
         DatabaseUnreachable
             No server answers at the address, or another process holds the folder.
         """
-        if address.startswith(("http://", "https://")):
-            # The client's version check warns from a thread of its own: leave it to the operator.
-            client = QdrantClient(url=address, api_key=token, check_compatibility=False)
-        else:
-            client = open_folder(address)
-        collection = cls(client, name, field)
+        on_server = address.startswith(("http://", "https://"))
+        client = open_server(address, token) if on_server else open_folder(address)
+        collection = cls(client, name, field, shard_key=shard_key)
         collection._owns_client = True
-        if not collection._local:
+        if on_server:
             parts = urlsplit(address)
             server = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
             collection._server = f"The Qdrant server at {server}"
@@ -170,22 +183,13 @@ class QdrantCollection:
         return collection
 
     @property
-    def info(self) -> CollectionInfo:
-        """What the collection is; the first use asks the database.
-
-        The schema lists the payload keys that have an index, the only ones Qdrant knows of; local
-        mode knows none.
-        """
-        return self._found.info
-
-    @property
-    def _found(self) -> _Found:
+    def _found(self) -> _ServerFound:
         if self._kept is None:
             self._kept = self._look()
         return self._kept
 
-    def _look(self) -> _Found:
-        with answering(self._server):
+    def _look(self) -> _ServerFound:
+        with translated_errors(self._server):
             if not self._name or not self._client.collection_exists(self._name):
                 names = sorted(found.name for found in self._client.get_collections().collections)
                 raise CollectionNotFound(
@@ -193,51 +197,67 @@ class QdrantCollection:
                 )
             found = self._client.get_collection(self._name)
         params = found.config.params
-        field, vector = choose_vector(params.vectors, self._field, self._name)
+        named = params.vectors if isinstance(params.vectors, dict) else {"": params.vectors}
+        # Once open it stays with its vector, whichever others are added.
+        wanted = self._field if self._kept is None else self._kept.info.field
+        field, vector = choose_vector(
+            {name: _described(one) for name, one in named.items() if one}, wanted, self._name
+        )
         schema = {
             key: index.data_type.value
             for key, index in sorted(found.payload_schema.items())
-            if not key.startswith(CELL_PREFIX)
+            if not key.startswith(RESERVED)
         }
         info = CollectionInfo(
-            "qdrant", self._name, field, METRICS[vector.distance], vector.size, schema
+            "qdrant",
+            self._name,
+            field,
+            vector.metric,
+            vector.size,
+            schema,
+            namespace="" if self._shard_key is None else str(self._shard_key),
+            family=self._family(),
         )
-        named = list(params.vectors) if isinstance(params.vectors, dict) else [""]
-        return _Found(
+        return _ServerFound(
             info,
-            serving(found.config.metadata or {}, field),
+            serving(found.config.metadata or {}, info),
             (*named, *(params.sparse_vectors or {})),
-            found.config.strict_mode_config,
+            Limits(found.config.strict_mode_config),
+            params.sharding_method is models.ShardingMethod.CUSTOM,
         )
 
-    def look(self) -> tuple[models.CollectionInfo, bool]:
-        """Ask how the collection is configured, and say whether it is in local mode."""
-        with answering(self._server):
-            return self._client.get_collection(self._name), self._local
+    def _family(self) -> str:
+        """Resolve an alias; who may not list aliases has its own name for the collection."""
+        try:
+            found = self._client.get_aliases().aliases
+        except Exception:  # noqa: BLE001 - such as a key for one collection, which has been read
+            return self._name
+        return next(
+            (one.collection_name for one in found if one.alias_name == self._name), self._name
+        )
 
     @property
     def timeout(self) -> float | None:
-        """Seconds that the client gives a call; None without an end."""
-        return None
+        """Seconds that the client gives a call."""
+        if self._local:
+            return None
+        given = self._client.init_options.get("timeout")
+        return _TIMEOUT if given is None else float(given)
 
     @property
     def max_candidates(self) -> int | None:
-        """How many candidates a rewritten query may fetch; None for any number."""
-        return None
+        """How many candidates a rewritten query may fetch: strict mode's limit."""
+        return self._found.limits.max_candidates
+
+    def failure(self, exc: BaseException) -> Failure:
+        """Say what an error of a search means."""
+        return failure_of(exc)
 
     def describe(self) -> Construction:
-        """Say how the collection is built; nothing is changed."""
-        from amips_plugins.adapters.qdrant.describe import describe_qdrant
-
-        return with_cells(self, describe_qdrant(self))
-
-    def failure(self, exc: BaseException) -> Failure:  # noqa: ARG002 - nothing is known of it here
-        """Say what an error of a search means."""
-        return Failure.OTHER
-
-    def unroutable(self, request: SearchRequest, *, rewritten: bool) -> str | None:  # noqa: ARG002 - a plan changes no meaning here
-        """Say why a plan would change what a request means, or None."""
-        return None
+        """Look at graph, quantisation, storage, payload index, strict mode and segments."""
+        with translated_errors(self._server):
+            found = self._client.get_collection(self._name)
+        return with_cells(self, describe_qdrant(found, self.info.field, local=self._local))
 
     def current(self) -> QdrantCollection:
         """Look at the database again: another object where the cells or the collection changed.
@@ -249,21 +269,16 @@ class QdrantCollection:
         if self._kept is None or self._kept == found:
             self._kept = found
             return self
-        other = QdrantCollection(self._client, self._name, self._field)
+        other = QdrantCollection(
+            self._client, self._name, found.info.field, shard_key=self._shard_key
+        )
         other._kept, other._server, other._local = found, self._server, self._local
         other._owns_client = self._owns_client
         return other
 
     def count(self) -> int:
         """Return the exact number of points that have this vector."""
-        with answering(self._server):
-            return self._client.count(
-                self._name, all_of(has_vector(self.info.field)), exact=True, timeout=self._patience
-            ).count
-
-    @property
-    def _patience(self) -> int:
-        return time_limit(self._found.strict, _PATIENCE)
+        return self._store.count()
 
     def scan(self, batch_size: int, after: Cursor | None = None) -> Iterator[KeyBatch]:
         """Read every point that has this vector once, in the order of the ids.
@@ -272,33 +287,40 @@ class QdrantCollection:
         point is deleted. A batch may hold fewer keys than ``batch_size`` before the end.
         """
         field = self.info.field
-        limit = batch_limit(self._found.strict, batch_size)
+        limit = self._found.limits.points(batch_size)
         offset: Any = after
         while True:
-            with answering(self._server):
+            with translated_errors(self._server):
                 records, offset = self._client.scroll(
                     self._name,
                     limit=limit,
                     offset=offset,
                     with_payload=False,
                     with_vectors=[field],
+                    shard_key_selector=self._shard_key,
                 )
             # The offset is inclusive: on going on, the first record is the cursor's own.
-            batch = as_batch([record for record in records if record.id != after], field)
+            batch = key_batch([record for record in records if record.id != after], field)
             if batch is not None:
                 yield batch
             if offset is None:
                 return
 
     def fetch(self, ids: Sequence[Id]) -> KeyBatch:
-        """Read those of the points that are there with this vector."""
-        field = self.info.field
-        with answering(self._server):
-            records = self._client.retrieve(
-                self._name, list(ids), with_payload=False, with_vectors=[field]
-            )
-        none = KeyBatch([], np.zeros((0, self.info.dim), np.float32))
-        return as_batch(records, field) or none
+        """Read those of the keys that are there."""
+        records: list[models.Record] = []
+        keys, limit = as_ids(ids), self._found.limits.points(_UPSERT_BATCH)
+        for start in range(0, len(keys), limit):
+            with translated_errors(self._server):
+                records += self._client.retrieve(
+                    self._name,
+                    keys[start : start + limit],
+                    with_payload=False,
+                    with_vectors=[self.info.field],
+                    shard_key_selector=self._shard_key,
+                )
+        none = np.empty((0, self.info.dim), dtype=np.float32)
+        return key_batch(records, self.info.field) or KeyBatch((), none)
 
     def search(self, request: SearchRequest, plan: QueryPlan = NATIVE) -> list[list[Hit]]:
         """Search by a plan, in one call for all queries.
@@ -337,22 +359,36 @@ class QdrantCollection:
             answers = await client.query_batch_points(self._name, queries, timeout=timeout)
         return as_hits(answers)
 
+    def queries(self, request: SearchRequest, plan: QueryPlan) -> list[models.QueryRequest]:
+        """Write a search as the client's own queries, one a row.
+
+        Raises
+        ------
+        InvalidInput
+            As for ``search``.
+        """
+        check_layout(plan, self.layout(), self._name)
+        found = self._found
+        return plan_queries(
+            request, plan, found.info.field, found.cells, self.break_even, exact=not self._local
+        )
+
     def _planned(
         self, request: SearchRequest, plan: QueryPlan
     ) -> tuple[list[models.QueryRequest], int | None]:
         """Return a search as queries, and its timeout."""
-        check_layout(plan, self.layout(), self._name)
-        queries = plan_queries(
-            request, plan, self.info.field, self.break_even, exact=not self._local
-        )
+        queries = self.queries(request, plan)
+        if self._shard_key is not None:
+            for query in queries:
+                query.shard_key = self._shard_key
         # Qdrant counts whole seconds, and 0 would mean no time at all.
         return queries, None if request.timeout is None else max(1, math.ceil(request.timeout))
 
     def exact(self, request: SearchRequest) -> list[list[Hit]]:
         """Search by comparing with every point, unquantised; strict mode may refuse it."""
-        # Local mode is always exact, and warns of search parameters.
-        params = None if self._local else {"exact": True}
-        return self.search(replace(request, params=params))
+        if self._local:  # always exact, and warns of search parameters
+            return self.search(replace(request, params=None))
+        return super().exact(request)
 
     def upsert(
         self,
@@ -363,7 +399,7 @@ class QdrantCollection:
     ) -> None:
         """Write points, in place of those with the same ids, whose payload is replaced too.
 
-        Without ``fields`` a point has no payload beside its cell, and without ``cells`` it is
+        Without ``fields`` a point has no payload but ours, and without ``cells`` it is
         overflow. Cells are those of the layout this object is pinned to.
 
         Raises
@@ -372,90 +408,82 @@ class QdrantCollection:
             As for every collection; an id or a cell cannot be; or the collection has other vectors
             beside this one, which the points would lose.
         """
-        found = self._found
-        check_keys(found.info.dim, self.layout(), ids, vectors, fields, cells)
-        if len(found.vectors) > 1:
-            raise InvalidInput(
-                f"Points of collection {self._name!r} have the vectors {listed(found.vectors)}, "
-                "and writing one would lose the others; write them with the Qdrant client, and "
-                "let backfill give them cells."
-            )
-        payloads = [
-            {key: value for key, value in one.items() if not key.startswith(CELL_PREFIX)}
-            for one in fields or [{}] * len(ids)
-        ]
-        if cells is not None and found.cells is not None:
-            if len(cells) and not (cells.min() >= OVERFLOW and cells.max() < found.cells.n_cells):
-                raise InvalidInput(
-                    f"The cells are from {cells.min()} to {cells.max()}; the collection has 0 to "
-                    f"{found.cells.n_cells - 1}, and -1 for none."
-                )
-            for payload, cell in zip(payloads, cells.tolist(), strict=True):
-                if cell != OVERFLOW:
-                    payload[cell_key(found.cells.layout)] = cell
-        name, keys = found.info.field, as_ids(ids)
-        for start in range(0, len(keys), self._upsert_batch):
+        found, keys = self._found, as_ids(ids)
+        written = payloads(found.info, found.cells, keys, vectors, fields, cells)
+        refuse_other_vectors(found.info, self._look().vectors)  # one may have been added
+        self._refuse_all_shards()
+        name = found.info.field
+        size = min(_UPSERT_BATCH, max(1, _UPSERT_NUMBERS // found.info.dim))
+        size = found.limits.upserts(size)
+        for start in range(0, len(keys), size):
+            rows = range(start, min(start + size, len(keys)))
             points = [
                 models.PointStruct(
                     id=keys[row],
                     vector={name: vectors[row].tolist()} if name else vectors[row].tolist(),
-                    payload=payloads[row],
+                    payload=written[row],
                 )
-                for row in range(start, min(start + self._upsert_batch, len(keys)))
+                for row in rows
             ]
-            with answering(self._server, "write to"):
-                self._client.upsert(self._name, points, wait=True, timeout=self._patience)
+            # A server before 1.19 keeps the payload of a point that is written without any.
+            bare = [] if self._local else [keys[row] for row in rows if not written[row]]
+            with translated_errors(self._server, "write to"):
+                self._write(points, bare)
 
-    @property
-    def _upsert_batch(self) -> int:
-        strict = self._found.strict
-        limit = None if strict is None else strict.upsert_max_batchsize
-        return min(_UPSERT_BATCH, limit or _UPSERT_BATCH)
+    def _write(self, points: list[models.PointStruct], bare: Sequence[Id]) -> None:
+        arguments = {"wait": True, "timeout": self._found.limits.seconds(_PATIENCE)}
+        if not bare:
+            self._client.upsert(self._name, points, shard_key_selector=self._shard_key, **arguments)
+            return
+        clear = models.FilterSelector(filter=all_of(among(bare)), shard_key=self._shard_key)
+        write = models.PointsList(points=points, shard_key=self._shard_key)
+        self._client.batch_update_points(
+            self._name,
+            [
+                models.ClearPayloadOperation(clear_payload=clear),
+                models.UpsertOperation(upsert=write),
+            ],
+            **arguments,
+        )
+
+    def _refuse_all_shards(self) -> None:
+        if self._found.custom_shards and self._shard_key is None:
+            raise InvalidInput(
+                f"Collection {self._name!r} has custom shard keys, and an id is unique only within "
+                "its shard key: open it with shard_key=... (in a URI &shard_key=...) to write."
+            )
 
     def delete(self, ids: Sequence[Id]) -> None:
         """Delete points, with all their vectors; an id that is not there is no error."""
         keys = as_ids(ids)
+        self._refuse_all_shards()
         if keys:
-            with answering(self._server, "write to"):
+            with translated_errors(self._server, "write to"):
                 self._client.delete(
                     self._name,
                     models.PointIdsList(points=keys),
                     wait=True,
-                    timeout=self._patience,
+                    shard_key_selector=self._shard_key,
+                    timeout=self._found.limits.seconds(_PATIENCE),
                 )
-
-    def layout(self) -> str | None:
-        """Return the identifier of the complete cells of this vector, or None."""
-        cells = self._found.cells
-        return None if cells is None else cells.layout
-
-    def overflow(self) -> int:
-        """Return the number of points without a cell; 0 without a layout."""
-        layout = self.layout()
-        return 0 if layout is None else self._store.overflow(cell_key(layout))
-
-    @property
-    def layouts(self) -> QdrantLayouts:
-        """Builds, shows, mends and takes back the cells."""
-        store = self._store
-        return QdrantLayouts(self, store, store.seconds_per_write)
 
     @property
     def _store(self) -> ServerStore:
         if self._local:
             return LocalStore(self._client, self._name, self.info.field)
-        return ServerStore(self._client, self._name, self.info.field, self._server)
-
-    def __enter__(self) -> QdrantCollection:
-        """Return the collection itself; leaving the block closes it."""
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Close it."""
-        self.close()
+        return ServerStore(self._client, self._name, self.info.field, self._server, self._shard_key)
 
     def close(self) -> None:
         """Close the client if ``connect`` opened it; safe to call twice."""
         if self._owns_client:
             self._owns_client = False
             self._client.close()
+
+
+def _described(vector: models.VectorParams) -> DenseVector:
+    return DenseVector(
+        vector.size,
+        vector.distance.value,
+        None if vector.datatype is None else vector.datatype.value,
+        vector.multivector_config is not None,
+    )

@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from amips_plugins.adapters.qdrant.cells import CELL_PREFIX
-from amips_plugins.adapters.qdrant.strict_mode import refusal, strict_notes
+from amips_plugins.adapters.qdrant.points import RESERVED
+from amips_plugins.adapters.qdrant.strict_mode import Limits
 from amips_plugins.cell_layout import Construction
 
 if TYPE_CHECKING:
     from qdrant_client import models
-
-    from amips_plugins.adapters.qdrant.collection import QdrantCollection
 
 __all__ = ["describe_qdrant"]
 
@@ -25,23 +23,23 @@ _LOCAL = "Qdrant's local mode filters in Python, where a search of cells costs m
 _GRAPH = "it has an HNSW graph in memory, which beat cells in every comparison"
 
 
-def describe_qdrant(collection: QdrantCollection) -> Construction:
-    """Look at graph, quantisation, storage, payload index, strict mode and segments."""
-    found, is_local = collection.look()
+def describe_qdrant(found: models.CollectionInfo, field: str, *, local: bool) -> Construction:
+    """Say what the server's description of a collection means for one vector."""
     params, config = found.config.params, found.config
     named = params.vectors if isinstance(params.vectors, dict) else {"": params.vectors}
-    vector = named[collection.info.field]
+    vector = named[field]
     if vector is None:  # an impossible collection: ``info`` would have refused it
         return Construction(())
-    if is_local:
+    if local:
         exact = (("server", "local mode, always exact"),)
         return Construction(exact, worth_from=_WORTH_FROM, obstacle=_LOCAL)
     own = vector.hnsw_config
     links = config.hnsw_config.m if own is None or own.m is None else own.m
     on_disk = bool(vector.on_disk or (config.hnsw_config if own is None else own).on_disk)
     ef = config.hnsw_config.ef_construct
-    refused = refusal(config.strict_mode_config, _CELLS, len(found.payload_schema) + 1)
-    strict = [refused] if refused else list(strict_notes(config.strict_mode_config))
+    limits = Limits(config.strict_mode_config)
+    refused = limits.refusal(_CELLS, len(found.payload_schema) + 1)
+    strict = [refused] if refused else list(limits.notes())
     facts = (
         ("server", f"Qdrant, {found.status.value}"),
         ("graph", f"HNSW m={links}, ef_construct={ef}" if links else "none (m=0)"),
@@ -78,7 +76,7 @@ def _name(quantisation: Any) -> str:
 
 def _payload(found: models.CollectionInfo) -> Iterator[str]:
     for key, index in sorted(found.payload_schema.items()):
-        if not key.startswith(CELL_PREFIX):
+        if not key.startswith(RESERVED):
             yield f"{key} ({index.data_type.value})"
 
 

@@ -2,28 +2,23 @@
 
 A build takes as many passes over the points without a cell as others' writing makes necessary, so
 that going on after a crash is the same as another pass. A pass first *claims* its points by writing
--1, then reads their vectors, then writes the cells where the claim still stands: an upsert by
-another client replaces the payload and so takes the claim away, and the new vector cannot get the
-old one's cell. Two gaps remain, which cost recall and never a key. ``update_vectors`` keeps the
-payload, and with it the cell of the vector before: such a point is found where its old vector was,
-until an upsert or a new layout places it again. And where two passes run at once, an upsert between
-the claims of both can be claimed by the second and get the first one's cell.
+a negative number of its own, then reads their vectors, then writes the cells where the claim still
+stands: an upsert by another client replaces the payload and so takes the claim away, and the new
+vector cannot get the old one's cell. Who changes a vector and keeps its payload (by
+``update_vectors``, or an upsert without payload on servers before 1.19) leaves the cell of the
+vector before: the sketch beside the cell tells, and ``staleness`` finds such points.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
-from amips_plugins.adapters.qdrant.cells import (
-    CELL_PREFIX,
-    CellStore,
-    LayoutState,
-    Record,
-    cell_key,
-)
+from amips_plugins.adapters.qdrant.cells import CellStore, LayoutRecord, LayoutState
+from amips_plugins.adapters.qdrant.staleness import Staleness
 from amips_plugins.cell_layout import (
     AssignCells,
     BuildPlan,
@@ -32,61 +27,45 @@ from amips_plugins.cell_layout import (
     LayoutStatus,
     check_assigned,
     check_name,
+    warn_of_stale,
 )
 from amips_plugins.collection import Collection, Id
 from amips_plugins.errors import CollectionError, InvalidInput
 from amips_plugins.progress import Progress, Step, no_progress
+from amips_plugins.sketch import sketch
 
 __all__ = ["QdrantLayouts"]
 
 _SAMPLE = 1000  # keys read to guess how long a build takes
 _READS = 2  # every key is read once with its vector, and looked at in passes
-_PER_KEY = 56  # bytes beside the payload key's name: value, index (both ways), block overhead
+_PER_KEY = 92  # bytes beside the payload keys' names: two values, index (both ways), block overhead
 _SPARE = 2  # free disk wanted, in multiples of what will be stored: payload is rewritten
 _FEW = 0.001  # a pass that placed at most this share of the keys was the last one
 _MISSED = 0.05  # share of the keys that others' writing may leave without a cell,
 _MISSED_FEW = 5  # and this many of a small collection
+_SETTLING = 10.0  # seconds until every node shows metadata that were written through one
 
 
 class QdrantLayouts:
-    """The cells of one vector of a Qdrant collection (see ``adapters.layouts.Layouts``).
+    """The cells of one vector of a Qdrant collection (see ``Layouts``).
 
     Builds of different layouts may run at the same time, but the operator should start one after
     the other: each rewrites the same small metadata entry.
-
-    Parameters
-    ----------
-    collection
-        Reads, and finds itself again after a change.
-    store
-        Where the collection's points and metadata are.
-    seconds_per_write
-        About how long a cell takes to write; only ``plan`` uses it.
     """
 
-    def __init__(
-        self, collection: Collection, store: CellStore, seconds_per_write: float = 5e-5
-    ) -> None:
+    def __init__(self, collection: Collection, store: CellStore) -> None:
         self._collection = collection
         self._store = store
-        self._seconds_per_write = seconds_per_write
+        self._replaced: LayoutState | None = None  # by what was written last
 
     def plan(self, spec: LayoutSpec) -> BuildPlan:
         """Check whether the cells can be built, and say what that would do; change nothing.
 
         The bytes are the payload and its index for every key, by a rule of thumb; the seconds
         follow from reading some keys now and a rule of thumb for a write.
-
-        Raises
-        ------
-        InvalidInput
-            The collection has these cells already, or the identifier cannot be used.
-        CollectionError
-            Strict mode forbids what cells need, the payload key is somebody else's, the disk has
-            too little room, or the server keeps no metadata.
         """
         self._check(spec)
-        key, keys = cell_key(spec.layout), self._collection.count()
+        key, keys = _record(spec).key, self._collection.count()
         n_bytes = self._n_bytes(spec)
         steps = (
             f"write a marker into the metadata of {self._name!r}",
@@ -105,22 +84,25 @@ class QdrantLayouts:
         Raises
         ------
         InvalidInput, CollectionError
-            As for ``plan``; and too many cells are not there at the end, or something else than
-            cells is. The layout in force is then unchanged.
+            As for ``plan``; and too many cells are not there at the end. The layout in force is
+            then unchanged.
         """
         known = spec.layout in self._check(spec).kept()
-        key = cell_key(spec.layout)
-        record = Record(spec.layout, spec.version, spec.n_cells)
+        record = _record(spec)
+        adopted = not known and bool(self._store.taken(record.sketch_key))
         if not known:
             self._mark(replace(record, complete=False))
-        self._store.create_index(key)
-        if not known:
-            self._refuse_foreign_at_last(key)
+        self._store.create_index(record.key)
+        if not known and not adopted:
+            self._refuse_taken_at_last(record)
+        if known or adopted:  # others may have changed vectors since
+            self._staleness(record).displace_sample(spec.assign)
+        if adopted:
+            self._staleness(record).displace_all(spec.assign, progress, self._collection.count())
         keys = self._collection.count()
-        with progress("cells", keys, keys - self._store.overflow(key), "keys") as step:
-            _, left = self._fill(key, spec.n_cells, spec.assign, step)
-        self._refuse_foreign(key, spec.n_cells)
-        lost = self._store.overflow(key) - left
+        with progress("cells", keys, keys - self._store.overflow(record), "keys") as step:
+            _, left = self._fill(record, spec.assign, step)
+        lost = self._store.overflow(record) - left
         if lost > _MISSED_FEW + _MISSED * keys:
             raise CollectionError(
                 f"{lost} of the {keys} cells written to collection {self._name!r} are not there; "
@@ -131,7 +113,7 @@ class QdrantLayouts:
         if now.serving is None or now.serving.layout != spec.layout:
             kept = replace(kept, serving=record, before=(*kept.before, now.serving))
         self._write(kept)
-        return self._collection.current()
+        return self._current()
 
     def status(self) -> LayoutStatus:
         """Say which cells there are; ``older`` also names a layout that was rolled back from."""
@@ -143,25 +125,19 @@ class QdrantLayouts:
             None if here is None else here.version,
             None if here is None else "payload",
             self._collection.count(),
-            0 if here is None else self._store.overflow(cell_key(here.layout)),
+            0 if here is None else self._store.overflow(here),
             unfinished=tuple(one.layout for one in kept if not one.complete),
             older=tuple(one.layout for one in kept if one.complete),
         )
 
     def roll_back(self, *, anyway: bool = False) -> Collection:  # noqa: ARG002 - all cells hold the same keys
-        """Serve the layout from before, or none, and return that; ``drop_old`` removes the other.
-
-        Raises
-        ------
-        InvalidInput
-            Nothing is kept to roll back to.
-        """
+        """Serve the layout from before, or none; ``drop_old`` removes the other."""
         state = self._state()
         if not state.before:
             raise InvalidInput(f"{self._name!r} has no earlier cells to roll back to.")
         idle = state.idle if state.serving is None else (*state.idle, state.serving)
         self._write(LayoutState(state.before[-1], state.before[:-1], idle))
-        return self._collection.current()
+        return self._current()
 
     def drop_old(self, *, anyway: bool = False) -> list[str]:  # noqa: ARG002 - cells go, no key does
         """Remove the cells of every layout that does not serve; return their names."""
@@ -171,23 +147,20 @@ class QdrantLayouts:
         going = tuple(replace(one, complete=False) for one in dropped)
         self._write(LayoutState(state.serving, (), going))
         for one in dropped:
-            self._store.remove_cells(cell_key(one.layout))
-            self._store.drop_index(cell_key(one.layout))
+            self._store.remove_cells(one)
+            self._store.drop_index(one.key)
             self._write(self._state().without(one.layout))
         return [one.layout for one in dropped]
 
-    def audit(self, sample: int, assign: AssignCells | None = None) -> LayoutAudit:  # noqa: ARG002
+    def audit(self, sample: int, assign: AssignCells | None = None) -> LayoutAudit:
         """Look whether keys lie in the cells of their own vectors; change nothing."""
-        if self._state().serving is None:
+        here = self._state().serving
+        if here is None:
             raise InvalidInput(f"{self._name!r} has no cells; lay it out first.")
-        return LayoutAudit(0, 0)
+        return self._staleness(here).audit(sample, assign)[0]
 
     def backfill(
-        self,
-        assign: AssignCells,
-        progress: Progress = no_progress,
-        *,
-        verify: bool = False,  # noqa: ARG002
+        self, assign: AssignCells, progress: Progress = no_progress, *, verify: bool = False
     ) -> int:
         """Give the overflow its cells, and return how many keys got one.
 
@@ -204,28 +177,54 @@ class QdrantLayouts:
                 f"The cells of {self._name!r} have changed since it was opened; open it again and "
                 "use the bundle of the cells it has now."
             )
-        key = cell_key(here.layout)
-        with progress("backfill", self._store.overflow(key), 0, "keys") as step:
-            given, _ = self._fill(key, here.n_cells, assign, step)
+        stale = self._staleness(here)
+        if verify:
+            stale.displace_all(assign, progress, self._collection.count())
+        else:
+            warn_of_stale(self._name, stale.displace_sample(assign))
+        with progress("backfill", self._store.overflow(here), 0, "keys") as step:
+            given, _ = self._fill(here, assign, step)
         return given
 
     @property
     def _name(self) -> str:
         return self._collection.info.name
 
+    def _staleness(self, record: LayoutRecord) -> Staleness:
+        return Staleness(self._store, record, self._collection.info.metric)
+
     def _state(self) -> LayoutState:
-        return LayoutState.read(self._store.metadata(), self._collection.info.field)
+        """Read the metadata; what was just written may reach other nodes late."""
+        until = time.monotonic() + _SETTLING
+        while True:
+            found = LayoutState.read(self._store.metadata(), self._collection.info)
+            if found != self._replaced or time.monotonic() > until:
+                return found
+            time.sleep(0.05)
 
     def _write(self, state: LayoutState) -> None:
-        self._store.write_metadata(state.entry(self._collection.info.field))
+        replaced = self._state()
+        self._store.write_metadata(state.entry(self._collection.info))
+        self._replaced = replaced if replaced != state else None
 
-    def _mark(self, record: Record) -> None:
+    def _current(self) -> Collection:
+        """Look at the collection again, until it shows what was written."""
+        serving, until = self._state().serving, time.monotonic() + _SETTLING
+        layout = None if serving is None else serving.layout
+        found = self._collection.current()
+        while found.layout() != layout and time.monotonic() < until:
+            time.sleep(0.05)
+            found = self._collection.current()
+        return found
+
+    def _mark(self, record: LayoutRecord) -> None:
         state = self._state()
         self._write(replace(state, idle=(*state.idle, record)))
-        if record.layout not in self._state().kept():  # an older server drops it silently
+        if record.layout not in self._state().kept():
             raise CollectionError(
-                f"The server keeps no metadata of collection {self._name!r}, and cells need it; "
-                "use Qdrant 1.16 or newer."
+                f"What was written into the metadata of collection {self._name!r} is not there "
+                f"{_SETTLING:.0f} seconds later; cells need metadata, which Qdrant keeps from 1.16 "
+                "on: use a newer server, or try again."
             )
 
     def _check(self, spec: LayoutSpec) -> LayoutState:
@@ -240,10 +239,10 @@ class QdrantLayouts:
                 f"{self._name!r} holds cells {spec.layout!r} that were begun with {found.n_cells} "
                 f"cells, not {spec.n_cells}; remove them with drop_old first."
             )
-        key = cell_key(spec.layout)
-        self._store.check(key, spec.n_cells)
-        # Under a key that is new to us even a whole number is somebody else's.
-        self._refuse_foreign(key, 0 if found is None else spec.n_cells)
+        record = _record(spec)
+        self._store.check(record)
+        if found is None:
+            self._refuse_taken(record)
         free, wanted = self._store.free_bytes(), _SPARE * self._n_bytes(spec)
         if free is not None and free < wanted:
             raise CollectionError(
@@ -252,25 +251,32 @@ class QdrantLayouts:
             )
         return state
 
-    def _refuse_foreign(self, key: str, n_cells: int) -> None:
-        foreign = self._store.foreign(key, n_cells)
-        if foreign:
+    def _refuse_taken(self, record: LayoutRecord) -> None:
+        """Refuse cells that are not ours; those of a copy without its metadata have sketches."""
+        if not self._store.taken(record.key):
+            return
+        field = self._collection.info.field
+        ours = self._store.taken(record.sketch_key)
+        for entry in self._store.metadata().items() if ours else ():
+            ours = ours and not (entry[0].startswith("amips_layout") and _names(entry[1], record))
+        if not ours:
             raise CollectionError(
-                f"{foreign} points of collection {self._name!r} hold something else than a cell in "
-                f"{key!r}; remove that payload key, or use cells with another identifier."
+                f"Points of collection {self._name!r} hold something else than a cell of vector "
+                f"{field!r} in {record.key!r}; remove that payload key, or use cells with another "
+                "identifier."
             )
 
-    def _refuse_foreign_at_last(self, key: str) -> None:
+    def _refuse_taken_at_last(self, record: LayoutRecord) -> None:
         """Look again, with the index: strict mode may have forbidden to look without."""
         try:
-            self._refuse_foreign(key, 0)
+            self._refuse_taken(record)
         except CollectionError:
-            self._store.drop_index(key)
-            self._write(self._state().without(key.removeprefix(CELL_PREFIX)))
+            self._store.drop_index(record.key)
+            self._write(self._state().without(record.layout))
             raise
 
     def _n_bytes(self, spec: LayoutSpec) -> int:
-        return self._collection.count() * (len(cell_key(spec.layout)) + _PER_KEY)
+        return self._collection.count() * (sum(map(len, _record(spec).keys)) + _PER_KEY)
 
     def _seconds(self, keys: int) -> float:
         began = time.perf_counter()
@@ -278,19 +284,19 @@ class QdrantLayouts:
         taken = time.perf_counter() - began
         if read is None:
             return 0.0
-        return keys * (_READS * taken / len(read.ids) + self._seconds_per_write)
+        return keys * (_READS * taken / len(read.ids) + self._store.seconds_per_write)
 
-    def _fill(self, key: str, n_cells: int, assign: AssignCells, step: Step) -> tuple[int, int]:
+    def _fill(self, record: LayoutRecord, assign: AssignCells, step: Step) -> tuple[int, int]:
         """Place what has no cell until next to nothing is left, or others undo as much.
 
         Returns how many were placed, and for how many there was no cell at last.
         """
         few = _FEW * self._collection.count()
-        given, left = self._pass(key, n_cells, assign, step.advance)
+        given, left = self._pass(record, assign, step.advance)
         total = given
         while given > few:
             last = given
-            given, left = self._pass(key, n_cells, assign)
+            given, left = self._pass(record, assign)
             total += given
             if given >= last:
                 break
@@ -298,27 +304,36 @@ class QdrantLayouts:
 
     def _pass(
         self,
-        key: str,
-        n_cells: int,
+        record: LayoutRecord,
         assign: AssignCells,
         advance: Callable[[int], None] | None = None,
     ) -> tuple[int, int]:
         given = left = 0
-        for ids in self._store.without_cell(key):
-            self._store.claim(key, ids)
-            placed: list[Id] = []
-            cells: list[int] = []
-            for batch in self._store.claimed(key, ids):
+        claim = -2 - secrets.randbelow(2**31 - 2)
+        pages = ((part, ids) for part in self._store.parts() for ids in part.without_cell(record))
+        for part, ids in pages:
+            part.claim(record, ids, claim)
+            for batch in part.claimed(record, ids, claim):
                 chosen = check_assigned(
-                    assign(batch.ids, batch.vectors), len(batch.ids), n_cells
+                    assign(batch.ids, batch.vectors), len(batch.ids), record.n_cells
                 ).tolist()
+                beside = sketch(batch.vectors, self._collection.info.metric).tolist()
                 inside = [row for row, cell in enumerate(chosen) if cell != OVERFLOW]
-                placed += [batch.ids[row] for row in inside]
-                cells += [chosen[row] for row in inside]
-                left += len(chosen) - len(inside)
+                placed: list[Id] = [batch.ids[row] for row in inside]
+                if placed:
+                    cells, sketches = ([of[row] for row in inside] for of in (chosen, beside))
+                    part.place(record, placed, cells, sketches, claim)
+                given += len(placed)
+                left += len(chosen) - len(placed)
                 if advance is not None:
                     advance(len(batch.ids))
-            if placed:
-                self._store.place(key, placed, cells)
-            given += len(placed)
         return given, left
+
+
+def _record(spec: LayoutSpec) -> LayoutRecord:
+    return LayoutRecord(spec.layout, spec.version, spec.n_cells)
+
+
+def _names(entry: object, record: LayoutRecord) -> bool:
+    """Tell whether a metadata entry speaks of this layout."""
+    return f"'layout': {record.layout!r}" in str(entry)

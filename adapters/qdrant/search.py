@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from amips_plugins.adapters.cell_groups import OVERFLOW
-from amips_plugins.adapters.qdrant.cells import cell_key
-from amips_plugins.adapters.qdrant.opening import listed
-from amips_plugins.collection import Hit, Id, KeyBatch, SearchRequest, searches_everything
+from amips_plugins.adapters.qdrant.cells import LayoutRecord
+from amips_plugins.adapters.qdrant.points import RESERVED, listed, plain_id
+from amips_plugins.collection import Hit, Id, SearchRequest, searches_everything
 from amips_plugins.errors import InvalidInput, require
 from amips_plugins.plan import QueryPlan
 
@@ -22,41 +18,28 @@ else:
 
 __all__ = [
     "all_of",
+    "among",
     "as_arguments",
-    "as_batch",
     "as_hits",
-    "as_ids",
-    "cell_of",
     "empty",
     "has_cell",
     "has_vector",
-    "overflow",
-    "plain_id",
     "plan_queries",
+    "several_cells",
+    "without_cell",
 ]
 
 
 def plan_queries(
-    request: SearchRequest, plan: QueryPlan, field: str, break_even: float, exact: bool
+    request: SearchRequest,
+    plan: QueryPlan,
+    field: str,
+    record: LayoutRecord | None,
+    break_even: float,
+    *,
+    exact: bool,
 ) -> list[models.QueryRequest]:
-    """Write the plan as queries, one for each row.
-
-    Parameters
-    ----------
-    request, plan
-        What is searched and how.
-    field
-        Name of the vector, empty for the unnamed one.
-    break_even
-        Share of the keys above which no cells are named.
-    exact
-        Whether to ask for exactness; False where every search is exact.
-
-    Raises
-    ------
-    InvalidInput
-        The filter is not a ``models.Filter``, or a parameter not one of ``models.SearchParams``.
-    """
+    """Write the plan as queries, one a row; ``exact`` is False where every search is."""
     if request.filter is not None and not isinstance(request.filter, models.Filter):
         raise InvalidInput(
             "A Qdrant filter is a qdrant_client.models.Filter, but got "
@@ -86,8 +69,8 @@ def plan_queries(
             "filter": request.filter,
             "limit": request.k,
         }
-        if plan.cells is not None and not everything[row]:
-            search["filter"] = _in_cells(plan.cells[row].tolist(), str(plan.layout), request.filter)
+        if plan.cells is not None and record is not None and not everything[row]:
+            search["filter"] = _in_cells(record, plan.cells[row].tolist(), request.filter)
         if plan.rewritten is not None:
             # The filter stays inside: the server would merge an outer one into it clause by
             # clause, which turns two ``should`` into alternatives of each other.
@@ -100,7 +83,7 @@ def plan_queries(
             search["filter"] = None
             # Exact also means unquantised, and only the candidates are scored.
             search["params"] = models.SearchParams(exact=True) if exact else None
-        with_payload = list(request.fields) if request.fields else False
+        with_payload = [one for one in request.fields if not one.startswith(RESERVED)] or False
         queries.append(models.QueryRequest.model_construct(**search, with_payload=with_payload))
     return queries
 
@@ -126,11 +109,25 @@ def as_hits(answers: Sequence[models.QueryResponse]) -> list[list[Hit]]:
     ]
 
 
-def _in_cells(cells: Sequence[int], layout: str, condition: models.Filter | None) -> models.Filter:
-    key = cell_key(layout)
-    chosen = sorted({cell for cell in cells if cell >= 0})
-    here = models.Filter(should=[empty(key), has_cell(key, [OVERFLOW, *chosen])])
+def _in_cells(
+    record: LayoutRecord, cells: Sequence[int], condition: models.Filter | None
+) -> models.Filter | None:
+    """Leave out the other cells: one condition, and whatever is no cell of theirs is searched."""
+    others = record.all_but(cells)
+    if not others:
+        return condition
+    here = models.Filter(must_not=[has_cell(record.key, others)])
     return here if condition is None else models.Filter(must=[condition, here])
+
+
+def without_cell(record: LayoutRecord) -> models.Filter:
+    """Points with nothing under the key, or nothing that is a cell."""
+    return models.Filter(must_not=[has_cell(record.key, range(record.n_cells))])
+
+
+def several_cells(record: LayoutRecord) -> models.FieldCondition:
+    """Points with a list of several values, which is no cell."""
+    return models.FieldCondition(key=record.key, values_count=models.ValuesCount(gt=1))
 
 
 def empty(key: str) -> models.IsEmptyCondition:
@@ -143,9 +140,9 @@ def has_cell(key: str, cells: Sequence[int]) -> models.FieldCondition:
     return models.FieldCondition(key=key, match=models.MatchAny(any=list(cells)))
 
 
-def overflow(key: str) -> models.Filter:
-    """Points without a cell."""
-    return models.Filter(should=[empty(key), has_cell(key, [OVERFLOW])])
+def among(ids: Sequence[Id]) -> models.HasIdCondition:
+    """Points with one of these ids."""
+    return models.HasIdCondition(has_id=list(ids))
 
 
 def has_vector(field: str) -> models.HasVectorCondition:
@@ -156,52 +153,3 @@ def has_vector(field: str) -> models.HasVectorCondition:
 def all_of(*conditions: models.Condition) -> models.Filter:
     """Points that meet every condition."""
     return models.Filter(must=list(conditions))
-
-
-def as_ids(ids: Sequence[Id]) -> list[Any]:
-    """Return the ids as the client takes them.
-
-    Raises
-    ------
-    InvalidInput
-        One is neither a whole number from 0 to 2^64 - 1 nor a UUID.
-    """
-    return [_as_id(one) for one in ids]
-
-
-def _as_id(one: Id) -> Id:
-    if isinstance(one, (int, np.integer)) and not isinstance(one, bool) and 0 <= one < 2**64:
-        return int(one)
-    if isinstance(one, str):
-        try:
-            return str(uuid.UUID(one))
-        except ValueError:
-            pass  # refused below, with the others
-    raise InvalidInput(
-        f"{one!r} cannot be an id in Qdrant; use whole numbers from 0 to 2^64 - 1, or UUIDs."
-    )
-
-
-def plain_id(found: Any) -> Id:
-    """Return an id of an answer; the client's types allow uuid.UUID, answers hold int or str."""
-    return found if isinstance(found, int) else str(found)
-
-
-def as_batch(records: Sequence[models.Record], field: str) -> KeyBatch | None:
-    """Return those of the records that have the vector, or None where none has."""
-    ids: list[Id] = []
-    vectors: list[Any] = []
-    for record in records:
-        vector: Any = record.vector
-        if isinstance(vector, dict):
-            vector = vector.get(field)
-        if vector is not None:
-            ids.append(plain_id(record.id))
-            vectors.append(vector)
-    return KeyBatch(ids, np.array(vectors, dtype=np.float32), ids[-1]) if ids else None
-
-
-def cell_of(record: models.Record, key: str) -> Any:
-    """Return what a record holds under the key; None for what Qdrant takes for empty."""
-    found = (record.payload or {}).get(key)
-    return None if found == [] else found

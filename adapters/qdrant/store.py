@@ -1,73 +1,94 @@
-"""Cells through the Qdrant client: on a server, and in its local mode."""
+"""Cells on a Qdrant server: what the steps of a layout ask of it."""
 
 from __future__ import annotations
 
+import copy
 import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
-from amips_plugins.adapters.qdrant.opening import answering
+from amips_plugins.adapters.qdrant.cells import CelledKeys, LayoutRecord
+from amips_plugins.adapters.qdrant.failures import patiently, translated_errors
+from amips_plugins.adapters.qdrant.points import celled_keys, key_batch, plain_id
 from amips_plugins.adapters.qdrant.search import (
     all_of,
-    as_batch,
-    cell_of,
+    among,
     empty,
     has_cell,
     has_vector,
-    overflow,
-    plain_id,
+    several_cells,
+    without_cell,
 )
-from amips_plugins.adapters.qdrant.strict_mode import batch_limit, refusal, strict_notes, time_limit
-from amips_plugins.collection import Id, KeyBatch
+from amips_plugins.adapters.qdrant.strict_mode import Limits
+from amips_plugins.collection import Cursor, Id, KeyBatch
 from amips_plugins.errors import CollectionError, require
-from amips_plugins.vectors import FloatArray
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient, models
 else:
     models = require("qdrant_client.models", "qdrant")
 
-__all__ = ["LocalStore", "ServerStore"]
+__all__ = ["ServerStore"]
+
+T = TypeVar("T")
 
 _READ_BATCH = 1000  # keys with their vectors
-_WRITE_BATCH = 20_000  # ids: each call has one write a cell, so few calls are cheaper
+_READ_NUMBERS = 1_000_000  # of their vectors: an answer of some 12 MB
+_PLACE_BATCH = 1000  # writes, one a key
+_WRITE_BATCH = 20_000  # ids in one condition
 _PATIENCE = 600  # seconds for one call; the client's default is 5
 _METADATA_SINCE = (1, 16)
-_NO_CELL = (None, OVERFLOW)
 
 
 class ServerStore:
-    """The points of one vector on a server (see ``qdrant_cells.CellStore``).
+    """The points of one vector on a server (see ``CellStore``).
 
     Whatever looks at a point before it writes does so in a filter, which the server applies in the
-    same step.
-
-    Parameters
-    ----------
-    client, name, field
-        As for ``QdrantCollection``; the field's name is known.
-    server
-        How to call the server in messages.
+    same step. Every call may be done again, so a server that is busy is waited for.
     """
 
-    seconds_per_write = 5e-5
+    seconds_per_write = 1e-4
 
-    def __init__(self, client: QdrantClient, name: str, field: str, server: str) -> None:
+    def __init__(
+        self, client: QdrantClient, name: str, field: str, server: str, shard_key: Any = None
+    ) -> None:
         self._client = client
         self._name = name
         self._field = field
         self._server = server
+        self._shard_key = shard_key
         found = self._describe()
-        self._strict = found.config.strict_mode_config
-        self._patience = time_limit(self._strict, _PATIENCE)
+        params = found.config.params
+        self._limits = Limits(found.config.strict_mode_config)
+        self._custom = params.sharding_method is models.ShardingMethod.CUSTOM
+        named = params.vectors if isinstance(params.vectors, dict) else {"": params.vectors}
+        self._dim = next((one.size for key, one in named.items() if one and key == field), 1)
+        # Beside other vectors, also sparse ones, a point may lack this one.
+        self._alone = "" in named and len(named) == 1 and not params.sparse_vectors
+
+    def _ask(self, call: Callable[[], T], to: Literal["read", "write to"] = "read") -> T:
+        with translated_errors(self._server, to):
+            return patiently(call)
 
     def _describe(self) -> models.CollectionInfo:
-        with answering(self._server):
-            return self._client.get_collection(self._name)
+        return self._ask(lambda: self._client.get_collection(self._name))
+
+    @property
+    def _patience(self) -> int:
+        return self._limits.seconds(_PATIENCE)
+
+    def parts(self) -> list[ServerStore]:
+        """Return the store of each custom shard key: writes must name it, and it owns its ids."""
+        if self._shard_key is not None or not self._custom:
+            return [self]
+        found = self._ask(lambda: self._client.list_shard_keys(self._name))
+        parts = []
+        for one in found.shard_keys or ():
+            part = copy.copy(self)
+            part._shard_key = one.key
+            parts.append(part)
+        return parts
 
     def metadata(self) -> Mapping[str, Any]:
         """Read the collection's metadata."""
@@ -75,15 +96,16 @@ class ServerStore:
 
     def write_metadata(self, changes: Mapping[str, Any]) -> None:
         """Replace these entries; the database keeps the others."""
-        with answering(self._server, "write to"):
-            self._client.update_collection(
+        self._ask(
+            lambda: self._client.update_collection(
                 self._name, metadata=dict(changes), timeout=self._patience
-            )
+            ),
+            "write to",
+        )
 
-    def check(self, key: str, n_cells: int) -> None:
-        """Refuse an old server, strict mode, and a key that is indexed as something else."""
-        with answering(self._server):
-            version = self._client.info().version
+    def check(self, record: LayoutRecord) -> None:
+        """Refuse an old server, strict mode, a key that may not write, and another's index."""
+        version = self._ask(self._client.info).version
         number = re.match(r"v?(\d+)\.(\d+)", version)
         if number and (int(number[1]), int(number[2])) < _METADATA_SINCE:
             raise CollectionError(
@@ -91,244 +113,228 @@ class ServerStore:
                 "cells need it; use Qdrant 1.16 or newer."
             )
         schema = self._describe().payload_schema
+        key = record.key
         if key in schema and schema[key].data_type is not models.PayloadSchemaType.INTEGER:
             raise CollectionError(
                 f"Collection {self._name!r} has an index of {key!r} as {schema[key].data_type}; "
                 "drop that index, or use cells with another identifier."
             )
-        reason = refusal(self._strict, n_cells, len({*schema, key}))
+        reason = self._limits.refusal(record.n_cells, len({*schema, key}))
         if reason is not None:
             raise CollectionError(reason)
+        self.write_metadata({})
 
     def notes(self) -> tuple[str, ...]:
         """Say what an operator should know before."""
         return (
+            "Writing cells moves every point out of its segment, and the server builds segments "
+            "and graph again: some 3 times the CPU of the first load, at times 3 times the disk, "
+            "and searches of others take several times as long until the collection is green.",
             "Qdrant puts the points of a cell next to each other only when it rebuilds a segment: "
             "searches get faster while it optimises.",
-            *strict_notes(self._strict),
+            *self._limits.notes(),
         )
 
     def free_bytes(self) -> int | None:
         """Return None: a server does not tell."""
         return None
 
-    def foreign(self, key: str, n_cells: int) -> int | None:
-        """Count what a search of cells would never find; None where strict mode needs the index."""
+    def taken(self, key: str) -> bool | None:
+        """Look for one point with something under the key."""
         if self._lacks_index(key):
             return None
-        ours: list[models.Condition] = [empty(key), has_cell(key, range(OVERFLOW, n_cells))]
-        return self._count(models.Filter(must=[has_vector(self._field)], must_not=ours))
+        condition = models.Filter(must=[has_vector(self._field)], must_not=[empty(key)])
+        records, _ = self._scroll(condition, None, 1)
+        return bool(records)
 
-    def overflow(self, key: str) -> int:
+    def overflow(self, record: LayoutRecord) -> int:
         """Count the points without a cell."""
-        return self._count(all_of(has_vector(self._field), overflow(key)))
+        return self.count(without_cell(record))
+
+    def count(self, *conditions: models.Condition) -> int:
+        """Count exactly; where strict mode refuses that, by going through the points."""
+        if not self._alone:
+            conditions = (has_vector(self._field), *conditions)
+        condition = all_of(*conditions) if conditions else None
+        if not self._limits.allows_exact:
+            return sum(map(len, self._pages(condition)))
+        return self._ask(
+            lambda: self._client.count(
+                self._name,
+                condition,
+                exact=True,
+                shard_key_selector=self._shard_key,
+                timeout=self._patience,
+            )
+        ).count
 
     def create_index(self, key: str) -> None:
         """Create the index; before the cells, for segments are built by the cells after it."""
-        with answering(self._server, "write to"):
-            self._client.create_payload_index(
-                self._name,
-                key,
-                models.IntegerIndexParams(type=models.IntegerIndexType.INTEGER, is_principal=True),
-                wait=True,
-                timeout=self._patience,
-            )
+        params = models.IntegerIndexParams(type=models.IntegerIndexType.INTEGER, is_principal=True)
+        self._ask(
+            lambda: self._client.create_payload_index(
+                self._name, key, params, wait=True, timeout=self._patience
+            ),
+            "write to",
+        )
 
     def drop_index(self, key: str) -> None:
         """Drop the index, if there is one."""
-        if self._has_index(key):
-            with answering(self._server, "write to"):
-                self._client.delete_payload_index(
+        if key in self._describe().payload_schema:
+            self._ask(
+                lambda: self._client.delete_payload_index(
                     self._name, key, wait=True, timeout=self._patience
-                )
+                ),
+                "write to",
+            )
 
-    def remove_cells(self, key: str) -> None:
-        """Remove the key from every point that has it."""
-        if self._lacks_index(key):
+    def remove_cells(self, record: LayoutRecord) -> None:
+        """Remove both keys from every point that has one."""
+        if self._lacks_index(record.key):
             return  # without an index no cell was ever written
-        for ids in self._pages(models.Filter(must_not=[empty(key)])):
-            with answering(self._server, "write to"):
-                self._client.delete_payload(
-                    self._name,
-                    [key],
-                    all_of(models.HasIdCondition(has_id=list(ids))),
-                    wait=True,
-                    timeout=self._patience,
+        for part in self.parts():
+            for ids in part._pages(models.Filter(must_not=[empty(record.key)])):
+                gone = models.DeletePayload(
+                    keys=record.keys, filter=all_of(among(ids)), shard_key=part._shard_key
                 )
+                self._write([models.DeletePayloadOperation(delete_payload=gone)])
 
-    def without_cell(self, key: str) -> Iterator[Sequence[Id]]:
+    def without_cell(self, record: LayoutRecord) -> Iterator[Sequence[Id]]:
         """Go once through the points without a cell."""
-        return self._pages(all_of(has_vector(self._field), overflow(key)))
+        condition = models.Filter(
+            must=[has_vector(self._field)], should=[without_cell(record), several_cells(record)]
+        )
+        return self._pages(condition)
 
-    def claim(self, key: str, ids: Sequence[Id]) -> None:
-        """Write -1 where nothing is."""
-        mine = models.HasIdCondition(has_id=list(ids))
-        condition = all_of(mine, has_vector(self._field), empty(key))
-        self._write([models.SetPayload(payload={key: OVERFLOW}, filter=condition)])
+    def claim(self, record: LayoutRecord, ids: Sequence[Id], claim: int) -> None:
+        """Write the claim over whatever is no cell."""
+        condition = models.Filter(
+            must=[among(ids), has_vector(self._field)],
+            should=[without_cell(record), several_cells(record)],
+        )
+        self._set([(record.beside(claim, 0), condition)])
 
-    def claimed(self, key: str, ids: Sequence[Id]) -> Iterator[KeyBatch]:
-        """Read the points that have -1."""
-        for start in range(0, len(ids), _READ_BATCH):
-            with answering(self._server):
-                records = self._client.retrieve(
-                    self._name,
-                    list(ids[start : start + _READ_BATCH]),
-                    with_payload=[key],
-                    with_vectors=[self._field],
-                    timeout=self._patience,
-                )
-            batch = as_batch([r for r in records if cell_of(r, key) == OVERFLOW], self._field)
+    def claimed(self, record: LayoutRecord, ids: Sequence[Id], claim: int) -> Iterator[KeyBatch]:
+        """Read the points that have the claim."""
+        for start in range(0, len(ids), self._read_batch):
+            some = list(ids[start : start + self._read_batch])
+            condition = all_of(among(some), has_cell(record.key, [claim]))
+            records, _ = self._scroll(condition, None, len(some), [record.key], vectors=True)
+            batch = key_batch(records, self._field)
             if batch is not None:
                 yield batch
 
-    def place(self, key: str, ids: Sequence[Id], cells: Sequence[int]) -> None:
-        """Write the cells where -1 still is, one operation a cell."""
+    def place(
+        self,
+        record: LayoutRecord,
+        ids: Sequence[Id],
+        cells: Sequence[int],
+        sketches: Sequence[int],
+        claim: int,
+    ) -> None:
+        """Write the cells where the claim still stands."""
+        standing = has_cell(record.key, [claim])
+        writes = [
+            (record.beside(cell, one), all_of(among([key]), standing))
+            for key, cell, one in zip(ids, cells, sketches, strict=True)
+        ]
+        for start in range(0, len(writes), _PLACE_BATCH):
+            self._set(writes[start : start + _PLACE_BATCH])
+
+    def sample(self, record: LayoutRecord, n: int) -> CelledKeys | None:
+        """Let the server draw points; one that is drawn twice counts once."""
+        found: dict[Any, models.ScoredPoint] = {}
+        limit = self._limits.points(min(n, self._read_batch))
+        for _ in range(-(-n // limit)):
+            answer = self._ask(
+                lambda: self._client.query_points(
+                    self._name,
+                    models.SampleQuery(sample=models.Sample.RANDOM),
+                    limit=limit,
+                    with_payload=record.keys,
+                    with_vectors=[self._field],
+                    shard_key_selector=self._shard_key,
+                    timeout=self._patience,
+                )
+            )
+            found |= {point.id: point for point in answer.points}
+        return celled_keys(list(found.values())[:n], self._field, record)
+
+    def celled(self, record: LayoutRecord, after: Cursor | None) -> Iterator[CelledKeys]:
+        """Read all points in the order of their ids, behind a cursor."""
+        offset: Any = after
+        while True:
+            records, offset = self._scroll(
+                None, offset, self._read_batch, record.keys, vectors=True
+            )
+            found = celled_keys([one for one in records if one.id != after], self._field, record)
+            if found is not None:
+                yield found
+            if offset is None:
+                return
+
+    def displace(self, record: LayoutRecord, ids: Sequence[Id]) -> None:
+        """Write that these points have no cell."""
+        for start in range(0, len(ids), self._limits.points(_WRITE_BATCH)):
+            some = ids[start : start + self._limits.points(_WRITE_BATCH)]
+            self._set([(record.beside(OVERFLOW, 0), all_of(among(some)))])
+
+    def _set(self, writes: Sequence[tuple[dict[str, int], models.Filter]]) -> None:
         self._write(
             [
-                models.SetPayload(
-                    payload={key: cell},
-                    filter=all_of(models.HasIdCondition(has_id=points), has_cell(key, [OVERFLOW])),
+                models.SetPayloadOperation(
+                    set_payload=models.SetPayload(
+                        payload=payload, filter=condition, shard_key=self._shard_key
+                    )
                 )
-                for cell, points in _by_cell(ids, cells).items()
+                for payload, condition in writes
             ]
         )
 
-    def _write(self, writes: Sequence[models.SetPayload]) -> None:
-        if not writes:
-            return
-        operations = [models.SetPayloadOperation(set_payload=write) for write in writes]
-        with answering(self._server, "write to"):
-            self._client.batch_update_points(
+    def _write(self, operations: Sequence[models.UpdateOperation]) -> None:
+        self._ask(
+            lambda: self._client.batch_update_points(
                 self._name, operations, wait=True, timeout=self._patience
-            )
+            ),
+            "write to",
+        )
 
-    def _pages(self, condition: models.Filter) -> Iterator[Sequence[Id]]:
+    @property
+    def _read_batch(self) -> int:
+        return self._limits.points(min(_READ_BATCH, max(1, _READ_NUMBERS // self._dim)))
+
+    def _pages(self, condition: models.Filter | None) -> Iterator[Sequence[Id]]:
         offset: Any = None
         while True:
-            with answering(self._server):
-                records, offset = self._client.scroll(
-                    self._name,
-                    condition,
-                    limit=batch_limit(self._strict, _WRITE_BATCH),
-                    offset=offset,
-                    with_payload=False,
-                    with_vectors=False,
-                    timeout=self._patience,
-                )
+            limit = self._limits.points(_WRITE_BATCH)
+            records, offset = self._scroll(condition, offset, limit)
             if records:
                 yield [plain_id(record.id) for record in records]
             if offset is None:
                 return
 
-    def _count(self, condition: models.Filter) -> int:
-        with answering(self._server):
-            return self._client.count(
-                self._name, condition, exact=True, timeout=self._patience
-            ).count
-
-    def _has_index(self, key: str) -> bool:
-        return key in self._describe().payload_schema
+    def _scroll(
+        self,
+        condition: models.Filter | None,
+        offset: Any,
+        limit: int,
+        payload: Sequence[str] = (),
+        *,
+        vectors: bool = False,
+    ) -> tuple[list[models.Record], Any]:
+        return self._ask(
+            lambda: self._client.scroll(
+                self._name,
+                condition,
+                limit=limit,
+                offset=offset,
+                with_payload=list(payload) or False,
+                with_vectors=[self._field] if vectors else False,
+                shard_key_selector=self._shard_key,
+                timeout=self._patience,
+            )
+        )
 
     def _lacks_index(self, key: str) -> bool:
         """Tell whether strict mode refuses a filter by this key for want of an index."""
-        strict = self._strict
-        if strict is None or not strict.enabled:
-            return False
-        return strict.unindexed_filtering_retrieve is False and not self._has_index(key)
-
-
-class LocalStore(ServerStore):
-    """The same in the client's local mode, which has one process and no indexes.
-
-    It tries a filter on every point in Python, so points are looked at by their ids. One thread may
-    use it at a time, so that nobody writes between a look and the write behind it.
-    """
-
-    def __init__(self, client: QdrantClient, name: str, field: str) -> None:
-        super().__init__(client, name, field, "Qdrant")
-        self._folder: str | None = client.init_options.get("path")
-        self._read: dict[Id, FloatArray] = {}
-        if self._folder is not None:
-            self.seconds_per_write = 2e-3  # a commit
-
-    def check(self, key: str, n_cells: int) -> None:
-        """Accept: local mode has nothing that could refuse."""
-
-    def notes(self) -> tuple[str, ...]:
-        """Say what an operator should know before."""
-        return (
-            "Qdrant's local mode applies filters in Python: cells make no search faster there.",
-        )
-
-    def free_bytes(self) -> int | None:
-        """Return what the folder's disk has left."""
-        return None if self._folder is None else shutil.disk_usage(self._folder).free
-
-    def create_index(self, key: str) -> None:
-        """Do nothing: local mode has no indexes."""
-
-    def drop_index(self, key: str) -> None:
-        """Do nothing: local mode has no indexes."""
-
-    def remove_cells(self, key: str) -> None:
-        """Remove the key from every point that has it."""
-        for records in self._records(key):
-            ids: list[Any] = [r.id for r in records if key in (r.payload or {})]
-            if ids:
-                self._client.delete_payload(self._name, [key], ids)
-
-    def without_cell(self, key: str) -> Iterator[Sequence[Id]]:
-        """Go once through the points without a cell."""
-        for records in self._records(key):
-            ids = [plain_id(r.id) for r in records if cell_of(r, key) in _NO_CELL]
-            if ids:
-                yield ids
-
-    def claim(self, key: str, ids: Sequence[Id]) -> None:
-        """Write nothing: in a folder every point written is a commit, and ``place`` can look."""
-
-    def claimed(self, key: str, ids: Sequence[Id]) -> Iterator[KeyBatch]:
-        """Read the points without a cell, and remember their vectors."""
-        self._read = {}
-        for start in range(0, len(ids), _READ_BATCH):
-            batch = self._without_cell(key, ids[start : start + _READ_BATCH])
-            if batch is not None:
-                self._read.update(zip(batch.ids, batch.vectors, strict=True))
-                yield batch
-
-    def place(self, key: str, ids: Sequence[Id], cells: Sequence[int]) -> None:
-        """Write the cells where none is still and the vector is the one that was read."""
-        batch = self._without_cell(key, ids)
-        if batch is None:
-            return
-        chosen = dict(zip(ids, cells, strict=True))
-        same = [
-            one
-            for one, vector in zip(batch.ids, batch.vectors, strict=True)
-            if np.array_equal(vector, self._read[one])
-        ]
-        members = _by_cell(same, [chosen[one] for one in same])
-        self._write(
-            [models.SetPayload(payload={key: cell}, points=p) for cell, p in members.items()]
-        )
-
-    def _without_cell(self, key: str, ids: Sequence[Id]) -> KeyBatch | None:
-        records = self._client.retrieve(self._name, list(ids), [key], with_vectors=[self._field])
-        return as_batch([r for r in records if cell_of(r, key) in _NO_CELL], self._field)
-
-    def _records(self, key: str) -> Iterator[list[models.Record]]:
-        offset: Any = None
-        while True:
-            records, offset = self._client.scroll(
-                self._name, limit=_WRITE_BATCH, offset=offset, with_payload=[key]
-            )
-            yield records
-            if offset is None:
-                return
-
-
-def _by_cell(ids: Sequence[Id], cells: Sequence[int]) -> dict[int, list[Any]]:
-    members: dict[int, list[Any]] = {}
-    for one, cell in zip(ids, cells, strict=True):
-        members.setdefault(cell, []).append(one)
-    return members
+        return self._limits.needs_index and key not in self._describe().payload_schema

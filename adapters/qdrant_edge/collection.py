@@ -12,48 +12,45 @@ Importing this module needs the extra ``qdrant-edge``, and not Qdrant's client.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amips_plugins.adapters.cell_groups import OVERFLOW, group_by_cells, merge_hits
+from amips_plugins.adapters.cell_groups import merge_hits
 from amips_plugins.adapters.describe import with_cells
-from amips_plugins.adapters.qdrant.cells import CELL_PREFIX, Record, cell_key, serving
+from amips_plugins.adapters.qdrant.cells import LayoutRecord, serving
 from amips_plugins.adapters.qdrant.layouts import QdrantLayouts
-from amips_plugins.adapters.qdrant_edge.shard import (
-    EdgeCells,
-    OpenShard,
-    both,
-    edge_ids,
-    in_cells,
+from amips_plugins.adapters.qdrant.point_collection import Found, PointCollection
+from amips_plugins.adapters.qdrant.points import (
+    RESERVED,
+    DenseVector,
+    as_ids,
+    choose_vector,
+    payloads,
     plain_id,
+    refuse_other_vectors,
 )
+from amips_plugins.adapters.qdrant_edge.describe import describe_edge
+from amips_plugins.adapters.qdrant_edge.filters import among
+from amips_plugins.adapters.qdrant_edge.search import EdgeSearch
+from amips_plugins.adapters.qdrant_edge.shard import OpenShard
+from amips_plugins.adapters.qdrant_edge.store import EdgeStore
 from amips_plugins.cell_layout import AssignCells, Construction
 from amips_plugins.collection import (
-    BoolArray,
     CollectionInfo,
     Cursor,
-    Failure,
     Hit,
     Id,
     KeyBatch,
     SearchRequest,
-    check_keys,
     check_layout,
     searches_everything,
 )
-from amips_plugins.errors import (
-    CollectionError,
-    FieldNotFound,
-    InvalidInput,
-    MetricNotSupported,
-    require,
-)
+from amips_plugins.errors import CollectionError, InvalidInput, require
 from amips_plugins.plan import NATIVE, QueryPlan
 from amips_plugins.progress import Progress, no_progress
-from amips_plugins.vectors import FloatArray, IntArray, Metric
+from amips_plugins.vectors import FloatArray, IntArray
 
 if TYPE_CHECKING:
     import qdrant_edge as edge
@@ -62,23 +59,10 @@ else:
 
 __all__ = ["QdrantEdgeCollection"]
 
-_METRICS = {"Cosine": Metric.COSINE, "Dot": Metric.IP, "Euclid": Metric.L2}
-# Half floats come back as floats and compare as they do; the other types round the query as well.
-_DATATYPES = (None, "float32", "float16")
-_SECONDS_PER_WRITE = 2e-4  # with the rebuild of the segments
 _QUERIES = 256  # in one call, during which all other threads wait
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What one look at the shard found: the object stays on it."""
-
-    info: CollectionInfo
-    cells: Record | None
-    vectors: tuple[str, ...]
-
-
-class QdrantEdgeCollection:
+class QdrantEdgeCollection(PointCollection):
     """One dense vector of a Qdrant Edge shard.
 
     Parameters
@@ -121,7 +105,6 @@ class QdrantEdgeCollection:
     def __init__(self, shard: edge.EdgeShard, folder: str | Path, field: str | None = None) -> None:
         self._shard = OpenShard(shard, Path(folder))
         self._field = field
-        self._kept: _Found | None = None
 
     @classmethod
     def connect(
@@ -169,41 +152,37 @@ class QdrantEdgeCollection:
         collection._shard = shard
         return collection
 
-    @property
-    def info(self) -> CollectionInfo:
-        """What the collection is; the schema lists the payload keys that have an index."""
-        return self._found.info
-
-    @property
-    def _found(self) -> _Found:
-        if self._kept is None:
-            self._kept = self._look()
-        return self._kept
-
-    def _look(self) -> _Found:
+    def _look(self) -> Found:
         config, name = self._shard.config(), self._shard.folder.resolve().name
-        field, vector = _choose_vector(config, self._field, name)
+        vectors = config.get("vectors") or {}
+        wanted = self._field if self._kept is None else self._kept.info.field
+        field, vector = choose_vector(
+            {key: _described(one) for key, one in vectors.items()}, wanted, name
+        )
         schema = {
             key: str(index.data_type).rpartition(".")[2].lower()
             for key, index in sorted(self._shard.engine.info().payload_schema.items())
-            if not key.startswith(CELL_PREFIX)
+            if not key.startswith(RESERVED)
         }
-        info = CollectionInfo(
-            "qdrant-edge", name, field, _METRICS[vector["distance"]], vector["size"], schema
-        )
+        info = CollectionInfo("qdrant-edge", name, field, vector.metric, vector.size, schema)
         try:
-            cells = serving(self._shard.metadata(), field)
+            cells = serving(self._shard.metadata(), info)
         except CollectionError:  # a damaged file is no cells here; ``layouts`` tells of it
             cells = None
-        return _Found(info, cells, (*config["vectors"], *(config.get("sparse_vectors") or {})))
+        return Found(info, cells, (*vectors, *(config.get("sparse_vectors") or {})))
 
     @property
-    def _cells(self) -> EdgeCells:
-        return EdgeCells(self._shard, self.info.field)
+    def _store(self) -> EdgeStore:
+        return EdgeStore(self._shard, self.info.field)
 
     def count(self) -> int:
         """Return the exact number of points that have this vector."""
-        return self._cells.count()
+        return self._store.count()
+
+    def fetch(self, ids: Sequence[Id]) -> KeyBatch:
+        """Read those of the keys that are there."""
+        none = np.empty((0, self.info.dim), dtype=np.float32)
+        return self._store.retrieve(as_ids(ids)) or KeyBatch((), none)
 
     def scan(self, batch_size: int, after: Cursor | None = None) -> Iterator[KeyBatch]:
         """Read every point that has this vector once, in the order of the ids.
@@ -211,14 +190,7 @@ class QdrantEdgeCollection:
         Integer ids come first, then UUIDs. A cursor is the last id read; it stays good when that
         point is deleted. A batch may hold fewer keys than ``batch_size`` before the end.
         """
-        return self._cells.scroll(batch_size, after=after)
-
-    def fetch(self, ids: Sequence[Id]) -> KeyBatch:
-        """Read those of the points that are there with this vector."""
-        batches = list(self._cells.among(edge_ids(ids)))
-        none = np.zeros((0, self.info.dim), np.float32)
-        found = [key for batch in batches for key in batch.ids]
-        return KeyBatch(found, np.concatenate([none, *(batch.vectors for batch in batches)]))
+        return self._store.scroll(batch_size, after)
 
     def search(self, request: SearchRequest, plan: QueryPlan = NATIVE) -> list[list[Hit]]:
         """Search by a plan.
@@ -236,28 +208,20 @@ class QdrantEdgeCollection:
         """
         if plan.cells is not None:
             check_layout(plan, self.layout(), self.info.name)
-        if request.filter is not None and not isinstance(request.filter, edge.Filter):
-            raise InvalidInput(
-                f"A Qdrant Edge filter is a qdrant_edge.Filter, but got "
-                f"{type(request.filter).__name__}."
-            )
-        search = _Search(request, plan, self.info.field, searches_everything(plan, self.break_even))
+        everything = searches_everything(plan, self.break_even)
+        search = EdgeSearch(request, plan, self.info.field, self._found.cells, everything)
         found: list[list[Hit]] = []
         for start in range(0, len(request.queries), _QUERIES):
             rows = range(start, min(start + _QUERIES, len(request.queries)))
             found += self._run(search, rows)
         return found
 
-    def exact(self, request: SearchRequest) -> list[list[Hit]]:
-        """Search by comparing with every point, unquantised."""
-        return self.search(replace(request, params={"exact": True}))
-
-    def _run(self, search: _Search, rows: range) -> list[list[Hit]]:
+    def _run(self, search: EdgeSearch, rows: range) -> list[list[Hit]]:
         # One call for all rows: no write comes between the searches of one query's cells.
-        writes, placed = self._shard.writes, self._placed(search.key)
+        writes, placed = self._shard.writes, self._placed(search.record)
         asked = search.requests(rows, everything_placed=placed)
         answers = self._answers([request for _, request in asked])
-        if placed and not (self._shard.writes == writes and self._placed(search.key)):
+        if placed and not (self._shard.writes == writes and self._placed(search.record)):
             # A key may have lost its cell since we looked: look for those without one, too.
             asked = search.requests(rows, everything_placed=False)
             answers = self._answers([request for _, request in asked])
@@ -272,10 +236,12 @@ class QdrantEdgeCollection:
             for parts in by_row.values()
         ]
 
-    def _placed(self, key: str | None) -> bool:
-        return key is not None and self._cells.everything_placed(key)
+    def _placed(self, record: LayoutRecord | None) -> bool:
+        return record is not None and self._store.everything_placed(record)
 
     def _answers(self, requests: list[edge.QueryRequest]) -> list[list[edge.ScoredPoint]]:
+        if not requests:
+            return []
         if len(requests) == 1:
             return [self._shard.engine.query(requests[0])]
         return self._shard.engine.query_batch(edge.QueryBatchRequest(requests))
@@ -298,85 +264,40 @@ class QdrantEdgeCollection:
             As for every collection; an id or a cell cannot be; or the collection has other vectors
             beside this one, which the points would lose.
         """
-        found, names = self._found, edge_ids(ids)
-        info, here = found.info, found.cells
-        check_keys(info.dim, self.layout(), names, vectors, fields, cells)
-        if len(found.vectors) > 1:
-            raise InvalidInput(
-                f"Points of collection {info.name!r} have the vectors {_listed(found.vectors)}, "
-                "and writing one would lose the others; write them with the engine itself, and "
-                "let backfill give them cells."
-            )
-        payloads = [
-            {key: value for key, value in one.items() if not key.startswith(CELL_PREFIX)}
-            for one in fields or [{}] * len(names)
-        ]
-        if cells is not None and here is not None:
-            if len(cells) and not (cells.min() >= OVERFLOW and cells.max() < here.n_cells):
-                raise InvalidInput(  # nobody would find them
-                    f"The cells are from {cells.min()} to {cells.max()}; the collection has 0 to "
-                    f"{here.n_cells - 1}, and -1 for none."
-                )
-            for payload, cell in zip(payloads, cells.tolist(), strict=True):
-                payload[cell_key(here.layout)] = cell
+        found, names = self._found, as_ids(ids)
+        info = found.info
+        written = payloads(info, found.cells, names, vectors, fields, cells)
+        refuse_other_vectors(info, self._look().vectors)  # one may have been added
         points = [
             edge.Point(name, {info.field: key} if info.field else key, payload)
-            for name, key, payload in zip(names, vectors.tolist(), payloads, strict=True)
+            for name, key, payload in zip(names, vectors.tolist(), written, strict=True)
         ]
+        bare = [key for key, payload in zip(names, written, strict=True) if not payload]
+        if bare:  # the engine keeps the payload of a point that is written without any
+            self._shard.update(
+                edge.UpdateOperation.clear_payload_by_filter(edge.Filter(must=[among(bare)]))
+            )
         self._shard.update(edge.UpdateOperation.upsert_points(points), len(points))
 
     def delete(self, ids: Sequence[Id]) -> None:
         """Delete points; ids that are not there are none of its business."""
-        names = edge_ids(ids)
+        names = as_ids(ids)
         self._shard.update(edge.UpdateOperation.delete_points(names), len(names))
 
-    def look(self) -> tuple[dict[str, Any], edge.ShardInfo]:
-        """Return how the shard was created, and what the engine says of it now."""
-        return self._shard.config(), self._shard.engine.info()
-
-    @property
-    def timeout(self) -> float | None:
-        """Seconds that the client gives a call; None without an end."""
-        return None
-
-    @property
-    def max_candidates(self) -> int | None:
-        """How many candidates a rewritten query may fetch; None for any number."""
-        return None
-
     def describe(self) -> Construction:
-        """Say how the collection is built; nothing is changed."""
-        from amips_plugins.adapters.qdrant_edge.describe import describe_edge
-
-        return with_cells(self, describe_edge(self))
-
-    def failure(self, exc: BaseException) -> Failure:  # noqa: ARG002 - nothing is known of it here
-        """Say what an error of a search means."""
-        return Failure.OTHER
-
-    def unroutable(self, request: SearchRequest, *, rewritten: bool) -> str | None:  # noqa: ARG002 - a plan changes no meaning here
-        """Say why a plan would change what a request means, or None."""
-        return None
+        """Look at graph, storage and segments."""
+        config, info = self._shard.config(), self._shard.engine.info()
+        return with_cells(self, describe_edge(config, info, self.info.field))
 
     def current(self) -> QdrantEdgeCollection:
         """Look at the shard again: another object of the same shard where its cells changed."""
-        again = type(self)._of(self._shard, self._field)
+        again = type(self)._of(self._shard, self.info.field)
         return self if again._found == self._found else again
-
-    def layout(self) -> str | None:
-        """Return the identifier of the complete cells of this vector, or None."""
-        here = self._found.cells
-        return None if here is None else here.layout
-
-    def overflow(self) -> int:
-        """Return the number of points without a cell; 0 without a layout."""
-        layout = self.layout()
-        return 0 if layout is None else self._cells.overflow(cell_key(layout))
 
     @property
     def layouts(self) -> QdrantEdgeLayouts:
         """Builds, shows, mends and takes back the cells."""
-        return QdrantEdgeLayouts(self, self._cells)
+        return QdrantEdgeLayouts(self, self._store)
 
     def optimize(self) -> None:
         """Let the engine rebuild its segments: points of a cell together, HNSW where it is wanted.
@@ -387,14 +308,6 @@ class QdrantEdgeCollection:
         """
         self._shard.optimize()
 
-    def __enter__(self) -> QdrantEdgeCollection:
-        """Return the collection itself; leaving the block closes it."""
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Close it."""
-        self.close()
-
     def close(self) -> None:
         """Close the shard if ``connect`` opened it, for all objects of it; safe to call twice."""
         self._shard.close()
@@ -403,8 +316,8 @@ class QdrantEdgeCollection:
 class QdrantEdgeLayouts(QdrantLayouts):
     """The cells of a ``QdrantEdgeCollection``: Qdrant's, with a rebuild after a backfill."""
 
-    def __init__(self, collection: QdrantEdgeCollection, cells: EdgeCells) -> None:
-        super().__init__(collection, cells, _SECONDS_PER_WRITE)
+    def __init__(self, collection: QdrantEdgeCollection, store: EdgeStore) -> None:
+        super().__init__(collection, store)
         self._optimize = collection.optimize
 
     def backfill(
@@ -417,119 +330,10 @@ class QdrantEdgeLayouts(QdrantLayouts):
         return given
 
 
-class _Search:
-    """A request and a plan as the engine's own requests."""
-
-    def __init__(
-        self, request: SearchRequest, plan: QueryPlan, field: str, everything: BoolArray
-    ) -> None:
-        self.request = request
-        self.key = None if plan.cells is None else cell_key(str(plan.layout))
-        self._plan = plan
-        self._everything = everything
-        self._using = field or None
-        asked = dict(request.params or {})
-        self._params = _search_params(asked)
-        # HNSW under the filter of a cell loses keys.
-        self._exact = _search_params({**asked, "exact": True})
-
-    def requests(
-        self, rows: range, *, everything_placed: bool
-    ) -> list[tuple[int, edge.QueryRequest]]:
-        """Write the searches that answer some rows, those with the same filter together."""
-        plan = self._plan
-        if plan.cells is None:
-            return [(row, self._one(row, self._params, self.request.filter)) for row in rows]
-        full = [row for row in rows if self._everything[row]]
-        routed = [row for row in rows if not self._everything[row]]
-        asked = [(row, self._one(row, self._exact, self.request.filter)) for row in full]
-        if plan.rewritten is None:
-            groups = group_by_cells(plan.cells[routed])
-        else:  # the candidates are the best of all cells, so no search may be cut into several
-            groups = [
-                ([OVERFLOW, *sorted({c for c in plan.cells[row].tolist() if c >= 0})], [place])
-                for place, row in enumerate(routed)
-            ]
-        for cells, places in groups:
-            here = in_cells(str(self.key), cells, everything_placed=everything_placed)
-            condition = both(self.request.filter, here)
-            asked += [
-                (routed[place], self._one(routed[place], self._exact, condition))
-                for place in places
-            ]
-        return asked
-
-    def _one(
-        self, row: int, params: edge.SearchParams | None, condition: edge.Filter | None
-    ) -> edge.QueryRequest:
-        request, rewritten = self.request, self._plan.rewritten
-        original = self._nearest(request.queries[row])
-        fields = list(request.fields) or False
-        if rewritten is None:
-            return edge.QueryRequest(
-                request.k, query=original, filter=condition, params=params, with_payload=fields
-            )
-        candidates = edge.Prefetch(
-            max(self._plan.rescore, request.k),
-            query=self._nearest(rewritten[row]),
-            params=params,
-            filter=condition,
-        )
-        return edge.QueryRequest(
-            request.k,
-            query=original,
-            prefetches=[candidates],
-            params=edge.SearchParams(exact=True),  # also means unquantised
-            with_payload=fields,
-        )
-
-    def _nearest(self, vector: FloatArray) -> edge.Query:
-        return edge.Query.Nearest(vector.tolist(), using=self._using)
-
-
-def _search_params(asked: Mapping[str, Any]) -> edge.SearchParams | None:
-    known = [name for name in dir(edge.SearchParams) if not name.startswith("_")]
-    unknown = sorted(set(asked) - set(known))
-    if unknown:
-        raise InvalidInput(
-            f"{unknown[0]!r} is not a search parameter of Qdrant Edge; it has {_listed(known)}."
-        )
-    try:
-        return edge.SearchParams(**asked) if asked else None
-    except (TypeError, OverflowError) as exc:
-        raise InvalidInput(f"Qdrant Edge cannot use the search parameters ({exc}).") from exc
-
-
-def _choose_vector(
-    config: Mapping[str, Any], field: str | None, name: str
-) -> tuple[str, Mapping[str, Any]]:
-    vectors = config.get("vectors") or {}
-    dense = sorted(key for key, one in vectors.items() if not one.get("multivector_config"))
-    if field is None and len(dense) == 1:
-        field = dense[0]
-    if field is None or field not in vectors:
-        wanted = "no vector was named" if field is None else f"no dense vector {field!r}"
-        raise FieldNotFound(
-            f"Collection {name!r}: {wanted}; its dense vectors are {_listed(dense)}."
-        )
-    vector = vectors[field]
-    if field not in dense:
-        raise CollectionError(
-            f"Vector {field!r} of collection {name!r} is a multivector; name a dense vector with "
-            f"one embedding a point: {_listed(dense)}."
-        )
-    if vector.get("datatype") not in _DATATYPES:
-        raise CollectionError(
-            f"Vector {field!r} of collection {name!r} is stored as {vector['datatype']}; only "
-            "float32 and float16 can be served."
-        )
-    if vector["distance"] not in _METRICS:
-        raise MetricNotSupported(
-            f"Collection {name!r} compares by {vector['distance']}; only Cosine, Dot and Euclid "
-            "can be served."
-        )
-    return field, vector
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names) or "none"
+def _described(vector: Mapping[str, Any]) -> DenseVector:
+    return DenseVector(
+        vector["size"],
+        vector["distance"],
+        vector.get("datatype"),
+        bool(vector.get("multivector_config")),
+    )

@@ -5,11 +5,13 @@ Importing this module needs the extra ``qdrant-edge``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from amips_plugins.cell_layout import Construction
+
 if TYPE_CHECKING:
-    from amips_plugins.cell_layout import Construction
-from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
+    import qdrant_edge as edge
 
 __all__ = ["describe_edge"]
 
@@ -20,10 +22,9 @@ _GRAPH = (
 )
 
 
-def describe_edge(collection: QdrantEdgeCollection) -> Construction:
-    """Look at graph, storage and segments."""
-    config, info = collection.look()
-    vector: dict[str, Any] = config["vectors"][collection.info.field]
+def describe_edge(config: Mapping[str, Any], info: edge.ShardInfo, field: str) -> Construction:
+    """Say what the engine's description of a shard means for one vector."""
+    vector: dict[str, Any] = config["vectors"][field]
     graph = vector.get("hnsw_config") or config.get("hnsw_config") or {}
     links = int(graph.get("m", 0))
     on_disk = bool(vector.get("on_disk") or graph.get("on_disk"))

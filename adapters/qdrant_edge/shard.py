@@ -1,4 +1,4 @@
-"""A Qdrant Edge shard as a store of cells: its folder, its lock, and the writes.
+"""An open Qdrant Edge shard: its folder, its lock, and the writes.
 
 The engine keeps no metadata of a shard, so they are a small JSON file in the shard's folder, which
 goes where the folder goes. Every write goes through the engine's log before it returns.
@@ -10,21 +10,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
-import numpy as np
-
-from amips_plugins.adapters.cell_groups import OVERFLOW
-from amips_plugins.collection import Id, KeyBatch
 from amips_plugins.errors import (
     CollectionError,
     CollectionNotFound,
     DatabaseUnreachable,
-    InvalidInput,
     require,
 )
 from amips_plugins.files import replace_file
@@ -34,12 +27,10 @@ if TYPE_CHECKING:
 else:
     edge = require("qdrant_edge", "qdrant-edge")
 
-__all__ = ["EdgeCells", "OpenShard", "both", "edge_ids", "in_cells", "plain_id"]
+__all__ = ["OpenShard"]
 
 _CONFIG = "edge_config.json"  # the engine's own
 _METADATA = "amips.json"
-_READ_BATCH = 1000  # keys with their vectors
-_WRITE_BATCH = 20_000  # ids: each batch has one write a cell, so few batches are cheaper
 _FLUSH_EVERY = 10_000  # keys: the log grows, and takes time to read again, until a flush
 
 
@@ -160,213 +151,6 @@ class OpenShard:
             self._owned = False
             if os.getpid() == self._process:  # else it is the other process's to close
                 self._engine.close()
-
-
-class EdgeCells:
-    """What the steps of ``qdrant_layouts`` need of a shard (see ``qdrant_cells.CellStore``).
-
-    Parameters
-    ----------
-    shard
-        The shard.
-    field
-        Name of the vector, empty for the unnamed one.
-    """
-
-    def __init__(self, shard: OpenShard, field: str) -> None:
-        self._shard = shard
-        self._field = field
-        self._has_vector = edge.HasVectorCondition(field)
-        self._scattered = False
-
-    def metadata(self) -> Mapping[str, Any]:
-        """Read the file beside the shard."""
-        return self._shard.metadata()
-
-    def write_metadata(self, changes: Mapping[str, Any]) -> None:
-        """Replace these entries, on the disk and in one step.
-
-        First the segments are rebuilt: writing cells has moved all points into one that has
-        neither HNSW nor the points of a cell together.
-        """
-        if self._scattered:
-            self._shard.optimize()
-            self._scattered = False
-        self._shard.write_metadata(changes)
-
-    def check(self, key: str, n_cells: int) -> None:
-        """Do nothing: the engine refuses no cells."""
-
-    def notes(self) -> tuple[str, ...]:
-        """Say that the process stands still at the end."""
-        return (
-            "at the end the engine rebuilds its segments, about 15 seconds for 100,000 keys of "
-            "dimension 128; all Python threads of this process wait meanwhile",
-        )
-
-    def free_bytes(self) -> int:
-        """Return how many bytes the folder's disk has left."""
-        return shutil.disk_usage(self._shard.folder).free
-
-    def count(self, *conditions: edge.ConditionType) -> int:
-        """Count exactly the points that have the vector and meet the conditions."""
-        whole = edge.Filter(must=[self._has_vector, *conditions])
-        return self._shard.engine.count(edge.CountRequest(exact=True, filter=whole))
-
-    def scroll(
-        self, batch_size: int, *conditions: edge.ConditionType, after: Id | None = None
-    ) -> Iterator[KeyBatch]:
-        """Read the points that have the vector and meet the conditions, in the order of the ids."""
-        whole = edge.Filter(must=[self._has_vector, *conditions])
-        offset: Any = after
-        while True:
-            request = edge.ScrollRequest(
-                offset=offset, limit=batch_size, filter=whole, with_vector=[self._field]
-            )
-            records, offset = self._shard.engine.scroll(request)
-            # The offset is inclusive: on going on, the first record is the cursor's own.
-            found = [(plain_id(one.id), one.vector) for one in records]
-            found = [(one, vector) for one, vector in found if one != after]
-            if found:
-                vectors: list[Any] = [
-                    vector[self._field] if isinstance(vector, dict) else vector
-                    for _, vector in found
-                ]
-                ids = [one for one, _ in found]
-                yield KeyBatch(ids, np.array(vectors, dtype=np.float32), ids[-1])
-            if offset is None:
-                return
-
-    def among(self, ids: Sequence[Id]) -> Iterator[KeyBatch]:
-        """Read those of the points that are there with the vector."""
-        return self.scroll(_READ_BATCH, _among(ids))
-
-    def foreign(self, key: str, n_cells: int) -> int:
-        """Count the points with something under the key that is no cell and not -1."""
-        ours = edge.FieldCondition(key, match=edge.MatchAny(list(range(OVERFLOW, n_cells))))
-        return self.count(edge.Filter(must_not=[ours, edge.IsEmptyCondition(key)]))
-
-    def overflow(self, key: str) -> int:
-        """Count the points without a cell."""
-        return self.count(in_cells(key, [OVERFLOW]))
-
-    def create_index(self, key: str) -> None:
-        """Index the integers under the key; points of one cell will lie together."""
-        params = edge.IntegerIndexParams(lookup=True, range=True, is_principal=True)
-        self._shard.update(edge.UpdateOperation.create_field_index(key, params))
-        self._scattered = True  # by this build, or by one that was killed
-
-    def drop_index(self, key: str) -> None:
-        """Drop the index of the key, if there is one."""
-        self._shard.update(edge.UpdateOperation.delete_field_index(key))
-
-    def remove_cells(self, key: str) -> None:
-        """Remove the key from every point."""
-        there = edge.Filter(must_not=[edge.IsEmptyCondition(key)])
-        self._shard.update(edge.UpdateOperation.delete_payload_by_filter(there, [key]))
-        self._scattered = True
-
-    def without_cell(self, key: str) -> Iterator[Sequence[Id]]:
-        """Go once through the points without a cell."""
-        whole = edge.Filter(must=[self._has_vector, in_cells(key, [OVERFLOW])])
-        offset: Any = None
-        while True:
-            records, offset = self._shard.engine.scroll(
-                edge.ScrollRequest(
-                    offset=offset,
-                    limit=_WRITE_BATCH,
-                    filter=whole,
-                    with_payload=False,
-                    with_vector=False,
-                )
-            )
-            if records:
-                yield [plain_id(record.id) for record in records]
-            if offset is None:
-                return
-
-    def claim(self, key: str, ids: Sequence[Id]) -> None:
-        """Write -1 for those of the points that are there without a cell."""
-        self._set(key, OVERFLOW, ids, in_cells(key, [OVERFLOW]))
-
-    def claimed(self, key: str, ids: Sequence[Id]) -> Iterator[KeyBatch]:
-        """Read those of the points that have -1."""
-        for start in range(0, len(ids), _READ_BATCH):
-            some = ids[start : start + _READ_BATCH]
-            yield from self.scroll(_READ_BATCH, _among(some), _exactly(key, [OVERFLOW]))
-
-    def place(self, key: str, ids: Sequence[Id], cells: Sequence[int]) -> None:
-        """Write the cells of those of the points that still have -1."""
-        members: dict[int, list[Id]] = {}
-        for one, cell in zip(ids, cells, strict=True):
-            members.setdefault(cell, []).append(one)
-        for cell, points in members.items():
-            self._set(key, cell, points, _exactly(key, [OVERFLOW]))
-
-    def _set(self, key: str, cell: int, ids: Sequence[Id], where: edge.ConditionType) -> None:
-        whole = edge.Filter(must=[_among(ids), where])
-        write = edge.UpdateOperation.set_payload_by_filter(whole, {key: cell})
-        self._shard.update(write, len(ids))
-
-    def everything_placed(self, key: str) -> bool:
-        """Tell in microseconds whether every point has a cell, or -1.
-
-        False where the engine does not know. A filter that also looks for points without the key
-        costs as much as scanning a tenth of the vectors.
-        """
-        info = self._shard.engine.info()
-        index = info.payload_schema.get(key)
-        return index is not None and index.points == info.points_count
-
-
-def in_cells(key: str, cells: Sequence[int], *, everything_placed: bool = False) -> edge.Filter:
-    """Write the filter for the points of some cells; ``OVERFLOW`` among them means both forms."""
-    here = _exactly(key, cells)
-    if everything_placed or OVERFLOW not in cells:
-        return edge.Filter(must=[here])
-    return edge.Filter(should=[edge.IsEmptyCondition(key), here])
-
-
-def both(condition: edge.Filter | None, here: edge.Filter) -> edge.Filter:
-    """Write "and"; merged clause by clause two ``should`` would become one."""
-    return here if condition is None else edge.Filter(must=[condition, here])
-
-
-def edge_ids(ids: Sequence[Id]) -> list[Any]:
-    """Check ids and write them as the engine answers them.
-
-    Raises
-    ------
-    InvalidInput
-        One is neither a whole number from 0 to 2^64 - 1 nor a UUID.
-    """
-    return [_edge_id(one) for one in ids]
-
-
-def _edge_id(one: Id) -> Id:
-    if isinstance(one, (int, np.integer)) and not isinstance(one, bool) and 0 <= one < 2**64:
-        return int(one)
-    if isinstance(one, str):
-        try:
-            return str(UUID(one))
-        except ValueError:
-            pass  # refused below, with the others
-    raise InvalidInput(
-        f"{one!r} cannot be an id in Qdrant; use whole numbers from 0 to 2^64 - 1, or UUIDs."
-    )
-
-
-def plain_id(found: Any) -> Id:
-    """Return an id of the engine as the rest of the package knows it."""
-    return found if isinstance(found, int) else str(found)
-
-
-def _among(ids: Sequence[Id]) -> edge.HasIdCondition:
-    return edge.HasIdCondition(set(ids))
-
-
-def _exactly(key: str, cells: Sequence[int]) -> edge.FieldCondition:
-    return edge.FieldCondition(key, match=edge.MatchAny(list(cells)))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amips_plugins.adapters.qdrant.search import plan_queries
-from amips_plugins.collection import Collection, CollectionInfo, SearchRequest, check_layout
+from amips_plugins.collection import Collection, CollectionInfo, SearchRequest
 from amips_plugins.errors import InvalidInput, require
 from amips_plugins.plan import QueryPlan
 from amips_plugins.proxies.calls import Call, Found, RoutableCall
@@ -186,14 +185,10 @@ class _QueryPoints:
         self, plain: Call, collection: Collection, request: SearchRequest, plan: QueryPlan
     ) -> Effects[Found]:
         info = collection.info
-        check_layout(plan, collection.layout(), info.name)
         depth = request.k + (self.arguments.get("offset") or 0)
-        (query,) = plan_queries(
-            replace(request, k=depth, filter=self.arguments.get("query_filter")),
-            plan,
-            info.field,
-            collection.break_even,
-            exact=not self.local,
+        reader: Any = collection  # a QdrantCollection
+        (query,) = reader.queries(
+            replace(request, k=depth, filter=self.arguments.get("query_filter")), plan
         )
         changes: dict[str, Any] = {"query_filter": query.filter, "search_params": query.params}
         if query.prefetch is not None:

@@ -207,6 +207,15 @@ class CollectionContract:
         rest = [key for batch in collection.scan(16, after=first.cursor) for key in batch.ids]
         assert [*first.ids, *rest] == list(range(COUNT))
 
+    def test_fetch_reads_the_keys_that_are_there(self) -> None:
+        collection = self.build(Metric.IP)
+        found = collection.fetch([7, 4711, 3])
+        assert sorted(found.ids) == [3, 7]
+        rows = dict(zip(found.ids, found.vectors, strict=True))
+        np.testing.assert_allclose([rows[3], rows[7]], vectors()[[3, 7]], atol=1e-6)
+        none = collection.fetch([4711])
+        assert (list(none.ids), none.vectors.shape) == ([], (0, DIM))
+
     def test_string_ids(self) -> None:
         collection = self.build(ids=self.string_ids)
         scanned = [key for batch in collection.scan(batch_size=16) for key in batch.ids]

@@ -66,6 +66,13 @@ class QdrantContract(CollectionContract):
     def add_without_cell(self, collection: Collection, ids: Sequence[Id], keys: FloatArray) -> None:
         self.upsert(collection.info.name, ids, keys, None)
 
+    def rewrite_in_place(self, collection: Collection, ids: Sequence[Id], keys: FloatArray) -> None:
+        points = [
+            models.PointVectors(id=one, vector={self.vector: key} if self.vector else key)
+            for one, key in zip(ids, keys.tolist(), strict=True)
+        ]
+        self.client.update_vectors(collection.info.name, points)
+
 
 class TestQdrantLocal(QdrantContract):
     @pytest.fixture(autouse=True)

@@ -72,6 +72,13 @@ class TestQdrantEdge(CollectionContract):
     def add_without_cell(self, collection: Collection, ids: Sequence[Id], keys: FloatArray) -> None:
         self.upsert(ids, keys)
 
+    def rewrite_in_place(self, collection: Collection, ids: Sequence[Id], keys: FloatArray) -> None:
+        points = [
+            edge.PointVectors(one, {self.vector: key} if self.vector else key)
+            for one, key in zip(ids, keys.tolist(), strict=True)
+        ]
+        self.shard.update(edge.UpdateOperation.update_vectors(points))
+
 
 class TestQdrantEdgeNamedVector(TestQdrantEdge):
     vector = "text"

@@ -29,6 +29,7 @@ from amips_plugins.errors import (
     MetricNotSupported,
     MissingExtra,
 )
+from amips_plugins.sketch import sketch
 from amips_plugins.vectors import Metric
 from tests.support.qdrant_data import KEYS, cells_of, dense, fill, ids_found, lay_out
 
@@ -310,11 +311,12 @@ def test_a_point_is_replaced_as_a_whole(client: QdrantClient, collection: Qdrant
     stale = {"text": "new", "amips_cell_a1": 2, "amips_cell_zz": 9}  # as read with its payload
     built.upsert([3], KEYS[:1], [stale], cells=np.array([1]))
     built.upsert([4, UUIDS[0].upper()], KEYS[1:3], cells=np.array([-1, 0]))
+    beside = sketch(KEYS[:3], built.info.metric).tolist()
     payloads = {r.id: r.payload for r in client.retrieve("docs", [3, 4, UUIDS[0]])}
     assert payloads == {
-        3: {"text": "new", "amips_cell_a1": 1},
-        4: {},
-        UUIDS[0]: {"amips_cell_a1": 0},
+        3: {"text": "new", "amips_cell_a1": 1, "amips_sketch_a1": beside[0]},
+        4: {"amips_cell_a1": -1},
+        UUIDS[0]: {"amips_cell_a1": 0, "amips_sketch_a1": beside[2]},
     }
     built.delete([3, UUIDS[0], UUIDS[1], 4711])
     built.delete([])

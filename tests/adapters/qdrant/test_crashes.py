@@ -95,6 +95,7 @@ def client() -> Iterator[QdrantClient]:
 @pytest.fixture
 def boundaries(client: QdrantClient, monkeypatch: pytest.MonkeyPatch) -> Boundaries:
     monkeypatch.setattr("amips_plugins.adapters.qdrant.store._WRITE_BATCH", 10)
+    monkeypatch.setattr("amips_plugins.adapters.qdrant.local_store._PAGE", 10)
     return Boundaries(client, monkeypatch)
 
 

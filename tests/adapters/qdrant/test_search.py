@@ -109,11 +109,8 @@ def test_what_a_server_is_asked(
     collection.search(request, QueryPlan(cells=cells, layout="a1"))
     queries = calls.made.pop()[1]["queries"]
     assert all(query.params == models.SearchParams(hnsw_ef=64, exact=True) for query in queries)
-    assert [query.filter.should[1].match.any for query in queries] == [
-        [-1, 2],
-        [-1, 0, 1],
-        [-1, 3],
-    ]
+    left_out = [query.filter.must_not[0].match.any for query in queries]
+    assert left_out == [[0, 1, 3], [2, 3], [0, 1, 2]]
 
     collection.search(request, QueryPlan(rewritten=KEYS[5:8], rescore=2))
     query = calls.made.pop()[1]["queries"][0]
@@ -179,3 +176,34 @@ def test_unusable_filters_and_parameters_are_refused(collection: QdrantCollectio
         collection.search(SearchRequest(KEYS[:1], k=1, filter="group == 1"))
     with pytest.raises(InvalidInput, match="'nprobe' is not a search parameter"):
         collection.search(SearchRequest(KEYS[:1], k=1, params={"nprobe": 16}))
+
+
+def test_what_is_no_cell_is_searched_by_every_plan(
+    client: QdrantClient, collection: QdrantCollection
+) -> None:
+    built = lay_out(collection)
+    odd = {1: "x", 2: 7, 3: -9, 5: 2.5, 6: ["x"], 7: True, 9: {"a": 1}, 10: [], 11: None}
+    for key, value in odd.items():
+        client.set_payload("docs", {"amips_cell_a1": value}, points=[key])
+    for cells in ([0], [1, 2], [3], [-1]):
+        plan = QueryPlan(cells=np.array([cells]), layout="a1")
+        hits = built.search(SearchRequest(KEYS[:1], k=100), plan)[0]
+        assert set(odd) <= {hit.id for hit in hits}
+    assert built.overflow() == len(odd)
+
+
+def test_fields_of_ours_are_not_shown(collection: QdrantCollection) -> None:
+    built = lay_out(collection)
+    request = SearchRequest(KEYS[:1], k=1, fields=("row", "amips_cell_a1", "amips_sketch_a1"))
+    assert set(built.search(request)[0][0].fields) == {"row"}
+
+
+def test_a_plan_keeps_what_parameters_mean(collection: QdrantCollection) -> None:
+    for params, routable in (
+        (None, True),
+        ({"hnsw_ef": 64, "exact": False}, True),
+        ({"exact": True}, False),
+        ({"indexed_only": True}, False),
+    ):
+        request = SearchRequest(KEYS[:1], k=1, params=params)
+        assert (collection.unroutable(request, rewritten=False) is None) == routable

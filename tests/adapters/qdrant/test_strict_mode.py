@@ -13,7 +13,7 @@ import pytest
 from qdrant_client import QdrantClient, models
 
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
-from amips_plugins.adapters.qdrant.strict_mode import batch_limit, refusal, strict_notes, time_limit
+from amips_plugins.adapters.qdrant.strict_mode import Limits
 from amips_plugins.errors import CollectionError
 from tests.support.qdrant_data import A1, KEYS, cells_of, fill, lay_out
 
@@ -47,39 +47,39 @@ ALLOWING: dict[str, Any] = {
 @pytest.mark.parametrize("settings", FORBIDDING, ids=lambda settings: next(iter(settings)))
 def test_what_forbids_cells_is_named(settings: dict[str, Any]) -> None:
     ((setting, value),) = settings.items()
-    reason = refusal(strict(**settings), n_cells=64, n_indexes=3)
+    reason = Limits(strict(**settings)).refusal(n_cells=64, n_indexes=3)
     assert reason is not None
     assert f"{setting} = {str(value).lower()}, and " in reason
     assert reason.count(".") == 1
-    assert refusal(strict(enabled=False, **settings), 64, 3) is None
+    assert Limits(strict(enabled=False, **settings)).refusal(64, 3) is None
 
 
 def test_what_leaves_room_is_allowed() -> None:
-    assert refusal(None, 64, 3) is None
-    assert refusal(strict(), 64, 3) is None
-    assert refusal(strict(**ALLOWING), 64, 3) is None
-    assert refusal(strict(condition_max_size=100), 100, 3) is not None  # all cells, and none
+    assert Limits(None).refusal(64, 3) is None
+    assert Limits(strict()).refusal(64, 3) is None
+    assert Limits(strict(**ALLOWING)).refusal(64, 3) is None
+    assert Limits(strict(condition_max_size=100)).refusal(101, 3) is not None
 
 
 def test_limits_are_kept() -> None:
-    allowing = strict(**ALLOWING)
-    assert (batch_limit(None, 7), batch_limit(allowing, 7), batch_limit(allowing, 700)) == (
-        7,
-        7,
-        100,
+    none, allowing, off = (
+        Limits(None),
+        Limits(strict(**ALLOWING)),
+        Limits(strict(enabled=False, max_query_limit=1, search_allow_exact=False)),
     )
-    assert (time_limit(None, 600), time_limit(allowing, 600), time_limit(strict(), 600)) == (
-        600,
-        30,
-        600,
-    )
-    assert batch_limit(strict(enabled=False, max_query_limit=1), 50) == 50
+    assert (none.points(7), allowing.points(7), allowing.points(700)) == (7, 7, 100)
+    assert (none.seconds(600), allowing.seconds(600), off.seconds(600)) == (600, 30, 600)
+    assert (none.upserts(500), allowing.upserts(500), off.upserts(500)) == (500, 7, 500)
+    assert (none.max_candidates, allowing.max_candidates, off.max_candidates) == (None, 100, None)
+    assert off.points(50) == 50
+    assert off.allows_exact
+    assert not Limits(strict(search_allow_exact=False)).allows_exact
 
 
 def test_rate_limits_are_told() -> None:
-    assert list(strict_notes(None)) == list(strict_notes(strict())) == []
+    assert list(Limits(None).notes()) == list(Limits(strict()).notes()) == []
     limited = strict(read_rate_limit=1, write_rate_limit=2, search_max_batchsize=3)
-    notes = list(strict_notes(limited))
+    notes = list(Limits(limited).notes())
     assert ["read_rate_limit" in notes[0], "write_rate_limit" in notes[1]] == [True, True]
     assert "3 queries a batch" in notes[2]
 
@@ -109,7 +109,8 @@ class Server:
 
         def counted(name: str, condition: models.Filter, timeout: int, **_: Any) -> Any:
             self.timeouts.add(timeout)
-            self.refuse_unindexed(condition)
+            if condition is not None:
+                self.refuse_unindexed(condition)
             return count(name, condition)
 
         def scrolled(name: str, condition: Any = None, *, limit: int, **more: Any) -> Any:
@@ -198,7 +199,7 @@ def test_a_payload_key_of_others_is_refused_where_it_cannot_be_seen_before(
 ) -> None:
     server.strict = strict(unindexed_filtering_retrieve=False)
     client.set_payload("docs", {"amips_cell_a1": 2}, points=[7])
-    with pytest.raises(CollectionError, match="1 points"):
+    with pytest.raises(CollectionError, match="something else"):
         collection.layouts.build(A1)
     assert server.indexes == {}
     assert collection.layouts.status().unfinished == ()
@@ -224,3 +225,24 @@ def test_an_old_server_is_refused_by_the_plan(
         collection.layouts.plan(A1)
     monkeypatch.setattr(client, "info", lambda: info.model_copy(update={"version": "dev"}))
     assert collection.layouts.plan(A1).keys == len(KEYS)
+
+
+def test_exact_counts_may_be_refused(
+    client: QdrantClient,
+    server: Server,
+    collection: QdrantCollection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built = lay_out(collection)
+    client.upsert("docs", [models.PointStruct(id=99, vector=KEYS[0].tolist())])
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("Exact search is not allowed")
+
+    monkeypatch.setattr(client, "count", refused)
+    server.strict = strict(search_allow_exact=False)
+    opened = QdrantCollection(client, "docs")
+    opened._local = False
+    assert (opened.count(), opened.overflow(), opened.layouts.status().overflow) == (41, 1, 1)
+    assert opened.layouts.audit(10).sampled > 0
+    assert built.layout() == "a1"

@@ -17,8 +17,10 @@ import pytest
 import qdrant_edge as edge
 
 from amips_plugins import LearnedRouter, QdrantEdgeCollection, connect
-from amips_plugins.adapters.qdrant.cells import cell_key
-from amips_plugins.adapters.qdrant_edge.shard import EdgeCells, OpenShard
+from amips_plugins.adapters.qdrant.cells import LayoutRecord, cell_key
+from amips_plugins.adapters.qdrant_edge.filters import without_cell
+from amips_plugins.adapters.qdrant_edge.shard import OpenShard
+from amips_plugins.adapters.qdrant_edge.store import EdgeStore
 from amips_plugins.cell_layout import LayoutSpec
 from amips_plugins.collection import Collection, SearchRequest
 from amips_plugins.errors import (
@@ -313,10 +315,11 @@ def test_the_engine_knows_whether_every_point_has_a_cell(tmp_path: Path, seed: i
     # What ``everything_placed`` reads is documented nowhere: hold it against the exact count.
     create(tmp_path / "docs", optimizers=RESTLESS)
     shard = OpenShard.load(tmp_path / "docs")
-    cells, key = EdgeCells(shard, ""), cell_key("abc")
-    assert not cells.everything_placed(key)
+    record = LayoutRecord("abc", "v1", 4)
+    cells, key = EdgeStore(shard, ""), record.key
+    assert not cells.everything_placed(record)
     cells.create_index(key)
-    rng, empty = np.random.default_rng(seed), edge.IsEmptyCondition(key)
+    rng = np.random.default_rng(seed)
     seen = set()
     for _ in range(150):
         ids = rng.choice(600, rng.integers(1, 120), replace=False).tolist()
@@ -330,15 +333,15 @@ def test_the_engine_knows_whether_every_point_has_a_cell(tmp_path: Path, seed: i
         elif step == 4:
             shard.update(Update.delete_points(ids))
         elif step == 5:
-            shard.update(Update.set_payload_by_filter(edge.Filter(must=[empty]), {key: 2}))
+            shard.update(Update.set_payload_by_filter(without_cell(record), {key: 2}))
         elif step == 6:
             shard.optimize()
         else:
             shard.close()
             shard = OpenShard.load(tmp_path / "docs")
-            cells = EdgeCells(shard, "")
-        placed = cells.everything_placed(key)
-        assert placed == (cells.count(empty) == 0)
+            cells = EdgeStore(shard, "")
+        placed = cells.everything_placed(record)
+        assert placed == (cells.overflow(record) == 0)
         seen.add(placed)
     assert seen == {True, False}
     shard.close()

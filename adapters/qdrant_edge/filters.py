@@ -1,0 +1,51 @@
+"""Conditions on the points of a Qdrant Edge shard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from amips_plugins.adapters.cell_groups import OVERFLOW
+from amips_plugins.adapters.qdrant.cells import LayoutRecord
+from amips_plugins.collection import Id
+from amips_plugins.errors import require
+
+if TYPE_CHECKING:
+    import qdrant_edge as edge
+else:
+    edge = require("qdrant_edge", "qdrant-edge")
+
+__all__ = ["among", "both", "exactly", "in_cells", "unplaced", "without_cell"]
+
+
+def in_cells(record: LayoutRecord, cells: Sequence[int]) -> edge.Filter:
+    """Points of some cells; ``OVERFLOW`` among them means all that have none, whatever is there."""
+    if OVERFLOW not in cells:
+        return edge.Filter(must=[exactly(record.key, cells)])
+    return edge.Filter(must_not=[exactly(record.key, record.all_but(cells))])
+
+
+def without_cell(record: LayoutRecord) -> edge.Filter:
+    """Points with nothing under the key, or nothing that is a cell."""
+    return in_cells(record, [OVERFLOW])
+
+
+def unplaced(record: LayoutRecord) -> edge.Filter:
+    """Points without a cell, also those with a list of several values."""
+    several = edge.FieldCondition(record.key, values_count=edge.ValuesCount(gt=1))
+    return edge.Filter(should=[without_cell(record), several])
+
+
+def both(condition: edge.Filter | None, here: edge.Filter) -> edge.Filter:
+    """Write "and"; merged clause by clause two ``should`` would become one."""
+    return here if condition is None else edge.Filter(must=[condition, here])
+
+
+def among(ids: Sequence[Id]) -> edge.HasIdCondition:
+    """Points with one of these ids."""
+    return edge.HasIdCondition(set(ids))
+
+
+def exactly(key: str, cells: Sequence[int]) -> edge.FieldCondition:
+    """Points with one of these integers under the key."""
+    return edge.FieldCondition(key, match=edge.MatchAny(list(cells)))

@@ -1,0 +1,119 @@
+"""A request and a plan as requests of Qdrant's engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from amips_plugins.adapters.cell_groups import OVERFLOW, group_by_cells
+from amips_plugins.adapters.qdrant.cells import LayoutRecord
+from amips_plugins.adapters.qdrant.points import RESERVED, listed
+from amips_plugins.adapters.qdrant_edge.filters import both, in_cells
+from amips_plugins.collection import BoolArray, SearchRequest
+from amips_plugins.errors import InvalidInput, require
+from amips_plugins.plan import QueryPlan
+from amips_plugins.vectors import FloatArray
+
+if TYPE_CHECKING:
+    import qdrant_edge as edge
+else:
+    edge = require("qdrant_edge", "qdrant-edge")
+
+__all__ = ["EdgeSearch"]
+
+
+class EdgeSearch:
+    """A request and a plan as the engine's own requests."""
+
+    def __init__(
+        self,
+        request: SearchRequest,
+        plan: QueryPlan,
+        field: str,
+        record: LayoutRecord | None,
+        everything: BoolArray,
+    ) -> None:
+        if request.filter is not None and not isinstance(request.filter, edge.Filter):
+            raise InvalidInput(
+                f"A Qdrant Edge filter is a qdrant_edge.Filter, but got "
+                f"{type(request.filter).__name__}."
+            )
+        self.request = request
+        self.record = None if plan.cells is None else record
+        self._plan = plan
+        self._everything = everything
+        self._using = field or None
+        asked = dict(request.params or {})
+        self._params = _search_params(asked)
+        # HNSW under the filter of a cell loses keys.
+        self._exact = _search_params({**asked, "exact": True})
+
+    def requests(
+        self, rows: range, *, everything_placed: bool
+    ) -> list[tuple[int, edge.QueryRequest]]:
+        """Write the searches that answer some rows, those with the same filter together."""
+        plan = self._plan
+        if plan.cells is None or self.record is None:
+            return [(row, self._one(row, self._params, self.request.filter)) for row in rows]
+        full = [row for row in rows if self._everything[row]]
+        routed = [row for row in rows if not self._everything[row]]
+        asked = [(row, self._one(row, self._exact, self.request.filter)) for row in full]
+        if plan.rewritten is None:
+            groups = group_by_cells(plan.cells[routed])
+        else:  # the candidates are the best of all cells, so no search may be cut into several
+            groups = [
+                ([OVERFLOW, *sorted({c for c in plan.cells[row].tolist() if c >= 0})], [place])
+                for place, row in enumerate(routed)
+            ]
+        for cells, places in groups:
+            if everything_placed:
+                cells = [cell for cell in cells if cell != OVERFLOW]
+                if not cells:
+                    continue
+            here = in_cells(self.record, cells)
+            condition = both(self.request.filter, here)
+            asked += [
+                (routed[place], self._one(routed[place], self._exact, condition))
+                for place in places
+            ]
+        return asked
+
+    def _one(
+        self, row: int, params: edge.SearchParams | None, condition: edge.Filter | None
+    ) -> edge.QueryRequest:
+        request, rewritten = self.request, self._plan.rewritten
+        original = self._nearest(request.queries[row])
+        fields = [one for one in request.fields if not one.startswith(RESERVED)] or False
+        if rewritten is None:
+            return edge.QueryRequest(
+                request.k, query=original, filter=condition, params=params, with_payload=fields
+            )
+        candidates = edge.Prefetch(
+            max(self._plan.rescore, request.k),
+            query=self._nearest(rewritten[row]),
+            params=params,
+            filter=condition,
+        )
+        return edge.QueryRequest(
+            request.k,
+            query=original,
+            prefetches=[candidates],
+            params=edge.SearchParams(exact=True),  # also means unquantised
+            with_payload=fields,
+        )
+
+    def _nearest(self, vector: FloatArray) -> edge.Query:
+        return edge.Query.Nearest(vector.tolist(), using=self._using)
+
+
+def _search_params(asked: Mapping[str, Any]) -> edge.SearchParams | None:
+    known = [name for name in dir(edge.SearchParams) if not name.startswith("_")]
+    unknown = sorted(set(asked) - set(known))
+    if unknown:
+        raise InvalidInput(
+            f"{unknown[0]!r} is not a search parameter of Qdrant Edge; it has {listed(known)}."
+        )
+    try:
+        return edge.SearchParams(**asked) if asked else None
+    except (TypeError, OverflowError) as exc:
+        raise InvalidInput(f"Qdrant Edge cannot use the search parameters ({exc}).") from exc

@@ -22,6 +22,7 @@ from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.qdrant.cells import serving
 from amips_plugins.adapters.qdrant.describe import describe_qdrant
 from amips_plugins.adapters.qdrant.failures import failure_of, translated_errors
+from amips_plugins.adapters.qdrant.layouts import QdrantLayouts
 from amips_plugins.adapters.qdrant.local_store import LocalStore
 from amips_plugins.adapters.qdrant.opening import is_local, open_folder, open_server
 from amips_plugins.adapters.qdrant.point_collection import Found, PointCollection
@@ -431,20 +432,27 @@ class QdrantCollection(PointCollection):
                 self._write(points, bare)
 
     def _write(self, points: list[models.PointStruct], bare: Sequence[Id]) -> None:
-        arguments = {"wait": True, "timeout": self._found.limits.seconds(_PATIENCE)}
-        if not bare:
-            self._client.upsert(self._name, points, shard_key_selector=self._shard_key, **arguments)
-            return
-        clear = models.FilterSelector(filter=all_of(among(bare)), shard_key=self._shard_key)
-        write = models.PointsList(points=points, shard_key=self._shard_key)
-        self._client.batch_update_points(
-            self._name,
-            [
-                models.ClearPayloadOperation(clear_payload=clear),
-                models.UpsertOperation(upsert=write),
-            ],
-            **arguments,
-        )
+        patience = self._found.limits.seconds(_PATIENCE)
+        if bare:
+            gone = models.FilterSelector(filter=all_of(among(bare)), shard_key=self._shard_key)
+            write = models.PointsList(points=points, shard_key=self._shard_key)
+            self._client.batch_update_points(
+                self._name,
+                [
+                    models.ClearPayloadOperation(clear_payload=gone),
+                    models.UpsertOperation(upsert=write),
+                ],
+                wait=True,
+                timeout=patience,
+            )
+        else:
+            self._client.upsert(
+                self._name,
+                points,
+                wait=True,
+                shard_key_selector=self._shard_key,
+                timeout=patience,
+            )
 
     def _refuse_all_shards(self) -> None:
         if self._found.custom_shards and self._shard_key is None:
@@ -466,6 +474,11 @@ class QdrantCollection(PointCollection):
                     shard_key_selector=self._shard_key,
                     timeout=self._found.limits.seconds(_PATIENCE),
                 )
+
+    @property
+    def layouts(self) -> QdrantLayouts:
+        """Builds, shows, mends and takes back the cells."""
+        return QdrantLayouts(self, self._store)
 
     @property
     def _store(self) -> ServerStore:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from amips_plugins.adapters.qdrant.cells import CellStore, LayoutRecord
-from amips_plugins.adapters.qdrant.layouts import QdrantLayouts
 from amips_plugins.adapters.qdrant.points import unroutable
 from amips_plugins.collection import CollectionInfo, Failure, Hit, SearchRequest
 from amips_plugins.plan import NATIVE, QueryPlan
@@ -88,11 +87,6 @@ class PointCollection:
         """Return the number of points without a cell; 0 without a layout."""
         cells = self._found.cells
         return 0 if cells is None else self._store.overflow(cells)
-
-    @property
-    def layouts(self) -> QdrantLayouts:
-        """Builds, shows, mends and takes back the cells."""
-        return QdrantLayouts(self, self._store)
 
     def close(self) -> None:
         """Release what this object opened; safe to call twice."""

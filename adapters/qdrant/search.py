@@ -111,12 +111,9 @@ def as_hits(answers: Sequence[models.QueryResponse]) -> list[list[Hit]]:
 
 def _in_cells(
     record: LayoutRecord, cells: Sequence[int], condition: models.Filter | None
-) -> models.Filter | None:
+) -> models.Filter:
     """Leave out the other cells: one condition, and whatever is no cell of theirs is searched."""
-    others = record.all_but(cells)
-    if not others:
-        return condition
-    here = models.Filter(must_not=[has_cell(record.key, others)])
+    here = models.Filter(must_not=[has_cell(record.key, record.all_but(cells))])
     return here if condition is None else models.Filter(must=[condition, here])
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from amips_plugins.bundle.identity import check_bundle
 from amips_plugins.bundle.loading import known_cells
 from amips_plugins.bundle.package import Bundle
 from amips_plugins.cell_layout import BuildPlan, LayoutSpec, Storage
 from amips_plugins.collection import Collection
 from amips_plugins.errors import InvalidInput
 from amips_plugins.progress import Progress, no_progress
-from amips_plugins.routing.serving import check_bundle
 
 __all__ = ["backfill", "check_backfill", "lay_out", "plan_layout"]
 

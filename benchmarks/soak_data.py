@@ -13,6 +13,7 @@ from amips_plugins.bundle.contents import (
     CELLS,
     GOLDEN_OUTPUTS,
     IDS,
+    KEY_SAMPLE,
     KNOWN_CELLS,
     MODEL,
     REFERENCE,
@@ -20,6 +21,7 @@ from amips_plugins.bundle.contents import (
     write_ids,
 )
 from amips_plugins.bundle.golden_outputs import GoldenOutputs
+from amips_plugins.bundle.key_sample import SAMPLED, KeySample
 from amips_plugins.bundle.reference import Reference
 from amips_plugins.collection import CollectionKey
 from amips_plugins.export.cost_curves import calibrate, curve, levels_by_threshold, thresholds_for
@@ -107,6 +109,7 @@ def write_bundle(
             CELLS: cells,
             CALIBRATION: calibrate(measured, thresholds, K),
             KNOWN_CELLS: np.stack([drawn.astype(np.int32), sketch(keys, METRIC)], axis=1),
+            KEY_SAMPLE: KeySample.of(range(SAMPLED), keys[:SAMPLED], METRIC),
             IDS: write_ids(range(corpus.count)),
         }
     )

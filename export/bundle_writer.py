@@ -16,12 +16,14 @@ from amips_plugins.bundle.contents import (
     CELLS,
     GOLDEN_OUTPUTS,
     IDS,
+    KEY_SAMPLE,
     KNOWN_CELLS,
     MODEL,
     REFERENCE,
     BundleContents,
 )
 from amips_plugins.bundle.golden_outputs import GoldenOutputs
+from amips_plugins.bundle.key_sample import SAMPLED, KeySample
 from amips_plugins.bundle.manifest import Manifest
 from amips_plugins.bundle.reference import Reference
 from amips_plugins.export.candidates import Candidate
@@ -71,6 +73,7 @@ def write_bundle(
         MODEL: model,
         GOLDEN_OUTPUTS: GoldenOutputs.record(session, output, dim),
         REFERENCE: Reference.of(outputs),
+        KEY_SAMPLE: _some_keys(snapshot, options.seed),
     }
     calibration = priorities = None
     if published.priority is not None:
@@ -125,6 +128,14 @@ def write_bundle(
     replace_file(folder / CURVES, msgspec.json.encode(kept))
     building.rename(folder / "bundle")
     return manifest
+
+
+def _some_keys(snapshot: Snapshot, seed: int) -> KeySample:
+    vectors = snapshot.vectors()
+    drawn = np.random.default_rng(seed).permutation(len(vectors))[:SAMPLED]
+    lines = snapshot.ids_bytes().splitlines()
+    ids = [msgspec.json.decode(lines[row], type=int | str) for row in drawn]
+    return KeySample.of(ids, vectors[drawn], snapshot.manifest.metric)
 
 
 def served_model(published: Candidate, problem: TrainingTask) -> bytes:

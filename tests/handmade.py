@@ -20,6 +20,7 @@ from amips_plugins.bundle.contents import (
     CELLS,
     GOLDEN_OUTPUTS,
     IDS,
+    KEY_SAMPLE,
     KNOWN_CELLS,
     MODEL,
     REFERENCE,
@@ -27,6 +28,7 @@ from amips_plugins.bundle.contents import (
     write_ids,
 )
 from amips_plugins.bundle.golden_outputs import GoldenOutputs
+from amips_plugins.bundle.key_sample import SAMPLED, KeySample
 from amips_plugins.bundle.package import Bundle
 from amips_plugins.bundle.reference import Reference
 from amips_plugins.collection import Collection, CollectionInfo, collection_key
@@ -144,11 +146,14 @@ def make_contents(
         IDS: write_ids(ids),
     }
     model = linear_model(means, metric, keys.shape[1], scale)
-    return BundleContents(values | _said(model, "priority", queries))
+    return BundleContents(values | _said(ids, keys, metric, model, "priority", queries))
 
 
-def keynet_contents(dim: int, metric: Metric, queries: FloatArray) -> BundleContents:
+def keynet_contents(
+    ids: Sequence[int | str], keys: FloatArray, metric: Metric, queries: FloatArray
+) -> BundleContents:
     """What an untrained KeyNet gives: the query's direction."""
+    dim = keys.shape[1]
     nodes, constants, unit = _unit(dim, metric)
     if metric is Metric.L2:
         bounds = {f"at{bound}": np.array([bound], np.int64) for bound in {0, 1, dim}}
@@ -157,15 +162,27 @@ def keynet_contents(dim: int, metric: Metric, queries: FloatArray) -> BundleCont
     else:
         nodes.append(helper.make_node("Identity", [unit], ["rewritten"]))
     model = _model(nodes, constants, dim, "rewritten", dim)
-    return BundleContents(_said(model, "rewritten", queries))
+    return BundleContents(_said(ids, keys, metric, model, "rewritten", queries))
 
 
-def _said(model: bytes, output: str, queries: FloatArray) -> dict[str, Any]:
-    """Return the model, and what it gives for golden queries and those of the users."""
+def _said(
+    ids: Sequence[int | str],
+    keys: FloatArray,
+    metric: Metric,
+    model: bytes,
+    output: str,
+    queries: FloatArray,
+) -> dict[str, Any]:
+    """Return the model, what it gives for golden queries and those of the users, some keys."""
     session = OnnxModel(model)
     (outputs,) = session.run([output], {"queries": queries})
     golden = GoldenOutputs.record(session, output, queries.shape[1])
-    return {MODEL: model, GOLDEN_OUTPUTS: golden, REFERENCE: Reference.of(outputs)}
+    return {
+        MODEL: model,
+        GOLDEN_OUTPUTS: golden,
+        REFERENCE: Reference.of(outputs),
+        KEY_SAMPLE: KeySample.of(ids[:SAMPLED], keys[:SAMPLED], metric),
+    }
 
 
 def linear_model(weight: FloatArray, metric: Metric, dim: int, scale: float) -> bytes:

@@ -16,6 +16,7 @@ import msgspec
 
 from amips_plugins.arrays import read_npy, write_npy
 from amips_plugins.bundle.golden_outputs import GoldenOutputs
+from amips_plugins.bundle.key_sample import KeySample
 from amips_plugins.bundle.manifest import FORMAT, MANIFEST, Manifest, describe_file
 from amips_plugins.bundle.reference import REFERENCE_LIMIT, Reference
 from amips_plugins.errors import BundleCorrupt
@@ -31,6 +32,7 @@ __all__ = [
     "CELLS",
     "GOLDEN_OUTPUTS",
     "IDS",
+    "KEY_SAMPLE",
     "KNOWN_CELLS",
     "MODEL",
     "REFERENCE",
@@ -96,6 +98,7 @@ _FILES: tuple[BundleFile[Any], ...] = (
     MODEL := BundleFile("model.onnx", 512 << 20, bytes, bytes),
     GOLDEN_OUTPUTS := _of("golden_outputs.npz", 64 << 20, GoldenOutputs),
     REFERENCE := _of("reference.npz", REFERENCE_LIMIT, Reference),
+    KEY_SAMPLE := _of("key_sample.json", 1 << 20, KeySample),
     CELLS := _of("cells.npz", 512 << 20, Cells),
     CALIBRATION := _of("calibration.npz", 64 << 20, Calibration),
     # The snapshot's keys, one a line, and (n, 2) int32: cell and sketch of each of them.

@@ -12,6 +12,7 @@ from amips_plugins.bundle.contents import (
     CELLS,
     GOLDEN_OUTPUTS,
     IDS,
+    KEY_SAMPLE,
     KNOWN_CELLS,
     MODEL,
     REFERENCE,
@@ -32,6 +33,7 @@ def check_loads(bundle: Bundle) -> None:
     """Load all of a bundle, as services and ``amips layout`` will, or raise ``BundleCorrupt``."""
     load_hook(bundle)
     load_reference(bundle)
+    load(bundle)[KEY_SAMPLE]
     if bundle.manifest.layout:
         known_cells(bundle)
 

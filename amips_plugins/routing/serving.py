@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from amips_plugins.bundle.identity import check_bundle
 from amips_plugins.bundle.loading import load_hook, load_reference
 from amips_plugins.bundle.manifest import MANIFEST, Manifest
 from amips_plugins.bundle.package import Bundle
@@ -21,7 +22,6 @@ from amips_plugins.routing.fallbacks import Fallbacks
 __all__ = [
     "Serving",
     "bundle_in",
-    "check_bundle",
     "follow",
     "serve_bundle",
     "serve_latest",
@@ -223,19 +223,6 @@ def _obstacle(collection: Collection, bundle: Bundle, layout: str | None) -> str
     if bundle.manifest.layout in ("", layout):
         return None
     return "cells: not laid out" if layout is None else "cells: of another bundle"
-
-
-def check_bundle(collection: Collection, bundle: Bundle) -> None:
-    """Refuse a bundle that was made for another collection.
-
-    Raises
-    ------
-    BundleMismatch
-        Name, field, metric or dimension differ.
-    """
-    info = collection.info
-    key = collection_key(info)
-    bundle.manifest.check_serves(key, info.metric, info.dim)
 
 
 def serving_bundle(

@@ -21,7 +21,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from amips_plugins.arrays import read_npy
-from amips_plugins.bundle.contents import CALIBRATION, CELLS, IDS, KNOWN_CELLS, MODEL, REFERENCE
+from amips_plugins.bundle.contents import (
+    CALIBRATION,
+    CELLS,
+    IDS,
+    KEY_SAMPLE,
+    KNOWN_CELLS,
+    MODEL,
+    REFERENCE,
+)
+from amips_plugins.bundle.identity import check_bundle
 from amips_plugins.bundle.loading import known_cells, load_hook, load_reference
 from amips_plugins.bundle.manifest import MANIFEST, describe_file
 from amips_plugins.bundle.package import Bundle
@@ -200,6 +209,15 @@ def test_reference(data: bytes) -> None:
     assert reference is not None
     with np.errstate(over="ignore"):  # of numbers like 1e38
         assert 0.0 <= compare(reference, np.ones((5, N_CELLS), np.float32)).p_value <= 1.0
+
+
+@fuzz(KEY_SAMPLE, 0.05)
+def test_key_sample(data: bytes) -> None:
+    try:
+        check_bundle(memory(), opened(KEY_SAMPLE, data))
+    except BundleError:
+        return
+    assert data != b"[]"
 
 
 @fuzz(KNOWN_CELLS, 0.05)

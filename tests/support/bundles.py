@@ -67,7 +67,7 @@ def make_files(metric: Metric = Metric.COSINE, model: str = "linear") -> dict[st
 @functools.cache
 def _files(metric: Metric, model: str) -> Mapping[str, bytes]:
     if model == "keynet":
-        return keynet_contents(DIM, metric, vectors(seed=1, count=512)).files()
+        return keynet_contents(range(COUNT), vectors(), metric, vectors(seed=1, count=512)).files()
     keys = vectors()
     centroids = keys[np.random.default_rng(2).choice(COUNT, N_CELLS, replace=False)]
     centroids = centroids if metric is Metric.L2 else normalise(centroids)

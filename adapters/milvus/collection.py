@@ -13,11 +13,13 @@ import numpy as np
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.describe import with_cells
-from amips_plugins.adapters.milvus.cells import BUILDING, draining, is_ours
+from amips_plugins.adapters.milvus.cells import BUILDING, is_ours
 from amips_plugins.adapters.milvus.describe import describe_milvus
 from amips_plugins.adapters.milvus.failures import failure_of
 from amips_plugins.adapters.milvus.layouts import MilvusLayouts
 from amips_plugins.adapters.milvus.opening import (
+    describe_index,
+    draining_source,
     open_client,
     open_table,
     widest_params,
@@ -29,6 +31,8 @@ from amips_plugins.adapters.milvus.search import (
     as_hits,
     changed_meaning,
     plan_calls,
+    score_calls,
+    scored_by_ids,
     time_left,
 )
 from amips_plugins.adapters.milvus.table import Table
@@ -56,6 +60,7 @@ __all__ = ["MilvusCollection"]
 
 _AT_ONCE = 8  # calls of one search: a batch is not to push everybody else aside
 _PARTITIONS_STAY = 1.0  # seconds in which a new one is not seen: Milvus' own reads lag by as much
+_INDEX_STAYS = 30.0  # seconds in which another index is not seen, as a router's refresh
 _PAGE_BYTES = 32 << 20  # well under the 100 MB of one answer
 
 
@@ -91,6 +96,7 @@ class MilvusCollection:
         self._field = field
         self._own: tuple[str, str | None, str] | None = None
         self._table: Table | None = None
+        self._index: tuple[float, Mapping[str, Any]] = (float("-inf"), {})
         self._partitions: tuple[float, list[str]] = (float("-inf"), [])
 
     @classmethod
@@ -167,12 +173,6 @@ class MilvusCollection:
     def alias(self) -> str | None:
         """The alias by which the collection was opened, or None."""
         return None if self._name == self.table().name else self._name
-
-    def target_of(self, alias: str) -> str | None:
-        """Return the collection that an alias names, or None."""
-        if alias in self.client.list_collections() or not self.client.has_collection(alias):
-            return None
-        return str(self.client.describe_collection(alias)["collection_name"])
 
     def path(self) -> Path | None:
         """Return the folder of a Milvus Lite file, or None where that is not known."""
@@ -282,29 +282,18 @@ class MilvusCollection:
             }
             for key, vector, more in zip(ids, vectors, stored, strict=True)
         ]
-        source = self._draining()
+        source = draining_source(table)
         if source is not None:
             write_rows(source, rows, None if source.cells is None else np.full(len(rows), OVERFLOW))
         write_rows(table, rows, cells)
 
     def delete(self, ids: Sequence[Id]) -> None:
         """Delete keys; ids that are not there are none of its business."""
-        source = self._draining()
+        table = self.table()
+        source = draining_source(table)
         if source is not None:
             source.delete(ids)
-        self.table().delete(ids)
-
-    def _draining(self) -> Table | None:
-        """Return what has to hear of every write first (see ``milvus_layouts``)."""
-        name = draining(self.table().name)
-        if not self.client.has_collection(name):
-            return None
-        try:
-            return open_table(self.client, name, self.info.field)
-        except Exception:  # each kind of Milvus has its own error for an alias that is gone
-            if self.client.has_collection(name):
-                raise
-            return None  # the build has ended in this moment
+        table.delete(ids)
 
     def partitions(self) -> list[str]:
         """Return the partitions, on a server as of a second ago; none where they do not matter."""
@@ -350,12 +339,18 @@ class MilvusCollection:
         check_layout(plan, self.layout(), table.name)
         there = self.partitions() if plan.cells is not None else None
         calls = plan_calls(request, plan, table, self.break_even, there)
-        search, timeout = self.client.search, request.timeout
-        if len(calls) == 1:
-            answers = [search(**calls[0].arguments, timeout=timeout)]
-        else:
-            started = time.monotonic()
-            answers = [search(**c.arguments, timeout=time_left(timeout, started)) for c in calls]
+        started = time.monotonic()
+
+        def ask(asked: Sequence[Call]) -> list[Any]:
+            return [
+                self.client.search(**call.arguments, timeout=time_left(request.timeout, started))
+                for call in asked
+            ]
+
+        answers = ask(calls)
+        if scored_by_ids(plan, table):
+            calls = score_calls(request, plan, table, calls, answers, self._index_of_late())
+            answers = ask(calls)
         return as_hits(request, plan, table, calls, answers)
 
     def exact(self, request: SearchRequest) -> list[list[Hit]]:
@@ -366,8 +361,14 @@ class MilvusCollection:
         and an index of compressed vectors its most, too: the best that Milvus can do with them.
         """
         offset = {k: v for k, v in (request.params or {}).items() if k == "offset"}
-        params = {**offset, "params": widest_params(self.table(), request.k)}
-        return self.search(replace(request, params=params))
+        table = self.table()
+        params = widest_params(describe_index(table), request.k, is_lite=table.is_lite)
+        return self.search(replace(request, params={**offset, "params": params}))
+
+    def _index_of_late(self) -> Mapping[str, Any]:
+        if time.monotonic() - self._index[0] > _INDEX_STAYS:
+            self._index = time.monotonic(), describe_index(self.table())
+        return self._index[1]
 
     async def search_async(
         self, client: Any, request: SearchRequest, plan: QueryPlan = NATIVE
@@ -386,18 +387,23 @@ class MilvusCollection:
                 self._partitions = time.monotonic(), await client.list_partitions(table.name)
             there = self._partitions[1]
         calls = plan_calls(request, plan, table, self.break_even, there)
-        timeout = request.timeout
-        if len(calls) == 1:
-            answers = [await client.search(**calls[0].arguments, timeout=timeout)]
-        else:
-            started, turns = time.monotonic(), asyncio.Semaphore(_AT_ONCE)
+        started, turns = time.monotonic(), asyncio.Semaphore(_AT_ONCE)
 
-            async def search(call: Call) -> Any:
-                async with turns:
-                    left = time_left(timeout, started)
-                    return await client.search(**call.arguments, timeout=left)
+        async def ask_one(call: Call) -> Any:
+            async with turns:
+                left = time_left(request.timeout, started)
+                return await client.search(**call.arguments, timeout=left)
 
-            answers = await all_or_none(search(call) for call in calls)
+        async def ask(asked: Sequence[Call]) -> list[Any]:
+            if len(asked) == 1:
+                return [await ask_one(asked[0])]
+            return await all_or_none(ask_one(call) for call in asked)
+
+        answers = await ask(calls)
+        if scored_by_ids(plan, table):
+            index = await asyncio.to_thread(self._index_of_late)
+            calls = score_calls(request, plan, table, calls, answers, index)
+            answers = await ask(calls)
         return as_hits(request, plan, table, calls, answers)
 
     def __enter__(self) -> MilvusCollection:

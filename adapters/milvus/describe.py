@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from amips_plugins.adapters.milvus.opening import describe_index
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.cell_layout import Construction
 
@@ -19,12 +20,10 @@ _PROGRESS = ("total_rows", "indexed_rows", "pending_index_rows", "state")
 
 def describe_milvus(table: Table) -> Construction:
     """Look at index, segments and partitions."""
-    client, name = table.client, table.name
-    indexes = client.list_indexes(name, field_name=table.info.field)
-    index: Mapping[str, Any] = client.describe_index(name, indexes[0]) if indexes else {}
+    index = describe_index(table)
     kind = str(index.get("index_type", "none")).upper()
     facts = (
-        ("server", "Milvus Lite" if table.is_lite else str(client.get_server_version())),
+        ("server", "Milvus Lite" if table.is_lite else str(table.client.get_server_version())),
         ("index", _index(kind, index)),
         ("segments", _segments(table, index)),
         ("partitions", _partitions(table)),

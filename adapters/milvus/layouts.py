@@ -83,7 +83,7 @@ class MilvusLayouts:
         finished = self._finished(spec)
         if finished is not None:
             note = f"{finished!r} has these cells already: nothing is left to copy"
-            new = alias is not None and self.collection.target_of(alias) is None
+            new = alias is not None and self._target_of(alias) is None
             steps = (f"point alias {alias!r} at {finished!r}",) if new else ()
             return BuildPlan(steps, table.count(), 0, 0.0, (note,))
         complete = self._generations.complete(spec.layout)
@@ -99,7 +99,7 @@ class MilvusLayouts:
     def _finished(self, spec: LayoutSpec) -> str | None:
         """Return the collection that has these cells and is the one to search, if there is one."""
         table, alias = self.collection.table(), self._alias(spec)
-        served = None if alias is None else self.collection.target_of(alias)
+        served = None if alias is None else self._target_of(alias)
         if self.collection.layout() == spec.layout:
             return table.name if served in (None, table.name) else None
         complete = self._generations.complete(spec.layout)
@@ -129,7 +129,7 @@ class MilvusLayouts:
 
         A client that writes by the old ones has ended the process of a Milvus 2.3.5 server.
         """
-        served = None if alias is None else self.collection.target_of(alias)
+        served = None if alias is None else self._target_of(alias)
         if served is None or self.collection.table().is_lite:
             return
         there = {field["name"] for field in self._client.describe_collection(served)["fields"]}
@@ -158,7 +158,7 @@ class MilvusLayouts:
             own = finished == self.collection.table().name
             return self.collection if own else self.collection.sibling(finished)
         source = self.collection.table()
-        served = None if alias is None else self.collection.target_of(alias)
+        served = None if alias is None else self._target_of(alias)
         name = self._generations.complete(spec.layout)
         if name is not None:
             copy = Replica(source, self._open(name), spec.assign, progress)
@@ -181,7 +181,7 @@ class MilvusLayouts:
             self._client.load_collection(name)  # Milvus Lite forgets that it was loaded
         if alias is None:
             return self.collection.sibling(name)
-        now = self.collection.target_of(alias)
+        now = self._target_of(alias)
         if now not in (served, name):
             raise CollectionError(
                 f"Somebody has moved the alias {alias!r} from {served!r} to {now!r} meanwhile; "
@@ -199,7 +199,7 @@ class MilvusLayouts:
     def _check_drained(self) -> None:
         """Refuse to go on from a switch that is not finished: keys would stay behind."""
         table = self.collection.table()
-        left = self.collection.target_of(draining(table.name))
+        left = self._target_of(draining(table.name))
         if left is None:
             return
         back = self._generations.number(left) > self._generations.number(table.name)
@@ -271,7 +271,7 @@ class MilvusLayouts:
         ``anyway`` they are deleted.
         """
         table = self.collection.table()
-        left = self.collection.target_of(draining(table.name))
+        left = self._target_of(draining(table.name))
         if left is not None and self._generations.number(left) > self._generations.number(
             table.name
         ):
@@ -356,9 +356,15 @@ class MilvusLayouts:
     def _open(self, name: str) -> Table:
         return open_table(self._client, name, self.collection.info.field)
 
+    def _target_of(self, alias: str) -> str | None:
+        """Return the collection that an alias names, or None."""
+        if alias in self._client.list_collections() or not self._client.has_collection(alias):
+            return None
+        return str(self._client.describe_collection(alias)["collection_name"])
+
     def _point(self, alias: str, name: str) -> None:
         client = self._client
-        if self.collection.target_of(alias) is None:
+        if self._target_of(alias) is None:
             client.create_alias(name, alias)
         else:
             client.alter_alias(name, alias)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from amips_plugins.adapters.milvus.cells import CellProperties, generation_of, is_ours
+from amips_plugins.adapters.milvus.cells import CellProperties, draining, generation_of, is_ours
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.collection import CollectionInfo
 from amips_plugins.errors import (
@@ -24,7 +24,7 @@ from amips_plugins.vectors import Metric
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
-__all__ = ["open_client", "open_table", "widest_params"]
+__all__ = ["describe_index", "draining_source", "open_client", "open_table", "widest_params"]
 
 _METRICS = {"IP": Metric.IP, "COSINE": Metric.COSINE, "L2": Metric.L2}
 _CONNECT_SECONDS = 5.0
@@ -159,15 +159,21 @@ def _metric(client: MilvusClient, name: str, field: str) -> Metric:
     return _METRICS[metric]
 
 
-def widest_params(table: Table, k: int) -> dict[str, int]:
-    """Return the parameters with which a search through the index finds the most.
+def describe_index(table: Table) -> Mapping[str, Any]:
+    """Return what Milvus says of the vector field's index; nothing where there is none."""
+    indexes = table.client.list_indexes(table.name, field_name=table.info.field)
+    found: Mapping[str, Any] = (
+        table.client.describe_index(table.name, indexes[0]) if indexes else {}
+    )
+    return found
+
+
+def widest_params(index: Mapping[str, Any], k: int, *, is_lite: bool) -> dict[str, int]:
+    """Return the parameters with which a search through an index finds the most.
 
     The limits are those of Milvus' documentation, page "In-memory Index", and for DISKANN "On-disk
     Index". What is not listed there (FLAT, AUTOINDEX) has nothing to set.
     """
-    client, info = table.client, table.info
-    indexes = client.list_indexes(table.name, field_name=info.field)
-    index = client.describe_index(table.name, indexes[0]) if indexes else {}
     kind = str(index.get("index_type", "")).upper()
     if kind == "DISKANN":
         return {"search_list": max(200, min(10 * k, 65_535)) if k > 20 else 200}
@@ -175,7 +181,20 @@ def widest_params(table: Table, k: int) -> dict[str, int]:
         return {"ef": max(k, _MOST_CANDIDATES)}
     if kind.startswith("IVF") or kind == "SCANN":
         # Milvus Lite makes 128 lists whatever the description says, and takes any number.
-        nlist = _MOST_PROBES if table.is_lite else int(index.get("nlist", _MOST_PROBES))
+        nlist = _MOST_PROBES if is_lite else int(index.get("nlist", _MOST_PROBES))
         probes = {"nprobe": min(nlist, _MOST_PROBES)}
         return {**probes, "reorder_k": max(k, _MOST_CANDIDATES)} if kind == "SCANN" else probes
     return {}
+
+
+def draining_source(table: Table) -> Table | None:
+    """Return what has to hear of every write to a table first (see ``layouts``), if anything."""
+    name, client = draining(table.name), table.client
+    if not client.has_collection(name):
+        return None
+    try:
+        return open_table(client, name, table.info.field)
+    except Exception:  # each kind of Milvus has its own error for an alias that is gone
+        if client.has_collection(name):
+            raise
+        return None  # the build has ended in this moment

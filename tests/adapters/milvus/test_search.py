@@ -121,3 +121,33 @@ def test_a_rewritten_query_fetches_no_more_than_a_server_gives(
 def test_the_clients_own_error_for_a_field_comes_through(client: Any) -> None:
     with pytest.raises(pymilvus.MilvusException):
         search(make(client), filter="embedding > 3 and (")
+
+
+@pytest.mark.parametrize("kind", ["rewritten", "rewritten in cells"])
+def test_a_server_scores_candidates_by_a_second_search(
+    client: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    copy = make(client).layouts.build(spec(n_cells=4))
+    plan = plan_of(kind, 1, 3)
+    requests = [
+        SearchRequest(vectors()[:1], 5, "tenant == 7", ("title", "free")),
+        SearchRequest(vectors()[:1], 4, params={"offset": 3}),
+        SearchRequest(vectors()[:1], 3, "tenant == 8"),  # nothing
+    ]
+    wanted = [copy.search(request, plan) for request in requests]
+    monkeypatch.setattr(type(client), "get_server_version", lambda _: "v2.3.5")
+    server, asked = MilvusCollection(client, copy.info.name), []
+    real = type(client).search
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        asked.append(kwargs)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(client), "search", watched)
+    found = [server.search(request, plan) for request in requests]
+    for hits, others in zip(found, wanted, strict=True):
+        assert [(h.id, h.fields) for h in hits[0]] == [(h.id, h.fields) for h in others[0]]
+        scores = [hit.score for hit in others[0]]
+        assert [hit.score for hit in hits[0]] == pytest.approx(scores, rel=1e-5)
+    assert len(asked) == 5
+    assert not any("embedding" in call["output_fields"] for call in asked)

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from amips_plugins.collection import BoolArray, Collection, SearchRequest, searches_everything
+from amips_plugins.collection import Collection, Failure, SearchRequest, searches_everything
 from amips_plugins.plan import NATIVE, QueryPlan
 from amips_plugins.routing.effects import Effects, InThread, SearchBy
 from amips_plugins.routing.hits import Trace
@@ -16,6 +16,7 @@ __all__ = ["Outcome", "execute", "traces"]
 
 _log = logging.getLogger("amips_plugins")
 _TOO_FEW = "cells: fewer than k hits"
+_NOTICED = 1e-3  # seconds that a plan may take before the database is given less
 _SWITCHES = 10  # generations that one search follows: more in a row is a fault
 
 
@@ -35,6 +36,8 @@ class Outcome:
         Rows that the native search answered because the plan found fewer than k hits.
     notes
         What went otherwise than planned: reasons, and the error behind each or None.
+    blameless
+        Whether the plan failed for a reason that says nothing of other searches.
     """
 
     found: list[Any]
@@ -42,6 +45,7 @@ class Outcome:
     fallback: str | None = None
     completed: set[int] = field(default_factory=set)
     notes: list[tuple[str, Exception | None]] = field(default_factory=list)
+    blameless: bool = False
 
 
 def execute(
@@ -61,7 +65,8 @@ def execute(
     collection
         The generation to search.
     request
-        What the caller asked for; its timeout is one deadline for every search it takes.
+        What the caller asked for; its timeout, or else the client's own, is one deadline for
+        every search it takes.
     plan
         How to search; the empty plan is the native search.
     started
@@ -69,45 +74,69 @@ def execute(
     switches
         How often to follow on to another generation.
     """
+    outcome = None
+    routed = plan.cells is not None or plan.rewritten is not None
     try:
-        if plan.cells is None and plan.rewritten is None:
-            return Outcome((yield from search(collection, request, plan)), plan)
-        return (yield from _routed(search, collection, request, plan, started))
-    except Exception as exc:  # raised again, unless another generation serves
-        left = _remaining_time(request, started)
-        now = None if left is None or not switches else (yield from _elsewhere(collection))
-        if left is None or now is None:
+        asked = request
+        if routed and request.timeout is not None and time.perf_counter() - started > _NOTICED:
+            asked = _in_time(collection, request, started) or request
+        outcome = Outcome((yield from search(collection, asked, plan)), plan)
+        if routed:
+            short = [row for row, hits in enumerate(outcome.found) if len(hits) < request.k]
+            if short:
+                yield from _complete(search, collection, request, outcome, short, started)
+    except Exception as exc:  # raised again, unless another search may answer
+        by_plan = routed and outcome is None
+        recovered = yield from _recover(
+            search, collection, request, exc, started, switches, by_plan=by_plan
+        )
+        if recovered is None:
             raise
-        # Natively: the plan may name cells that are no more. Every row, so that none is older.
-        # That one may be gone, too, by the time that it is this search's turn.
-        again = yield from execute(search, now, left, NATIVE, time.perf_counter(), switches - 1)
-        return _instead(again.found, exc)
+        return recovered
+    return outcome
 
 
-def _routed(
+def _recover(
     search: SearchBy,
     collection: Collection,
     request: SearchRequest,
-    plan: QueryPlan,
+    exc: Exception,
     started: float,
-) -> Effects[Outcome]:
-    """Search one generation by a plan, and natively where that fails."""
-    try:
-        in_time = _remaining_time(request, started) or request
-        routed = Outcome((yield from search(collection, in_time, plan)), plan)
-    except Exception as exc:  # of the plan or of the database: the native search will tell
-        left = _remaining_time(request, started)
-        if left is None:
-            raise
-        # An error of the database shows here too.
-        return _instead((yield from search(collection, left, NATIVE)), exc)
-    yield from _complete(search, collection, request, routed, started)
-    return routed
+    switches: int,
+    *,
+    by_plan: bool,
+) -> Effects[Outcome | None]:
+    """Answer natively in place of a plan that failed, or elsewhere; None where nothing may.
+
+    A database that is out of reach or has too much to do is asked nothing more.
+    """
+    failure, left = collection.failure(exc), _in_time(collection, request, started)
+    if left is None or failure is Failure.OUTAGE or failure is Failure.BUSY:
+        return None
+    if by_plan:
+        try:
+            found = yield from search(collection, left, NATIVE)
+        except Exception as again:  # an error of the database shows here too
+            recovered = yield from _recover(
+                search, collection, request, again, started, switches, by_plan=False
+            )
+            if recovered is None:
+                raise
+            return recovered
+        return _instead(found, exc, blameless=failure is Failure.SIZE)
+    now = (yield from _elsewhere(collection)) if switches else None
+    left = _in_time(collection, request, started)
+    if now is None or left is None:
+        return None
+    # Natively: the plan may name cells that are no more. Every row, so that none is older.
+    # That one may be gone, too, by the time that it is this search's turn.
+    other = yield from execute(search, now, left, NATIVE, time.perf_counter(), switches - 1)
+    return _instead(other.found, exc)
 
 
-def _instead(found: list[Any], exc: Exception) -> Outcome:
+def _instead(found: list[Any], exc: Exception, *, blameless: bool = False) -> Outcome:
     reason = f"search: {type(exc).__name__}"
-    return Outcome(found, NATIVE, reason, notes=[(reason, exc)])
+    return Outcome(found, NATIVE, reason, notes=[(reason, exc)], blameless=blameless)
 
 
 def _complete(
@@ -115,20 +144,20 @@ def _complete(
     collection: Collection,
     request: SearchRequest,
     routed: Outcome,
+    short: list[int],
     started: float,
 ) -> Effects[None]:
     """Search natively where a plan found fewer than k hits: small cells, a narrow filter."""
-    short = [row for row, hits in enumerate(routed.found) if len(hits) < request.k]
-    if short and routed.plan.shares is not None:
-        whole = _scanned_whole(collection, routed.plan)
+    if routed.plan.shares is not None:
+        whole = searches_everything(routed.plan, collection.break_even)
         short = [row for row in short if not whole[row]]  # there is nothing more to find
-    left = _remaining_time(request, started) if short else None
+    left = _in_time(collection, request, started) if short else None
     if left is None:
         return
     try:
         again = yield from search(collection, replace(left, queries=request.queries[short]), NATIVE)
     except Exception as exc:
-        if _remaining_time(request, started) is not None:
+        if _in_time(collection, request, started) is not None:
             raise
         # Too late; a short answer is at hand.
         routed.notes.append((f"complete: {type(exc).__name__}", exc))
@@ -142,21 +171,7 @@ def _complete(
 def traces(
     answered: Outcome, base: Trace, collection: Collection, model_share: float, *, explain: bool
 ) -> list[Trace]:
-    """Say of every row how it was answered.
-
-    Parameters
-    ----------
-    answered
-        What was found.
-    base
-        What all rows have in common.
-    collection
-        What was searched.
-    model_share
-        What the model costs, as a share of a full scan.
-    explain
-        Whether to name cells and count what was scanned.
-    """
+    """Say of every row how it was answered; with ``explain``, by which cells and at what cost."""
     plan, count = answered.plan, len(answered.found)
     rows = [base] * count
     if plan.cells is not None and explain:
@@ -181,22 +196,21 @@ def traces(
 def _scanned(collection: Collection, plan: QueryPlan, model_share: float) -> list[float | None]:
     if plan.shares is None:
         return [None] * (0 if plan.cells is None else len(plan.cells))
-    whole = _scanned_whole(collection, plan).tolist()
+    whole = searches_everything(plan, collection.break_even).tolist()
     return [
         (1.0 if everything else share) + model_share
         for everything, share in zip(whole, plan.shares.tolist(), strict=True)
     ]
 
 
-def _scanned_whole(collection: Collection, plan: QueryPlan) -> BoolArray:
-    return searches_everything(plan, collection.break_even)
-
-
-def _remaining_time(request: SearchRequest, started: float) -> SearchRequest | None:
-    """Return the request for another search within the caller's one deadline, or None."""
-    if request.timeout is None:
+def _in_time(
+    collection: Collection, request: SearchRequest, started: float
+) -> SearchRequest | None:
+    """Return the request for another search within the one deadline, or None when it has passed."""
+    timeout = request.timeout if request.timeout is not None else collection.timeout
+    if timeout is None:
         return request
-    left = request.timeout - (time.perf_counter() - started)
+    left = timeout - (time.perf_counter() - started)
     return replace(request, timeout=left) if left > 0 else None
 
 

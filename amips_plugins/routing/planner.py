@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from amips_plugins.collection import SearchRequest
+from amips_plugins.collection import Collection, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.gate import Health
 from amips_plugins.models.hooks import is_quick
@@ -69,13 +69,30 @@ def plan_search(
         else:
             plan = yield PlanEffect(hook, queries, target, _patience(request, plan_timeout))
         check_plan(plan, queries)
+        reason = _unroutable(serving.collection, request, plan)
     except InvalidInput:
         raise  # the caller's own argument
     except Exception as exc:  # noqa: BLE001 - whatever a model does, the native search answers
         serving.planned(good=False)
         return NATIVE, serving.note(fallbacks, f"model: {type(exc).__name__}", exc)
     serving.planned(good=True)
+    if reason is not None:
+        return NATIVE, serving.note(fallbacks, reason)
+    most = serving.collection.max_candidates
+    if most is not None and plan.rescore > most:
+        plan = replace(plan, rescore=most)
     return plan, None
+
+
+def _unroutable(collection: Collection, request: SearchRequest, plan: QueryPlan) -> str | None:
+    """Say why this plan would change what the request means, or find less than it asks for."""
+    rewritten = plan.rewritten is not None
+    if not rewritten and plan.cells is None:
+        return None
+    most = collection.max_candidates
+    if rewritten and most is not None and request.k > most:
+        return "k: more than there may be candidates"
+    return collection.unroutable(request, rewritten=rewritten)
 
 
 def _patience(request: SearchRequest, plan_timeout: float) -> float:

@@ -84,7 +84,6 @@ class ServingFollower:
         if collection.layout() is not None:
             share = collection.overflow() / max(1, collection.count())
         self.overflow_share = share
-        self._monitor.add_overflow(share, collection.break_even)
         crossed, self._overflows = not self._overflows, share > self._overflow_warning
         if self._overflows and crossed:
             _log.warning(
@@ -93,6 +92,7 @@ class ServingFollower:
                 100 * share,
                 collection.info.name,
             )
+        self._monitor.add_overflow(share, collection.break_even)
         return share
 
     def _adopt(self, serving: Serving) -> None:

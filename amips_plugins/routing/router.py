@@ -15,14 +15,14 @@ from amips_plugins.background.single_flight import PeriodicJob
 from amips_plugins.bundle.manifest import Manifest
 from amips_plugins.bundle.package import Bundle
 from amips_plugins.bundle.registry import Registry
-from amips_plugins.collection import Collection, Id, SearchRequest
+from amips_plugins.collection import Collection, Failure, Id, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.gate import Health
 from amips_plugins.health.monitor import HealthMonitor, Watch
 from amips_plugins.health.shadow_search import ServedQuery
 from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
 from amips_plugins.routing.checks import check_k, check_target
-from amips_plugins.routing.effects import Effects, InThread, SearchBy, run, search_collection
+from amips_plugins.routing.effects import Effects, SearchBy, run, search_collection
 from amips_plugins.routing.execution import Outcome, execute, traces
 from amips_plugins.routing.fallbacks import Fallbacks
 from amips_plugins.routing.hits import Hits, Trace
@@ -116,7 +116,7 @@ class LearnedRouter:
             raise InvalidInput(f"overflow_warning={overflow_warning!r} is no share from 0 to 1.")
         if not plan_timeout > 0:
             raise InvalidInput(f"plan_timeout={plan_timeout!r} is no time; pass seconds above 0.")
-        self._count = collection.count()
+        _ = collection.info  # what cannot be searched is refused here
         self._observers = Observers(observers)
         self._fallbacks = Fallbacks()
         self._plan_timeout = plan_timeout
@@ -208,7 +208,7 @@ class LearnedRouter:
         queries
             ``(dim,)`` or ``(n_queries, dim)``, finite numbers.
         k
-            Number of hits wanted, from 1 to the number of keys.
+            Number of hits wanted; where there are fewer keys, all of them are found.
         recall
             Recall@k to reach on average, in (0, 1], with the confidence of the calibration; left
             out, the bundle's own target. Route mode only.
@@ -265,8 +265,6 @@ class LearnedRouter:
         """Search as ``search`` does; how to wait is the caller's matter (see ``effects.run``)."""
         rows, single = as_queries(queries, self.collection.info.dim)
         check_k(k)
-        if k > self._count:
-            yield from self._check_count(k, self.collection)
         check_target(recall, n_probes)
         if isinstance(fields, str):
             raise InvalidInput(f"fields={fields!r} is one name; pass a list of names.")
@@ -315,8 +313,8 @@ class LearnedRouter:
         planned = time.perf_counter()
         try:
             answered = yield from execute(search, serving.collection, request, plan, started)
-        except Exception:  # noted here, and the caller's as it is
-            self._failed(serving, plan, started, request.timeout)
+        except Exception as exc:  # noted here, and the caller's as it is
+            self._failed(serving, plan, exc, started, request.timeout)
             raise
         ended = time.perf_counter()
         self._account(serving, plan, answered)
@@ -428,7 +426,7 @@ class LearnedRouter:
 
     def _account(self, serving: Serving, plan: QueryPlan, answered: Outcome) -> None:
         """Learn from a search that was answered."""
-        if plan is not NATIVE:
+        if plan is not NATIVE and not answered.blameless:
             serving.searched(by_plan=answered.plan is plan)
         for reason, cause in answered.notes:
             serving.note(self._fallbacks, reason, cause)
@@ -460,23 +458,22 @@ class LearnedRouter:
         )
 
     def _failed(
-        self, serving: Serving, plan: QueryPlan, started: float, timeout: float | None
+        self,
+        serving: Serving,
+        plan: QueryPlan,
+        exc: Exception,
+        started: float,
+        timeout: float | None,
     ) -> None:
         """Learn from a search that was not answered."""
         if plan is NATIVE:
             return
-        if timeout is not None and time.perf_counter() - started >= timeout:
+        stopped = serving.collection.failure(exc) in (Failure.OUTAGE, Failure.BUSY)
+        if stopped or (timeout is not None and time.perf_counter() - started >= timeout):
             # The native search had no chance: give it one, should this go on.
             serving.searched(by_plan=False)
-        self._refresher.run_soon()
-
-    def _check_count(self, k: int, collection: Collection) -> Effects[None]:
-        self._count = yield InThread(collection.count)  # it may have grown since
-        if k > self._count:
-            raise InvalidInput(
-                f"k={k} is more than the {self._count} keys of {collection.info.name!r}; "
-                f"ask for at most that many."
-            )
+        if not stopped:
+            self._refresher.run_soon()
 
 
 def _mode(plan: QueryPlan) -> str:

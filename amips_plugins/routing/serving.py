@@ -107,11 +107,11 @@ class Serving:
 
     def searched(self, *, by_plan: bool) -> None:
         """Learn how a routed search ended: by its plan, or by the native search in its place."""
-        self._judge(self.search_breaker, "routed searches", good=by_plan)
+        self._judge(self.search_breaker, "routed search", good=by_plan)
 
     def planned(self, *, good: bool) -> None:
         """Learn whether the model gave a plan."""
-        self._judge(self.model_breaker, "the model", good=good)
+        self._judge(self.model_breaker, "model", good=good)
 
     def _judge(self, breaker: Breaker, what: str, *, good: bool) -> None:
         if not (breaker.succeed() if good else breaker.fail()):
@@ -119,9 +119,9 @@ class Serving:
         name = self.collection.info.name
         if good:
             self._logged.clear()  # what goes wrong from now on is news
-            text = "Circuit breaker closed: a trial of %s of %r succeeded."
+            text = "Circuit breaker closed: the %s of %r answers again."
         else:
-            text = "Circuit breaker open: %s of %r failed time and again; a trial will follow."
+            text = "Circuit breaker open: the %s of %r failed time and again; a trial will follow."
         event = "recovery" if good else "rest"
         _log.warning(text, what, name, extra={"amips_event": event, "amips_collection": name})
 

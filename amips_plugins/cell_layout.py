@@ -66,6 +66,8 @@ class Construction:
         Why cells cannot pay here whatever the data, as the end of a sentence; empty where they may.
     notes
         What to put right, whatever becomes of routing; whole sentences.
+    first
+        What has to be done before a verdict means anything, as a whole sentence; mostly empty.
     """
 
     facts: tuple[tuple[str, str], ...]
@@ -74,6 +76,7 @@ class Construction:
     worth_from: int = 0
     obstacle: str = ""
     notes: tuple[str, ...] = field(default=())
+    first: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ def judge_unseen(
             text=f"Leave it as it is: it is laid out in cells already ({layout}); amips status "
             f"says how its router does.{more}",
         )
+    if construction.first:
+        return Verdict(answer="unclear", text=construction.first)
     if construction.obstacle:
         return Verdict(answer="leave", text=f"Leave it as it is: {construction.obstacle}.")
     if keys < construction.worth_from:

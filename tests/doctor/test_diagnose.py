@@ -17,7 +17,7 @@ from qdrant_client import QdrantClient, models
 
 from amips_plugins.adapters.memory import MemoryCollection
 from amips_plugins.adapters.milvus.collection import MilvusCollection
-from amips_plugins.adapters.qdrant.collection import QdrantCollection
+from amips_plugins.adapters.qdrant.describe import describe_qdrant
 from amips_plugins.cell_layout import Construction
 from amips_plugins.cli import doctor as cli
 from amips_plugins.cli import main
@@ -390,21 +390,18 @@ def test_the_exit_codes_are_documented() -> None:
 # mode's, changed. ``integration_tests/test_doctor.py`` asks real servers.
 
 
-class Served(QdrantCollection):
-    """Answers as a server would."""
-
-    changes: dict[str, Any]
-
-    def look(self) -> tuple[models.CollectionInfo, bool]:
-        found, _ = super().look()
-        content = found.model_dump()
-        for path, value in self.changes.items():
-            *parents, last = path.split(".")
-            place = content
-            for parent in parents:
-                place = place[parent]
-            place[last] = value
-        return models.CollectionInfo.model_validate(content), False
+def as_of_a_server(changes: dict[str, Any]) -> Construction:
+    client = QdrantClient(":memory:")
+    params = models.VectorParams(size=DIM, distance=models.Distance.COSINE)
+    client.create_collection("docs", vectors_config=params)
+    content = client.get_collection("docs").model_dump()
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        place = content
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    return describe_qdrant(models.CollectionInfo.model_validate(content), "", local=False)
 
 
 @pytest.mark.parametrize(
@@ -414,6 +411,16 @@ class Served(QdrantCollection):
         ({"indexed_vectors_count": 15_000}, "graph", "HNSW graph in memory", 1),
         ({"indexed_vectors_count": 5_000}, "scan", "", 1),
         ({"indexed_vectors_count": 0, "config.hnsw_config.m": 0}, "scan", "", 0),
+        (
+            {
+                "config.hnsw_config.m": 0,
+                "config.hnsw_config.payload_m": 16,
+                "payload_schema": {"tenant": {"data_type": "keyword", "points": 20_000}},
+            },
+            "graph",
+            "loses neighbours there without a word",
+            1,
+        ),
         ({"config.params.vectors.on_disk": True}, "graph", "", 0),
         ({"config.hnsw_config.on_disk": True}, "graph", "", 0),
         (
@@ -425,12 +432,7 @@ class Served(QdrantCollection):
     ],
 )
 def test_a_qdrant_server(changes: dict[str, Any], native: str, obstacle: str, notes: int) -> None:
-    client = QdrantClient(":memory:")
-    params = models.VectorParams(size=DIM, distance=models.Distance.COSINE)
-    client.create_collection("docs", vectors_config=params)
-    served = Served(client, "docs")
-    served.changes = {"points_count": 20_000, "indexed_vectors_count": 20_000, **changes}
-    built = served.describe()
+    built = as_of_a_server({"points_count": 20_000, "indexed_vectors_count": 20_000, **changes})
     assert built.native == native
     assert obstacle in built.obstacle
     assert bool(obstacle) == bool(built.obstacle)
@@ -441,6 +443,32 @@ def test_a_qdrant_server(changes: dict[str, Any], native: str, obstacle: str, no
     assert facts["vectors"] == ("on disk" if on_disk else "in memory")
     if "strict mode" in obstacle:
         assert "search_allow_exact" in facts["strict mode"]
+
+
+@pytest.mark.parametrize(("status", "waits"), [("yellow", True), ("green", False)])
+def test_a_graph_that_is_being_built(status: str, waits: bool) -> None:
+    changes = {"points_count": 20_000, "indexed_vectors_count": 50, "status": status}
+    built = as_of_a_server(changes)
+    verdict = judge_unseen(built, 20_000, None, 0.0)
+    assert (verdict is not None and "Wait until" in verdict.text) == waits
+
+
+@pytest.mark.parametrize(("threshold", "said"), [(10, "Optimise first: "), (10_000, "Leave it")])
+def test_a_shard_that_nobody_has_optimised(tmp_path: Path, threshold: int, said: str) -> None:
+    edge = pytest.importorskip("qdrant_edge")
+    from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
+
+    vectors = edge.EdgeVectorParams(size=DIM, distance=edge.Distance.Cosine)
+    optimizers = edge.EdgeOptimizersConfig(indexing_threshold=threshold)
+    config = edge.EdgeConfig(vectors=vectors, optimizers=optimizers)
+    shard = edge.EdgeShard.create(str(tmp_path), config)
+    points = [edge.Point(row, key.tolist()) for row, key in enumerate(keys(1_000))]
+    shard.update(edge.UpdateOperation.upsert_points(points))
+    built = QdrantEdgeCollection(shard, tmp_path).describe()
+    verdict = judge_unseen(built, 1_000, None, 0.0)
+    shard.close()
+    assert verdict is not None
+    assert verdict.text.startswith(said)
 
 
 def test_qdrant_edge(tmp_path: Path) -> None:

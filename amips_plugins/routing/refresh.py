@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 
 from amips_plugins.background.forks import ForkLock
@@ -10,9 +11,16 @@ from amips_plugins.bundle.registry import Registry
 from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.routing.serving import Serving, follow, serve_latest
 
-__all__ = ["ServingFollower"]
+__all__ = ["STALE", "ServingFollower"]
+
+STALE = "cells: stale"
+"""The obstacle where too many keys lie in the cells of vectors that they had before."""
 
 _log = logging.getLogger("amips_plugins")
+_AUDITED = 300  # keys that one look at the cells reads with their vectors
+_AUDIT_EVERY = 600.0  # seconds from one such look to the next, and while cells are stale:
+_AUDIT_AGAIN = 60.0
+_AT_MOST_BUSY = 0.01  # of the time, with counting and with looking at cells
 
 
 class ServingFollower:
@@ -56,19 +64,29 @@ class ServingFollower:
         self._monitor = monitor
         self._problem: str | None = None
         self._looking = ForkLock()
+        self._loaded = serving  # what serves where its cells are sound
+        self._stale = False
+        self._count_due = self._audit_due = 0.0
         monitor.begin(serving.watch)
         serving, problem = self._load_latest(serving)
-        self._adopt(serving)
+        self._adopt(serving, audit=True)
         self._say(problem)
 
-    def look(self) -> bool:
-        """Look at the database and the registry; tell whether something else serves now."""
+    def look(self, *, thoroughly: bool = False) -> bool:
+        """Look at the database and the registry; tell whether something else serves now.
+
+        Parameters
+        ----------
+        thoroughly
+            Count the overflow and look at the cells, too, even if that is not due.
+        """
         with self._looking:
             before, problem = self.serving, None
             try:
-                serving, problem = self._load_latest(follow(before))
-                self._adopt(serving)
-                self.count_overflow()
+                serving, problem = self._load_latest(follow(self._loaded))
+                self._adopt(serving, audit=thoroughly or time.monotonic() >= self._audit_due)
+                if thoroughly or time.monotonic() >= self._count_due:
+                    self.count_overflow()
             except Exception as exc:  # noqa: BLE001 - whatever is out of reach, the router serves on
                 problem = f"{before.collection.info.name!r} cannot be looked at again: {exc}"
             self._say(problem)
@@ -76,13 +94,14 @@ class ServingFollower:
 
     def follow(self) -> None:
         """Follow the collection alone; whatever the database raises is raised."""
-        self._adopt(follow(self.serving))
+        self._adopt(follow(self._loaded), audit=False)
 
     def count_overflow(self) -> float:
         """Count the keys that have no cell; return their share of all keys."""
-        collection, share = self.serving.collection, 0.0
+        collection, share, started = self.serving.collection, 0.0, time.monotonic()
         if collection.layout() is not None:
             share = collection.overflow() / max(1, collection.count())
+        self._count_due = _due(started, 0.0)
         self.overflow_share = share
         crossed, self._overflows = not self._overflows, share > self._overflow_warning
         if self._overflows and crossed:
@@ -95,17 +114,47 @@ class ServingFollower:
         self._monitor.add_overflow(share, collection.break_even)
         return share
 
-    def _adopt(self, serving: Serving) -> None:
-        """Let the searches to come use another state."""
-        if serving is self.serving:
+    def _adopt(self, loaded: Serving, *, audit: bool) -> None:
+        """Let the searches to come use another state, or the native search if its cells are bad."""
+        if loaded.obstacle is not None or not loaded.layout:
+            self._stale = False  # there are none to look at
+        elif audit or loaded is not self._loaded:
+            self._stale = self._has_stale_cells(loaded)
+        if loaded is self._loaded and self._stale == (self.serving.obstacle == STALE):
             return
+        self._loaded = loaded
+        serving = replace(loaded, obstacle=STALE) if self._stale else loaded
         self._monitor.begin(serving.watch)
         self.serving = serving
-        _log.info(
-            "%r is searched with bundle %s.",
-            serving.collection.info.name,
-            None if serving.manifest is None else serving.manifest.version,
-        )
+        if not self._stale:
+            _log.info(
+                "%r is searched with bundle %s.",
+                serving.collection.info.name,
+                None if serving.manifest is None else serving.manifest.version,
+            )
+
+    def _has_stale_cells(self, loaded: Serving) -> bool:
+        """Look at some keys' cells; where that cannot be done, what was known stays."""
+        collection, started = loaded.collection, time.monotonic()
+        name = collection.info.name
+        try:
+            audit = collection.layouts.audit(_AUDITED)
+        except Exception as exc:  # noqa: BLE001 - a sample that is refused keeps nothing from serving
+            _log.debug("The cells of %r cannot be looked at: %s", name, exc)
+            return self._stale
+        finally:
+            self._audit_due = _due(started, _AUDIT_EVERY)
+        if audit.too_stale:
+            self._audit_due = _due(started, _AUDIT_AGAIN)
+            if not self._stale:
+                _log.warning(
+                    "%d of %d keys of %r that were looked at lie in cells of other vectors; the "
+                    "native search answers until they are mended: amips backfill --verify.",
+                    audit.stale,
+                    audit.sampled,
+                    name,
+                )
+        return audit.too_stale
 
     def _load_latest(self, running: Serving) -> tuple[Serving, str | None]:
         """Return what the registry has for the collection, or what runs and why it still does."""
@@ -127,3 +176,9 @@ class ServingFollower:
         if problem is not None and problem != self._problem:
             _log.warning("%s", problem)
         self._problem = problem
+
+
+def _due(started: float, every: float) -> float:
+    """Return when to do next what has just been done: the dearer, the later."""
+    now = time.monotonic()
+    return now + max(every, (now - started) / _AT_MOST_BUSY)

@@ -131,7 +131,7 @@ class LearnedRouter:
         self._monitor = HealthMonitor() if watch is None else watch
         self._follower = ServingFollower(serving, known, threads, overflow_warning, self._monitor)
         self._writer = Writer(self._follower, self._fallbacks)
-        self._refresher = PeriodicJob(self.refresh, refresh)
+        self._refresher = PeriodicJob(self._follower.look, refresh)
 
     @property
     def collection(self) -> Collection:
@@ -416,7 +416,7 @@ class LearnedRouter:
         bool
             Whether something else serves now.
         """
-        return self._follower.look()
+        return self._follower.look(thoroughly=True)
 
     def __reduce__(self) -> Any:
         raise TypeError(

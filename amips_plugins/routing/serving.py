@@ -32,6 +32,7 @@ _log = logging.getLogger("amips_plugins")
 _HINTS = {
     "cells: not laid out": "run: amips layout",
     "cells: of another bundle": "run: amips layout",
+    "cells: stale": "run: amips backfill --verify",
 }
 
 
@@ -183,7 +184,7 @@ def serve_bundle(
     else:
         hook, reference = load_hook(bundle, threads), load_reference(bundle)
     layout = collection.layout() if bundle.manifest.layout else None
-    obstacle = _obstacle(collection, bundle, layout)
+    obstacle = _cells_obstacle(bundle, layout)
     return Serving(collection, hook, bundle, layout, obstacle=obstacle, reference=reference)
 
 
@@ -220,6 +221,10 @@ def _obstacle(collection: Collection, bundle: Bundle, layout: str | None) -> str
         check_bundle(collection, bundle)
     except BundleMismatch:
         return "bundle: BundleMismatch"  # an alias that was moved to another collection
+    return _cells_obstacle(bundle, layout)
+
+
+def _cells_obstacle(bundle: Bundle, layout: str | None) -> str | None:
     if bundle.manifest.layout in ("", layout):
         return None
     return "cells: not laid out" if layout is None else "cells: of another bundle"

@@ -20,7 +20,9 @@ _MANY_PARTITIONS = 128  # 256 took a server a minute to load
 _MAX_PARTITIONS = 1024  # the documented limit of Milvus 2.4 and later
 _SAMPLE = 512  # rows read to estimate size and speed
 _PASSES = 4  # one to copy, of which writing takes as long as reading, and one to compare
-_OVERHEAD = 1.3  # of what Milvus stores over the rows themselves
+_OVERHEAD = 1.3  # of what a server stores over the rows themselves
+_LITE_OVERHEAD = {"partitions": 4.0, "field": 2.5}  # with index and log, before it tidies up
+_LITE_BYTES = 2e6  # of a file whatever is in it
 _ROOM = 1.2  # of the disk must be free
 
 
@@ -35,7 +37,7 @@ def plan_copy(
     storage = choose_storage(spec)
     _check(table, spec, storage, alias)
     keys = _count_ids(table)
-    n_bytes, rate = _estimate(table, keys)
+    n_bytes, rate = _estimate(table, keys, storage)
     folder = path()
     if folder is not None:
         _check_disk(folder, n_bytes)
@@ -128,7 +130,7 @@ def _count_ids(table: Table) -> int:
     return distinct
 
 
-def _estimate(table: Table, keys: int) -> tuple[int, float]:
+def _estimate(table: Table, keys: int, storage: Storage) -> tuple[int, float]:
     """Return what the copy takes in bytes, and how many rows a second are read now."""
     started = time.perf_counter()
     rows = next(table.pages(_SAMPLE, 8 << 20, ["*"]), [])
@@ -136,7 +138,8 @@ def _estimate(table: Table, keys: int) -> tuple[int, float]:
     size = sum(len(encoded(row)) for row in rows) / max(1, len(rows))
     # Vectors travel as 9 bytes a number and are stored as 4.
     vectors = 5 * table.info.dim
-    return int(keys * max(size - vectors, 4.0) * _OVERHEAD), max(1.0, len(rows) / seconds)
+    overhead, fixed = (_LITE_OVERHEAD[storage], _LITE_BYTES) if table.is_lite else (_OVERHEAD, 0.0)
+    return int(keys * max(size - vectors, 4.0) * overhead + fixed), max(1.0, len(rows) / seconds)
 
 
 def _check_disk(folder: Path, n_bytes: int) -> None:

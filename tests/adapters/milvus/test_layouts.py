@@ -158,6 +158,24 @@ def test_too_little_disk_is_found_out_before(
     collection.close()
 
 
+@pytest.mark.parametrize("storage", ["partitions", "field"])
+def test_a_copy_in_a_file_takes_about_what_its_plan_says(tmp_path: Path, storage: Storage) -> None:
+    own = pymilvus.MilvusClient(str(tmp_path / "own.db"))
+    own.create_collection("docs", dimension=64, auto_id=False)
+    keys = np.random.default_rng(0).standard_normal((3000, 64)).astype(np.float32)
+    own.insert("docs", [{"id": row, "vector": key} for row, key in enumerate(keys)])
+    own.flush("docs")
+
+    def taken() -> int:
+        return sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+
+    before, source = taken(), MilvusCollection(own, "docs")
+    plan = source.layouts.plan(spec(n_cells=16, storage=storage))
+    source.layouts.build(spec(n_cells=16, storage=storage))
+    assert 0.3 < (taken() - before) / plan.n_bytes < 1.2  # as much has to be free
+    own.close()
+
+
 def test_a_plan_says_what_an_operator_should_know(client: Any) -> None:
     source = make(client, auto_id=True)
     plan = source.layouts.plan(spec(n_cells=200, storage="partitions"))

@@ -24,21 +24,8 @@ _LOOK = 0.2  # seconds after which a waiting thread looks whether the event loop
 class BlockingClient:
     """Has what an asynchronous client has; its coroutines are calls that block.
 
-    How long a call may take is the client's to say. It ends, too, when the event loop does.
-
-    Parameters
-    ----------
-    client
-        An ``AsyncMilvusClient`` or ``AsyncQdrantClient``; it stays the caller's to close.
-    loop
-        The event loop that it is used on.
-
-    Raises
-    ------
-    CollectionError
-        On a call from the event loop's own thread, which would wait for itself.
-    DatabaseUnreachable
-        On a call when the event loop does not run, or stops during it.
+    A call ends when the client says so or the event loop ends (``DatabaseUnreachable``); from the
+    loop's own thread, where it would wait for itself, it is refused.
     """
 
     def __init__(self, client: Any, loop: asyncio.AbstractEventLoop) -> None:
@@ -104,22 +91,7 @@ def _stopped() -> DatabaseUnreachable:
 def open_blocking(
     client: Any, name: str, field: str | None, loop: asyncio.AbstractEventLoop
 ) -> AsyncCollection:
-    """Open a collection through an asynchronous client, for use on threads; it asks nothing yet.
-
-    Parameters
-    ----------
-    client
-        An ``AsyncMilvusClient`` or ``AsyncQdrantClient``.
-    name, field
-        As for ``MilvusCollection`` and ``QdrantCollection``.
-    loop
-        The event loop that the client is used on.
-
-    Raises
-    ------
-    InvalidInput
-        It is no asynchronous client of a database that is known.
-    """
+    """Open a collection through a client used on ``loop``, for use on threads; nothing is asked."""
     homes = {kind.__module__.partition(".")[0] for kind in type(client).__mro__}
     blocking: Any
     if "pymilvus" in homes and inspect.iscoroutinefunction(getattr(client, "search", None)):

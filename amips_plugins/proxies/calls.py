@@ -16,11 +16,31 @@ from amips_plugins.routing.effects import Effects, InThread
 from amips_plugins.routing.fallbacks import Fallbacks
 from amips_plugins.routing.router import LearnedRouter
 
-__all__ = ["Call", "Dialect", "Found", "RoutableCall", "RoutedMethod"]
+__all__ = ["Arguments", "Call", "Dialect", "Found", "RoutableCall", "RoutedCollection", "search"]
 
 _log = logging.getLogger("amips_plugins")
 _NAMES_STAY = 30.0  # seconds that an alias is taken to name what it named: a router's own refresh
 _NOTHING: Any = object()
+
+
+class Arguments:
+    """Names the arguments of a method's calls; ``kind`` says what it takes."""
+
+    def __init__(self, kind: type, method: str) -> None:
+        takes = inspect.signature(getattr(kind, method)).parameters.values()
+        self._names = [
+            one.name for one in takes if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+        ][1:]  # without self
+
+    def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return a call's arguments by name, or None where the client would not take them."""
+        if len(args) > len(self._names):
+            return None
+        found = dict(zip(self._names, args, strict=False))
+        if not found.keys().isdisjoint(kwargs):
+            return None
+        found.update(kwargs)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +55,14 @@ class Call:
     def instead(self, arguments: Mapping[str, Any]) -> Call:
         """Return the call with other arguments; both remember errors in one list."""
         return replace(self, args=(), kwargs=arguments)
+
+    def other(self, method: Callable[..., Any], arguments: Mapping[str, Any]) -> Call:
+        """Return a call of another method, to go with this one."""
+        return replace(self, method=method, args=(), kwargs=arguments)
+
+    def raised(self, exc: Exception) -> bool:
+        """Tell whether an error is the client's own."""
+        return any(exc is one for one in self.errors)
 
     def perform(self) -> Any:
         """Call."""
@@ -72,11 +100,11 @@ class RoutableCall(Protocol):
         """The collection, by the name that the caller has for it."""
         ...
 
-    def request(self, info: CollectionInfo) -> tuple[SearchRequest, int] | None:
-        """Return what is searched, and how deep, offset included.
+    def request(self, collection: Collection) -> SearchRequest | None:
+        """Return what is searched; None where the router cannot do what the caller asks.
 
-        None where the router cannot do what the caller asks. The filter is only to say whether
-        there is one, or anything else that keeps the answer from being the best k keys.
+        The filter is only to say whether there is one, or anything else that keeps the answer
+        from being the best k keys.
         """
         ...
 
@@ -98,31 +126,26 @@ class RoutableCall(Protocol):
 class Dialect(Protocol):
     """What differs from database to database, for one method of one client."""
 
-    def read(self, arguments: Mapping[str, Any]) -> RoutableCall | None:
+    def read(self, arguments: dict[str, Any]) -> RoutableCall | None:
         """Understand a call by its arguments; None if it is no plain dense query."""
         ...
 
-    def same(self, name: str, info: CollectionInfo) -> Effects[bool]:
-        """Ask the database whether a name is an alias of the router's collection."""
-        ...
 
+class RoutedCollection:
+    """The router of a proxy, and the names that its collection goes by.
 
-class RoutedMethod:
-    """Routes the calls of one method of one client; ``signature`` is without ``self``."""
+    ``same`` asks the database whether a name is an alias of the collection.
+    """
 
     def __init__(
         self,
-        method: Callable[..., Any],
-        signature: inspect.Signature,
-        dialect: Dialect,
         router: LearnedRouter | LateRouter,
         recall: float | None,
+        same: Callable[[str, CollectionInfo], Effects[bool]],
     ) -> None:
-        self._method = method
-        self._signature = signature
-        self._dialect = dialect
+        self.recall = recall
         self._router = router
-        self._recall = recall
+        self._same = same
         self._faults = Fallbacks()
         self._names: dict[str, tuple[float, bool]] = {}
 
@@ -131,77 +154,68 @@ class RoutedMethod:
         """The router; None while it waits for its collection."""
         return self._router.made if isinstance(self._router, LateRouter) else self._router
 
-    def search(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Effects[Any]:
-        """Answer a call: through the router, or as it stands."""
-        plain = Call(self._method, args, kwargs)
-        response = _NOTHING
-        try:
-            understood = yield from self._understand(args, kwargs)
-            if understood is not None:
-                router, call, asked, depth = understood
+    def of(self, name: str, *, look: bool = True) -> Effects[LearnedRouter | None]:
+        """Return the router if a name is its collection's, as of half a minute ago.
 
-                def by_client(
-                    collection: Collection, request: SearchRequest, plan: QueryPlan
-                ) -> Effects[list[Any]]:
-                    nonlocal response
-                    if plan.cells is not None or plan.rewritten is not None:
-                        found = yield from call.routed(plain, collection, request, plan)
-                    else:
-                        less = request.timeout != asked.timeout
-                        own = plain.instead(call.natively(request.timeout)) if less else plain
-                        answer = yield own
-                        found = Found(answer, call.hits(answer))
-                    response = found.response
-                    return [found.hits]
-
-                target = Target(k=depth, recall=self._recall)
-                yield from router.search_effects(asked, target, search=by_client)
-        except Exception as exc:
-            if any(exc is one for one in plain.errors):
-                raise  # the client's own
-            self._fault(exc)  # ours: the client answers
-        if response is _NOTHING:
-            response = yield plain
-        return response
-
-    def _understand(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Effects[tuple[LearnedRouter, RoutableCall, SearchRequest, int] | None]:
-        """Return what it takes to route a call, or None where it is not to be."""
-        try:
-            arguments = self._signature.bind(*args, **kwargs).arguments
-        except TypeError:
-            return None  # the client says it better
-        call = self._dialect.read(arguments)
-        if call is None:
-            return None
+        Without ``look`` nothing is asked for that: no alias is looked up, no router made.
+        """
         router = self.router
-        if router is None and isinstance(self._router, LateRouter):
-            router = (yield InThread(self._router.get)) if call.name == self._router.name else None
+        if router is None and look and isinstance(self._router, LateRouter):
+            router = (yield InThread(self._router.get)) if name == self._router.name else None
         if router is None:
             return None
         info = router.collection.info
-        if call.name != info.name and not (yield from self._same(call.name, info)):
-            return None
-        asked = call.request(info)
-        return None if asked is None else (router, call, *asked)
-
-    def _same(self, name: str, info: CollectionInfo) -> Effects[bool]:
-        """Tell whether a name is an alias of the router's collection, as of half a minute ago."""
+        if name == info.name:
+            return router
         now = time.monotonic()
         since, same = self._names.get(name, (-_NAMES_STAY, False))
-        if now - since >= _NAMES_STAY:
+        if look and now - since >= _NAMES_STAY:
             try:
-                same = yield from self._dialect.same(name, info)
+                same = yield from self._same(name, info)
             except Exception as exc:  # noqa: BLE001 - the caller's own call will say what is wrong
                 _log.debug("%r cannot be looked up: %s", name, exc)
                 same = False
             self._names[name] = (now, same)
-        return same
+        return router if same else None
 
-    def _fault(self, exc: Exception) -> None:
+    def note(self, exc: Exception) -> None:
+        """Count a fault of ours, in whose place the client's own call answers."""
         router = self.router
         name = "?" if router is None else router.collection.info.name
         reason = self._faults.note(name, f"proxy: {type(exc).__name__}", exc)
         if router is not None:
             router.fallbacks[reason] += 1
+
+
+def search(routed: RoutedCollection, call: RoutableCall, plain: Call) -> Effects[Any]:
+    """Answer a call: through the router, or as it stands."""
+    response = _NOTHING
+    try:
+        router = yield from routed.of(call.name)
+        asked = None if router is None else call.request(router.collection)
+        if router is not None and asked is not None:
+            timeout = asked.timeout
+
+            def by_client(
+                collection: Collection, request: SearchRequest, plan: QueryPlan
+            ) -> Effects[list[Any]]:
+                nonlocal response
+                if plan.cells is not None or plan.rewritten is not None:
+                    found = yield from call.routed(plain, collection, request, plan)
+                else:
+                    less = request.timeout != timeout
+                    own = plain.instead(call.natively(request.timeout)) if less else plain
+                    answer = yield own
+                    found = Found(answer, call.hits(answer))
+                response = found.response
+                return [found.hits]
+
+            target = Target(k=asked.k, recall=routed.recall)
+            yield from router.search_effects(asked, target, search=by_client)
+    except Exception as exc:
+        if plain.raised(exc):
+            raise
+        routed.note(exc)  # ours: the client answers
+    if response is _NOTHING:
+        response = yield plain
+    return response

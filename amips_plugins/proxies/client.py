@@ -1,16 +1,32 @@
-"""An object that behaves as another one, but for what its class defines."""
+"""An object that behaves as a database's client, but for a table of methods."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
+from inspect import iscoroutinefunction
 from typing import Any
 
-from amips_plugins.proxies.calls import Dialect, RoutedMethod
-from amips_plugins.proxies.late import LateRouter
+from amips_plugins.proxies.calls import (
+    Arguments,
+    Call,
+    Dialect,
+    RoutableCall,
+    RoutedCollection,
+    search,
+)
+from amips_plugins.routing.effects import Effects, run, run_async
 from amips_plugins.routing.router import LearnedRouter
 
-__all__ = ["ClientProxy"]
+__all__ = ["After", "Change", "ClientProxy", "Method", "Show", "changing", "reading", "routing"]
+
+Change = Callable[[Any, Call, dict[str, Any]], Effects["dict[str, Any] | None"]]
+"""Makes other arguments for a call of a client, by their names; None to leave them."""
+After = Callable[[dict[str, Any]], Effects[None]]
+Show = Callable[[Any], Any]
+"""Returns an answer without what is ours."""
+Method = Callable[[Any, type, str], Callable[..., Any]]
+"""Makes a proxy's method of the client, the class that says what it takes, and the name."""
 
 
 class ClientProxy:
@@ -22,45 +38,42 @@ class ClientProxy:
         The client.
     kind
         The class that says what its methods take; a subclass of the client's may take ``*args``.
-    dialects
-        What is particular to the database, by the name of each method that is routed.
-    router, recall
-        As for ``route``.
+    methods
+        What takes the place of the client's own methods, by their names.
+    routed
+        The collection whose searches are routed.
     """
 
-    __slots__ = ("_amips_client", "_amips_routing")
+    __slots__ = ("_amips_client", "_amips_methods", "_amips_routed")
 
     _amips_client: Any
-    _amips_routing: Mapping[str, RoutedMethod]
+    _amips_methods: Mapping[str, Callable[..., Any]]
+    _amips_routed: RoutedCollection
 
     def __init__(
-        self,
-        client: Any,
-        kind: type,
-        dialects: Mapping[str, Dialect],
-        router: LearnedRouter | LateRouter,
-        recall: float | None,
+        self, client: Any, kind: type, methods: Mapping[str, Method], routed: RoutedCollection
     ) -> None:
-        routing = {
-            method: RoutedMethod(
-                getattr(client, method), _parameters(kind, method), dialect, router, recall
-            )
-            for method, dialect in dialects.items()
+        made = {
+            name: wraps(getattr(kind, name))(method(client, kind, name))
+            for name, method in methods.items()
+            if hasattr(kind, name)
         }
         object.__setattr__(self, "_amips_client", client)
-        object.__setattr__(self, "_amips_routing", routing)
+        object.__setattr__(self, "_amips_methods", made)
+        object.__setattr__(self, "_amips_routed", routed)
 
     @property
     def amips_router(self) -> LearnedRouter | None:
         """The router; None while it waits for a collection that is not there yet."""
-        return next(iter(self._amips_routing.values())).router
+        return self._amips_routed.router
 
     @property  # type: ignore[misc] # what isinstance asks
     def __class__(self) -> type:
         return self._amips_client.__class__  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._amips_client, name)
+        method = self._amips_methods.get(name)
+        return getattr(self._amips_client, name) if method is None else method
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._amips_client, name, value)
@@ -81,7 +94,91 @@ class ClientProxy:
         )
 
 
-def _parameters(kind: type, method: str) -> inspect.Signature:
-    """Return what a method takes, without ``self``."""
-    takes = inspect.signature(getattr(kind, method))
-    return takes.replace(parameters=list(takes.parameters.values())[1:])
+def routing(dialect: Dialect, routed: RoutedCollection, show: Show) -> Method:
+    """Answer a method's calls through the router, where the dialect understands them."""
+
+    def make(client: Any, kind: type, name: str) -> Callable[..., Any]:
+        arguments = Arguments(kind, name)
+
+        def read(args: Any, kwargs: Any) -> RoutableCall | None:
+            try:
+                named = arguments.named(args, kwargs)
+                return None if named is None else dialect.read(named)
+            except Exception as exc:  # noqa: BLE001 - the client answers whatever is wrong here
+                routed.note(exc)
+                return None
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            own, call = getattr(client, name), read(args, kwargs)
+            if call is None:
+                return shown(show, own(*args, **kwargs))
+            return shown(show, run(search(routed, call, Call(own, args, kwargs))))
+
+        async def method_async(*args: Any, **kwargs: Any) -> Any:
+            own, call = getattr(client, name), read(args, kwargs)
+            if call is None:
+                return shown(show, await own(*args, **kwargs))
+            effects = search(routed, call, Call(own, args, kwargs))
+            return shown(show, await run_async(effects, None))
+
+        return method_async if iscoroutinefunction(getattr(kind, name)) else method
+
+    return make
+
+
+def changing(routed: RoutedCollection, change: Change, after: After | None = None) -> Method:
+    """Make a method's calls with other arguments, and do what they leave to do ``after`` them."""
+
+    def make(client: Any, kind: type, name: str) -> Callable[..., Any]:
+        arguments = Arguments(kind, name)
+
+        def effects(args: Any, kwargs: Any) -> Effects[Any]:
+            plain = Call(getattr(client, name), args, kwargs)
+            named, changed = arguments.named(args, kwargs), None
+            try:
+                if named is not None:
+                    changed = yield from change(client, plain, named)
+            except Exception as exc:
+                if plain.raised(exc):
+                    raise
+                routed.note(exc)  # ours: the client says what is wrong
+            response = yield plain if changed is None else plain.instead(changed)
+            try:
+                if named is not None and after is not None:
+                    yield from after(named)
+            except Exception as exc:  # noqa: BLE001 - it has been written, as the client does it
+                routed.note(exc)
+            return response
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            return run(effects(args, kwargs))
+
+        async def method_async(*args: Any, **kwargs: Any) -> Any:
+            return await run_async(effects(args, kwargs), None)
+
+        return method_async if iscoroutinefunction(getattr(kind, name)) else method
+
+    return make
+
+
+def reading(show: Show) -> Method:
+    """Hide what is ours in what a method answers."""
+
+    def make(client: Any, kind: type, name: str) -> Callable[..., Any]:
+        def method(*args: Any, **kwargs: Any) -> Any:
+            return shown(show, getattr(client, name)(*args, **kwargs))
+
+        async def method_async(*args: Any, **kwargs: Any) -> Any:
+            return shown(show, await getattr(client, name)(*args, **kwargs))
+
+        return method_async if iscoroutinefunction(getattr(kind, name)) else method
+
+    return make
+
+
+def shown(show: Show, response: Any) -> Any:
+    """Return an answer as the caller is to see it; one of an unknown form as it is."""
+    try:
+        return show(response)
+    except (AttributeError, TypeError, IndexError):
+        return response

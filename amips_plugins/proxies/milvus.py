@@ -1,8 +1,8 @@
-"""Milvus clients: ``search`` of one dense vector."""
+"""Milvus clients: ``search`` of one dense vector is routed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,13 +10,16 @@ import numpy as np
 
 from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.adapters.milvus.search import plan_calls
+from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.collection import Collection, CollectionInfo, Hit, SearchRequest, check_layout
 from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import QueryPlan
-from amips_plugins.proxies.calls import Call, Found, RoutableCall
-from amips_plugins.proxies.client import ClientProxy
+from amips_plugins.proxies.calls import Call, Found, RoutableCall, RoutedCollection
+from amips_plugins.proxies.client import ClientProxy, reading, routing
 from amips_plugins.proxies.late import LateRouter
-from amips_plugins.routing.effects import Effects, InThread, run, run_async
+from amips_plugins.proxies.milvus_writes import writes
+from amips_plugins.proxies.records import hide
+from amips_plugins.routing.effects import Effects, InThread
 from amips_plugins.routing.router import LearnedRouter
 from amips_plugins.vectors import as_queries, native_scores
 
@@ -33,11 +36,11 @@ _KEPT = frozenset(
         "search_params",
         "timeout",
         "anns_field",
+        "consistency_level",
+        "filter_params",
+        "guarantee_timestamp",
+        "offset",
     }
-)
-_MORE = frozenset({"consistency_level", "filter_params", "guarantee_timestamp", "offset"})
-_PARAMS = frozenset(
-    {"nprobe", "ef", "search_list", "reorder_k", "level", "itopk_size", "search_width"}
 )
 
 
@@ -48,24 +51,29 @@ def wrap(
     recall: float | None,
 ) -> ClientProxy | None:
     """Return the proxy of a client of these classes, or None if it is of no kind known here."""
-    for name, proxy in (("MilvusClient", _MilvusProxy), ("AsyncMilvusClient", _AsyncMilvusProxy)):
+
+    def same(name: str, info: CollectionInfo) -> Effects[bool]:
+        found = yield Call(client.describe_collection, (name,))
+        return bool(found["collection_name"] == info.name)
+
+    for name, proxy in (("MilvusClient", ClientProxy), ("AsyncMilvusClient", _AsyncMilvusProxy)):
         if name in kinds:
-            return proxy(client, kinds[name], {"search": _Milvus(client)}, router, recall)
+            routed = RoutedCollection(router, recall, same)
+            methods = {
+                "search": routing(_Milvus(), routed, _show_hits),
+                "hybrid_search": reading(_show_hits),
+                "search_iterator": reading(lambda pages: _Pages(pages, _show_page)),
+                "query": reading(_show_rows),
+                "get": reading(_show_rows),
+                "query_iterator": reading(lambda pages: _Pages(pages, _show_rows)),
+                **writes(routed),
+            }
+            return proxy(client, kinds[name], methods, routed)
     return None
-
-
-class _MilvusProxy(ClientProxy):
-    __slots__ = ()
-
-    def search(self, *args: Any, **kwargs: Any) -> Any:
-        return run(self._amips_routing["search"].search(args, kwargs))
 
 
 class _AsyncMilvusProxy(ClientProxy):
     __slots__ = ()
-
-    async def search(self, *args: Any, **kwargs: Any) -> Any:
-        return await run_async(self._amips_routing["search"].search(args, kwargs), None)
 
     async def __aenter__(self) -> Any:
         await self._amips_client.__aenter__()
@@ -75,38 +83,54 @@ class _AsyncMilvusProxy(ClientProxy):
         return await self._amips_client.__aexit__(*exc)
 
 
+def _show_rows(rows: Any) -> Any:
+    for row in rows:
+        hide(row)
+    return rows
+
+
+def _show_hits(response: Any) -> Any:
+    for hits in response:
+        _show_page(hits)
+    return response
+
+
+def _show_page(hits: Any) -> Any:
+    for hit in list.__iter__(hits):  # its own way would read vectors that nobody may look at
+        hide(hit.get("entity"))
+    return hits
+
+
+class _Pages:
+    """An iterator of Milvus, whose pages are shown."""
+
+    def __init__(self, pages: Any, show: Callable[[Any], Any]) -> None:
+        self._pages = pages
+        self._show = show
+
+    def next(self) -> Any:
+        return self._show(self._pages.next())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pages, name)
+
+
 @dataclass(frozen=True, slots=True)
 class _Milvus:
     """How Milvus is asked."""
 
-    client: Any
-
-    def read(self, arguments: Mapping[str, Any]) -> RoutableCall | None:
-        named = {**arguments}
-        more = named.pop("kwargs", {})
-        if not _MORE.issuperset(more):
+    def read(self, arguments: dict[str, Any]) -> RoutableCall | None:
+        if any(arguments[name] is not None for name in arguments.keys() - _KEPT):
             return None
-        if any(value is not None for name, value in named.items() if name not in _KEPT):
-            return None
-        data = named.get("data")
+        data = arguments.get("data")
         if not isinstance(data, (list, tuple, np.ndarray)) or len(data) != 1:
             return None
-        if not isinstance(named.get("filter"), str | None):
+        if not isinstance(arguments.get("filter"), str | None):
             return None
-        asked = named.get("search_params")
-        params = {} if asked is None else asked
-        inner = params.get("params") if isinstance(params, dict) else None
-        if not isinstance(params, dict) or not isinstance(inner, dict | None):
+        params = arguments.get("search_params")
+        if not isinstance(params, dict | None):
             return None
-        if not {"metric_type", "params", "offset", *_PARAMS}.issuperset(params):
-            return None
-        if not {"metric_type", *_PARAMS}.issuperset(inner or {}):
-            return None  # among them a range of scores, and groups
-        return _Searched({**named, **more}, params)
-
-    def same(self, name: str, info: CollectionInfo) -> Effects[bool]:
-        found = yield Call(self.client.describe_collection, (name,))
-        return bool(found["collection_name"] == info.name)
+        return _Searched(arguments, params or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +148,17 @@ class _Searched:
     def offset(self) -> Any:
         return self.arguments.get("offset") or self.params.get("offset") or 0
 
-    def request(self, info: CollectionInfo) -> tuple[SearchRequest, int] | None:
-        arguments = self.arguments
+    def request(self, collection: Collection) -> SearchRequest | None:
+        arguments, info = self.arguments, collection.info
         limit, offset = arguments.get("limit", 10), self.offset
-        whole = isinstance(limit, int) and isinstance(offset, int) and limit > 0 <= offset
+        whole = type(limit) is int and type(offset) is int and limit > 0 <= offset
         vectors = [name for name, kind in info.schema.items() if "VECTOR" in kind]
         named = arguments.get("anns_field") or (vectors[0] if len(vectors) == 1 else None)
         if not whole or named != info.field:
             return None
-        for place in (self.params, self.params.get("params") or {}):
+        params = {name: value for name, value in self.params.items() if name != "offset"}
+        inner = params.get("params") or {}
+        for place in (params, inner if isinstance(inner, dict) else {}):
             if str(place.get("metric_type", info.metric.name)).upper() != info.metric.name:
                 return None
         try:
@@ -144,10 +170,10 @@ class _Searched:
             limit,
             # A page behind the first is no whole answer, and is marked as if it were filtered.
             arguments.get("filter") or ("offset" if offset else None),
-            params=self.params,
+            params=params,
             timeout=arguments.get("timeout"),
         )
-        return request, limit + offset
+        return request if collection.unroutable(request, rewritten=False) is None else None
 
     def natively(self, timeout: float | None) -> Mapping[str, Any]:
         return {**self.arguments, "timeout": timeout}
@@ -166,43 +192,77 @@ class _Searched:
         scope = {name: calls[0].arguments[name] for name in ("filter", "partition_names")}
         # By the name of the generation: the cells are its own, wherever an alias moves meanwhile.
         arguments = {**self.natively(request.timeout), **scope, "collection_name": table.name}
-        if plan.rewritten is None:
+        offset, end = self.offset, self.offset + request.k
+        if plan.rewritten is not None:
+            response = yield plain.instead(self._candidates(arguments, request, plan, table))
+            planned = self._rescored(response[0], request, table)
+            _keep(response[0], planned[offset:end])
+        else:
             response = yield plain.instead(arguments)
-            return Found(response, self.hits(response))
+            planned = _entries(response[0])
+            everything = scope["partition_names"] is None and scope["filter"] == (condition or "")
+            if not offset or len(planned) == request.k or everything:
+                return Found(response, self.hits(response))
+            planned = _entries((yield plain.instead(self._page(arguments, end)))[0])
+        if offset and request.k <= len(planned) < end:
+            # Behind the plan's hits come all others, best first: so pages fit together. Where not
+            # even the first page was full, the native search answered that, and answers this one.
+            native = self._page(self.natively(request.timeout), end)
+            before = {entry[0] for entry in planned}
+            others = _entries((yield plain.instead(native))[0])
+            pages = planned + [entry for entry in others if entry[0] not in before]
+            _keep(response[0], pages[offset:end])
+        return Found(response, [Hit(key, score) for key, score, _ in planned])
+
+    def _page(self, arguments: Mapping[str, Any], limit: int) -> dict[str, Any]:
+        """Return the arguments of a call for the first hits."""
+        params = {name: value for name, value in self.params.items() if name != "offset"}
+        kept = {name: value for name, value in arguments.items() if name != "offset"}
+        return {**kept, "limit": limit, "search_params": params}
+
+    def _candidates(
+        self, arguments: Mapping[str, Any], request: SearchRequest, plan: QueryPlan, table: Table
+    ) -> dict[str, Any]:
+        """Return the arguments of a call for the candidates of a rewritten query, with vectors."""
+        changed = self._page(arguments, max(plan.rescore, request.k))
         wanted = arguments.get("output_fields")
-        field = table.info.field
-        arguments["data"] = plan.rewritten
-        arguments["limit"] = max(plan.rescore, request.k + self.offset)
-        arguments.pop("offset", None)
-        arguments["search_params"] = {k: v for k, v in self.params.items() if k != "offset"}
         if wanted or not table.is_lite:  # Milvus Lite returns all fields where none is named
-            arguments["output_fields"] = list(dict.fromkeys([*(wanted or ()), field]))
-        response = yield plain.instead(arguments)
-        hits = response[0]
-        everything = (table.is_lite and not wanted) or bool({"*", field} & set(wanted or ()))
-        _rescore(hits, request, table.info, self.offset, keep=everything)
-        return Found(response, self.hits(response))
+            changed["output_fields"] = list(dict.fromkeys([*(wanted or ()), table.info.field]))
+        return {**changed, "data": plan.rewritten}
+
+    def _rescored(self, hits: Any, request: SearchRequest, table: Table) -> list[_Entry]:
+        """Return candidates in the order of the original query's scores, with the fields wanted."""
+        entries, info = _entries(hits), table.info
+        if not entries:
+            return []
+        keys = np.asarray([hit["entity"][info.field] for _, _, hit in entries], dtype=np.float32)
+        scores = native_scores(request.queries[0], keys, info.metric)
+        ranked = np.argsort(-scores if info.metric.larger_is_better else scores, kind="stable")
+        wanted = self.arguments.get("output_fields")
+        keep = (table.is_lite and not wanted) or bool({"*", info.field} & set(wanted or ()))
+        rescored = []
+        for place in ranked.tolist():
+            key, _, hit = entries[place]
+            hit["distance"] = score = float(scores[place])
+            if not keep:
+                del hit["entity"][info.field]
+            rescored.append((key, score, hit))
+        return rescored
 
     def hits(self, response: Any) -> list[Any]:
         (found,) = response
         return [Hit(*hit) for hit in zip(found.ids, found.distances, strict=True)]
 
 
-def _rescore(
-    hits: Any, request: SearchRequest, info: CollectionInfo, offset: int, *, keep: bool
-) -> None:
-    """Order candidates by the scores of the original query, and leave those asked for."""
-    found = list(hits)
-    if not found:
-        return
-    keys = np.asarray([hit["entity"][info.field] for hit in found], dtype=np.float32)
-    scores = native_scores(request.queries[0], keys, info.metric)
-    ranked = np.argsort(-scores if info.metric.larger_is_better else scores, kind="stable")
-    best = ranked[offset : offset + request.k].tolist()
-    for place in best:
-        found[place]["distance"] = float(scores[place])
-        if not keep:
-            del found[place]["entity"][info.field]
-    hits.ids = [hits.ids[place] for place in best]
-    hits.distances = [float(scores[place]) for place in best]
-    hits[:] = [found[place] for place in best]
+_Entry = tuple[Any, float, Any]  # id, score, and pymilvus' hit
+
+
+def _entries(hits: Any) -> list[_Entry]:
+    return list(zip(hits.ids, hits.distances, hits, strict=True))
+
+
+def _keep(hits: Any, entries: Sequence[_Entry]) -> None:
+    """Make these the hits, in this order."""
+    hits.ids = [key for key, _, _ in entries]
+    hits.distances = [score for _, score, _ in entries]
+    hits[:] = [hit for _, _, hit in entries]

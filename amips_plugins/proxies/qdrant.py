@@ -1,4 +1,4 @@
-"""Qdrant clients: ``query_points`` of one dense vector, or a batch of one such query."""
+"""Qdrant clients: ``query_points`` of one dense vector, or a batch of one such query, is routed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import numpy as np
 from amips_plugins.collection import Collection, CollectionInfo, SearchRequest
 from amips_plugins.errors import InvalidInput, require
 from amips_plugins.plan import QueryPlan
-from amips_plugins.proxies.calls import Call, Found, RoutableCall
-from amips_plugins.proxies.client import ClientProxy
+from amips_plugins.proxies.calls import Call, Found, RoutableCall, RoutedCollection
+from amips_plugins.proxies.client import ClientProxy, reading, routing
 from amips_plugins.proxies.late import LateRouter
-from amips_plugins.routing.effects import Effects, run, run_async
+from amips_plugins.proxies.qdrant_writes import writes
+from amips_plugins.proxies.records import hide
+from amips_plugins.routing.effects import Effects
 from amips_plugins.routing.router import LearnedRouter
 from amips_plugins.vectors import as_queries
 
@@ -45,6 +47,8 @@ _KEPT = frozenset(
     }
 )
 _PARAMS = frozenset({"hnsw_ef", "quantization", "acorn"})
+# What makes the answer another one than the best k keys of the collection.
+_NARROWING = ("query_filter", "offset", "score_threshold", "shard_key_selector")
 # What the arguments of query_points are called in a batch.
 _BATCHED = {
     "query_filter": "filter",
@@ -62,48 +66,67 @@ def wrap(
     recall: float | None,
 ) -> ClientProxy | None:
     """Return the proxy of a client of these classes, or None if it is of no kind known here."""
-    for name, proxy in (("QdrantClient", _QdrantProxy), ("AsyncQdrantClient", _AsyncQdrantProxy)):
-        if name in kinds:
-            options = client.init_options
-            local = options.get("location") == ":memory:" or options.get("path") is not None
-            dialects = {
-                "query_points": _Qdrant(client, local),
-                "query_batch_points": _QdrantBatch(client, local),
-            }
-            return proxy(client, kinds[name], dialects, router, recall)
-    return None
+    kind = kinds.get("QdrantClient", kinds.get("AsyncQdrantClient"))
+    if kind is None:
+        return None
+
+    def same(name: str, info: CollectionInfo) -> Effects[bool]:
+        found = yield Call(client.get_aliases)
+        named = {alias.alias_name: alias.collection_name for alias in found.aliases}
+        return bool(named.get(name, name) == named.get(info.name, info.name))
+
+    options = client.init_options
+    local = options.get("location") == ":memory:" or options.get("path") is not None
+    routed = RoutedCollection(router, recall, same)
+    methods = {
+        "query_points": routing(_Qdrant(local), routed, _show_points),
+        "query_batch_points": routing(_QdrantBatch(local), routed, _show_batch),
+        "query_points_groups": reading(_show_groups),
+        "scroll": reading(_show_scrolled),
+        "retrieve": reading(_show),
+        **writes(routed),
+    }
+    return ClientProxy(client, kind, methods, routed)
 
 
-class _QdrantProxy(ClientProxy):
-    __slots__ = ()
-
-    def query_points(self, *args: Any, **kwargs: Any) -> Any:
-        return run(self._amips_routing["query_points"].search(args, kwargs))
-
-    def query_batch_points(self, *args: Any, **kwargs: Any) -> Any:
-        return run(self._amips_routing["query_batch_points"].search(args, kwargs))
+def _show(records: Any) -> Any:
+    for record in records:
+        hide(record.payload)
+    return records
 
 
-class _AsyncQdrantProxy(ClientProxy):
-    __slots__ = ()
+def _show_scrolled(answer: Any) -> Any:
+    _show(answer[0])
+    return answer
 
-    async def query_points(self, *args: Any, **kwargs: Any) -> Any:
-        return await run_async(self._amips_routing["query_points"].search(args, kwargs), None)
 
-    async def query_batch_points(self, *args: Any, **kwargs: Any) -> Any:
-        routing = self._amips_routing["query_batch_points"]
-        return await run_async(routing.search(args, kwargs), None)
+def _show_points(response: Any) -> Any:
+    _show(response.points)
+    return response
+
+
+def _show_batch(responses: Any) -> Any:
+    for response in responses:
+        _show(response.points)
+    return responses
+
+
+def _show_groups(response: Any) -> Any:
+    for group in response.groups:
+        _show(group.hits)
+        if group.lookup is not None:
+            hide(group.lookup.payload)
+    return response
 
 
 @dataclass(frozen=True, slots=True)
 class _Qdrant:
     """How ``query_points`` is asked."""
 
-    client: Any
     local: bool  # always exact, and warns of parameters
 
-    def read(self, arguments: Mapping[str, Any]) -> RoutableCall | None:
-        if any(value is not None for name, value in arguments.items() if name not in _KEPT):
+    def read(self, arguments: dict[str, Any]) -> RoutableCall | None:
+        if any(arguments[name] is not None for name in arguments.keys() - _KEPT):
             return None
         if not isinstance(arguments.get("query"), (list, tuple, np.ndarray)):
             return None
@@ -117,16 +140,11 @@ class _Qdrant:
             return None  # among them exact, which asks for no approximation at all
         return _QueryPoints(arguments, given, self.local)
 
-    def same(self, name: str, info: CollectionInfo) -> Effects[bool]:
-        found = yield Call(self.client.get_aliases)
-        named = {alias.alias_name: alias.collection_name for alias in found.aliases}
-        return bool(named.get(name, name) == named.get(info.name, info.name))
-
 
 class _QdrantBatch(_Qdrant):
     """How ``query_batch_points`` is asked: one query may be routed, as if it came alone."""
 
-    def read(self, arguments: Mapping[str, Any]) -> RoutableCall | None:
+    def read(self, arguments: dict[str, Any]) -> RoutableCall | None:
         requests = arguments.get("requests")
         if not isinstance(requests, (list, tuple)) or len(requests) != 1:
             return None
@@ -153,30 +171,32 @@ class _QueryPoints:
     def name(self) -> str:
         return str(self.arguments["collection_name"])
 
-    def request(self, info: CollectionInfo) -> tuple[SearchRequest, int] | None:
-        arguments = self.arguments
-        limit, offset = arguments.get("limit", 10), arguments.get("offset") or 0
+    @property
+    def offset(self) -> Any:
+        return self.arguments.get("offset") or 0
+
+    def request(self, collection: Collection) -> SearchRequest | None:
+        arguments, info = self.arguments, collection.info
+        limit, offset = arguments.get("limit", 10), self.offset
         timeout = arguments.get("timeout")
-        whole = isinstance(limit, int) and isinstance(offset, int) and limit > 0 <= offset
+        whole = type(limit) is int and type(offset) is int and limit > 0 <= offset
         if not whole or (arguments.get("using") or "") != info.field:
             return None
         try:
             queries, single = as_queries(arguments["query"], info.dim)
         except InvalidInput:
             return None  # such as several vectors, or names of points
-        if not single:
-            return None
-        condition = arguments.get("query_filter")
-        if condition is None and (offset or arguments.get("score_threshold") is not None):
-            condition = "page"  # no whole answer, and marked as if it were filtered
+        narrowed = any(arguments.get(name) for name in _NARROWING)
+        narrowed = narrowed or arguments.get("score_threshold") is not None
         request = SearchRequest(
             queries,
             limit,
-            condition,
+            "narrowed" if narrowed else None,
             params=self.params,
             timeout=None if timeout is None else float(timeout),
         )
-        return request, limit + offset
+        routable = single and collection.unroutable(request, rewritten=False) is None
+        return request if routable else None
 
     def natively(self, timeout: float | None) -> Mapping[str, Any]:
         return {**self.arguments, "timeout": _seconds(timeout)}
@@ -185,32 +205,54 @@ class _QueryPoints:
         self, plain: Call, collection: Collection, request: SearchRequest, plan: QueryPlan
     ) -> Effects[Found]:
         info = collection.info
-        depth = request.k + (self.arguments.get("offset") or 0)
         reader: Any = collection  # a QdrantCollection
-        (query,) = reader.queries(
-            replace(request, k=depth, filter=self.arguments.get("query_filter")), plan
-        )
+        condition = self.arguments.get("query_filter")
+        (query,) = reader.queries(replace(request, filter=condition), plan)
         changes: dict[str, Any] = {"query_filter": query.filter, "search_params": query.params}
         if query.prefetch is not None:
             changes["prefetch"] = query.prefetch
         if request.timeout != self.arguments.get("timeout"):
             changes["timeout"] = _seconds(request.timeout)
         threshold = self.arguments.get("score_threshold")
+        if threshold is not None:
+            # To tell a plan that found too little from hits that are cut off.
+            changes["score_threshold"] = None
+        response = yield self.changed(plain, changes)
+        found = self.hits(response)
+        everything = query.filter is condition and query.prefetch is None
+        if self.offset and len(found) < request.k and not everything:
+            found = yield from self._beyond(plain, changes, response, request)
         if threshold is None:
-            response = yield self.changed(plain, changes)
-            return Found(response, self.hits(response))
-        # Without the threshold, to tell a plan that found too little from hits that are cut off.
-        response = yield self.changed(plain, {**changes, "score_threshold": None})
-        hits = self.hits(response)
-        scores = np.array([hit.score for hit in hits], dtype=np.float32)
+            return Found(response, found)
+        page = self.hits(response)
+        scores = np.array([hit.score for hit in page], dtype=np.float32)
         edge = np.float32(threshold)
         if (scores == edge).any():  # whether the edge itself passes is the database's to say
-            response = yield self.changed(plain, changes)
+            response = yield self.changed(plain, {**changes, "score_threshold": threshold})
         else:
             better = scores > edge if info.metric.larger_is_better else scores < edge
-            kept = [hit for hit, ok in zip(hits, better.tolist(), strict=True) if ok]
+            kept = [hit for hit, ok in zip(page, better.tolist(), strict=True) if ok]
             self.answer(response).points = kept
-        return Found(response, hits)
+        return Found(response, found)
+
+    def _beyond(
+        self, plain: Call, changes: Mapping[str, Any], response: Any, request: SearchRequest
+    ) -> Effects[list[Any]]:
+        """Fill a page that the plan's hits do not: behind them come all others, best first.
+
+        So pages fit together. Where not even the first page was full, the native search answered
+        that, and has to answer this one.
+        """
+        whole = {"offset": 0, "limit": self.offset + request.k}
+        planned = self.hits((yield self.changed(plain, {**changes, **whole})))
+        if len(planned) < request.k:
+            return []
+        native = {name: changes[name] for name in ("timeout", "score_threshold") if name in changes}
+        others = self.hits((yield self.changed(plain, {**native, **whole})))
+        there = {hit.id for hit in planned}
+        pages = planned + [hit for hit in others if hit.id not in there]
+        self.answer(response).points = pages[self.offset : self.offset + request.k]
+        return planned
 
     def changed(self, plain: Call, changes: Mapping[str, Any]) -> Call:
         """Return the caller's call with these arguments changed."""

@@ -1,0 +1,66 @@
+"""Writes through a Milvus client: a row that gets another vector is in no stale cell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amips_plugins.adapters.cell_groups import OVERFLOW
+from amips_plugins.adapters.milvus.cells import CELL_FIELD
+from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.adapters.milvus.table import Table
+from amips_plugins.proxies.calls import Call, RoutedCollection
+from amips_plugins.proxies.client import Method, changing
+from amips_plugins.proxies.records import of_others
+from amips_plugins.routing.effects import Effects, InThread
+from amips_plugins.routing.router import LearnedRouter
+
+__all__ = ["writes"]
+
+
+def writes(routed: RoutedCollection) -> dict[str, Method]:
+    """Return the proxy's methods that write rows."""
+
+    def laid_out(name: Any) -> Effects[tuple[LearnedRouter, Table] | None]:
+        """Return the router and the table in cells that a name means, or None."""
+        router = yield from routed.of(str(name), look=routed.router is not None)
+        collection = None if router is None else router.collection
+        if router is None or not isinstance(collection, MilvusCollection):
+            return None
+        return (router, collection.table()) if collection.layout() else None
+
+    def insert(_: Any, __: Call, given: dict[str, Any]) -> Effects[dict[str, Any]]:
+        yield from ()
+        return {**given, "data": _rows(given["data"], {})}
+
+    def upsert(_: Any, __: Call, given: dict[str, Any]) -> Effects[dict[str, Any]]:
+        """Say that the rows have no cell: an upsert may keep what it does not name."""
+        found = yield from laid_out(given["collection_name"])
+        in_field = found is not None and not _in_partitions(found[1])
+        return {**given, "data": _rows(given["data"], {CELL_FIELD: OVERFLOW} if in_field else {})}
+
+    def place(given: dict[str, Any]) -> Effects[None]:
+        """Have the router write the rows too: an upsert leaves copies in the cells' partitions."""
+        found = yield from laid_out(given["collection_name"])
+        if found is None or not _in_partitions(found[1]) or given.get("partial_update"):
+            return
+        router, table = found
+        rows = _rows(given["data"], {})
+        rows = [rows] if isinstance(rows, dict) else rows
+        ids = [row.pop(table.key) for row in rows]
+        vectors = [row.pop(table.info.field) for row in rows]
+        yield InThread(lambda: router.upsert(ids, vectors, rows))
+
+    return {
+        "insert": changing(routed, insert),
+        "upsert": changing(routed, upsert, place),
+    }
+
+
+def _in_partitions(table: Table) -> bool:
+    return table.cells is not None and table.cells.storage == "partitions"
+
+
+def _rows(data: Any, more: dict[str, int]) -> Any:
+    if isinstance(data, dict):
+        return {**of_others(data), **more}
+    return [_rows(row, more) for row in data] if isinstance(data, list) else data

@@ -1,0 +1,163 @@
+"""Writes through a Qdrant client: a point that gets another vector is in no cell from then on.
+
+What was read through another client brings its cell back with another vector, and servers before
+1.19 keep the payload of a point that is upserted without one. ``amips backfill`` gives such points
+a cell again; until then every search looks at them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any
+
+from amips_plugins.adapters.cell_groups import OVERFLOW
+from amips_plugins.adapters.qdrant.cells import cell_key
+from amips_plugins.errors import require
+from amips_plugins.proxies.calls import Call, RoutedCollection
+from amips_plugins.proxies.client import Change, Method, changing
+from amips_plugins.proxies.records import of_others, of_ours
+from amips_plugins.routing.effects import Effects
+
+if TYPE_CHECKING:
+    from qdrant_client import models
+else:
+    models = require("qdrant_client.models", "qdrant")
+
+__all__ = ["writes"]
+
+_NoCell = Mapping[str, int]
+
+
+def writes(routed: RoutedCollection) -> dict[str, Method]:
+    """Return the proxy's methods that write points."""
+
+    def no_cell(client: Any, plain: Call, name: Any) -> Effects[tuple[_NoCell, str | None]]:
+        """Return what says that a point has no cell, and the vector that this is about."""
+        # The uploads of an asynchronous client are no coroutines, and cannot wait for a look.
+        can_wait = iscoroutinefunction(plain.method) or not iscoroutinefunction(client.get_aliases)
+        look = can_wait and routed.router is not None
+        router = yield from routed.of(str(name), look=look)
+        layout = None if router is None else router.collection.layout()
+        if router is None or layout is None:
+            return {}, None
+        return {cell_key(layout): OVERFLOW}, router.collection.info.field
+
+    def points(client: Any, plain: Call, given: dict[str, Any]) -> Effects[dict[str, Any]]:
+        empty, _field = yield from no_cell(client, plain, given["collection_name"])
+        return {**given, "points": _points(given["points"], empty)}
+
+    def rows(client: Any, plain: Call, given: dict[str, Any]) -> Effects[dict[str, Any] | None]:
+        empty, _field = yield from no_cell(client, plain, given["collection_name"])
+        payload = given.get("payload")
+        if payload is not None:
+            return {**given, "payload": (_payload(one, empty) for one in payload)}
+        if given.get("ids") is None or not empty:
+            return None  # new points, or nothing to take away
+        return {**given, "payload": (dict(empty) for _ in itertools.count())}
+
+    def vectors(client: Any, plain: Call, given: dict[str, Any]) -> Effects[None]:
+        empty, field = yield from no_cell(client, plain, given["collection_name"])
+        changed = [one.id for one in given["points"] if _has(one.vector, field)] if empty else []
+        if changed:
+            shared: dict[str, Any] = {
+                name: given[name]
+                for name in ("collection_name", "shard_key_selector", "ordering", "timeout")
+                if name in given
+            }
+            where = {"payload": dict(empty), "points": _among(changed)}
+            yield plain.other(client.set_payload, {**shared, **where})
+
+    def payload(_: Any, __: Call, given: dict[str, Any]) -> Effects[dict[str, Any]]:
+        yield from ()
+        return {**given, "payload": of_others(given["payload"])}
+
+    def operations(client: Any, plain: Call, given: dict[str, Any]) -> Effects[dict[str, Any]]:
+        empty, _field = yield from no_cell(client, plain, given["collection_name"])
+        changed = []
+        for one in given["update_operations"]:
+            if isinstance(one, models.UpdateVectorsOperation):
+                asked = one.update_vectors
+                named = {"points": asked.points, "shard_key_selector": asked.shard_key}
+                yield from vectors(client, plain, {**given, **named})
+            changed.append(_operation(one, empty))
+        return {**given, "update_operations": changed}
+
+    changes: dict[str, Change] = {
+        "upsert": points,
+        "upload_points": points,
+        "upload_collection": rows,
+        "update_vectors": vectors,
+        "set_payload": payload,
+        "overwrite_payload": payload,
+        "batch_update_points": operations,
+    }
+    return {name: changing(routed, change) for name, change in changes.items()}
+
+
+def _payload(payload: Any, empty: _NoCell) -> Any:
+    """Return a payload without what is ours; an empty one says that the point has no cell."""
+    return (of_others(payload) if payload else payload) or dict(empty) or payload
+
+
+def _points(points: Any, empty: _NoCell) -> Any:
+    """Return points of any form that the client takes, each with its payload as ``_payload``."""
+    if isinstance(points, models.Batch):
+        payloads: Sequence[Any] = points.payloads or ([None] * len(points.ids) if empty else [])
+        written = [_payload(one, empty) for one in payloads]
+        return points.model_copy(update={"payloads": written or None})
+    if isinstance(points, list):
+        return [_point(one, empty) for one in points]
+    lazy = isinstance(points, Iterable) and not isinstance(points, str)
+    return _each(points, empty) if lazy else points  # or the client says what is wrong with it
+
+
+def _each(points: Iterable[Any], empty: _NoCell) -> Iterator[Any]:
+    return (_point(one, empty) for one in points)
+
+
+def _point(point: Any, empty: _NoCell) -> Any:
+    if isinstance(point, models.PointStruct):
+        payload = _payload(point.payload, empty)
+        same = payload == point.payload
+        return point if same else point.model_copy(update={"payload": payload})
+    if not hasattr(point, "CopyFrom"):
+        return point  # the client says what is wrong with it
+    written = type(point)()  # a message of gRPC
+    written.CopyFrom(point)
+    for key in of_ours(written.payload):
+        del written.payload[key]
+    if not written.payload:
+        for key, value in empty.items():
+            written.payload[key].integer_value = value
+    return written
+
+
+def _operation(operation: Any, empty: _NoCell) -> Any:
+    """Return one operation of a batch, as the method of its own would have to be called."""
+    if isinstance(operation, models.UpsertOperation):
+        asked = operation.upsert
+        if isinstance(asked, models.PointsBatch):
+            update = {"batch": _points(asked.batch, empty)}
+        else:
+            update = {"points": _points(asked.points, empty)}
+        return operation.model_copy(update={"upsert": asked.model_copy(update=update)})
+    for kind, name in (
+        (models.SetPayloadOperation, "set_payload"),
+        (models.OverwritePayloadOperation, "overwrite_payload"),
+    ):
+        if isinstance(operation, kind):
+            asked = getattr(operation, name)
+            written = asked.model_copy(update={"payload": of_others(asked.payload)})
+            return operation.model_copy(update={name: written})
+    return operation
+
+
+def _has(vector: Any, field: str | None) -> bool:
+    """Tell whether a written vector is the one that the cells are of."""
+    return field in vector if isinstance(vector, Mapping) else not field
+
+
+def _among(ids: list[Any]) -> models.Filter:
+    return models.Filter(must=[models.HasIdCondition(has_id=ids)])

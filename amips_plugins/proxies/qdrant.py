@@ -47,8 +47,6 @@ _KEPT = frozenset(
     }
 )
 _PARAMS = frozenset({"hnsw_ef", "quantization", "acorn"})
-# What makes the answer another one than the best k keys of the collection.
-_NARROWING = ("query_filter", "offset", "score_threshold", "shard_key_selector")
 # What the arguments of query_points are called in a batch.
 _BATCHED = {
     "query_filter": "filter",
@@ -75,12 +73,10 @@ def wrap(
         named = {alias.alias_name: alias.collection_name for alias in found.aliases}
         return bool(named.get(name, name) == named.get(info.name, info.name))
 
-    options = client.init_options
-    local = options.get("location") == ":memory:" or options.get("path") is not None
     routed = RoutedCollection(router, recall, same)
     methods = {
-        "query_points": routing(_Qdrant(local), routed, _show_points),
-        "query_batch_points": routing(_QdrantBatch(local), routed, _show_batch),
+        "query_points": routing(_Qdrant(), routed, _show_points),
+        "query_batch_points": routing(_QdrantBatch(), routed, _show_batch),
         "query_points_groups": reading(_show_groups),
         "scroll": reading(_show_scrolled),
         "retrieve": reading(_show),
@@ -123,8 +119,6 @@ def _show_groups(response: Any) -> Any:
 class _Qdrant:
     """How ``query_points`` is asked."""
 
-    local: bool  # always exact, and warns of parameters
-
     def read(self, arguments: dict[str, Any]) -> RoutableCall | None:
         if any(arguments[name] is not None for name in arguments.keys() - _KEPT):
             return None
@@ -138,7 +132,7 @@ class _Qdrant:
         given = {name: value for name, value in params or () if value not in (None, False)}
         if not _PARAMS.issuperset(given):
             return None  # among them exact, which asks for no approximation at all
-        return _QueryPoints(arguments, given, self.local)
+        return _QueryPoints(arguments, given)
 
 
 class _QdrantBatch(_Qdrant):
@@ -156,7 +150,7 @@ class _QdrantBatch(_Qdrant):
         asked = super().read(alone)
         if not isinstance(asked, _QueryPoints):
             return None
-        return _QueryBatch(asked.arguments, asked.params, asked.local, arguments, request)
+        return _QueryBatch(asked.arguments, asked.params, arguments, request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +159,6 @@ class _QueryPoints:
 
     arguments: Mapping[str, Any]
     params: Mapping[str, Any]
-    local: bool
 
     @property
     def name(self) -> str:
@@ -186,8 +179,15 @@ class _QueryPoints:
             queries, single = as_queries(arguments["query"], info.dim)
         except InvalidInput:
             return None  # such as several vectors, or names of points
-        narrowed = any(arguments.get(name) for name in _NARROWING)
-        narrowed = narrowed or arguments.get("score_threshold") is not None
+        shard_key = arguments.get("shard_key_selector")
+        if info.namespace and str(shard_key) != info.namespace:
+            return None  # the router knows one shard key alone
+        # Whatever makes the answer another one than the best k keys is a filter to the router.
+        narrowed = (
+            bool(arguments.get("query_filter") or offset)
+            or arguments.get("score_threshold") is not None
+            or (shard_key is not None and not info.namespace)
+        )
         request = SearchRequest(
             queries,
             limit,

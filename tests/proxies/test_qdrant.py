@@ -512,18 +512,21 @@ def test_another_collection_of_the_same_vectors_is_not_routed(database: Database
         database.bare.delete_collection("copy")
 
 
-def test_parameters_of_a_server_are_kept(database: Database) -> None:
+def test_parameters_of_a_server_are_kept(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exactness is asked for on a server alone, so the call is looked at, not made."""
     from amips_plugins.proxies.calls import Call
     from amips_plugins.proxies.qdrant import _Qdrant
 
-    dialect = _Qdrant(local=False)
+    dialect = _Qdrant()
     params = models.SearchParams(
         hnsw_ef=99, quantization=models.QuantizationSearchParams(rescore=True)
     )
     asked = dialect.read({"collection_name": "docs", "query": QUERY, "search_params": params})
     assert asked is not None
     collection = QdrantCollection(database.bare, "docs")
+    monkeypatch.setattr(collection, "_local", False)
     request = asked.request(collection)
     assert request is not None
     for hook in (database.every_cell(), Rewrite()):

@@ -350,15 +350,19 @@ class MemoryLayouts:
     ) -> int:
         """Give the overflow its cells; a sample of the others is looked at, or all of them."""
         of = self._of
-        judged, stale = self._stale(of.count() if verify else AUDITED, assign)
-        of._cells[stale] = OVERFLOW
-        if not verify:
-            warn_of_stale(of.info.name, LayoutAudit(len(judged), len(stale)))
+        if verify:
+            of._cells[self._stale(of.count(), assign)[1]] = OVERFLOW
+        elif of._layout is None:
+            raise InvalidInput(f"{of.info.name!r} has no cells; lay it out first.")
         rows = np.flatnonzero(of._cells == OVERFLOW)
         with progress("backfill", len(rows), 0, "keys") as step:
             of._cells[rows] = assign([of._ids[row] for row in rows], of._vectors[rows])
             of._sketches[rows] = sketch(of._vectors[rows], of.info.metric)
             step.advance(len(rows))
+        if not verify:
+            judged, stale = self._stale(AUDITED, assign)
+            of._cells[stale] = OVERFLOW
+            warn_of_stale(of.info.name, LayoutAudit(len(judged), len(stale)))
         return len(rows)
 
     def _stale(self, sample: int, assign: AssignCells | None) -> tuple[IntArray, IntArray]:

@@ -278,7 +278,7 @@ def warn_of_stale(name: str, audit: LayoutAudit) -> None:
     """Say what a backfill's look at a sample found, where it found anything."""
     if audit.stale:
         _log.warning(
-            "%d of %d keys of %r drawn at random had another vector's cell and are placed again. "
+            "%d of %d keys of %r drawn at random had another vector's cell, which was taken away. "
             "Others may be like them: run amips backfill --verify, which reads every vector.",
             audit.stale,
             audit.sampled,

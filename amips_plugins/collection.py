@@ -514,15 +514,16 @@ class Layouts(Protocol):
     ) -> int:
         """Give the overflow its cells, and return how many keys got one.
 
-        A stale key (``LayoutAudit``) is overflow as soon as it is found: a random sample is looked
-        at, and a warning says where it held any.
+        Afterwards a random sample is looked at: stale keys (``LayoutAudit``) lose their cell, are
+        overflow from then on, and a warning tells of them.
 
         Parameters
         ----------
         assign, progress
             As for a build.
         verify
-            Read every vector and find all stale keys; killed and called again, it goes on.
+            First read every vector and make all stale keys overflow; killed and called again, it
+            goes on.
 
         Raises
         ------

@@ -177,13 +177,12 @@ class QdrantLayouts:
                 f"The cells of {self._name!r} have changed since it was opened; open it again and "
                 "use the bundle of the cells it has now."
             )
-        stale = self._staleness(here)
         if verify:
-            stale.displace_all(assign, progress, self._collection.count())
-        else:
-            warn_of_stale(self._name, stale.displace_sample(assign))
+            self._staleness(here).displace_all(assign, progress, self._collection.count())
         with progress("backfill", self._store.overflow(here), 0, "keys") as step:
             given, _ = self._fill(here, assign, step)
+        if not verify:
+            warn_of_stale(self._name, self._staleness(here).displace_sample(assign))
         return given
 
     @property

@@ -48,8 +48,8 @@ def audit(table: Table, sample: int, assign: AssignCells | None) -> LayoutAudit:
 
 
 def backfill(table: Table, assign: AssignCells, progress: Progress, *, verify: bool) -> int:
-    """Place the overflow, and what a sample (or, to verify, all) of the others shows as stale."""
-    moved = _mended(table, assign, progress) if verify else _mended_sample(table, assign)
+    """Place the overflow; to verify, place anew before what is stale, else look at a sample."""
+    moved = _mended(table, assign, progress) if verify else 0
     where, partitions = table.overflow_scope()
     with progress("backfill", table.overflow(), 0, "keys") as step:
         for page in table.pages(_BACKFILL, _READ_BYTES, ["*"], where=where, partitions=partitions):
@@ -57,6 +57,8 @@ def backfill(table: Table, assign: AssignCells, progress: Progress, *, verify: b
             now = table.read_overflow(list(read))
             moved += _place(table, read, now, assign, moved=True)
             step.advance(len(page))
+    if not verify:
+        _take_away_sampled(table, assign)
     return moved
 
 
@@ -64,13 +66,15 @@ def _place(
     table: Table,
     read: dict[Id, dict[str, Any]],
     now: dict[Id, dict[str, Any]],
-    assign: AssignCells,
+    assign: AssignCells | None,
     *,
     moved: bool,
 ) -> int:
-    """Put rows into their cells, but for those that changed since they were read."""
+    """Put rows into their cells, or none, but for those that changed since they were read."""
     ids, vectors = list(read), table.vectors(list(read.values()))
-    cells = check_assigned(assign(ids, vectors), len(ids), _cells(table).n_cells)
+    cells: IntArray = np.full(len(ids), OVERFLOW)
+    if assign is not None:
+        cells = check_assigned(assign(ids, vectors), len(ids), _cells(table).n_cells)
     due = [
         place
         for place, key in enumerate(ids)
@@ -82,14 +86,13 @@ def _place(
     return int((cells[due] != OVERFLOW).sum())
 
 
-def _mended_sample(table: Table, assign: AssignCells) -> int:
+def _take_away_sampled(table: Table, assign: AssignCells) -> None:
+    """Make the stale keys of a sample overflow, and tell of them."""
     found = [_judged(table, page, assign) for page in _sampled(table, AUDITED)]
     wrong = [key for _, some in found for key in some]
     warn_of_stale(table.name, LayoutAudit(sum(judged for judged, _ in found), len(wrong)))
-    return sum(
-        _mend(table, wrong[start : start + _BACKFILL], assign)
-        for start in range(0, len(wrong), _BACKFILL)
-    )
+    for start in range(0, len(wrong), _BACKFILL):
+        _mend(table, wrong[start : start + _BACKFILL], None)
 
 
 def _mended(table: Table, assign: AssignCells, progress: Progress) -> int:
@@ -104,7 +107,7 @@ def _mended(table: Table, assign: AssignCells, progress: Progress) -> int:
     return moved
 
 
-def _mend(table: Table, ids: Sequence[Id], assign: AssignCells) -> int:
+def _mend(table: Table, ids: Sequence[Id], assign: AssignCells | None) -> int:
     if not ids:
         return 0
     rows = table.read(ids)
@@ -142,6 +145,7 @@ def _places(table: Table) -> list[tuple[str, list[str] | None, int | None]]:
 def _sampled(table: Table, size: int) -> Iterator[_Page]:
     """Read about ``size`` keys with a cell: from each cell its share, from a place drawn there."""
     rng, cells = np.random.default_rng(), _cells(table)
+    table.count()  # with which the server catches up: after it, reads need not be strong
     field = cells.storage == "field"
     scopes: list[tuple[str, list[str] | None]] = [
         (f"{CELL_FIELD} == {cell}", None) if field else ("", [cells.partition(cell)])

@@ -135,6 +135,7 @@ def jwt(**claims: Any) -> str:
     return f"{signed}.{encoded(hmac.new(secret, signed.encode(), hashlib.sha256).digest())}"
 
 
+@pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
 class TestReadOnly:
     @pytest.fixture(scope="class")
     @classmethod

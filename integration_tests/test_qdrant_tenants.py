@@ -242,12 +242,11 @@ class TestGraphsForTenantsOnly:
             monkeypatch.setenv("AMIPS_QDRANT_API_KEY", qdrant.token)
         rng = np.random.default_rng(2)
         np.save(tmp_path / "queries.npy", rng.standard_normal((300, self.DIM)).astype(np.float32))
-        code, said = amips(
+        _, said = amips(
             "doctor",
             qdrant.uri(name),
             *("--queries", tmp_path / "queries.npy", "--cells", 4, "--sample", 1000),
         )
-        assert code == 0, said
         assert "is exact" not in said
         assert "full scan, as now" not in said
         assert "payload_m" in said

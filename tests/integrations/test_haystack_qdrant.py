@@ -30,6 +30,9 @@ from tests.integrations.corpus import DIM, embed
 from tests.integrations.haystack_ways import GROUP, TEXT, added, filled, found
 from tests.support.proxy_data import Rewrite
 
+# A store's own client compares its version with the server's, in a thread of its own.
+VERSIONS = pytest.mark.filterwarnings("ignore:Qdrant client version:UserWarning")
+UNTOLD = pytest.mark.filterwarnings("ignore:Failed to obtain server version:UserWarning")
 HERE: dict[str, Any] = {"location": ":memory:", "index": "docs", "embedding_dim": DIM}
 
 
@@ -181,6 +184,8 @@ class TestHybrid(Congruence):
         return HaystackQdrant(tmp_path_factory.mktemp("hs"), use_sparse_embeddings=True)
 
 
+@VERSIONS
+@UNTOLD
 class TestDenseOnAServer(TestDense):
     @pytest.fixture(scope="class")
     @classmethod
@@ -190,6 +195,8 @@ class TestDenseOnAServer(TestDense):
         yield from on_a_server(tmp_path_factory.mktemp("hs"), qdrant_server)
 
 
+@VERSIONS
+@UNTOLD
 class TestHybridOnAServer(TestHybrid):
     tied = frozenset({"hybrid"})
 

@@ -52,6 +52,9 @@ class QueryPlan:
     shares
         ``(n_queries,)`` share of the keys in each query's cells. Above the collection's
         ``break_even`` a query is answered by a full, exact scan, which is then the cheaper one.
+    reason
+        Of an empty plan: why the hook leaves the search to the database, in a few words that are
+        counted and stand in the trace; None where that is what was asked for.
     """
 
     rewritten: FloatArray | None = None
@@ -59,6 +62,7 @@ class QueryPlan:
     cells: IntArray | None = None
     layout: str | None = None
     shares: FloatArray | None = None
+    reason: str | None = None
 
 
 NATIVE = QueryPlan()

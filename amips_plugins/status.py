@@ -8,14 +8,16 @@ import msgspec
 import numpy as np
 
 from amips_plugins.bundle.loading import known_cells, load_reference
+from amips_plugins.bundle.manifest import Manifest
 from amips_plugins.bundle.registry import Registry
 from amips_plugins.cell_layout import LayoutAudit
 from amips_plugins.collection import Collection, Id, SearchRequest
-from amips_plugins.errors import BundleError
+from amips_plugins.errors import BundleError, InvalidInput
 from amips_plugins.health.drift import WINDOW, Drift, compare, outputs_of
 from amips_plugins.health.gate import Gate, Shadow, State
 from amips_plugins.health.recall import Recall, RecallWindow
 from amips_plugins.health.shadow_search import ServedQuery, search_in, shadow_search, widens
+from amips_plugins.models.hooks import RouteHook
 from amips_plugins.plan import PreQueryHook, Target
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.routing.serving import Serving, serve_latest
@@ -106,6 +108,9 @@ def report(
         obstacle = "cells: stale"
         advice = "Others changed vectors and left their cells; mend them: amips backfill --verify."
     manifest, hook = serving.manifest, serving.hook
+    if obstacle is None and manifest is not None and isinstance(hook, RouteHook):
+        obstacle = hook.unpromised(Target(manifest.default_k))
+        advice = _best_promise(hook, manifest) if obstacle is not None else advice
     gate, recall, drift = Gate(widens=hook is not None and widens(hook)), None, None
     gate.add_overflow(share, collection.break_even)
     if serving.bundle is not None and hook is not None and obstacle is None:
@@ -134,6 +139,14 @@ def report(
         drift=drift,
         advice=advice,
     )
+
+
+def _best_promise(hook: RouteHook, manifest: Manifest) -> str:
+    try:
+        hook.calibration.threshold(manifest.default_k, manifest.default_recall)
+    except InvalidInput as exc:
+        return str(exc)
+    return ""
 
 
 def _audit(collection: Collection, serving: Serving) -> LayoutAudit | None:

@@ -102,12 +102,13 @@ def test_a_route_is_measured_at_every_target(folder: Path) -> None:
     assert recorder.totals == [COUNT] + [len(QUERIES)] * 4
 
 
-def test_a_target_that_cannot_be_promised_is_left_out(tmp_path: Path) -> None:
+def test_a_target_that_cannot_be_promised_is_answered_natively_and_shown(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path, change=weaken(0.85))
     router = LearnedRouter(laid_out(folder), bundle=folder)
     rows = evaluate(router, QUERIES, 5, recalls=(0.8, 0.9, 0.95))
-    assert [row.search for row in rows] == ["native", "learned, recall 0.80"]
-    assert [row.search for row in evaluate(router, QUERIES, K + 1, (0.5,))] == ["native"]
+    assert [row.fallbacks for row in rows[1:]] == [0, len(QUERIES), len(QUERIES)]
+    assert [row.recall_at_k for row in rows[2:]] == [rows[0].recall_at_k] * 2
+    assert evaluate(router, QUERIES, K + 1, (0.5,))[1].fallbacks == len(QUERIES)
 
 
 def test_answers_completed_natively_count_as_fallbacks(folder: Path) -> None:

@@ -36,6 +36,7 @@ from tests.support.bundles import (
     memory,
     open_bundle,
     vectors,
+    weaken,
     write_bundle,
 )
 from tests.support.routing_data import publish
@@ -87,6 +88,13 @@ def test_a_healthy_collection(tmp_path: Path) -> None:
     unmeasured = report(collection, registry)
     assert (unmeasured.state, unmeasured.recall, unmeasured.drift) == ("healthy", None, None)
     assert "--queries" in unmeasured.advice
+
+
+def test_a_target_that_the_bundle_does_not_promise(tmp_path: Path) -> None:
+    found = report(*served(tmp_path, change=weaken(0.85)), QUERIES)  # .9 is the default
+    assert (found.state, found.reasons) == ("native", ("target: not promised",))
+    assert "best target is 0.850" in found.advice
+    assert "Train with more queries" in found.advice
 
 
 def test_a_promise_that_is_not_kept(tmp_path: Path) -> None:

@@ -97,8 +97,11 @@ class RouteHook:
     shares: FloatArray
 
     def plan(self, queries: FloatArray, target: Target) -> QueryPlan:
-        """Choose the cells; every cell is the native search."""
-        threshold, n_probes = self._threshold(target), target.n_probes
+        """Choose the cells; every cell is the native search, as is a target without a promise."""
+        reason, n_probes = self.unpromised(target), target.n_probes
+        if reason is not None:
+            return QueryPlan(reason=reason)
+        threshold = self._threshold(target)
         if threshold == -np.inf or (n_probes is not None and n_probes >= len(self.shares) - 1):
             return NATIVE
         (priority,) = self.model.run(["priority"], {"queries": queries})
@@ -111,15 +114,24 @@ class RouteHook:
             cells = best_cells(priority, n_probes)
         return QueryPlan(cells=cells, layout=self.layout, shares=self.shares[cells].sum(axis=1))
 
+    def unpromised(self, target: Target) -> str | None:
+        """Say why a target is not what the calibration promises, or None."""
+        recall = self.default_recall if target.recall is None else target.recall
+        if target.n_probes is not None or not 0.0 < recall < 1.0:
+            return None
+        if target.k > self.calibration.max_k:
+            return "target: k not calibrated"
+        if self.calibration.default_threshold(target.k, recall) == -np.inf:
+            return "target: not promised"
+        return None
+
     def _threshold(self, target: Target) -> float:
         if target.n_probes is not None:
             if target.n_probes < 1:
                 raise InvalidInput(f"n_probes={target.n_probes} searches nothing; pass 1 or more.")
             return 0.0
-        if target.recall is not None:
-            threshold = self.calibration.threshold(target.k, target.recall)
-        else:
-            threshold = self.calibration.default_threshold(target.k, self.default_recall)
+        recall = self.default_recall if target.recall is None else target.recall
+        threshold = self.calibration.threshold(target.k, recall)
         return self.calibration.widen(threshold, target.widen)
 
 

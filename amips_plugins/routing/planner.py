@@ -20,6 +20,10 @@ __all__ = ["GATED", "plan_search"]
 GATED = "health: native"
 """The reason where live searches have shown that the native search is the better one."""
 
+_HINTS = {
+    "target: not promised": "the bundle promises less; train with more queries, or for less recall",
+    "target: k not calibrated": "name n_probes, or train with a larger --k",
+}
 _A_QUERY_MORE = 1e-3  # seconds: a hundred times what any of our models takes
 _MODELS_SHARE = 0.25  # of the caller's time
 
@@ -77,7 +81,7 @@ def plan_search(
         return NATIVE, serving.note(fallbacks, f"model: {type(exc).__name__}", exc)
     serving.planned(good=True)
     if reason is not None:
-        return NATIVE, serving.note(fallbacks, reason)
+        return NATIVE, serving.note(fallbacks, reason, _HINTS.get(reason))
     most = serving.collection.max_candidates
     if most is not None and plan.rescore > most:
         plan = replace(plan, rescore=most)
@@ -85,10 +89,10 @@ def plan_search(
 
 
 def _unroutable(collection: Collection, request: SearchRequest, plan: QueryPlan) -> str | None:
-    """Say why this plan would change what the request means, or find less than it asks for."""
+    """Say why the plan is empty, would change what is meant, or find less than is asked for."""
     rewritten = plan.rewritten is not None
     if not rewritten and plan.cells is None:
-        return None
+        return plan.reason
     most = collection.max_candidates
     if rewritten and most is not None and request.k > most:
         return "k: more than there may be candidates"

@@ -26,7 +26,7 @@ from amips_plugins.models.hooks import (
     cells_above,
 )
 from amips_plugins.models.onnx_session import OnnxModel
-from amips_plugins.plan import NATIVE, PreQueryHook, Target
+from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
 from amips_plugins.vectors import FloatArray, Metric, native_scores
 from tests.support.bundles import DIM, N_CELLS, K, make_files, open_bundle, vectors, write_bundle
 
@@ -191,10 +191,16 @@ def test_probes_override_the_target(route: RouteHook) -> None:
     assert cells.shape == (len(QUERIES), 2)
 
 
-def test_what_cannot_be_promised_by_default_is_the_native_search(route: RouteHook) -> None:
-    assert route.plan(QUERIES, Target(k=K + 1)) is NATIVE
+@pytest.mark.parametrize("recall", [None, 0.99999])
+def test_what_cannot_be_promised_is_the_native_search_and_says_so(
+    route: RouteHook, recall: float | None
+) -> None:
     bold = replace(route, default_recall=0.99999)
-    assert bold.plan(QUERIES, Target(k=3)) is NATIVE
+    assert bold.plan(QUERIES, Target(3, recall)) == QueryPlan(reason="target: not promised")
+    deep = QueryPlan(reason="target: k not calibrated")
+    assert route.plan(QUERIES, Target(K + 1, recall)) == deep
+    assert route.plan(QUERIES, Target(K + 1, 1.0)) is NATIVE  # as was asked for
+    assert route.plan(QUERIES, Target(K + 1, n_probes=2)).cells is not None
 
 
 def naive_cells_above(priority: FloatArray, threshold: float) -> list[set[int]]:
@@ -279,7 +285,7 @@ def test_the_best_cell_is_always_searched() -> None:
 
 @pytest.mark.parametrize(
     "target",
-    [Target(k=3, n_probes=0), Target(k=3, recall=1.5), Target(k=K + 1, recall=0.5)],
+    [Target(k=3, n_probes=0), Target(k=3, recall=1.5), Target(k=K + 1, recall=-0.5)],
 )
 def test_a_target_that_makes_no_sense(route: RouteHook, target: Target) -> None:
     with pytest.raises(InvalidInput):

@@ -25,6 +25,7 @@ from tests.support.bundles import (
 from tests.support.routing_data import (
     QUERIES,
     Spy,
+    logged,
 )
 
 
@@ -89,15 +90,24 @@ def test_numpy_integers_are_whole_numbers(folder: Path) -> None:
     assert not router.fallbacks
 
 
-def test_an_unreachable_recall_names_the_best_one(tmp_path: Path) -> None:
-    folder = write_bundle(tmp_path, change=weaken(0.9, confidence=0.9))
+def test_a_recall_without_a_promise_is_answered_natively_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever publishes a bundle that promises less must not make callers fail."""
+    folder = write_bundle(tmp_path, change=weaken(0.85, confidence=0.9))  # .9 is the default
     router = LearnedRouter(laid_out(folder), bundle=folder)
-    with pytest.raises(InvalidInput, match=r"90% confidence.*best target is 0\.899"):
-        router.search(QUERIES[0], k=3, recall=0.95)
-    with pytest.raises(InvalidInput, match=f"up to k={K}"):
-        router.search(QUERIES[0], k=K + 1, recall=0.5)
-    assert router.search(QUERIES[0], k=K + 1).trace == Trace("native", version="v1")
-    assert not router.fallbacks
+    for recall in (None, 0.95):
+        hits = router.search(QUERIES[0], k=3, recall=recall)
+        assert hits.trace == Trace("native", version="v1", fallback="target: not promised")
+        assert len(hits) == 3
+    assert router.search(QUERIES[0], k=3, recall=0.8).trace.mode == "route"
+    for recall in (None, 0.5):
+        trace = router.search(QUERIES[0], k=K + 1, recall=recall).trace
+        assert (trace.mode, trace.fallback) == ("native", "target: k not calibrated")
+    assert router.fallbacks == {"target: not promised": 2, "target: k not calibrated": 2}
+    assert len(logged(caplog)) == 2
+    assert "train with more queries" in logged(caplog)[0]
+    assert router.search(QUERIES[0], k=K + 1, recall=1.0).trace.fallback is None
 
 
 def test_a_rewrite_refuses_recall_targets(keynet: Path) -> None:

@@ -137,13 +137,18 @@ def lifted_dim(dim: int, metric: Metric) -> int:
     return dim + 1 if metric is Metric.L2 else dim
 
 
-def lift_queries(queries: FloatArray, metric: Metric) -> FloatArray:
+def lift_queries(
+    queries: FloatArray, metric: Metric, centre: FloatArray | None = None
+) -> FloatArray:
     """Map queries to the inner-product problem of this metric (see the module's table).
 
     Parameters
     ----------
     queries
         ``(n, dim)`` float32.
+    centre
+        ``(dim,)`` where L2 counts from, the same for keys; None for the origin. It changes no
+        distance, but far from the keys 32 bits cannot tell distances apart.
 
     Returns
     -------
@@ -153,17 +158,20 @@ def lift_queries(queries: FloatArray, metric: Metric) -> FloatArray:
     if metric is Metric.COSINE:
         return normalise(queries)
     if metric is Metric.L2:
+        queries = queries if centre is None else queries - centre
         return np.hstack([queries, np.ones((len(queries), 1), dtype=np.float32)])
     return queries
 
 
-def lift_keys(keys: FloatArray, metric: Metric) -> FloatArray:
+def lift_keys(keys: FloatArray, metric: Metric, centre: FloatArray | None = None) -> FloatArray:
     """Map keys to the inner-product problem of this metric (see the module's table).
 
     Parameters
     ----------
     keys
         ``(n, dim)`` float32.
+    centre
+        As of ``lift_queries``.
 
     Returns
     -------
@@ -173,6 +181,7 @@ def lift_keys(keys: FloatArray, metric: Metric) -> FloatArray:
     if metric is Metric.COSINE:
         return normalise(keys)
     if metric is Metric.L2:
+        keys = keys if centre is None else keys - centre
         half = -0.5 * np.einsum("ij,ij->i", keys, keys)[:, None]
         return np.hstack([keys, half.astype(np.float32)])
     return keys

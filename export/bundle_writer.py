@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,22 +28,16 @@ from amips_plugins.bundle.key_sample import SAMPLED, KeySample
 from amips_plugins.bundle.manifest import Manifest
 from amips_plugins.bundle.reference import Reference
 from amips_plugins.export.candidates import Candidate
-from amips_plugins.export.cost_curves import (
-    calibrate,
-    curve,
-    figures,
-    levels_by_threshold,
-    thresholds_for,
-)
+from amips_plugins.export.cost_curves import figures
 from amips_plugins.export.curves import record_curves
 from amips_plugins.export.dataset import Split, TrainingTask
+from amips_plugins.export.promises import Refit, promise
 from amips_plugins.export.queries import QuerySplits
 from amips_plugins.export.recipes import TrainOptions
 from amips_plugins.export.selection import recommend, select_model
 from amips_plugins.export.snapshot import Snapshot
 from amips_plugins.export.to_onnx import to_onnx
 from amips_plugins.files import replace_file
-from amips_plugins.models.calibration import Calibration
 from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.report.training_record import CURVES
 from amips_plugins.sketch import sketch
@@ -62,6 +57,7 @@ def write_bundle(
     problem: TrainingTask,
     options: TrainOptions,
     candidates: list[Candidate],
+    refit: Refit,
 ) -> Manifest:
     """Write the files to a folder nobody looks at, then give it its name."""
     published = select_model(candidates, problem, options)
@@ -75,13 +71,15 @@ def write_bundle(
         REFERENCE: Reference.of(outputs),
         KEY_SAMPLE: _some_keys(snapshot, options.seed),
     }
-    calibration = priorities = None
+    native = next(c for c in candidates if c.kind == "native")
+    promised = priorities = None
     if published.priority is not None:
         priorities = _priorities(session, problem.test)
-        calibration = _calibrate(published, session, problem)
+        measure = partial(_priorities, session)
+        promised = promise(published, native, problem, measure, refit)
         sketches = sketch(snapshot.vectors(), problem.metric)
         values |= {
-            CALIBRATION: calibration,
+            CALIBRATION: promised.calibration,
             CELLS: published.cells,
             KNOWN_CELLS: np.stack([published.assignment.astype(np.int32), sketches], axis=1),
             IDS: snapshot.ids_bytes(),
@@ -92,7 +90,7 @@ def write_bundle(
         for candidate in candidates
         for figure in figures(candidate.kind, candidate.measure(problem.test), ks, options.seed)
     ]
-    choice, reason = recommend(candidates, problem, measured_figures)
+    choice, reason, served_cost = recommend(published, native, problem, promised)
     building = folder / "bundle.tmp"
     shutil.rmtree(building, ignore_errors=True)
     manifest = BundleContents(values).write(
@@ -110,6 +108,7 @@ def write_bundle(
         default_recall=options.recall,
         choice=choice,
         reason=reason,
+        served_cost=served_cost,
         figures=measured_figures,
         tools={
             "python": platform.python_version(),
@@ -121,7 +120,7 @@ def write_bundle(
         problem,
         candidates,
         published,
-        calibration,
+        None if promised is None else promised.calibration,
         priorities,
         options.recall,
     )
@@ -141,7 +140,7 @@ def _some_keys(snapshot: Snapshot, seed: int) -> KeySample:
 def served_model(published: Candidate, problem: TrainingTask) -> bytes:
     """Write the model, in 8 bits where that leaves a router's priorities what they are."""
     net, dim, order = published.net, problem.keys.shape[1], published.order
-    exact = to_onnx(net, dim, problem.metric, order)
+    exact = to_onnx(net, dim, problem.metric, order, centre=problem.centre)
     # A priority without a scale is no logarithm, so that its error says nothing by itself. And
     # beside the long queries that L2 may see, the 1 that lifts them is less than a step.
     if order is None or order.scale is None or problem.metric is Metric.L2:
@@ -155,20 +154,3 @@ def served_model(published: Candidate, problem: TrainingTask) -> bytes:
 def _priorities(model: OnnxModel, split: Split) -> FloatArray:
     (priority,) = model.run(["priority"], {"queries": split.queries})
     return priority
-
-
-def _calibrate(published: Candidate, model: OnnxModel, problem: TrainingTask) -> Calibration:
-    """Measure recall by threshold with the very model that serves.
-
-    The validation split chose the thresholds.
-    """
-    assignment, sizes = published.assignment, published.cells.sizes
-    thresholds = thresholds_for(
-        _priorities(model, problem.validate), assignment[problem.validate.hits[:, : problem.k]]
-    )
-    levels = levels_by_threshold(_priorities(model, problem.calibrate), thresholds)
-    hit_cells = assignment[problem.calibrate.hits]
-    model_keys = published.parameters / problem.lifted.shape[1]
-    as_good = problem.calibrate.as_good
-    measured = curve(levels, len(thresholds), hit_cells, sizes, model_keys, as_good)
-    return calibrate(measured, thresholds, hit_cells.shape[1])

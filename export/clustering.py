@@ -52,10 +52,12 @@ def native_cells(
     """
     check_enough_keys(len(keys), n_cells)
     rows = sample_rows(len(keys), n_cells, seed)
-    points = place_keys(np.asarray(keys[rows], dtype=np.float32), metric)
+    centre = centre_of(keys, metric)
+    points = place_keys(np.asarray(keys[rows], dtype=np.float32), metric, centre)
     spherical = metric is not Metric.L2
     centroids = k_means(points, n_cells, seed, spherical=spherical, iterations=iterations)
-    cells = Cells(centroids, nearest_offsets(centroids), np.zeros(n_cells, dtype=np.int64))
+    sizes = np.zeros(n_cells, dtype=np.int64)
+    cells = Cells(centroids, nearest_offsets(centroids), sizes, centre=centre)
     return without_empty(cells, cells.assign(keys, metric))
 
 
@@ -81,6 +83,8 @@ class QueryAware:
         k-means takes ``size_penalty * log(keys in the cell)`` off a cell's nearness.
     iterations
         Lloyd iterations.
+    depth
+        How many of a query's best keys say how it sees them.
     """
 
     weight: float = 2.0
@@ -90,6 +94,7 @@ class QueryAware:
     power: float = 0.5
     size_penalty: float = 0.02
     iterations: int = 12
+    depth: int = 30
 
 
 def query_aware_cells(
@@ -114,7 +119,7 @@ def query_aware_cells(
     """
     check_enough_keys(len(keys), n_cells)
     recipe = recipe or QueryAware()
-    seen = _Seen(keys, metric, normalise(queries), hits, recipe)
+    seen = _Seen(keys, metric, queries, hits[:, : recipe.depth], recipe)
     sample = sample_rows(len(keys), n_cells, seed)
     weights = (seen.counts[sample] + 1) ** np.float32(recipe.power)
     centroids, offsets = weighted_k_means(seen.views(sample), weights, n_cells, seed, recipe)
@@ -126,12 +131,12 @@ def query_aware_cells(
             for low in range(0, len(keys), _BLOCK)
         ]
     )
-    cells = Cells(centroids, offsets, np.zeros(n_cells, dtype=np.int64), seen.view)
+    cells = Cells(centroids, offsets, np.zeros(n_cells, dtype=np.int64), seen.view, seen.centre)
     return without_empty(cells, own_cells[seen.first])  # equal keys share a cell, to the last bit
 
 
 class _Seen:
-    """The keys of a snapshot as unit training queries see them."""
+    """The keys of a snapshot as training queries see them."""
 
     def __init__(
         self,
@@ -141,7 +146,8 @@ class _Seen:
         hits: IntArray,
         recipe: QueryAware,
     ) -> None:
-        self._keys, self._metric = keys, metric
+        self._keys, self._metric, self.centre = keys, metric, centre_of(keys, metric)
+        queries = normalise(queries if self.centre is None else queries - self.centre)
         # Which of equal keys is among a query's best is chance: they are seen as one key.
         self.first = first_equals(keys)
         copies = np.bincount(self.first, minlength=len(keys))[self.first]
@@ -162,7 +168,8 @@ class _Seen:
         self._own = moved if metric is Metric.L2 else normalise(moved)
 
     def _places(self, rows: IntArray) -> FloatArray:
-        return place_keys(np.asarray(self._keys[rows], dtype=np.float32), self._metric)
+        keys = np.asarray(self._keys[rows], dtype=np.float32)
+        return place_keys(keys, self._metric, self.centre)
 
     def _heat_map(self, length: float, boost: float) -> FloatArray:
         """Fit the heat as an affine function of a key's place."""
@@ -188,6 +195,16 @@ class _Seen:
         seen[hit, :-1] = self._own[at[hit]]
         seen[:, -1] = self._heat[rows]
         return seen
+
+
+def centre_of(keys: FloatArray, metric: Metric) -> FloatArray | None:
+    """Return the mean key if the metric is L2, which has no origin of its own."""
+    if metric is not Metric.L2:
+        return None
+    total = np.zeros(keys.shape[1])
+    for low in range(0, len(keys), _BLOCK):
+        total += np.asarray(keys[low : low + _BLOCK]).sum(axis=0, dtype=np.float64)
+    return (total / len(keys)).astype(np.float32)
 
 
 def first_equals(keys: FloatArray) -> IntArray:
@@ -292,12 +309,16 @@ def without_empty(cells: Cells, assignment: IntArray) -> tuple[Cells, IntArray]:
     used = np.flatnonzero(sizes)
     number = np.full(cells.n_cells, -1, dtype=np.int64)
     number[used] = np.arange(len(used))
-    kept = Cells(cells.centroids[used], cells.offsets[used], sizes[used], cells.view)
+    kept = Cells(cells.centroids[used], cells.offsets[used], sizes[used], cells.view, cells.centre)
     return kept, number[assignment]
 
 
 def centroid_weights(
-    keys: FloatArray, assignment: IntArray, cells: Cells, metric: Metric
+    keys: FloatArray,
+    assignment: IntArray,
+    cells: Cells,
+    metric: Metric,
+    centre: FloatArray | None = None,
 ) -> FloatArray:
     """Return ``(n_cells, lifted_dim)`` weights that compare a query with the centroids.
 
@@ -305,7 +326,7 @@ def centroid_weights(
     """
     means = cell_means(keys, assignment, cells.n_cells)
     if metric is Metric.L2:
-        return lift_keys(means, metric)
+        return lift_keys(means, metric, centre)
     unit = normalise(cells.centroids[:, : keys.shape[1]])
     if metric is Metric.COSINE:
         return unit

@@ -10,25 +10,33 @@ import numpy as np
 import numpy.typing as npt
 
 from amips_plugins.bundle.manifest import CandidateCost
-from amips_plugins.health.confidence import betting_bound
+from amips_plugins.health.confidence import Guess, betting_bound
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.vectors import FloatArray, IntArray
 
 __all__ = [
+    "EXPECTED",
     "TARGETS",
     "Curve",
-    "betting_bound",
     "calibrate",
     "curve",
     "figures",
+    "joined",
     "levels_by_rank",
     "levels_by_threshold",
+    "resample_weights",
     "resampled_costs",
     "thresholds_for",
 ]
 
 TARGETS = (0.80, 0.90, 0.95, 0.99)
 _BOOTSTRAPS = 200
+_MOST_CALIBRATED = 2_000  # queries: more of them hardly move a bound
+_MOST_ASKED = 10.0  # times the mean, that a query counts for at most
+_LEAST_RECALL = 0.3  # below it nothing is promised
+EXPECTED = Guess(mean=0.95, variance=0.02, values=5.0, most=0.95)  # of recalls worth promising
+_STEPS_OF_K = (*range(1, 11), 12, 15, 20, 25, 30, 40, 50, 75, 100)  # with bounds of their own
+_COST_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -119,8 +127,10 @@ def thresholds_for(priority: FloatArray, hit_cells: IntArray) -> FloatArray:
     """Choose falling thresholds that step through the useful recalls, finest where it is high."""
     hits = np.take_along_axis(priority, hit_cells, axis=1).ravel()
     recalls = np.concatenate([np.arange(0.3, 0.7, 0.02), np.arange(0.7, 0.9999, 0.0025)])
-    steps = np.unique(np.quantile(hits, 1.0 - recalls).astype(np.float32))[::-1]
-    return np.append(steps, np.float32(-np.inf))
+    # Few queries leave gaps where recall is high: there the steps are even ones of cost.
+    costs = np.quantile(priority, np.arange(1, _COST_STEPS) / _COST_STEPS)
+    steps = np.append(np.quantile(hits, 1.0 - recalls), costs[costs < hits.max(initial=-np.inf)])
+    return np.append(np.unique(steps.astype(np.float32))[::-1], np.float32(-np.inf))
 
 
 def curve(
@@ -177,6 +187,19 @@ def figures(
     return result
 
 
+def joined(curves: Sequence[Curve]) -> Curve:
+    """Join the curves of different queries at the same levels."""
+    first = curves[0]
+    as_good = [c.as_good for c in curves if c.as_good is not None]
+    return Curve(
+        np.concatenate([c.found for c in curves]),
+        np.concatenate([c.scanned for c in curves]),
+        np.average([c.probes for c in curves], axis=0, weights=[len(c.found) for c in curves]),
+        first.model,
+        np.concatenate(as_good) if len(as_good) == len(curves) else None,
+    )
+
+
 def resampled_costs(
     measured: Curve, k: int, targets: Sequence[float], seed: int = 0
 ) -> npt.NDArray[np.float64]:
@@ -185,9 +208,7 @@ def resampled_costs(
     Curves of as many queries draw the same resamples from the same seed, so that two searches of
     the same queries can be compared resample by resample.
     """
-    n_queries = len(measured.found)
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(n_queries, np.full(n_queries, 1 / n_queries), _BOOTSTRAPS) / n_queries
+    weights = resample_weights(len(measured.found), seed)
     scanned, recall = weights @ measured.scanned, weights @ measured.recall(k)
     costs = np.empty((len(targets), _BOOTSTRAPS))
     for place, target in enumerate(targets):
@@ -196,6 +217,13 @@ def resampled_costs(
         reached = np.where(enough[:, -1], enough.argmax(axis=1), measured.n_levels - 1)
         costs[place] = scanned[np.arange(_BOOTSTRAPS), reached] + measured.model
     return costs
+
+
+def resample_weights(n_queries: int, seed: int = 0) -> npt.NDArray[np.float64]:
+    """Return ``(n_resamples, n_queries)``: the weights of the queries in bootstrap resamples."""
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(n_queries, np.full(n_queries, 1 / n_queries), _BOOTSTRAPS)
+    return counts / n_queries
 
 
 def _out_of_reach(candidate: str, k: int, recall: float, model: float) -> CandidateCost:
@@ -213,19 +241,40 @@ def _out_of_reach(candidate: str, k: int, recall: float, model: float) -> Candid
 
 
 def calibrate(
-    measured: Curve, thresholds: FloatArray, max_k: int, confidence: float = 0.95
+    measured: Curve,
+    thresholds: FloatArray,
+    max_k: int,
+    confidence: float = 0.95,
+    asked: IntArray | None = None,
 ) -> Calibration:
-    """Turn the curve of the calibration split into recalls that may be promised."""
+    """Turn the curve of queries that nothing else has seen into recalls that may be promised.
+
+    A promise holds for distinct queries, and for queries as often as they were ``asked``.
+    """
+    seen = slice(_MOST_CALIBRATED)
+    populations: list[npt.NDArray[np.float64] | None] = [None]
+    if asked is not None and asked.max() > 1:
+        # One query of a thousand askers is one query: it cannot speak for the others.
+        counts = np.minimum(asked[seen], _MOST_ASKED * asked.mean())
+        populations.append(counts / counts.max())
     recall = np.empty((max_k, measured.n_levels), dtype=np.float32)
-    guaranteed = np.empty((max_k, measured.n_levels), dtype=np.float32)
-    for k in range(1, max_k + 1):
+    guaranteed = np.zeros((max_k, measured.n_levels), dtype=np.float32)
+    for k in range(max_k, 0, -1):
         recalls = measured.recall(k)
-        # The gambler may stop while ahead; no more is promised than was seen all the same.
-        bounds = np.minimum(betting_bound(recalls, 1.0 - confidence), recalls.mean(axis=0))
-        bounds[-1] = 1.0  # every cell searched is every key searched
+        recall[k - 1] = recalls.mean(axis=0)
+        if k not in _STEPS_OF_K and k < max_k:
+            # What is missed of the best k is missed of the best k + 1, too.
+            guaranteed[k - 1] = np.maximum(0.0, 1.0 - (k + 1) / k * (1.0 - guaranteed[k]))
+            continue
+        useful = slice(int((recall[k - 1] < _LEAST_RECALL).sum()), -1)
+        bounds = [
+            betting_bound(recalls[seen, useful], 1.0 - confidence, EXPECTED, weights)
+            for weights in populations
+        ]
+        guaranteed[k - 1, useful] = np.min(bounds, axis=0)
+        guaranteed[k - 1, -1] = 1.0  # every cell searched is every key searched
         # Fixed-sequence testing from all cells downwards: a bound counts only while all wider
         # ones hold, so searching less can never promise more.
-        guaranteed[k - 1] = np.minimum.accumulate(bounds[::-1])[::-1]
-        recall[k - 1] = recalls.mean(axis=0)
+        guaranteed[k - 1] = np.minimum.accumulate(guaranteed[k - 1, ::-1])[::-1]
     scanned = measured.scanned.mean(axis=0)
-    return Calibration(thresholds, recall, guaranteed, scanned, confidence)
+    return Calibration(thresholds, recall, np.minimum(guaranteed, recall), scanned, confidence)

@@ -15,7 +15,10 @@ from amips_plugins.export.targets import top_keys
 from amips_plugins.progress import Progress
 from amips_plugins.vectors import FloatArray, IntArray, Metric, as_good_as, lift_queries, normalise
 
-__all__ = ["Split", "TrainingTask", "augmented", "choose_device", "pose"]
+__all__ = ["ENOUGH", "Split", "TrainingTask", "augmented", "choose_device", "pose"]
+
+ENOUGH = 500
+"""Calibration queries that promise enough by themselves; fewer are helped by cross-fitting."""
 
 _DEPTH = 30  # of the exact answers that are learned from
 _DEEP = 128  # of those that are measured on
@@ -35,12 +38,20 @@ class Split:
         ``(n, depth)`` int64 rows of the best keys, best first.
     as_good
         ``(n, depth)`` int64: how many keys are as good as each of them; None where nobody asks.
+    asked
+        ``(n,)`` how often each query was asked; None where nobody knows.
     """
 
     queries: FloatArray
     unit: FloatArray
     hits: IntArray
     as_good: IntArray | None = None
+    asked: IntArray | None = None
+
+    def take(self, rows: IntArray) -> Split:
+        """Return some of the queries."""
+        others = (None if a is None else a[rows] for a in (self.as_good, self.asked))
+        return Split(self.queries[rows], self.unit[rows], self.hits[rows], *others)
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,8 @@ class TrainingTask:
         ``(n, dim)`` float32 memory map, as the collection stores them.
     lifted
         ``(n, lifted_dim)`` float32 memory map.
+    centre
+        Where L2 counts from; None for the origin.
     metric
         Metric of the collection.
     train, validate, calibrate, test
@@ -82,6 +95,7 @@ class TrainingTask:
     device: torch.device
     work: Path
     progress: Progress
+    centre: FloatArray | None = None
 
 
 def pose(
@@ -96,14 +110,16 @@ def pose(
     device: torch.device,
     work: Path,
     progress: Progress,
+    centre: FloatArray | None = None,
     once: Callable[[str, Callable[[], IntArray]], IntArray] = lambda _, compute: compute(),
 ) -> TrainingTask:
     """Look the splits' exact answers up; ``once`` may remember them by name."""
-    depth = min(max(_DEPTH, k), len(keys))
+    depth = _DEEP if len(splits.calibrate) < ENOUGH else _DEPTH  # few are measured on, too
+    depth = min(max(depth, k), len(keys))
     deep = min(max(_DEEP, k), len(keys))
 
     def split(name: str, rows: FloatArray, depth: int = deep) -> Split:
-        lift = lift_queries(rows, metric)
+        lift = lift_queries(rows, metric, centre)
         unit = normalise(lift)
 
         def look_up() -> IntArray:
@@ -112,7 +128,7 @@ def pose(
             return np.stack([hits, count_as_good(lift, scores, metric)])
 
         hits, as_good = once(name, look_up)
-        return Split(rows, unit, hits, as_good)
+        return Split(rows, unit, hits, as_good, splits.asked.get(name))
 
     return TrainingTask(
         keys=keys,
@@ -128,6 +144,7 @@ def pose(
         device=device,
         work=work,
         progress=progress,
+        centre=centre,
     )
 
 
@@ -155,7 +172,7 @@ def augmented(task: TrainingTask, preset: Preset) -> Split:
         return task.train
     queries = augment(task.train.queries, preset.copies, preset.noise, task.seed)
     new = queries[len(task.train.queries) :]
-    unit = normalise(lift_queries(new, task.metric))
+    unit = normalise(lift_queries(new, task.metric, task.centre))
     depth = task.train.hits.shape[1]
     hits, _ = top_keys(
         unit, task.lifted, depth, task.device, task.progress, "targets (noisy copies)"

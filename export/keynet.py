@@ -70,7 +70,7 @@ def train_keynet(
         return as_query(rewritten, task.metric)
 
     def order_cells(split: Split, given: Cells, placed: IntArray) -> Curve:
-        table = centroid_weights(task.keys, placed, given, task.metric)
+        table = centroid_weights(task.keys, placed, given, task.metric, task.centre)
         levels = levels_by_rank(rewrite(split) @ table.T)
         model_keys = multiplications(net) / dim + given.n_cells + rescore
         hit_cells = placed[split.hits]
@@ -134,7 +134,7 @@ def cut_many_ways(task: TrainingTask, train: Split, n_cells: int) -> list[Partit
             seed = task.seed + 7_919 * (number + 1)
             cells, assignment = native_cells(task.keys, task.metric, count, seed, _ITERATIONS)
             arrays = (
-                centroid_weights(task.keys, assignment, cells, task.metric),
+                centroid_weights(task.keys, assignment, cells, task.metric, task.centre),
                 np.log(cells.sizes).astype(np.float32),
                 assignment[train.hits[:, : task.k]],
             )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from amips_plugins.errors import TrainingError
-from amips_plugins.vectors import FloatArray
+from amips_plugins.vectors import FloatArray, IntArray
 
 __all__ = ["QuerySplits", "augment", "guess_queries", "split_queries"]
 
@@ -35,6 +35,8 @@ class QuerySplits:
         Only ever reported on.
     source
         Whether they were logged or guessed from the keys.
+    asked
+        For each split ``(n,)``: how often each of its queries was there.
     """
 
     train: FloatArray
@@ -42,9 +44,16 @@ class QuerySplits:
     calibrate: FloatArray
     test: FloatArray
     source: Literal["log", "guess"]
+    asked: dict[str, IntArray] = field(default_factory=dict)
 
 
-def guess_queries(keys: FloatArray, count: int, seed: int, spread: float = 0.5) -> FloatArray:
+def guess_queries(
+    keys: FloatArray,
+    count: int,
+    seed: int,
+    spread: float = 0.5,
+    centre: FloatArray | None = None,
+) -> FloatArray:
     """Make up queries near the keys, for a collection that has no query log.
 
     A router trained on them is only as good as this guess; real queries usually lie elsewhere.
@@ -58,7 +67,8 @@ def guess_queries(keys: FloatArray, count: int, seed: int, spread: float = 0.5) 
     rows = np.sort(rng.integers(len(keys), size=count))
     chosen = np.asarray(keys[rows], dtype=np.float32)
     step = rng.standard_normal(chosen.shape, dtype=np.float32)
-    step *= spread * np.linalg.norm(chosen, axis=1, keepdims=True) / np.sqrt(chosen.shape[1])
+    lengths = np.linalg.norm(chosen if centre is None else chosen - centre, axis=1, keepdims=True)
+    step *= spread * lengths / np.sqrt(chosen.shape[1])
     return chosen + step
 
 
@@ -74,25 +84,28 @@ def split_queries(
     TrainingError
         There are too few distinct queries to fill every split.
     """
-    distinct = np.unique(queries + np.float32(0.0), axis=0)  # -0.0 and 0.0 are the same query
+    # Adding zero makes one number of the two zeros.
+    distinct, counts = np.unique(queries + np.float32(0.0), axis=0, return_counts=True)
     places = np.empty(len(distinct))
     for row, query in enumerate(distinct):
         digest = hashlib.blake2b(query.tobytes(), digest_size=8, salt=seed.to_bytes(8, "little"))
         # 53 bits are exact: all 64 could round up to 1, which is in no split.
         places[row] = (int.from_bytes(digest.digest(), "little") >> 11) / 2**53
     order = np.argsort(places)
-    distinct, places = distinct[order], places[order]
+    distinct, places, counts = distinct[order], places[order], counts[order]
     parts: dict[str, FloatArray] = {}
+    asked: dict[str, IntArray] = {}
     low = 0.0
     for name, share in _SHARES:
-        parts[name] = distinct[(places >= low) & (places < low + share)]
+        chosen = (places >= low) & (places < low + share)
+        parts[name], asked[name] = distinct[chosen], counts[chosen]
         low += share
     if len(distinct) < _FEWEST or min(len(part) for part in parts.values()) == 0:
         raise TrainingError(
             f"{len(distinct)} distinct queries are too few to train and to test on; collect at "
             f"least {_FEWEST}, better some thousands."
         )
-    return QuerySplits(**parts, source=source)
+    return QuerySplits(**parts, source=source, asked=asked)
 
 
 def augment(queries: FloatArray, copies: int, std: float, seed: int) -> FloatArray:

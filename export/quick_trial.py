@@ -20,7 +20,7 @@ for _module in ("torch", "faiss", "safetensors", "onnx"):
 
 import numpy as np
 
-from amips_plugins.export.clustering import native_cells, query_aware_cells
+from amips_plugins.export.clustering import centre_of, native_cells, query_aware_cells
 from amips_plugins.export.cost_curves import (
     Curve,
     curve,
@@ -92,15 +92,16 @@ def run_trial(
     TrainingError
         Too few keys or queries.
     """
-    splits = _splits(keys, queries, wanted.seed)
+    splits = _splits(keys, metric, queries, wanted.seed)
     with tempfile.TemporaryDirectory(prefix="amips-doctor-") as work:
         task = _pose(keys, metric, splits, wanted, Path(work), progress)
         return _measure(task, splits, wanted)
 
 
-def _splits(keys: FloatArray, queries: FloatArray | None, seed: int) -> QuerySplits:
+def _splits(keys: FloatArray, metric: Metric, queries: FloatArray | None, seed: int) -> QuerySplits:
     if queries is None:
-        return split_queries(guess_queries(keys, _GUESSES, seed), seed, "guess")
+        centre = centre_of(keys, metric)
+        return split_queries(guess_queries(keys, _GUESSES, seed, centre=centre), seed, "guess")
     chosen = np.random.default_rng(seed).permutation(len(queries))[:_MOST_QUERIES]
     return split_queries(queries[np.sort(chosen)], seed)
 
@@ -115,9 +116,10 @@ def _pose(
 ) -> TrainingTask:
     # Nothing is calibrated here: those queries make the test larger.
     test = np.concatenate([splits.calibrate, splits.test])
+    centre = centre_of(keys, metric)
     return pose(
         keys,
-        lift_keys(keys, metric),
+        lift_keys(keys, metric, centre),
         metric,
         replace(splits, calibrate=splits.calibrate[:0], test=test),
         k=wanted.k,
@@ -126,6 +128,7 @@ def _pose(
         device=choose_device(),
         work=work,
         progress=progress,
+        centre=centre,
     )
 
 

@@ -45,7 +45,7 @@ _RANK = 128
 
 def native_candidate(task: TrainingTask, cells: Cells, assignment: IntArray) -> Candidate:
     """Return the baseline: probe the cells whose centroids are nearest, as an IVF index does."""
-    weights = centroid_weights(task.keys, assignment, cells, task.metric)
+    weights = centroid_weights(task.keys, assignment, cells, task.metric, task.centre)
     net = LinearRouter(weights.shape[1], cells.n_cells)
     net.weight.data.copy_(torch.from_numpy(weights))
     order = Order(None, np.zeros(cells.n_cells, dtype=np.float32))
@@ -72,7 +72,7 @@ def train_router(
 ) -> Candidate:
     """Train a router over cells."""
     train = augmented(task, preset)
-    centroids = centroid_weights(task.keys, assignment, cells, task.metric)
+    centroids = centroid_weights(task.keys, assignment, cells, task.metric, task.centre)
     net = new_router(kind, preset, centroids, task.seed).to(task.device)
     unit = torch.from_numpy(train.unit).to(task.device)
     hit_cells = torch.from_numpy(assignment[train.hits[:, : task.k]]).to(task.device)

@@ -97,7 +97,9 @@ class RunFolder:
             temporary.replace(path)
         return array
 
-    def lifted_keys(self, keys: FloatArray, metric: Metric, progress: Progress) -> FloatArray:
+    def lifted_keys(
+        self, keys: FloatArray, metric: Metric, centre: FloatArray | None, progress: Progress
+    ) -> FloatArray:
         """Write the lifted keys to a file that can be memory-mapped, unless they are the keys."""
         if metric is Metric.IP:
             return keys
@@ -114,7 +116,7 @@ class RunFolder:
         ):
             np.lib.format.write_array_header_1_0(file, about)
             for low in range(0, len(keys), _BLOCK):
-                block = lift_keys(np.asarray(keys[low : low + _BLOCK]), metric)
+                block = lift_keys(np.asarray(keys[low : low + _BLOCK]), metric, centre)
                 file.write(np.ascontiguousarray(block, dtype="<f4").data)
                 step.advance(len(block))
         temporary.replace(path)

@@ -2,58 +2,90 @@
 
 from __future__ import annotations
 
-from amips_plugins.bundle.manifest import CandidateCost
+import numpy as np
+import numpy.typing as npt
+
 from amips_plugins.export.candidates import Candidate
-from amips_plugins.export.cost_curves import TARGETS
+from amips_plugins.export.cost_curves import Curve, resample_weights, resampled_costs
 from amips_plugins.export.dataset import TrainingTask
+from amips_plugins.export.promises import Promise
 from amips_plugins.export.recipes import TrainOptions
 
 __all__ = ["recommend", "select_model"]
+
+_SURE = 0.8  # share of resamples in which a dearer kind of net has to be the cheaper search
+
+_WORTH = 0.98  # of the native cost: what is saved has to be worth a layout
 
 
 def select_model(
     candidates: list[Candidate], task: TrainingTask, options: TrainOptions
 ) -> Candidate:
-    """Return the candidate asked for; the cheapest learned one where that is left open."""
-    wanted = [
-        candidate
-        for candidate in candidates
-        if candidate.kind == options.model
-        or (options.model == "auto" and candidate.kind != "native")
-    ]
-    return min(wanted, key=lambda c: c.measure(task.validate).cost(options.k, options.recall))
+    """Return the candidate asked for; where that is left open, the cheapest learned one.
+
+    A SupportNet has to be cheaper than the linear router beyond the chance of its queries.
+    """
+    if options.model != "auto":
+        return next(c for c in candidates if c.kind == options.model)
+    chosen, *others = (c for c in candidates if c.kind != "native")
+    for other in others:
+        mine, its = (_costs(c.measure(task.validate), task) for c in (chosen, other))
+        if (its < mine).mean() > _SURE:
+            chosen = other
+    return chosen
 
 
 def recommend(
-    candidates: list[Candidate], task: TrainingTask, measured: list[CandidateCost]
-) -> tuple[str, str]:
-    """Name the cheapest candidate at the target, and say why.
+    published: Candidate, native: Candidate, task: TrainingTask, promised: Promise | None
+) -> tuple[str, str, float | None]:
+    """Return what to use, why, and the cost of the published search at the default target.
 
-    The validation split chooses; the test split has to confirm that a learned winner beats the
-    native baseline, else the answer is ``native``.
+    That cost is the one that will be served: with its guarantee, model and all. A learned search
+    has to beat the native one beyond the chance of the queries, and a full scan.
     """
-    costs = {c.kind: c.measure(task.validate).cost(task.k, task.recall) for c in candidates}
-    best = min(costs, key=lambda kind: costs[kind])
-    at = {
-        f.candidate: f
-        for f in measured
-        if f.k == task.k and abs(f.recall - _reported(task.recall)) < 1e-9
-    }
-    target = f"recall@{task.k} {_reported(task.recall):.2f}"
-    native, winner = at["native"].total, at[best].total
-    if best != "native" and winner is not None and (native is None or winner < native):
-        shown = "cannot reach it" if native is None else f"takes {native:.1%}"
-        return best, (
-            f"On held-out queries {best} reaches {target} at {winner:.1%} of the cost of a full "
-            f"scan, its own cost included; native search with as many cells {shown}."
+    k, recall = task.k, task.recall
+    target = f"recall@{k} {recall:.2f}"
+    if promised is None:  # a KeyNet leaves the probes to the index
+        learned, without = published.measure(task.test), native.measure(task.test)
+        cost, costs = learned.cost(k, recall), _costs(learned, task)
+        reached = "On held-out queries"
+        if not np.isfinite(cost):
+            return "native", f"Use the native search: {published.kind} misses {target}.", None
+    else:
+        learned, without, calibration = promised.learned, promised.native, promised.calibration
+        reached = f"With {calibration.confidence:.0%} confidence"
+        threshold = calibration.default_threshold(k, recall)
+        if threshold == -np.inf:
+            best = np.floor(calibration.guaranteed[k - 1, :-1].max(initial=0.0) * 1000) / 1000
+            return (
+                "native",
+                f"Use the native search: {target} cannot be promised with "
+                f"{calibration.confidence:.0%} confidence from {len(learned.found)} queries, the "
+                f"best that can is {best:.3f}; collect more queries, or train for less recall.",
+                None,
+            )
+        scanned = learned.scanned[:, int((calibration.thresholds <= threshold).argmax())]
+        cost = float(scanned.mean()) + learned.model
+        costs = resample_weights(len(scanned), task.seed) @ scanned + learned.model
+    native_cost = without.cost(k, recall)
+    shown = f"takes {native_cost:.1%}" if np.isfinite(native_cost) else "cannot reach it"
+    ratio = float(np.quantile(costs / _costs(without, task), 0.975))
+    if published.kind != "native" and ratio < _WORTH and cost < 1.0:
+        return (
+            published.kind,
+            f"{reached} {published.kind} reaches {target} at {cost:.1%} of the cost of a full "
+            f"scan, its own cost included; native search with as many cells {shown}.",
+            cost,
         )
-    shown = "no learned router reaches it" if native is None else f"takes {native:.1%}"
-    return "native", (
-        f"Use the native search: at {target} it {shown}, and no learned candidate is cheaper on "
-        f"held-out queries."
+    why = "is dearer than a full scan" if cost >= 1.0 else "is not sure to be cheaper"
+    return (
+        "native",
+        f"Use the native search: at {target} it {shown}, and {published.kind}, which takes "
+        f"{cost:.1%}, {why}.",
+        cost,
     )
 
 
-def _reported(recall: float) -> float:
-    """Return the nearest recall that figures are reported at."""
-    return min(TARGETS, key=lambda target: abs(target - recall))
+def _costs(measured: Curve, task: TrainingTask) -> npt.NDArray[np.float64]:
+    costs: npt.NDArray[np.float64] = resampled_costs(measured, task.k, (task.recall,), task.seed)[0]
+    return costs

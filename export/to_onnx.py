@@ -66,7 +66,13 @@ class Order:
 
 
 def to_onnx(
-    net: Net, dim: int, metric: Metric, order: Order | None = None, *, int8: bool = False
+    net: Net,
+    dim: int,
+    metric: Metric,
+    order: Order | None = None,
+    *,
+    int8: bool = False,
+    centre: FloatArray | None = None,
 ) -> bytes:
     """Write what serves of a net, whose input dimension is the lifted one, as a checked ONNX file.
 
@@ -75,7 +81,7 @@ def to_onnx(
     in a batch; integer products are the same on every processor.
     """
     graph = _Graph()
-    query = _lifted_query(graph, dim, metric)
+    query = _lifted_query(graph, dim, metric, centre)
     if isinstance(net, KeyNet):
         rewritten = _keynet(graph, net, _unit(graph, query))
         if metric is Metric.L2:
@@ -155,11 +161,14 @@ def _rows(name: str, columns: int) -> Any:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", columns])
 
 
-def _lifted_query(graph: _Graph, dim: int, metric: Metric) -> str:
+def _lifted_query(graph: _Graph, dim: int, metric: Metric, centre: FloatArray | None) -> str:
     if metric is not Metric.L2:
         return "queries"
     ones = graph.affine("queries", torch.zeros(1, dim), torch.ones(1))
-    return graph.add("Concat", "queries", ones, axis=1)
+    query = "queries"
+    if centre is not None:
+        query = graph.add("Add", query, graph.constant(-centre))
+    return graph.add("Concat", query, ones, axis=1)
 
 
 def _unit(graph: _Graph, query: str) -> str:

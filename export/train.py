@@ -7,8 +7,9 @@ from __future__ import annotations
 import hashlib
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from amips_plugins.errors import InvalidInput, MetricNotSupported, require
 
@@ -19,11 +20,16 @@ import msgspec
 import numpy as np
 import torch
 
-from amips_plugins.bundle.manifest import Manifest
+from amips_plugins.bundle.manifest import Manifest, ModelKind
 from amips_plugins.bundle.package import Bundle
 from amips_plugins.export.bundle_writer import write_bundle
 from amips_plugins.export.candidates import Candidate
-from amips_plugins.export.clustering import check_enough_keys, native_cells, query_aware_cells
+from amips_plugins.export.clustering import (
+    centre_of,
+    check_enough_keys,
+    native_cells,
+    query_aware_cells,
+)
 from amips_plugins.export.dataset import TrainingTask, choose_device, pose
 from amips_plugins.export.disk import check_room, says_when_full
 from amips_plugins.export.keynet import train_keynet
@@ -109,7 +115,9 @@ def train(
         with folder.claimed(), says_when_full(folder.path):
             task = _pose(snapshot, splits, options, folder, progress)
             work = _train_keynet if options.model == "keynet" else _train_routers
-            write_bundle(folder.path, snapshot, splits, task, options, work(task, options))
+            candidates = work(task, options)
+            refit = partial(_refit, options)
+            write_bundle(folder.path, snapshot, splits, task, options, candidates, refit)
     return Run(folder.path, Bundle.in_folder(folder.path / "bundle").manifest)
 
 
@@ -162,7 +170,9 @@ def _asked(snapshot: Snapshot, queries: FloatArray | None, options: TrainOptions
 def _splits(snapshot: Snapshot, queries: FloatArray | None, options: TrainOptions) -> QuerySplits:
     if queries is not None:
         return split_queries(queries, options.seed)
-    guessed = guess_queries(snapshot.vectors(), options.guesses, options.seed)
+    keys, metric = snapshot.vectors(), snapshot.manifest.metric
+    centre = centre_of(keys, metric)
+    guessed = guess_queries(keys, options.guesses, options.seed, centre=centre)
     return split_queries(guessed, options.seed, "guess")
 
 
@@ -182,9 +192,11 @@ def _pose(
     progress: Progress,
 ) -> TrainingTask:
     keys, metric = snapshot.vectors(), snapshot.manifest.metric
+    # A KeyNet predicts a direction from the origin.
+    centre = None if options.model == "keynet" else centre_of(keys, metric)
     return pose(
         keys,
-        folder.lifted_keys(keys, metric, progress),
+        folder.lifted_keys(keys, metric, centre, progress),
         metric,
         splits,
         k=options.k,
@@ -193,6 +205,7 @@ def _pose(
         device=choose_device(options.device),
         work=folder.work,
         progress=progress,
+        centre=centre,
         once=folder.once,
     )
 
@@ -223,6 +236,17 @@ def _train_routers(task: TrainingTask, options: TrainOptions) -> list[Candidate]
     if options.model in ("auto", "supportnet"):
         trained.append(train_router("supportnet", presets["supportnet"], task, cells, assignment))
     return [baseline, *trained]
+
+
+def _refit(options: TrainOptions, kind: ModelKind, task: TrainingTask) -> Candidate:
+    """Cut and train one kind of router anew, on a part of the training queries."""
+    n_cells = min(options.n_cells, len(task.train.queries))
+    if options.layout == "native":
+        cut = native_cells(task.keys, task.metric, n_cells, task.seed)
+    else:
+        cut = _query_aware(task, n_cells)
+    routing: Literal["linear", "supportnet"] = "linear" if kind == "linear" else "supportnet"
+    return train_router(routing, _recipes(options)[kind], task, *cut)
 
 
 def _query_aware(task: TrainingTask, n_cells: int) -> tuple[Cells, IntArray]:

@@ -98,7 +98,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     default_k, default_recall
         The target when a search names none.
     choice, reason
-        The cheapest candidate at that target (``native``: leave the collection as it is), and why.
+        What to use at that target (``native``: leave the collection as it is), and why.
+    served_cost
+        Cost of a search at that target as it is served, with its guarantee and the model's own
+        share, in full scans; None where it cannot be promised.
     figures
         Costs of every candidate on the test split.
     tools
@@ -128,6 +131,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     figures: list[CandidateCost]
     tools: dict[str, str]
     files: dict[str, FileEntry]
+    served_cost: float | None = None
 
     def check_serves(self, collection: CollectionKey, metric: Metric, dim: int) -> None:
         """Refuse a collection that this bundle was not made for."""

@@ -18,7 +18,7 @@ from amips_plugins.vectors import FloatArray, IntArray, Metric, normalise
 __all__ = ["Cells", "KnownCells", "View", "place_keys"]
 
 _BLOCK = 16_384
-_ARRAYS = ("centroids", "offsets", "sizes", "view", "weight", "popularity")
+_ARRAYS = ("centroids", "offsets", "sizes", "view", "weight", "popularity", "centre")
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,15 @@ class Cells:
         ``(n_cells,)`` int64, keys of the snapshot in each cell.
     view
         How queries see a key, or None.
+    centre
+        ``(dim,)`` where places are counted from if the metric is L2; None for the origin.
     """
 
     centroids: FloatArray
     offsets: FloatArray
     sizes: IntArray
     view: View | None = None
+    centre: FloatArray | None = None
 
     @property
     def n_cells(self) -> int:
@@ -87,7 +90,7 @@ class Cells:
         chosen = np.empty(len(keys), dtype=np.int64)
         for start in range(0, len(keys), _BLOCK):
             block = np.asarray(keys[start : start + _BLOCK], dtype=np.float32)
-            places = place_keys(block, metric)
+            places = place_keys(block, metric, self.centre)
             seen = places if self.view is None else self.view.see(places, metric)
             nearness = seen @ self.centroids.T + self.offsets
             chosen[start : start + _BLOCK] = nearness.argmax(axis=1)
@@ -106,6 +109,8 @@ class Cells:
 
     def _arrays(self) -> dict[str, Any]:
         arrays = {"centroids": self.centroids, "offsets": self.offsets, "sizes": self.sizes}
+        if self.centre is not None:
+            arrays["centre"] = self.centre
         if self.view is None:
             return arrays
         view, weight = self.view, np.array([self.view.weight])
@@ -124,6 +129,8 @@ class Cells:
                 matrix = np.asarray(archive["view"], dtype=np.float32)
                 popularity = np.asarray(archive["popularity"], dtype=np.float32)
                 view = View(matrix, float(archive["weight"][0]), popularity)
+            centre = archive.get("centre")
+            centre = None if centre is None else np.asarray(centre, dtype=np.float32)
             sound = all(np.isfinite(array).all() for array in archive.values())
             sound = sound and not (sizes < 0).any()
         except Exception as exc:  # a damaged archive raises whatever zipfile and numpy raise
@@ -135,16 +142,20 @@ class Cells:
         if fits and view is not None:
             dim = centroids.shape[1] - 1
             fits = view.matrix.shape == (dim, dim) and view.popularity.shape == (dim + 1,)
+        if fits and centre is not None:
+            fits = centre.shape == (centroids.shape[1] - (view is not None),)
         if not fits:
             raise BundleCorrupt("The bundle's cells have unfitting shapes; publish it again.")
         if not sound:
             raise BundleCorrupt("The bundle's cells have impossible values; publish it again.")
-        return cls(centroids, offsets, sizes, view)
+        return cls(centroids, offsets, sizes, view, centre)
 
 
-def place_keys(keys: FloatArray, metric: Metric) -> FloatArray:
-    """Return where keys lie for k-means: their direction, or the keys themselves if it is L2."""
-    return keys if metric is Metric.L2 else normalise(keys)
+def place_keys(keys: FloatArray, metric: Metric, centre: FloatArray | None = None) -> FloatArray:
+    """Return where keys lie for k-means: their direction, or from a centre to them if it is L2."""
+    if metric is not Metric.L2:
+        return normalise(keys)
+    return keys if centre is None else keys - centre
 
 
 class KnownCells:

@@ -13,9 +13,9 @@ from hypothesis.extra.numpy import arrays
 
 from amips_plugins.collection import Hit
 from amips_plugins.export.cost_curves import (
+    EXPECTED,
     TARGETS,
     Curve,
-    betting_bound,
     calibrate,
     curve,
     figures,
@@ -24,6 +24,7 @@ from amips_plugins.export.cost_curves import (
     thresholds_for,
 )
 from amips_plugins.export.dataset import count_as_good
+from amips_plugins.health.confidence import betting_bound
 from amips_plugins.health.recall import recall_at_k
 from amips_plugins.models.hooks import cells_above
 from amips_plugins.vectors import (
@@ -263,16 +264,27 @@ SOURCES: dict[str, tuple[Draw, float]] = {
     "tenths": (lambda rng, shape: rng.binomial(10, 0.9, shape) / 10, 0.9),
     "skewed": (lambda rng, shape: rng.beta(8, 0.5, shape), 8 / 8.5),
     "mostly zero": (lambda rng, shape: (rng.random(shape) < 0.02).astype(float), 0.02),
+    "all or little": (lambda rng, shape: np.where(rng.random(shape) < 0.9, 1.0, 0.3), 0.93),
+    "nearly all": (lambda rng, shape: np.where(rng.random(shape) < 0.995, 1.0, 0.0), 0.995),
+    "one of three": (lambda rng, shape: rng.integers(0, 3, shape) / 2, 0.5),
 }
+
+
+Bound = Callable[[npt.NDArray[np.float64], float], npt.NDArray[np.float64]]
+
+
+def sharp_bound(values: npt.NDArray[np.float64], delta: float) -> npt.NDArray[np.float64]:
+    return betting_bound(values, delta, EXPECTED)
 
 
 @pytest.mark.parametrize("n", [30, 400])
 @pytest.mark.parametrize("delta", [0.05, 0.2])
 @pytest.mark.parametrize("source", list(SOURCES))
-def test_betting_bound_covers(source: str, delta: float, n: int) -> None:
+@pytest.mark.parametrize("bound", [betting_bound, sharp_bound])
+def test_bounds_cover(bound: Bound, source: str, delta: float, n: int) -> None:
     draw, mean = SOURCES[source]
     trials = 400
-    bounds = betting_bound(draw(np.random.default_rng(7), (n, trials)), delta)
+    bounds = bound(draw(np.random.default_rng(7), (n, trials)), delta)
     misses = int((bounds > mean).sum())
     assert misses <= unlikely_above(trials, delta)
     assert (bounds >= 0).all()
@@ -297,6 +309,38 @@ def test_betting_bound_asks_more_of_fewer_queries_and_of_more_confidence() -> No
     middle = np.median(betting_bound(values, 0.05))
     assert np.median(betting_bound(values[:100], 0.05)) < middle
     assert np.median(betting_bound(values, 0.001)) < middle
+
+
+def test_a_good_guess_makes_a_bound_of_few_values_narrower() -> None:
+    values = np.random.default_rng(0).binomial(10, 0.95, (50, 200)) / 10
+    margins = [0.95 - np.median(bound(values, 0.05)) for bound in (sharp_bound, betting_bound)]
+    assert margins[0] < 0.85 * margins[1]
+
+
+@pytest.mark.parametrize("heavy", ["worse", "better", "alike"])
+def test_the_weighted_bound_covers_the_mean_of_what_was_asked(heavy: str) -> None:
+    """Few queries are asked often, and these are harder, easier or like the others."""
+    trials, n, delta, misses = 300, 250, 0.05, 0
+    chance = {"worse": 0.7, "better": 1.0, "alike": 0.9}[heavy]
+    truth = (0.9 * 1 * 0.9 + 0.1 * 8 * chance) / (0.9 + 0.8)
+    rng = np.random.default_rng(4)
+    for _ in range(trials):
+        often = rng.random(n) < 0.1
+        recalls = rng.binomial(10, np.where(often, chance, 0.9)) / 10
+        weights = np.where(often, 1.0, 1.0 / 8.0)
+        misses += betting_bound(recalls[:, None], delta, EXPECTED, weights)[0] > truth
+    assert misses <= unlikely_above(trials, delta)
+
+
+def test_a_promise_holds_for_what_is_asked_often_too() -> None:
+    measured, thresholds = by_threshold(400, 2)
+    alike = calibrate(measured, thresholds, K).guaranteed
+    once = calibrate(measured, thresholds, K, asked=np.ones(400, dtype=np.int64)).guaranteed
+    np.testing.assert_array_equal(alike, once)
+    hard = measured.recall(K).mean(axis=1) < np.median(measured.recall(K).mean(axis=1))
+    often = calibrate(measured, thresholds, K, asked=np.where(hard, 5, 1)).guaranteed
+    assert (often <= alike).all()
+    assert often[K - 1].mean() < alike[K - 1].mean() - 0.01
 
 
 @pytest.mark.parametrize("n_cells", [1, 2, 12, 100])
@@ -327,7 +371,8 @@ def test_calibration_is_monotone_and_below_what_was_seen(n_cells: int) -> None:
 def test_a_bound_counts_only_while_all_wider_ones_hold() -> None:
     """A level that by chance looks better than a wider one promises no more than that one."""
     measured, thresholds = by_threshold(400, 2)
-    raw = np.minimum(betting_bound(measured.recall(K), 0.05), measured.mean_recall(K))
+    raw = sharp_bound(measured.recall(K), 0.05)
+    raw[measured.mean_recall(K) < 0.3] = 0.0
     raw[-1] = 1.0
     promised = calibrate(measured, thresholds, K).guaranteed[K - 1]
     expected = [min(raw[level:]) for level in range(len(raw))]

@@ -1,0 +1,108 @@
+"""What may be promised about the router that is published, and from which queries.
+
+Many queries are split: what calibrates has trained nothing, and the promise is about the very model
+that serves. Few queries cannot spare enough for that, so they are cross-fitted, too: every fold of
+the training queries is measured by a router that is cut and trained on the other folds. The router
+that serves has learned from all of them; it is taken to be as good as those that have learned from
+fewer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from amips_plugins.bundle.manifest import ModelKind
+from amips_plugins.export.candidates import Candidate
+from amips_plugins.export.cost_curves import (
+    Curve,
+    calibrate,
+    curve,
+    joined,
+    levels_by_threshold,
+    thresholds_for,
+)
+from amips_plugins.export.dataset import ENOUGH, Split, TrainingTask
+from amips_plugins.models.calibration import Calibration
+from amips_plugins.vectors import FloatArray, IntArray
+
+__all__ = ["Promise", "Refit", "promise"]
+
+MAX_K = 100
+_FOLDS = 5
+
+Refit = Callable[[ModelKind, TrainingTask], Candidate]
+"""Trains a kind of router anew on another task."""
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A calibration, and what it was measured on.
+
+    Attributes
+    ----------
+    calibration
+        What the bundle gets.
+    learned, native
+        The router at the thresholds of the calibration, and native search at its numbers of probes,
+        on the same queries, which neither has seen.
+    """
+
+    calibration: Calibration
+    learned: Curve
+    native: Curve
+
+
+def promise(
+    published: Candidate,
+    native: Candidate,
+    task: TrainingTask,
+    priorities: Callable[[Split], FloatArray],
+    refit: Refit,
+) -> Promise:
+    """Calibrate the router that serves, whose ``priorities`` are the served model's own.
+
+    The validation split chooses the thresholds.
+    """
+    validated = published.assignment[task.validate.hits[:, : task.k]]
+    thresholds = thresholds_for(priorities(task.validate), validated)
+    measured = [(replace(published, priority=priorities), task.calibrate)]
+    if len(task.calibrate.queries) < ENOUGH:
+        if published.kind == "native":
+            measured.append((measured[0][0], task.train))  # centroids have learned from no query
+        else:
+            measured += _folds(task, partial(refit, published.kind))
+    depth = min(max(MAX_K, task.k), task.calibrate.hits.shape[1])
+    curves = [_at_thresholds(candidate, split, thresholds) for candidate, split in measured]
+    natives = [native.measure(split) for _, split in measured]
+    learned = joined(curves)
+    asked = [split.asked for _, split in measured if split.asked is not None]
+    times = np.concatenate(asked) if len(asked) == len(measured) else None
+    calibration = calibrate(learned, thresholds, depth, asked=times)
+    return Promise(calibration, learned, joined(natives))
+
+
+def _folds(
+    task: TrainingTask, refit: Callable[[TrainingTask], Candidate]
+) -> Iterator[tuple[Candidate, Split]]:
+    train = task.train
+    # Queries lie in the order of their hashes, so every fifth is a random fifth.
+    number = np.arange(len(train.queries)) % _FOLDS
+    for fold in range(_FOLDS):
+        work = task.work / f"fold-{fold}"
+        work.mkdir(exist_ok=True)
+        learned_from: IntArray = np.flatnonzero(number != fold)
+        part = replace(task, train=train.take(learned_from), work=work)
+        yield refit(part), train.take(np.flatnonzero(number == fold))
+
+
+def _at_thresholds(candidate: Candidate, split: Split, thresholds: FloatArray) -> Curve:
+    if candidate.priority is None:
+        raise ValueError("a KeyNet has no thresholds")
+    levels = levels_by_threshold(candidate.priority(split), thresholds)
+    sizes, hit_cells = candidate.cells.sizes, candidate.assignment[split.hits]
+    model_keys = candidate.parameters / split.unit.shape[1]
+    return curve(levels, len(thresholds), hit_cells, sizes, model_keys, split.as_good)

@@ -243,12 +243,9 @@ def test_promises_come_from_calibration_and_figures_from_test_queries(
     unseen = measured(splits.calibrate)
     assert abs(calibration.recall[4] - unseen.mean_recall(5)).mean() < 0.02
     assert abs(calibration.scanned - unseen.scanned.mean(axis=0)).mean() < 0.02
-    on_train = measured(splits.train).mean_recall(5)
     if model == "native":  # centroids have learned from no query: all of them count
         everything = measured(np.concatenate([splits.calibrate, splits.train]))
         np.testing.assert_allclose(calibration.recall[4], everything.mean_recall(5), atol=5e-3)
-    else:
-        assert (on_train - calibration.recall[4]).mean() > 0.005
     tested = measured(splits.test)
     for figure in bundle.manifest.figures:
         if figure.candidate != bundle.manifest.model or figure.k != 5:

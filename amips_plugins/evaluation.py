@@ -79,13 +79,14 @@ def exact_neighbours(
         For each query the ids of its k best keys, best first; of all keys where there are fewer.
     """
     metric = collection.info.metric
-    lifted = lift_queries(queries, metric)
+    centre = queries.mean(axis=0)  # near the keys, where 32 bits tell L2 distances apart
+    lifted = lift_queries(queries, metric, centre)
     ids: list[Id] = []
     best: npt.NDArray[np.float32] = np.full((len(queries), k), -np.inf, dtype=np.float32)
     rows: npt.NDArray[np.int64] = np.zeros((len(queries), k), dtype=np.int64)
     with progress("exact answers", collection.count(), 0, "keys") as step:
         for batch in collection.scan(5_000):
-            scores = lifted @ lift_keys(batch.vectors, metric).T
+            scores = lifted @ lift_keys(batch.vectors, metric, centre).T
             places = np.arange(len(ids), len(ids) + len(batch.ids))
             ids.extend(batch.ids)
             both = np.hstack([best, scores])

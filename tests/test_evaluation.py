@@ -25,6 +25,14 @@ class Small(MemoryCollection):
         return super().scan(7, after)
 
 
+def test_exact_neighbours_are_exact_far_from_the_origin() -> None:
+    far = np.float32(4096.0)
+    collection = MemoryCollection(vectors() + far, metric=Metric.L2)
+    near = MemoryCollection((vectors() + far) - far, metric=Metric.L2)  # as rounded
+    moved = (QUERIES + far) - far
+    assert exact_neighbours(collection, QUERIES + far, 5) == exact_neighbours(near, moved, 5)
+
+
 @pytest.mark.parametrize("metric", Metric)
 @pytest.mark.parametrize("k", [1, 5, 20, COUNT])
 def test_exact_neighbours_are_those_of_brute_force(metric: Metric, k: int) -> None:

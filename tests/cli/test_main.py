@@ -68,6 +68,7 @@ def amips(folder: Path, *arguments: str, fails: int = 0) -> tuple[str, str]:
 URI = "milvus:///{}/docs.db?collection=docs"
 
 
+@pytest.mark.slow
 def test_the_main_job(folder: Path) -> None:
     uri = URI.format(str(folder).lstrip("/"))
     out, _ = amips(folder, "snapshot", uri, "-o", "snap")
@@ -118,6 +119,7 @@ def test_the_main_job(folder: Path) -> None:
     assert out == "From now on search collection=docs, without cells.\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -84,6 +84,7 @@ def documented() -> dict[str, set[str]]:
     return {name: set(re.findall(r"`(\w+)`", keys)) for name, keys in rows}
 
 
+@pytest.mark.slow
 def test_json_is_all_there_is_and_its_keys_are_documented(home: Path, amips: Amips) -> None:
     keys, where = documented(), uri(home)
     seen = set()
@@ -203,6 +204,7 @@ def no_xdist_handler() -> Any:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_xdist_handler")
 def test_every_long_command_goes_on_after_ctrl_c(
     home: Path, amips: Amips, monkeypatch: pytest.MonkeyPatch
@@ -250,6 +252,7 @@ def test_an_interrupted_measurement_does_not_claim_to_go_on(
 PROGRAM = [sys.executable, "-W", "ignore", "-c", "from amips_plugins.cli import main; main()"]
 
 
+@pytest.mark.slow
 def test_bars_on_a_terminal_lines_in_a_pipe_and_ctrl_c_between(home: Path) -> None:
     command = [*PROGRAM, "snapshot", uri(home), "-o", "snap", "--batch-size"]
     pid, terminal = pty.fork()
@@ -370,6 +373,7 @@ def completed(shell: str, folder: Path, line: str) -> list[str]:
     return [re.split(r"[\t:]", one)[0] for one in done.stdout.split("\n") if one]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_complete(shell: str, tmp_path: Path) -> None:
     if shutil.which(shell) is None:

@@ -313,6 +313,7 @@ def session(
     made.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", WITH_CODE, ids=lambda path: path.name)
 def test_a_page(path: Path, session: Session) -> None:
     found = [block for block in blocks(path) if block.kind in _RUN]

@@ -127,6 +127,7 @@ def test_what_only_a_trial_can_tell() -> None:
 # In memory
 
 
+@pytest.mark.slow
 def test_a_case_that_is_worth_it() -> None:
     found = diagnose(MemoryCollection(keys()), queries(), n_cells=32)
     assert found.trial is not None
@@ -142,6 +143,7 @@ def test_a_case_that_is_worth_it() -> None:
     assert found.trial.train_queries + found.trial.test_queries < 1_500
 
 
+@pytest.mark.slow
 def test_a_case_to_be_left_as_it_is() -> None:
     rng = np.random.default_rng(0)  # no clusters, in so many dimensions: nothing to route by
     everywhere = rng.standard_normal((2_000, 48)).astype(np.float32)
@@ -152,6 +154,7 @@ def test_a_case_to_be_left_as_it_is() -> None:
     assert found.trial.ratio_low > 0.75
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", [Metric.IP, Metric.L2])
 def test_every_metric(metric: Metric) -> None:
     found = diagnose(MemoryCollection(keys(), metric=metric), queries(), n_cells=16)
@@ -162,6 +165,7 @@ def test_every_metric(metric: Metric) -> None:
     assert 0.0 < total["linear"] < 0.5
 
 
+@pytest.mark.slow
 def test_the_same_twice() -> None:
     first, second = (diagnose(MemoryCollection(keys()), queries(), n_cells=16) for _ in range(2))
     assert first == second
@@ -303,6 +307,7 @@ def content(folder: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@pytest.mark.slow
 def test_milvus_lite_is_worth_it(home: Path) -> None:
     before = content(home)
     uri = f"milvus://{home}/docs.db?collection=docs"
@@ -319,6 +324,7 @@ def test_milvus_lite_is_worth_it(home: Path) -> None:
     assert content(home) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "native", "lists", "answer"),
     [("IVF_FLAT", "lists", 128, "leave"), ("AUTOINDEX", "graph", None, "unclear")],
@@ -348,6 +354,7 @@ def test_an_index_of_milvus_lite(
     client.close()
 
 
+@pytest.mark.slow
 def test_the_text_is_for_people(home: Path) -> None:
     uri = f"milvus://{home}/docs.db?collection=docs"
     code, out, err = run(uri, "--cells", "16")

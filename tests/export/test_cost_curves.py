@@ -70,6 +70,7 @@ def by_threshold(n: int, seed: int, n_cells: int = N_CELLS) -> tuple[Curve, Floa
     return curve(levels, len(thresholds), hits, sizes_of(n_cells), 3.0), thresholds
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     n=st.integers(1, 20),
@@ -407,6 +408,7 @@ def measure(drawn: tuple[FloatArray, IntArray], thresholds: FloatArray) -> Curve
     return curve(levels, len(thresholds), drawn[1], sizes, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recall", [0.8, 0.95])
 def test_the_promise_holds_for_fresh_queries(recall: float) -> None:
     """Thresholds from a validation set of its own; the calibration set is drawn 200 times."""

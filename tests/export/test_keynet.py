@@ -83,6 +83,7 @@ def test_partitions_cut_the_keys_in_ways_that_differ(metric: Metric, tmp_path: P
     assert not any(torch.equal(p.cells, cells) for p in partitions)
 
 
+@pytest.mark.slow
 def test_the_routing_loss_teaches_a_keynet_cells_it_has_not_seen(tmp_path: Path) -> None:
     task = make_task(tmp_path, n=1500)
     cells, assignment = native_cells(task.keys, task.metric, 30, 1)

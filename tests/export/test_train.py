@@ -261,6 +261,7 @@ def test_promises_come_from_calibration_and_figures_from_test_queries(
             assert figure.scanned == pytest.approx(tested.cost(5, figure.recall), abs=2e-2)
 
 
+@pytest.mark.slow
 def test_a_learned_router_is_chosen_where_it_helps(tmp_path: Path) -> None:
     """Keys without clusters, and queries that tell them apart by a few directions only."""
     snapshot = take_snapshot(MemoryCollection(gaussian(N, DIM)), tmp_path / "snap")
@@ -525,6 +526,7 @@ class StopAt:
 INTERRUPTED = [("supportnet", Metric.L2), ("keynet", Metric.COSINE)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "metric"), INTERRUPTED)
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_a_training_interrupted_anywhere_ends_with_the_same_bytes(

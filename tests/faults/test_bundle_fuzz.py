@@ -46,7 +46,7 @@ from amips_plugins.plan import Target
 from amips_plugins.vectors import Metric
 from tests.support.bundles import DIM, N_CELLS, make_files, memory, vectors, write_bundle
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 INPUTS = int(os.environ.get("AMIPS_FUZZ", "3000"))
 SLOWEST = 5.0  # seconds for one input, which takes about a millisecond
 QUERIES = vectors(seed=5, count=3)

@@ -159,6 +159,7 @@ def swapped(tmp_path: Path) -> Iterator[Swapped]:
 ASKED: dict[str, Any] = {"k": K, "n_probes": N_PROBES, "fields": ["generation"]}
 
 
+@pytest.mark.slow
 def test_threads_during_hot_swaps(swapped: Swapped) -> None:
     stop = threading.Event()
 
@@ -185,6 +186,7 @@ def test_threads_during_hot_swaps(swapped: Swapped) -> None:
     swapped.finish()
 
 
+@pytest.mark.slow
 def test_tasks_during_hot_swaps(swapped: Swapped) -> None:
     async def main() -> None:
         router, stop = AsyncLearnedRouter(swapped.router, None), False
@@ -319,6 +321,7 @@ def lite(tmp_path: Path) -> Iterator[Lite]:
     made.client.close()
 
 
+@pytest.mark.slow
 def test_threads_while_an_alias_moves(lite: Lite) -> None:
     collection = MilvusCollection(lite.client, "live")
     router = LearnedRouter(collection, registry=lite.registry, refresh=0.02)
@@ -345,6 +348,7 @@ def test_threads_while_an_alias_moves(lite: Lite) -> None:
     lite.finish(router)
 
 
+@pytest.mark.slow
 def test_tasks_while_an_alias_moves_and_all_share_one_client(lite: Lite) -> None:
     async def main() -> None:
         client, stop = pymilvus.AsyncMilvusClient(lite.path), False

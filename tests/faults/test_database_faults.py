@@ -275,6 +275,7 @@ OWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are a POSIX matter")
 @pytest.mark.parametrize("kind", ON_DISK)
 def test_a_disk_that_is_full(kind: str, tmp_path: Path) -> None:

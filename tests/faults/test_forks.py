@@ -115,6 +115,7 @@ assert collection.count() == 48  # the child's writes are its own
 """
 
 
+@pytest.mark.slow
 def test_a_fork_while_threads_hold_every_lock(tmp_path: Path) -> None:
     write_bundle(tmp_path / "v1")
     run(tmp_path, START + LOCKED)
@@ -155,6 +156,7 @@ while router._refresher._busy.locked():
 """
 
 
+@pytest.mark.slow
 def test_a_fork_during_a_refresh(tmp_path: Path) -> None:
     write_bundle(tmp_path / "v1")
     run(tmp_path, START + REFRESHING)
@@ -200,6 +202,7 @@ assert router.search(query, k=3).trace.mode == "rewrite"
 """
 
 
+@pytest.mark.slow
 def test_a_fork_while_a_model_plans_on_a_thread(tmp_path: Path) -> None:
     write_bundle(tmp_path / "v1")
     run(tmp_path, START + PLANNING)
@@ -235,6 +238,7 @@ for thread in threads:
 """
 
 
+@pytest.mark.slow
 def test_forks_at_any_moment(tmp_path: Path) -> None:
     write_bundle(tmp_path / "v1")
     run(tmp_path, START + BUSY)
@@ -335,6 +339,7 @@ again.close()
 """
 
 
+@pytest.mark.slow
 def test_an_edge_shard_is_of_no_use_in_a_fork(tmp_path: Path) -> None:
     pytest.importorskip("qdrant_edge")
     run(tmp_path, START + EDGE)

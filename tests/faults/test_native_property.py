@@ -232,6 +232,7 @@ def silenced(
     return routers(engine, tmp_path_factory.mktemp("bundles") / "bundle")
 
 
+@pytest.mark.slow
 @settings(
     max_examples=60,
     deadline=None,

@@ -132,6 +132,7 @@ def random_graph(rng: np.random.Generator) -> bytes:
     return best
 
 
+@pytest.mark.slow
 def test_what_passes_gives_the_shapes_worked_out() -> None:
     rng = np.random.default_rng(0)
     seen: Counter[str] = Counter()

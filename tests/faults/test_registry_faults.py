@@ -308,6 +308,7 @@ def test_the_pointer_that_moves_during_a_look_is_followed_by_the_next_look(
     serves(router, "v1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("local", [True, False], ids=["folder", "store"])
 def test_the_pointer_is_replaced_all_the_time(
     registry: Registry,

@@ -20,6 +20,8 @@ from amips_plugins.report.timings import measure_timings
 from tests.support.browser import HINT, Tab, chromium, find_chromium
 from tests.support.trainings import collection, queries, short_run
 
+pytestmark = pytest.mark.slow
+
 CHARTS = 7
 BOXES = """
 [...document.querySelectorAll('figure svg')].map(svg => ({

@@ -13,6 +13,8 @@ from amips_plugins.cell_layout import Storage
 from tests.support.milvus_collection import COUNT, make, spec
 from tests.support.milvus_crashing import Killed, Watched, Writer, check, contents
 
+pytestmark = pytest.mark.slow
+
 
 def some_ids(writer: Writer) -> list[int]:
     return [int(key) for key in writer.rng.choice(COUNT + 20, 2, replace=False)]

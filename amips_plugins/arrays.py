@@ -9,15 +9,29 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["read_npy", "read_npz", "write_npy", "write_npz"]
+from amips_plugins.errors import BundleCorrupt
+
+__all__ = ["read_npy", "read_npz", "readable", "write_npy", "write_npz"]
 
 _LONGEST_HEADER = 1000
+
+
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Raise ``BundleCorrupt`` for whatever zipfile, numpy and others raise on a damaged file."""
+    try:
+        yield
+    except BundleCorrupt:
+        raise
+    except Exception as exc:
+        raise BundleCorrupt(f"{what} cannot be read ({exc}); publish it again.") from exc
 
 
 def write_npy(array: npt.NDArray[Any]) -> bytes:

@@ -39,7 +39,7 @@ def lay_out(
     progress
         Watches the work.
     storage, index, alias, work
-        As in ``adapters.layouts.LayoutSpec``.
+        As in ``LayoutSpec``.
 
     Returns
     -------

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import msgspec
 
-from amips_plugins.arrays import read_npy, write_npy
+from amips_plugins.arrays import read_npy, readable, write_npy
 from amips_plugins.bundle.golden_outputs import GoldenOutputs
 from amips_plugins.bundle.key_sample import KeySample
 from amips_plugins.bundle.manifest import FORMAT, MANIFEST, Manifest, describe_file
 from amips_plugins.bundle.reference import REFERENCE_LIMIT, Reference
-from amips_plugins.errors import BundleCorrupt
 from amips_plugins.files import replace_file
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.models.cells import Cells
@@ -126,14 +125,8 @@ class BundleContents:
             value: _T = self._values[file]
             return value
         data = self._bundle.read(file)
-        try:
+        with readable(f"{file} of {self._bundle.location}"):
             value = file.from_bytes(data)
-        except BundleCorrupt:
-            raise
-        except Exception as exc:  # a damaged array raises whatever numpy raises
-            raise BundleCorrupt(
-                f"{file} of {self._bundle.location} cannot be read ({exc}); publish it again."
-            ) from exc
         if file.kept:
             self._values[file] = value
         return value

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from amips_plugins.arrays import read_npz, write_npz
+from amips_plugins.arrays import read_npz, readable, write_npz
 from amips_plugins.errors import BundleCorrupt
 from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.vectors import FloatArray
@@ -68,13 +68,9 @@ class GoldenOutputs:
     @classmethod
     def from_bytes(cls, data: bytes) -> GoldenOutputs:
         """Read what ``to_bytes`` wrote, or raise ``BundleCorrupt``."""
-        try:
+        with readable("The bundle's golden outputs"):
             archive = read_npz(data, ("queries", "outputs"))
             queries, outputs = (
                 np.asarray(archive[name], dtype=np.float32) for name in ("queries", "outputs")
             )
-        except Exception as exc:  # a damaged archive raises whatever zipfile and numpy raise
-            raise BundleCorrupt(
-                f"The bundle's golden outputs cannot be read ({exc}); publish it again."
-            ) from exc
         return cls(queries, outputs)

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from amips_plugins.arrays import readable
 from amips_plugins.collection import Id, KeyBatch
 from amips_plugins.errors import BundleCorrupt
 from amips_plugins.sketch import same_vectors, sketch
@@ -47,13 +48,9 @@ class KeySample:
     @classmethod
     def from_bytes(cls, data: bytes) -> KeySample:
         """Read what ``to_bytes`` wrote, or raise ``BundleCorrupt``."""
-        try:
+        with readable("The bundle's sample of keys"):
             rows = msgspec.json.decode(data, type=_Rows)
             sketches = np.array([row[1] for row in rows], dtype=np.int32)
-        except (msgspec.MsgspecError, UnicodeDecodeError, OverflowError) as exc:
-            raise BundleCorrupt(
-                f"The bundle's sample of keys cannot be read ({exc}); publish it again."
-            ) from exc
         if not rows:
             raise BundleCorrupt("The bundle's sample of keys is empty; publish it again.")
         return cls([row[0] for row in rows], sketches)

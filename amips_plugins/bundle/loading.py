@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from amips_plugins.arrays import readable
 from amips_plugins.bundle.contents import (
     CALIBRATION,
     CELLS,
@@ -47,13 +48,9 @@ def known_cells(bundle: Bundle) -> KnownCells:
     fits = fits and bool(((recorded[:, 0] >= 0) & (recorded[:, 0] < cells.n_cells)).all())
     if not fits or cells.n_cells != bundle.manifest.n_cells:
         raise BundleCorrupt(f"The cells of {bundle.location} do not fit its manifest.")
-    try:
+    with readable(f"{IDS} of {bundle.location}"):
         ids = (decoder.decode(line) for line in lines)
         return KnownCells(cells, bundle.manifest.metric, ids, recorded)
-    except msgspec.MsgspecError as exc:
-        raise BundleCorrupt(
-            f"The ids of {bundle.location} cannot be read ({exc}); publish it again."
-        ) from exc
 
 
 def load_hook(bundle: Bundle, threads: int = 1) -> PreQueryHook:

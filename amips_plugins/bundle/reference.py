@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from amips_plugins.arrays import read_npz, write_npz
+from amips_plugins.arrays import read_npz, readable, write_npz
 from amips_plugins.errors import BundleCorrupt
 from amips_plugins.vectors import FloatArray
 
@@ -48,12 +48,8 @@ class Reference:
     @classmethod
     def from_bytes(cls, data: bytes) -> Reference:
         """Read what ``to_bytes`` wrote, or raise ``BundleCorrupt``."""
-        try:
+        with readable("The bundle's reference"):
             outputs = np.asarray(read_npz(data, ("outputs",))["outputs"], dtype=np.float32)
-        except Exception as exc:  # a damaged archive raises whatever zipfile and numpy raise
-            raise BundleCorrupt(
-                f"The bundle's reference cannot be read ({exc}); publish it again."
-            ) from exc
         sound = outputs.ndim == 2 and outputs.size > 0 and bool(np.isfinite(outputs).all())
         if not sound or not bool((outputs[1:] >= outputs[:-1]).all()):
             raise BundleCorrupt("The bundle's reference has impossible values; publish it again.")

@@ -20,7 +20,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from amips_plugins.arrays import read_npz, write_npz
+from amips_plugins.arrays import read_npz, readable, write_npz
 from amips_plugins.errors import BundleCorrupt, InvalidInput
 from amips_plugins.vectors import FloatArray
 
@@ -139,16 +139,12 @@ class Calibration:
         BundleCorrupt
             Not such an archive, or its shapes do not fit each other.
         """
-        try:
+        with readable("The bundle's calibration"):
             archive = read_npz(data, (*_ARRAYS, "confidence"))
             arrays: list[npt.NDArray[np.float32]] = [
                 np.asarray(archive[name], dtype=np.float32) for name in _ARRAYS
             ]
             confidence = float(archive["confidence"][0])
-        except Exception as exc:  # a damaged archive raises whatever zipfile and numpy raise
-            raise BundleCorrupt(
-                f"The bundle's calibration cannot be read ({exc}); publish it again."
-            ) from exc
         thresholds, recall, guaranteed, scanned = arrays
         per_level = thresholds.shape
         if (

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amips_plugins.arrays import read_npz, write_npz
+from amips_plugins.arrays import read_npz, readable, write_npz
 from amips_plugins.errors import BundleCorrupt
 from amips_plugins.sketch import same_vectors, sketch
 from amips_plugins.vectors import FloatArray, IntArray, Metric, normalise
@@ -119,7 +119,7 @@ class Cells:
     @classmethod
     def from_bytes(cls, data: bytes) -> Cells:
         """Read what ``to_bytes`` wrote."""
-        try:
+        with readable("The bundle's cells"):
             archive = read_npz(data, _ARRAYS)
             centroids = np.asarray(archive["centroids"], dtype=np.float32)
             offsets = np.asarray(archive["offsets"], dtype=np.float32)
@@ -133,10 +133,6 @@ class Cells:
             centre = None if centre is None else np.asarray(centre, dtype=np.float32)
             sound = all(np.isfinite(array).all() for array in archive.values())
             sound = sound and not (sizes < 0).any()
-        except Exception as exc:  # a damaged archive raises whatever zipfile and numpy raise
-            raise BundleCorrupt(
-                f"The bundle's cells cannot be read ({exc}); publish it again."
-            ) from exc
         per_cell = (len(centroids),) if centroids.ndim == 2 else ()
         fits = sizes.shape == offsets.shape == per_cell != ()
         if fits and view is not None:

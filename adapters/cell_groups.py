@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from amips_plugins.collection import Hit
 from amips_plugins.vectors import IntArray
 
 __all__ = ["OVERFLOW", "group_by_cells", "merge_hits"]
@@ -42,13 +42,13 @@ def group_by_cells(cells: IntArray) -> list[tuple[list[int], list[int]]]:
     return [([cell], rows) for cell, rows in sorted(by_cell.items())]
 
 
-def merge_hits(answers: Iterable[Sequence[Hit]], k: int, *, larger_is_better: bool) -> list[Hit]:
+def merge_hits(answers: Iterable[Sequence[Any]], k: int, *, larger_is_better: bool) -> list[Any]:
     """Merge one query's answers from several calls into its k best hits, each id once.
 
     Parameters
     ----------
     answers
-        Hits, best first.
+        Hits, or the client's own that have ``id`` and ``score``, best first.
     k
         Hits wanted.
     larger_is_better

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from amips_plugins.adapters.cell_groups import merge_hits
 from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.qdrant.cells import serving
 from amips_plugins.adapters.qdrant.describe import describe_qdrant
@@ -45,6 +46,7 @@ from amips_plugins.adapters.qdrant.search import (
 )
 from amips_plugins.adapters.qdrant.store import ServerStore
 from amips_plugins.adapters.qdrant.strict_mode import Limits
+from amips_plugins.adapters.qdrant.tenants import by_value, tenant_keys
 from amips_plugins.cell_layout import Construction
 from amips_plugins.collection import (
     CollectionInfo,
@@ -77,6 +79,7 @@ _TIMEOUT = 5.0  # the client's default
 class _ServerFound(Found):
     limits: Limits
     custom_shards: bool
+    tenant_keys: frozenset[str] | None
 
 
 class QdrantCollection(PointCollection):
@@ -225,6 +228,7 @@ class QdrantCollection(PointCollection):
             (*named, *(params.sparse_vectors or {})),
             Limits(found.config.strict_mode_config),
             params.sharding_method is models.ShardingMethod.CUSTOM,
+            None if self._local else tenant_keys(found, field),
         )
 
     def _family(self) -> str:
@@ -337,14 +341,14 @@ class QdrantCollection(PointCollection):
             The plan's cells are of another layout, the filter is not a ``models.Filter``, or a
             parameter is not one of ``models.SearchParams``.
         """
-        queries, timeout = self._planned(request, plan)
+        rows, queries, timeout = self._planned(request, plan)
         if len(queries) == 1:
             # The client's batch call costs 200 us of Python more for a query than this one.
             one = as_arguments(queries[0])
             answers = [self._client.query_points(self._name, **one, timeout=timeout)]
         else:
             answers = self._client.query_batch_points(self._name, queries, timeout=timeout)
-        return as_hits(answers)
+        return self._merged(request, rows, as_hits(answers))
 
     async def search_async(
         self, client: AsyncQdrantClient, request: SearchRequest, plan: QueryPlan = NATIVE
@@ -352,13 +356,43 @@ class QdrantCollection(PointCollection):
         """Search as ``search`` does, through an ``AsyncQdrantClient``."""
         if self._kept is None:
             self._kept = await asyncio.to_thread(self._look)
-        queries, timeout = self._planned(request, plan)
+        rows, queries, timeout = self._planned(request, plan)
         if len(queries) == 1:
             one = as_arguments(queries[0])
             answers = [await client.query_points(self._name, **one, timeout=timeout)]
         else:
             answers = await client.query_batch_points(self._name, queries, timeout=timeout)
-        return as_hits(answers)
+        return self._merged(request, rows, as_hits(answers))
+
+    def _merged(
+        self, request: SearchRequest, rows: list[int], answers: list[list[Hit]]
+    ) -> list[list[Hit]]:
+        if len(rows) == len(request.queries):
+            return answers
+        by_row: list[list[list[Hit]]] = [[] for _ in request.queries]
+        for row, hits in zip(rows, answers, strict=True):
+            by_row[row].append(hits)
+        larger = self.info.metric.larger_is_better
+        return [merge_hits(parts, request.k, larger_is_better=larger) for parts in by_row]
+
+    def native_parts(
+        self, condition: models.Filter | None, params: models.SearchParams | None
+    ) -> list[tuple[models.Filter | None, models.SearchParams | None]] | None:
+        """Say how a native search is asked where the server itself would lose neighbours.
+
+        None nearly everywhere: it is asked as it stands. With graphs for the values of a payload
+        key only (see ``tenants``) it is several searches, whose hits are merged, or an exact one.
+        """
+        found = self._found
+        if found.tenant_keys is None or (params is not None and params.exact):
+            return None
+        parts = by_value(condition, found.tenant_keys)
+        if parts is not None:
+            return [(part, params) for part in parts] if len(parts) > 1 else None
+        if not found.limits.allows_exact:
+            return None  # as the bare client; ``describe`` says that nothing better is allowed
+        changed = {**(dict(params) if params else {}), "exact": True}
+        return [(condition, models.SearchParams(**changed))]
 
     def queries(self, request: SearchRequest, plan: QueryPlan) -> list[models.QueryRequest]:
         """Write a search as the client's own queries, one a row.
@@ -376,14 +410,29 @@ class QdrantCollection(PointCollection):
 
     def _planned(
         self, request: SearchRequest, plan: QueryPlan
-    ) -> tuple[list[models.QueryRequest], int | None]:
-        """Return a search as queries, and its timeout."""
+    ) -> tuple[list[int], list[models.QueryRequest], int | None]:
+        """Return a search as queries, the row of each, and its timeout."""
         queries = self.queries(request, plan)
+        rows = list(range(len(queries)))
+        if plan.cells is None and self._found.tenant_keys is not None:
+            spread = [(row, one) for row in rows for one in self._spread(queries[row])]
+            rows, queries = [row for row, _ in spread], [one for _, one in spread]
         if self._shard_key is not None:
             for query in queries:
                 query.shard_key = self._shard_key
         # Qdrant counts whole seconds, and 0 would mean no time at all.
-        return queries, None if request.timeout is None else max(1, math.ceil(request.timeout))
+        timeout = None if request.timeout is None else max(1, math.ceil(request.timeout))
+        return rows, queries, timeout
+
+    def _spread(self, query: models.QueryRequest) -> list[models.QueryRequest]:
+        if query.prefetch is None:
+            parts = self.native_parts(query.filter, query.params)
+            return [query] if parts is None else [_part(query, *part) for part in parts]
+        (inner,) = query.prefetch  # the candidates of a rewritten query
+        parts = self.native_parts(inner.filter, inner.params)
+        if parts is not None:
+            query.prefetch = [_part(inner, *part) for part in parts]
+        return [query]
 
     def exact(self, request: SearchRequest) -> list[list[Hit]]:
         """Search by comparing with every point, unquantised; strict mode may refuse it."""
@@ -491,6 +540,10 @@ class QdrantCollection(PointCollection):
         if self._owns_client:
             self._owns_client = False
             self._client.close()
+
+
+def _part(query: Any, condition: Any, params: Any) -> Any:
+    return query.model_copy(update={"filter": condition, "params": params})
 
 
 def _described(vector: models.VectorParams) -> DenseVector:

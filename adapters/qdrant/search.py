@@ -98,6 +98,7 @@ def as_arguments(query: models.QueryRequest) -> dict[str, Any]:
         "search_params": query.params,
         "limit": query.limit,
         "with_payload": query.with_payload or False,
+        "shard_key_selector": query.shard_key,
     }
 
 

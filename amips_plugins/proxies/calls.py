@@ -118,6 +118,10 @@ class RoutableCall(Protocol):
         """Make the caller's call, changed by a plan."""
         ...
 
+    def plainly(self, own: Call, collection: Collection) -> Effects[Any]:
+        """Make the caller's call as it stands, or as its database finds what it means."""
+        ...
+
     def hits(self, response: Any) -> list[Any]:
         """Return the hits of an answer to the caller's own call."""
         ...
@@ -205,7 +209,7 @@ def search(routed: RoutedCollection, call: RoutableCall, plain: Call) -> Effects
                 else:
                     less = request.timeout != timeout
                     own = plain.instead(call.natively(request.timeout)) if less else plain
-                    answer = yield own
+                    answer = yield from call.plainly(own, collection)
                     found = Found(answer, call.hits(answer))
                 response = found.response
                 return [found.hits]

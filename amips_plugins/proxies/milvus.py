@@ -290,6 +290,9 @@ class _Searched:
             rescored.append((key, score, hit))
         return rescored
 
+    def plainly(self, own: Call, collection: Collection) -> Effects[Any]:  # noqa: ARG002 - Milvus finds what it is asked for
+        return (yield own)
+
     def hits(self, response: Any) -> list[Any]:
         (found,) = response
         return [Hit(*hit) for hit in zip(found.ids, found.distances, strict=True)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from amips_plugins.adapters.cell_groups import merge_hits
 from amips_plugins.collection import Collection, CollectionInfo, SearchRequest
 from amips_plugins.errors import InvalidInput, require
 from amips_plugins.plan import QueryPlan
@@ -54,6 +55,7 @@ _BATCHED = {
     "shard_key_selector": "shard_key",
     "with_vectors": "with_vector",
 }
+_OF_THE_CALL = frozenset({"collection_name", "consistency", "timeout"})
 _ALONE = {batched: alone for alone, batched in _BATCHED.items()}
 
 
@@ -201,6 +203,35 @@ class _QueryPoints:
     def natively(self, timeout: float | None) -> Mapping[str, Any]:
         return {**self.arguments, "timeout": _seconds(timeout)}
 
+    def plainly(self, own: Call, collection: Collection) -> Effects[Any]:
+        reader: Any = collection  # a QdrantCollection
+        given = self.arguments
+        parts = reader.native_parts(given.get("query_filter"), given.get("search_params"))
+        if parts is None:
+            return (yield own)
+        depth, larger = (
+            given.get("limit", 10) + self.offset,
+            collection.info.metric.larger_is_better,
+        )
+        kept = {_BATCHED.get(name, name): value for name, value in given.items()}
+        request = models.QueryRequest(
+            **{name: kept[name] for name in kept.keys() & models.QueryRequest.model_fields.keys()}
+        )
+        requests = [
+            request.model_copy(
+                update={"filter": part, "params": asked, "limit": depth, "offset": None}
+            )
+            for part, asked in parts
+        ]
+        whole = {name: given[name] for name in given.keys() & _OF_THE_CALL}
+        timeout = own.kwargs.get("timeout", whole.get("timeout"))
+        batch = own.method.__self__.query_batch_points  # type: ignore[attr-defined]
+        arguments = {**whole, "requests": requests, "timeout": timeout}
+        responses = yield own.other(batch, arguments)
+        merged = merge_hits([one.points for one in responses], depth, larger_is_better=larger)
+        responses[0].points = merged[self.offset :]
+        return self.wrapped(responses[0])
+
     def routed(
         self, plain: Call, collection: Collection, request: SearchRequest, plan: QueryPlan
     ) -> Effects[Found]:
@@ -262,6 +293,10 @@ class _QueryPoints:
         """Return the answer to the query."""
         return response
 
+    def wrapped(self, response: Any) -> Any:
+        """Return an answer in the form of the call's."""
+        return response
+
     def hits(self, response: Any) -> list[Any]:
         return list(self.answer(response).points)
 
@@ -285,6 +320,9 @@ class _QueryBatch(_QueryPoints):
 
     def answer(self, response: Any) -> Any:
         return response[0]
+
+    def wrapped(self, response: Any) -> Any:
+        return [response]
 
 
 def _seconds(timeout: float | None) -> int | None:

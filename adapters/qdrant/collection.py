@@ -428,7 +428,7 @@ class QdrantCollection(PointCollection):
         if query.prefetch is None:
             parts = self.native_parts(query.filter, query.params)
             return [query] if parts is None else [_part(query, *part) for part in parts]
-        (inner,) = query.prefetch  # the candidates of a rewritten query
+        inner: Any = query.prefetch[0]  # type: ignore[index]  # candidates of a rewritten query
         parts = self.native_parts(inner.filter, inner.params)
         if parts is not None:
             query.prefetch = [_part(inner, *part) for part in parts]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from amips_plugins.adapters.qdrant.points import RESERVED
 from amips_plugins.adapters.qdrant.strict_mode import Limits
-from amips_plugins.adapters.qdrant.tenants import tenant_keys
 from amips_plugins.cell_layout import Construction
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ __all__ = ["describe_qdrant"]
 _WORTH_FROM = 10_000  # keys: below, a full scan takes as long as a search of cells
 _CELLS = 64  # as many as ``amips train`` makes when it is not told
 _LOCAL = "Qdrant's local mode filters in Python, where a search of cells costs more than a full one"
-_TENANTS = "it has graphs in memory, one for every value of a payload key"
 _GRAPH = "it has an HNSW graph in memory, which beat cells in every comparison"
 _TENANTS = (
     "it has a graph for each value of a payload key and none over all (m=0, payload_m > 0), where "
@@ -29,8 +27,9 @@ _TENANTS = (
     "without a word (recall .5, .2 and .13 at 2, 4 and 8 of 16 values, .02 at none)"
 )
 _TENANTS_NOTE = (
-    "Who searches across values gives the collection a graph over all points as well "
-    "(hnsw_config.m=16), or searches value by value in one batch and merges."
+    "The router asks for one value at a time and merges; where a search names none, it has every "
+    "point compared{}. Who often searches across values gives the collection a graph over all "
+    "points as well (hnsw_config.m=16)."
 )
 _UNBUILT = (
     "Wait until the server has built the graph (status green): now every search scans most of the "
@@ -66,14 +65,12 @@ def describe_qdrant(found: models.CollectionInfo, field: str, *, local: bool) ->
         ("strict mode", "; ".join(strict) or "allows cells"),
         ("segments", _segments(found)),
     )
-    tenants = tenant_keys(found, field)
-    if tenants is not None:
-        return _tenants(facts, tenants, obstacle="" if on_disk else _TENANTS, limits=limits)
     points, indexed = found.points_count or 0, found.indexed_vectors_count or 0
     notes: tuple[str, ...] = ()
     obstacle = "strict mode of the collection refuses cells" if refused else ""
     if tenants:
-        obstacle, notes = obstacle or _TENANTS, (_TENANTS_NOTE,)
+        but = "" if limits.allows_exact else ", which strict mode forbids (search_allow_exact)"
+        obstacle, notes = obstacle or _TENANTS, (_TENANTS_NOTE.format(but),)
         return Construction(facts, "graph", None, _WORTH_FROM, obstacle, notes)
     if not links:
         return Construction(facts, worth_from=_WORTH_FROM, obstacle=obstacle)
@@ -95,30 +92,6 @@ def _graph(links: int, tenants: int, ef: int) -> str:
     if links:
         return f"HNSW m={links}, ef_construct={ef}"
     return f"one a payload value (m=0, payload_m={tenants})" if tenants else "none (m=0)"
-
-
-def _tenants(
-    facts: tuple[tuple[str, str], ...], keys: frozenset[str], obstacle: str, limits: Limits
-) -> Construction:
-    """Describe graphs for the values of payload keys, with none over all points."""
-    named = ", ".join(sorted(keys)) or "no key that is indexed"
-    facts = tuple(
-        (name, f"one for every value ({named}), none over all (m=0)" if name == "graph" else text)
-        for name, text in facts
-    )
-    exactly = (
-        "where a search names none it has every point compared"
-        if limits.allows_exact
-        else "strict mode forbids the exact search that one which names none would take"
-    )
-    note = (
-        f"There is a graph for every value of {named} and none over all points: a plain search "
-        "that names several values, or none, silently finds a fraction of its neighbours (a fifth "
-        "of them at 4 of 16 values). The router asks for one value at a time and merges; "
-        f"{exactly}. If searches often name several values or none, build a graph over all points "
-        "beside them (hnsw_config m=16), which answers in a fraction of the time."
-    )
-    return Construction(facts, "graph", None, _WORTH_FROM, obstacle, (note,))
 
 
 def _name(quantisation: Any) -> str:

@@ -27,7 +27,7 @@ def named(key: str, *values: Any) -> models.FieldCondition:
 def made(m: int, payload_m: int | None, own: int | None = None, kind: Any = KEYWORD) -> Any:
     client = QdrantClient(":memory:")
     fill(client)
-    found = client.get_collection("docs")
+    found: Any = client.get_collection("docs")
     found.config.hnsw_config = found.config.hnsw_config.model_copy(
         update={"m": m, "payload_m": payload_m}
     )
@@ -37,11 +37,11 @@ def made(m: int, payload_m: int | None, own: int | None = None, kind: Any = KEYW
 
 
 def test_such_collections_are_known() -> None:
-    assert tenant_keys(made(0, 16), "") == {"tenant"}
+    assert tenant_keys(made(0, 16), "") == frozenset({"tenant"})
     assert tenant_keys(made(0, 16, kind=models.PayloadSchemaType.TEXT), "") == frozenset()
     for other in (made(16, 16), made(0, 0), made(0, None), made(0, 16, own=16)):
         assert tenant_keys(other, "") is None
-    assert tenant_keys(made(16, 16, own=0), "") == {"tenant"}
+    assert tenant_keys(made(16, 16, own=0), "") == frozenset({"tenant"})
 
 
 def test_a_filter_is_cut_by_the_values_that_it_names() -> None:
@@ -151,10 +151,12 @@ def test_candidates_of_a_rewritten_query_are_true_neighbours_too(
     collection._local = False
     both = models.Filter(must=[named("group", 0, 2)])
     plan = QueryPlan(rewritten=KEYS[5:6], rescore=9)
-    _, (query,), _ = collection._planned(SearchRequest(KEYS[:1], k=7, filter=both), plan)
-    assert [inner.filter.must[0].match.value for inner in query.prefetch] == [0, 2]
-    _, (query,), _ = collection._planned(SearchRequest(KEYS[:1], k=7), plan)
-    assert [inner.params.exact for inner in query.prefetch] == [True]
+    queries = collection._planned(SearchRequest(KEYS[:1], k=7, filter=both), plan)[1]
+    inner: Any = queries[0].prefetch
+    assert [one.filter.must[0].match.value for one in inner] == [0, 2]
+    queries = collection._planned(SearchRequest(KEYS[:1], k=7), plan)[1]
+    inner = queries[0].prefetch
+    assert [one.params.exact for one in inner] == [True]
 
 
 def test_the_description_claims_no_exactness(
@@ -167,7 +169,7 @@ def test_the_description_claims_no_exactness(
         server.strict = models.StrictModeConfigOutput(enabled=True, search_allow_exact=allowed)
         found = collection.describe()
         assert found.native == "graph"
-        assert dict(found.facts)["graph"] == "one for every value (group), none over all (m=0)"
+        assert dict(found.facts)["graph"] == "one a payload value (m=0, payload_m=16)"
         assert ("forbids" in found.notes[0]) != allowed
     collection = QdrantCollection(client, "docs")
     collection._local = False

@@ -42,10 +42,13 @@ def command(uri: str, queries: Path, registry: str | None, k: int, as_json: bool
         rows = load_queries(queries, collection.info.dim)
         router = LearnedRouter(collection, registry=registry)
         measured = evaluate(router, rows, k, progress=show_progress)
+        caveat = collection.describe().first
     if as_json:
         echo_json(measured)
         return
     click.echo(show(measured, k))
+    if caveat:
+        click.echo(f"Warning: these times will not last. {caveat}", err=True)
     for reason, count in router.fallbacks.items():
         click.echo(f"Warning: the native search answered {count} times: {reason}.", err=True)
 

@@ -313,7 +313,8 @@ def latency(timings: Timings) -> Chart:
         f"{len(native)} queries, each searched natively and routed in turn, on the machine that "
         f"made this report: read the times as a ratio. The native search found recall@{timings.k} "
         f"{timings.native_recall:.3f}; the router was asked for {timings.target:.2f}."
-        + (f" {timings.fallbacks} fell back to the native search." if timings.fallbacks else ""),
+        + (f" {timings.fallbacks} fell back to the native search." if timings.fallbacks else "")
+        + (f" These times will not last. {timings.caveat}" if timings.caveat else ""),
         "Two histograms of the time that a query takes, native above the axis and routed below.",
         figure,
         ("search", "median ms", "p95 ms", "p99 ms", f"recall@{timings.k}"),

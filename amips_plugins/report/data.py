@@ -28,6 +28,7 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     native_recall: float  # mean, against the exact search
     routed_recall: float
     fallbacks: int  # queries that the native search answered in place of the model
+    caveat: str = ""  # why the times are not those of the collection in use
 
 
 @dataclass(frozen=True)

@@ -70,4 +70,5 @@ def measure_timings(
         native_recall=float(np.mean(found["native"])),
         routed_recall=float(np.mean(found["routed"])),
         fallbacks=sum(routed.fallbacks.values()),
+        caveat=collection.describe().first,
     )

@@ -238,6 +238,9 @@ def test_live_searches(data: ReportData) -> None:
     assert live.routed_recall > 0.85
     assert live.fallbacks == 0
     assert f"{live.routed_recall:.3f}" in render(data)
+    assert "will not last" not in render(data)
+    unbuilt = replace(data, timings=msgspec.structs.replace(live, caveat="Optimise first: do."))
+    assert "These times will not last. Optimise first: do." in render(unbuilt)
     with pytest.raises(BundleMismatch, match="not laid out"):
         measure_timings(collection(), data.bundle, queries()[:5])
 

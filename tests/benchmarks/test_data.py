@@ -79,6 +79,7 @@ def test_queries_of_another_dimension_are_refused(tmp_path: Path) -> None:
         load(Source(str(folder), tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_a_beir_set_learns_from_generated_queries_and_tests_on_judged_ones(tmp_path: Path) -> None:
     dataset = load(Source("beir:toy", tmp_path / "cache", beir_root=BEIR))
     assert dataset.name == "toy"
@@ -96,6 +97,7 @@ def test_a_beir_set_learns_from_generated_queries_and_tests_on_judged_ones(tmp_p
     assert first.tolist() == [0, 1, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_beir_set_as_the_hub_has_it_is_the_same(tmp_path: Path) -> None:
     """Files are packed, and judgements are a dataset of their own."""
     for path in BEIR.rglob("*.jsonl"):
@@ -124,6 +126,7 @@ def test_a_beir_set_that_the_hub_cannot_give_is_refused(
         load(Source("beir:toy", tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_pydocs_is_split_by_pair(tmp_path: Path) -> None:
     dataset = load(Source("pydocs", tmp_path / "cache", limit=150))
     assert (len(dataset.keys), len(dataset.train), len(dataset.test)) == (150, 135, 15)

@@ -17,6 +17,8 @@ from benchmarks.protocols import PROTOCOLS
 from benchmarks.routing import REWRITERS, ROUTERS, main
 from tests.support.training_data import clustered_keys, narrow_queries
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 DIM = 12
 

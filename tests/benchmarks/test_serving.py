@@ -249,6 +249,7 @@ class TestStore:
             ServedStore(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["serving", "break_even"])
 def test_it_runs_as_a_file(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--help"]
@@ -277,6 +278,7 @@ def test_cells_and_the_full_scan_meet(costs: list[float], full: float, share: fl
     assert break_even.crossing([0.25, 0.5, 1.0], costs, full) == share
 
 
+@pytest.mark.slow
 def test_break_even_of_a_real_engine() -> None:
     pytest.importorskip("qdrant_edge")
     small = ["edge", "--keys", "600", "--dim", "8", "--cells", "6"]

@@ -447,6 +447,7 @@ def killed(code: str, enough: Callable[[list[int]], bool], *arguments: str) -> l
     return numbers
 
 
+@pytest.mark.slow
 def test_what_was_acknowledged_outlives_a_kill(tmp_path: Path) -> None:
     create(tmp_path / "docs", 10)
     numbers = killed(WRITE, lambda so_far: len(so_far) == 300, str(tmp_path))
@@ -459,6 +460,7 @@ def test_what_was_acknowledged_outlives_a_kill(tmp_path: Path) -> None:
     collection.close()
 
 
+@pytest.mark.slow
 def test_a_build_that_is_killed_goes_on(tmp_path: Path) -> None:
     count, rng = 4000, np.random.default_rng(3)
     create(tmp_path / "docs", count, optimizers=RESTLESS)

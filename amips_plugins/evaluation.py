@@ -10,14 +10,15 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from amips_plugins.collection import Collection, Id
+from amips_plugins.collection import Collection, Hit, Id
 from amips_plugins.errors import InvalidInput
+from amips_plugins.health.recall import recall_at_k
 from amips_plugins.models.hooks import NativeHook
 from amips_plugins.plan import Target
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.routing.checks import check_target
 from amips_plugins.routing.router import LearnedRouter
-from amips_plugins.vectors import FloatArray, as_queries, lift_keys, lift_queries
+from amips_plugins.vectors import FloatArray, as_queries, lift_keys, lift_queries, native_scores
 
 if TYPE_CHECKING:
     from amips_plugins.routing.router import Hits
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Measurement", "evaluate", "exact_neighbours"]
 
 _BATCH = 64
+_FETCHED = 500  # keys read at a time
 _TIMED = 200  # single queries whose time is taken
 
 
@@ -175,18 +177,50 @@ def _measure(
             started = time.perf_counter()
             search(query, explain=False)
             seconds.append(time.perf_counter() - started)
-    found = [[hit.id for hit in hits] for hits in answers]
-    at_1 = [bool(ids) and ids[0] == true[0] for ids, true in zip(found, truth, strict=True)]
-    at_k = [len(set(ids) & set(true)) / target.k for ids, true in zip(found, truth, strict=True)]
+    at_1, at_k = _recalls(router.collection, queries, truth, answers)
     traces = [hits.trace for hits in answers]
     cells = [trace.n_probes for trace in traces if trace.n_probes is not None]
     known = [trace.scanned for trace in traces if trace.scanned is not None]
     return Measurement(
         search=name,
-        recall_at_1=float(np.mean(at_1)),
-        recall_at_k=float(np.mean(at_k)),
+        recall_at_1=at_1,
+        recall_at_k=at_k,
         n_probes=float(np.mean(cells)) if len(cells) == len(traces) else None,
         scanned=float(np.mean(known)) if len(known) == len(traces) else None,
         milliseconds=float(np.median(seconds) * 1e3),
         fallbacks=sum(hits.trace.fallback is not None for hits in answers),
     )
+
+
+def _recalls(
+    collection: Collection, queries: FloatArray, truth: list[list[Id]], answers: Sequence[Hits]
+) -> tuple[float, float]:
+    """Return mean recall@1 and recall@k by score: a key as good as the last true one is found.
+
+    An exact search may break ties otherwise than reading every key does. Only the vectors that
+    this takes are read: of the first and last true key, of the first hit and of false ones.
+    """
+    metric = collection.info.metric
+    looked_at = []
+    for true, hits in zip(truth, answers, strict=True):
+        false = [hit.id for hit in hits if hit.id not in true]
+        looked_at.append(dict.fromkeys([true[0], true[-1], *(h.id for h in hits[:1]), *false]))
+    wanted = list(dict.fromkeys(key for keys in looked_at for key in keys))
+    vectors: dict[Id, FloatArray] = {}
+    for low in range(0, len(wanted), _FETCHED):
+        batch = collection.fetch(wanted[low : low + _FETCHED])
+        vectors.update(zip(batch.ids, batch.vectors, strict=True))
+    larger = metric.larger_is_better
+    recalls = []
+    for query, true, keys, hits in zip(queries, truth, looked_at, answers, strict=True):
+        there = [key for key in keys if key in vectors]
+        scores = native_scores(query, np.stack([vectors[key] for key in there]), metric)
+        known = dict(zip(there, scores.tolist(), strict=True))
+        worst = -np.inf if larger else np.inf  # of what is gone; a true key needs no score
+        found = [Hit(hit.id, known.get(hit.id, worst)) for hit in hits]
+        best = [Hit(key, known.get(key, worst)) for key in true]
+        recalls.append(
+            [recall_at_k(found, best, k, larger_is_better=larger) for k in (1, len(best))]
+        )
+    at_1, at_k = np.mean(recalls, axis=0).tolist()
+    return at_1, at_k

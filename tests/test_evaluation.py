@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from amips_plugins import LearnedRouter, MemoryCollection
+from amips_plugins.collection import KeyBatch
 from amips_plugins.errors import InvalidInput
 from amips_plugins.evaluation import evaluate, exact_neighbours
 from amips_plugins.models.hooks import NativeHook
@@ -183,3 +184,21 @@ def test_bad_queries() -> None:
         evaluate(router, np.zeros((3, 5), dtype=np.float32))
     with pytest.raises(InvalidInput, match="empty"):
         evaluate(router, np.zeros((0, 4), dtype=np.float32))
+
+
+@pytest.mark.parametrize("metric", Metric)
+def test_an_exact_search_finds_all_of_equal_vectors(metric: Metric) -> None:
+    """Which of five equal keys come first is chance; here it is the last ones."""
+
+    class Backwards(MemoryCollection):
+        def scan(self, batch_size: int, after=None):  # type: ignore[no-untyped-def]
+            batches = list(super().scan(batch_size, after))
+            return iter([KeyBatch(b.ids[::-1], b.vectors[::-1], b.cursor) for b in batches[::-1]])
+
+    keys = np.repeat(vectors(count=12), 5, axis=0) + (50.0 if metric is Metric.L2 else 0.0)
+    collection = Backwards(keys.astype(np.float32), metric=metric)
+    truth = exact_neighbours(collection, QUERIES, 8)
+    found = LearnedRouter(collection, hook=NativeHook()).search(QUERIES, 8)
+    assert [[hit.id for hit in hits] for hits in found] != truth
+    (row,) = evaluate(LearnedRouter(collection, hook=NativeHook()), QUERIES, 8)[:1]
+    assert (row.recall_at_1, row.recall_at_k) == (1.0, 1.0)

@@ -64,6 +64,13 @@ class QueryPlan:
     shares: FloatArray | None = None
     reason: str | None = None
 
+    @property
+    def mode(self) -> str:
+        """``route``, ``rewrite`` or ``native``: what it does to a search."""
+        if self.cells is not None:
+            return "route"
+        return "native" if self.rewritten is None else "rewrite"
+
 
 NATIVE = QueryPlan()
 """The plan that leaves the search as it is."""

@@ -23,14 +23,14 @@ from amips_plugins.progress import Progress, no_progress
 from amips_plugins.routing.serving import Serving, serve_latest
 from amips_plugins.vectors import FloatArray, IntArray
 
-__all__ = ["Report", "report"]
+__all__ = ["RouterStatus", "router_status"]
 
 _AUDITED = 1_000  # keys that are read with their vectors, to judge their cells
 _MUCH_OVERFLOW = 0.05  # share of the keys; what a router warns of
 _SAMPLE = 300  # queries that are searched
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class RouterStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a collection's router.
 
     Attributes
@@ -70,14 +70,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     advice: str
 
 
-def report(
+def router_status(
     collection: Collection,
     registry: Registry,
     queries: FloatArray | None = None,
     *,
     sample: int = _SAMPLE,
     progress: Progress = no_progress,
-) -> Report:
+) -> RouterStatus:
     """Look at a collection, its bundle and some of its queries; nothing is changed.
 
     Parameters
@@ -123,7 +123,7 @@ def report(
             recall = _weigh(gate, serving, hook, queries[np.sort(chosen)], k, progress)
         advice = _advice(gate, share, measured=queries is not None)
     health = gate.health
-    return Report(
+    return RouterStatus(
         state="native" if obstacle is not None else health.state,
         reasons=health.reasons if obstacle is None else (obstacle,),
         bundle=None if manifest is None else manifest.version,

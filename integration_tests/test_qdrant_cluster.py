@@ -152,7 +152,7 @@ class Service:
         if before is not None:
             self.bare_errors.append(before)
 
-    def look(self, one: Any, vector: FloatArray, bare: Callable[[], Any]) -> None:
+    def look(self, one: Any, vector: Any, bare: Callable[[], Any]) -> None:
         hits = self.router.search(vector, k=20)
         assert len({hit.id for hit in hits}) == 20
         self.found += 1

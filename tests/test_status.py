@@ -26,7 +26,7 @@ from amips_plugins.health.recall import Recall
 from amips_plugins.health.status_file import StatusFile, read_status
 from amips_plugins.layout import backfill, lay_out
 from amips_plugins.models.calibration import Calibration
-from amips_plugins.status import report
+from amips_plugins.status import router_status
 from amips_plugins.vectors import Metric
 from tests.support.bundles import (
     COUNT,
@@ -76,7 +76,7 @@ def served(tmp_path: Path, **changes: Any) -> tuple[MemoryCollection, Registry]:
 
 def test_a_healthy_collection(tmp_path: Path) -> None:
     collection, registry = served(tmp_path)
-    found = report(collection, registry, QUERIES)
+    found = router_status(collection, registry, QUERIES)
     assert (found.state, found.reasons, found.bundle) == ("healthy", (), "v1")
     assert (found.model, found.layout, found.keys) == ("linear", collection.layout(), COUNT)
     assert found.recall is not None
@@ -85,7 +85,7 @@ def test_a_healthy_collection(tmp_path: Path) -> None:
     assert found.drift is not None
     assert not found.drift.found
     assert found.advice == "Nothing to do."
-    unmeasured = report(collection, registry)
+    unmeasured = router_status(collection, registry)
     assert (unmeasured.state, unmeasured.recall, unmeasured.drift) == ("healthy", None, None)
     assert "--queries" in unmeasured.advice
 
@@ -98,7 +98,7 @@ def test_a_target_that_the_bundle_does_not_promise(tmp_path: Path) -> None:
 
 
 def test_a_promise_that_is_not_kept(tmp_path: Path) -> None:
-    found = report(*served(tmp_path, change=promise_too_much, default_recall=0.99), QUERIES)
+    found = router_status(*served(tmp_path, change=promise_too_much, default_recall=0.99), QUERIES)
     assert found.recall is not None
     assert found.recall.high < 0.9
     assert found.recall.n == 300
@@ -108,7 +108,9 @@ def test_a_promise_that_is_not_kept(tmp_path: Path) -> None:
 
 
 def test_drifted_queries(tmp_path: Path) -> None:
-    found = report(*served(tmp_path), AWAY, sample=10)  # too few to prove that it does no harm
+    found = router_status(
+        *served(tmp_path), AWAY, sample=10
+    )  # too few to prove that it does no harm
     assert found.drift is not None
     assert found.drift.found
     assert found.state == "widened"
@@ -117,12 +119,12 @@ def test_drifted_queries(tmp_path: Path) -> None:
 def test_overflow(tmp_path: Path) -> None:
     collection, registry = served(tmp_path)
     collection.upsert(list(range(1000, 1010)), vectors(seed=7, count=10))
-    found = report(collection, registry)
+    found = router_status(collection, registry)
     assert found.state == "healthy"  # in memory cells are always cheaper
     assert found.overflow == pytest.approx(10 / (COUNT + 10))
     assert "amips backfill" in found.advice
     collection.break_even = 0.1  # as of a database
-    found = report(collection, registry, QUERIES, sample=20)
+    found = router_status(collection, registry, QUERIES, sample=20)
     assert found.state == "native"
     assert found.recall is not None
     assert "amips backfill" in found.advice
@@ -130,33 +132,33 @@ def test_overflow(tmp_path: Path) -> None:
 
 def test_vectors_that_others_changed_in_their_cells(tmp_path: Path) -> None:
     collection, registry = served(tmp_path)
-    sound = report(collection, registry)
+    sound = router_status(collection, registry)
     assert (sound.sampled, sound.state) == (COUNT, "healthy")
     assert sound.misplaced is not None
     assert 0 < sound.misplaced < 0.07
     collection._vectors[:12] = -collection._vectors[:12]  # what updating vectors alone does
-    found = report(collection, registry)
+    found = router_status(collection, registry)
     assert found.misplaced is not None
     assert found.misplaced > 12 / COUNT
     assert (found.state, found.reasons) == ("native", ("cells: stale",))
     assert "amips backfill --verify" in found.advice
     backfill(collection, registry.open(collection_key(collection.info)), verify=True)
-    assert report(collection, registry).state == "healthy"
+    assert router_status(collection, registry).state == "healthy"
 
 
 def test_without_a_bundle_or_its_cells(tmp_path: Path) -> None:
-    found = report(memory(), Registry(tmp_path / "empty"), QUERIES)
+    found = router_status(memory(), Registry(tmp_path / "empty"), QUERIES)
     assert (found.state, found.bundle, found.recall) == ("native", None, None)
     assert "amips publish" in found.advice
     registry = publish(tmp_path)
-    found = report(memory(), registry, QUERIES)
+    found = router_status(memory(), registry, QUERIES)
     assert (found.state, found.bundle, found.reasons) == ("native", "v1", ("cells: not laid out",))
     assert "amips layout" in found.advice
 
 
 def test_a_keynet(tmp_path: Path) -> None:
     registry = publish(tmp_path, model="keynet")
-    found = report(memory(), registry, QUERIES, sample=100)
+    found = router_status(memory(), registry, QUERIES, sample=100)
     assert (found.state, found.model, found.layout) == ("healthy", "keynet", None)
     assert found.recall is not None
     assert found.recall.mean == 1.0  # it fetches more candidates than there are keys

@@ -14,7 +14,7 @@ from amips_plugins.cli.progress import show_progress
 
 if TYPE_CHECKING:
     from amips_plugins.health.status_file import RunningStatus
-    from amips_plugins.status import Report
+    from amips_plugins.status import RouterStatus
 
 __all__ = ["command"]
 
@@ -58,13 +58,15 @@ def command(
     from amips_plugins.bundle.registry import Registry
     from amips_plugins.collection import collection_key
     from amips_plugins.health.status_file import read_status
-    from amips_plugins.status import report
+    from amips_plugins.status import router_status
 
     processes = None if running is None else read_status(running)
     with connect(uri) as collection:
         info = collection.info
         rows = queries.read(collection_key(info), info.metric, info.dim)
-        found = report(collection, Registry(registry), rows, sample=sample, progress=show_progress)
+        found = router_status(
+            collection, Registry(registry), rows, sample=sample, progress=show_progress
+        )
     if as_json:
         content: dict[str, Any] = {"collection": info.name, "status": found}
         if processes is not None:
@@ -77,7 +79,7 @@ def command(
     sys.exit(_EXIT[found.state])
 
 
-def _show(name: str, found: Report) -> str:
+def _show(name: str, found: RouterStatus) -> str:
     recall, drift = found.recall, found.drift
     lines = [f"{name!r} is {found.state}." + "".join(f"\n  because: {r}" for r in found.reasons)]
     bundle = "none" if found.bundle is None else f"{found.bundle} ({found.model})"

@@ -6,7 +6,7 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,13 +15,13 @@ from amips_plugins.background.forks import STEADY, renew_after_fork
 from amips_plugins.background.process_end import is_ending
 from amips_plugins.background.single_flight import SingleFlight
 from amips_plugins.bundle.reference import Reference
-from amips_plugins.collection import Collection
+from amips_plugins.collection import Collection, Hit, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.drift import WINDOW, compare, outputs_of
-from amips_plugins.health.gate import Gate, Health
+from amips_plugins.health.gate import Gate, Health, State
 from amips_plugins.health.recall import Recall
 from amips_plugins.health.shadow_search import ServedQuery, shadow_search, widens
-from amips_plugins.plan import PreQueryHook
+from amips_plugins.plan import PreQueryHook, QueryPlan, Target
 from amips_plugins.vectors import FloatArray
 
 __all__ = ["HealthMonitor", "Watch"]
@@ -176,6 +176,29 @@ class HealthMonitor:
                 self._queue.append((watch, replace(served, query=query)))
         if self._queue or len(watch.live) >= WINDOW:
             self._work.start()
+
+    def offer(
+        self,
+        watch: Watch,
+        state: State,
+        request: SearchRequest,
+        target: Target,
+        found: Sequence[Sequence[Hit]],
+        plan: QueryPlan,
+    ) -> None:
+        """Take over one query of a chosen call (see ``sample``), which was answered by a plan."""
+        row = random.randrange(len(request.queries))  # noqa: S311 - as above
+        served = ServedQuery(
+            watch.collection,
+            watch.hook,
+            request.queries[row],
+            target,
+            found[row],
+            plan.mode,
+            state,
+            request.params,
+        )
+        self.sample(watch, served)
 
     def add_overflow(self, share: float, break_even: float) -> None:
         """Say how many keys have no cell (see ``Gate.add_overflow``)."""

@@ -18,7 +18,7 @@ from amips_plugins.collection import Collection, Hit, SearchRequest
 from amips_plugins.health.gate import RecallAgainstTarget, Shadow, State, factor
 from amips_plugins.health.recall import recall_at_k
 from amips_plugins.models.hooks import RouteHook
-from amips_plugins.plan import PreQueryHook, QueryPlan, Target
+from amips_plugins.plan import PreQueryHook, Target
 from amips_plugins.vectors import FloatArray
 
 __all__ = ["GIVE", "ServedQuery", "search_in", "shadow_search", "widens"]
@@ -125,17 +125,13 @@ def search_in(
     request: SearchRequest,
 ) -> list[Hit] | None:
     """Answer one query as a router does in a state; None where it would not use its model."""
-    if _is_native(hook.plan(request.queries, replace(target, widen=1.0))):
+    if hook.plan(request.queries, replace(target, widen=1.0)).mode == "native":
         return None
     plan = hook.plan(request.queries, replace(target, widen=factor(state)))
     (found,) = collection.search(request, plan)
-    if len(found) < request.k and not _is_native(plan):
+    if len(found) < request.k and plan.mode != "native":
         (found,) = collection.search(request)
     return found
-
-
-def _is_native(plan: QueryPlan) -> bool:
-    return plan.cells is None and plan.rewritten is None
 
 
 def _promised(served: ServedQuery) -> float | None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from amips_plugins.collection import Id
 from amips_plugins.errors import InvalidInput
+from amips_plugins.routing.checks import Matrix, SearchOptions, Vector, as_search
 from amips_plugins.routing.effects import run_async
+from amips_plugins.routing.hits import Hits
 from amips_plugins.routing.router import LearnedRouter
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["AsyncLearnedRouter"]
 
@@ -96,6 +101,16 @@ class AsyncLearnedRouter:
         collection = open_blocking(client, name, field, asyncio.get_running_loop())
         return cls(await asyncio.to_thread(LearnedRouter, collection, **options), client)
 
+    @overload
+    async def search(
+        self, queries: Matrix, k: int = 10, **options: Unpack[SearchOptions]
+    ) -> list[Hits]: ...
+
+    @overload
+    async def search(
+        self, queries: Vector, k: int = 10, **options: Unpack[SearchOptions]
+    ) -> Hits: ...
+
     async def search(
         self,
         queries: Any,
@@ -108,20 +123,22 @@ class AsyncLearnedRouter:
         params: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         explain: bool = False,
-    ) -> Any:
+    ) -> Hits | list[Hits]:
         """Search; arguments, result and errors are those of ``LearnedRouter.search``."""
-        effects = self.router.effects(
+        request, target, single = as_search(
+            self.router.collection.info.dim,
             queries,
             k,
-            recall=recall,
-            n_probes=n_probes,
-            filter=filter,
-            fields=fields,
-            params=params,
-            timeout=timeout,
-            explain=explain,
+            recall,
+            n_probes,
+            filter,
+            fields,
+            params,
+            timeout,
         )
-        return await run_async(effects, self._client)
+        effects = self.router.search_effects(request, target, explain=explain)
+        found = await run_async(effects, self._client)
+        return found[0] if single else found
 
     async def upsert(
         self,

@@ -4,23 +4,64 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
-from amips_plugins.collection import Id, check_keys
+from amips_plugins.collection import Id, SearchRequest, check_keys
 from amips_plugins.errors import InvalidInput
 from amips_plugins.models.hooks import ModelFault
-from amips_plugins.plan import QueryPlan
+from amips_plugins.plan import QueryPlan, Target
 from amips_plugins.vectors import FloatArray, as_queries
 
-__all__ = ["as_ids", "as_keys", "check_k", "check_plan", "check_target"]
+__all__ = [
+    "Matrix",
+    "SearchOptions",
+    "Vector",
+    "as_ids",
+    "as_keys",
+    "as_search",
+    "check_plan",
+    "check_target",
+]
+
+Vector = Sequence[float] | np.ndarray[tuple[int], np.dtype[Any]]
+Matrix = Sequence[Sequence[float] | np.ndarray[Any, Any]] | np.ndarray[tuple[int, int], Any]
 
 
-def check_k(k: Any) -> None:
-    """Refuse what is no number of hits."""
+class SearchOptions(TypedDict, total=False):
+    """What ``LearnedRouter.search`` may be given beside queries and k."""
+
+    recall: float | None
+    n_probes: int | None
+    filter: Any
+    fields: Sequence[str]
+    params: Mapping[str, Any] | None
+    timeout: float | None
+    explain: bool
+
+
+def as_search(
+    dim: int,
+    queries: Any,
+    k: Any,
+    recall: Any,
+    n_probes: Any,
+    filter: Any,  # noqa: A002 - both databases call it so
+    fields: Sequence[str],
+    params: Mapping[str, Any] | None,
+    timeout: float | None,
+) -> tuple[SearchRequest, Target, bool]:
+    """Check the arguments of a search; say what is asked, aimed at, and if it is one vector."""
+    rows, single = as_queries(queries, dim)
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
         raise InvalidInput(f"k={k!r} asks for nothing; pass a whole number of 1 or more.")
+    if recall is not None or n_probes is not None:
+        check_target(recall, n_probes)
+    if isinstance(fields, str):
+        raise InvalidInput(f"fields={fields!r} is one name; pass a list of names.")
+    request = SearchRequest(rows, int(k), filter, tuple(fields), params, timeout)
+    return request, Target(int(k), recall, n_probes), single
 
 
 def check_target(recall: Any, n_probes: Any) -> None:

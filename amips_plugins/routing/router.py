@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import random
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from amips_plugins.background.single_flight import PeriodicJob
 from amips_plugins.bundle.manifest import Manifest
@@ -18,10 +17,9 @@ from amips_plugins.bundle.registry import Registry
 from amips_plugins.collection import Collection, Failure, Id, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.gate import Health
-from amips_plugins.health.monitor import HealthMonitor, Watch
-from amips_plugins.health.shadow_search import ServedQuery
+from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
-from amips_plugins.routing.checks import check_k, check_target
+from amips_plugins.routing.checks import Matrix, SearchOptions, Vector, as_search
 from amips_plugins.routing.effects import Effects, SearchBy, run, search_collection
 from amips_plugins.routing.execution import Outcome, execute, traces
 from amips_plugins.routing.fallbacks import Fallbacks
@@ -31,7 +29,9 @@ from amips_plugins.routing.planner import GATED, plan_search
 from amips_plugins.routing.refresh import ServingFollower
 from amips_plugins.routing.serving import Serving, bundle_in, serve_bundle
 from amips_plugins.routing.writer import Writer
-from amips_plugins.vectors import as_queries
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Hits", "LearnedRouter", "Trace"]
 
@@ -188,6 +188,14 @@ class LearnedRouter:
         """
         self._observers.add(observer)
 
+    @overload
+    def search(
+        self, queries: Matrix, k: int = 10, **options: Unpack[SearchOptions]
+    ) -> list[Hits]: ...
+
+    @overload
+    def search(self, queries: Vector, k: int = 10, **options: Unpack[SearchOptions]) -> Hits: ...
+
     def search(
         self,
         queries: Any,
@@ -200,7 +208,7 @@ class LearnedRouter:
         params: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         explain: bool = False,
-    ) -> Any:
+    ) -> Hits | list[Hits]:
         """Search.
 
         Parameters
@@ -235,46 +243,11 @@ class LearnedRouter:
         InvalidInput
             An argument cannot be used.
         """
-        return run(
-            self.effects(
-                queries,
-                k,
-                recall=recall,
-                n_probes=n_probes,
-                filter=filter,
-                fields=fields,
-                params=params,
-                timeout=timeout,
-                explain=explain,
-            )
+        request, target, single = as_search(
+            self.collection.info.dim, queries, k, recall, n_probes, filter, fields, params, timeout
         )
-
-    def effects(
-        self,
-        queries: Any,
-        k: int = 10,
-        *,
-        recall: float | None = None,
-        n_probes: int | None = None,
-        filter: Any = None,  # noqa: A002 - as above
-        fields: Sequence[str] = (),
-        params: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
-        explain: bool = False,
-    ) -> Effects[Any]:
-        """Search as ``search`` does; how to wait is the caller's matter (see ``effects.run``)."""
-        rows, single = as_queries(queries, self.collection.info.dim)
-        check_k(k)
-        check_target(recall, n_probes)
-        if isinstance(fields, str):
-            raise InvalidInput(f"fields={fields!r} is one name; pass a list of names.")
-        k = int(k)
-        answers = yield from self.search_effects(
-            SearchRequest(rows, k, filter, tuple(fields), params, timeout),
-            Target(k=k, recall=recall, n_probes=n_probes),
-            explain=explain,
-        )
-        return answers[0] if single else answers
+        found = run(self.search_effects(request, target, explain=explain))
+        return found[0] if single else found
 
     def search_effects(
         self,
@@ -284,20 +257,10 @@ class LearnedRouter:
         explain: bool = False,
         search: SearchBy = search_collection,
     ) -> Effects[list[Hits]]:
-        """Search for a request that has been checked.
+        """Search for a request that has been checked; how to wait is the caller's matter.
 
-        What a hit is, ``search`` decides: all that is asked of its result is a list for each query.
-
-        Parameters
-        ----------
-        request
-            What is searched.
-        target
-            What the model is to aim at.
-        explain
-            Fill in the trace's details.
-        search
-            Performs every search of a collection that it takes: by its plan, or natively.
+        ``search`` performs every search of a collection that it takes, by its plan or natively,
+        and decides what a hit is: all that is asked of its result is a list for each query.
         """
         self._refresher.run_if_due()
         serving = self._follower.serving  # taken once: a look meanwhile is the next search's
@@ -314,41 +277,32 @@ class LearnedRouter:
         try:
             answered = yield from execute(search, serving.collection, request, plan, started)
         except Exception as exc:  # noted here, and the caller's as it is
-            self._failed(serving, plan, exc, started, request.timeout)
+            taken = time.perf_counter() - started
+            late = request.timeout is not None and taken >= request.timeout
+            self._failed(serving, plan, exc, late=late)
             raise
         ended = time.perf_counter()
         self._account(serving, plan, answered)
         if (
-            request.filter is None
-            and target.n_probes is None
-            and watch is not None
+            watch is not None
             and health is not None
+            and request.filter is None
+            and target.n_probes is None
             and answered.fallback is None
             and fallback in (None, GATED)
             and self._monitor.chosen(len(request.queries))
         ):
-            self._sample(watch, request, target, answered, health)
-        version = None if serving.manifest is None else serving.manifest.version
-        base = Trace(_mode(answered.plan), version=version, fallback=fallback or answered.fallback)
+            self._monitor.offer(watch, health.state, request, target, answered.found, answered.plan)
+        times = planned - started, ended - planned
+        version = None if serving.bundle is None else serving.bundle.manifest.version
+        base = Trace(answered.plan.mode, None, version, fallback or answered.fallback)
         if explain:
-            base = replace(
-                base,
-                plan_us=(planned - started) * 1e6,
-                search_ms=(ended - planned) * 1e3,
-            )
-        rows_traced = traces(
-            answered, base, serving.collection, serving.model_share, explain=explain
-        )
+            base = replace(base, plan_us=times[0] * 1e6, search_ms=times[1] * 1e3)
+        collection, share = serving.collection, serving.model_share
+        traced = traces(answered, base, collection, share, explain=explain)
         if self._observers:
-            self._observers.tell(
-                serving.collection,
-                request,
-                answered,
-                rows_traced,
-                serving.model_share,
-                (planned - started, ended - planned),
-            )
-        return [Hits(hits, t) for hits, t in zip(answered.found, rows_traced, strict=True)]
+            self._observers.tell(collection, request, answered, traced, share, times)
+        return [Hits(hits, trace) for hits, trace in zip(answered.found, traced, strict=True)]
 
     def upsert(
         self,
@@ -433,50 +387,12 @@ class LearnedRouter:
         if answered.fallback is not None:
             self._refresher.run_soon()
 
-    def _sample(
-        self,
-        watch: Watch,
-        request: SearchRequest,
-        target: Target,
-        answered: Outcome,
-        health: Health,
-    ) -> None:
-        """Hand one query of an answered search over to the monitor."""
-        row = random.randrange(len(request.queries))  # noqa: S311 - a sample, no secret
-        self._monitor.sample(
-            watch,
-            ServedQuery(
-                watch.collection,
-                watch.hook,
-                request.queries[row],
-                target,
-                answered.found[row],
-                _mode(answered.plan),
-                health.state,
-                request.params,
-            ),
-        )
-
-    def _failed(
-        self,
-        serving: Serving,
-        plan: QueryPlan,
-        exc: Exception,
-        started: float,
-        timeout: float | None,
-    ) -> None:
+    def _failed(self, serving: Serving, plan: QueryPlan, exc: Exception, *, late: bool) -> None:
         """Learn from a search that was not answered."""
         if plan is NATIVE:
             return
         stopped = serving.collection.failure(exc) in (Failure.OUTAGE, Failure.BUSY)
-        if stopped or (timeout is not None and time.perf_counter() - started >= timeout):
-            # The native search had no chance: give it one, should this go on.
+        if stopped or late:  # the native search had no chance: give it one, should this go on
             serving.searched(by_plan=False)
         if not stopped:
             self._refresher.run_soon()
-
-
-def _mode(plan: QueryPlan) -> str:
-    if plan.cells is not None:
-        return "route"
-    return "native" if plan.rewritten is None else "rewrite"

@@ -43,7 +43,7 @@ def test_an_observer_is_told_what_the_traces_say(folder: Path) -> None:
     assert dict(told.modes) == {"route": len(QUERIES)}
     assert dict(told.fallbacks) == {}
     assert (told.routed, told.probes) == (len(QUERIES), 2 * len(QUERIES))
-    assert told.scanned == pytest.approx(sum(hits.trace.scanned for hits in found))
+    assert told.scanned == pytest.approx(sum(hits.trace.scanned or 0.0 for hits in found))
     assert told.plan_seconds * 1e6 == pytest.approx(found[0].trace.plan_us)
     assert told.search_seconds * 1e3 == pytest.approx(found[0].trace.search_ms)
     assert router.manifest is not None
@@ -62,7 +62,7 @@ def test_queries_searched_again_natively_are_told_of(folder: Path) -> None:
     assert told.modes["native"] == len(again)
     assert sum(told.modes.values()) == told.routed == len(QUERIES)
     assert dict(told.fallbacks) == {TOO_FEW: len(again)}
-    assert told.scanned == pytest.approx(sum(hits.trace.scanned for hits in found))
+    assert told.scanned == pytest.approx(sum(hits.trace.scanned or 0.0 for hits in found))
 
 
 def test_a_native_search_and_a_rewritten_one_are_told_of() -> None:

@@ -91,7 +91,7 @@ def test_a_healthy_collection(tmp_path: Path) -> None:
 
 
 def test_a_target_that_the_bundle_does_not_promise(tmp_path: Path) -> None:
-    found = report(*served(tmp_path, change=weaken(0.85)), QUERIES)  # .9 is the default
+    found = router_status(*served(tmp_path, change=weaken(0.85)), QUERIES)  # .9 is the default
     assert (found.state, found.reasons) == ("native", ("target: not promised",))
     assert "best target is 0.850" in found.advice
     assert "Train with more queries" in found.advice

@@ -7,6 +7,7 @@ and not moved, and payload is dropped that an indexed segment keeps.
 from __future__ import annotations
 
 import io
+import os
 import secrets
 import threading
 import time
@@ -27,7 +28,9 @@ __all__ = [
     "DIM",
     "KEY",
     "LAYOUT",
+    "NIGHTLY",
     "N_CELLS",
+    "TRANSPORTS",
     "Background",
     "EveryCell",
     "amips",
@@ -50,6 +53,8 @@ GROUPS = 16
 N_CELLS = 4
 LAYOUT = "signs"
 KEY = f"amips_cell_{LAYOUT}"
+NIGHTLY = "AMIPS_NIGHTLY" in os.environ
+TRANSPORTS = ("rest", "grpc") if NIGHTLY else ("grpc",)  # which keeps the most payload
 _PATIENCE = 120.0
 
 
@@ -218,7 +223,7 @@ class Background:
                 self.times += 1
             else:
                 self.wrong.append(found)
-                self._stop.wait(0.05)
+            self._stop.wait(0.005 if found is None else 0.05)  # others have the processor too
 
     def __enter__(self) -> Background:
         self._thread.start()

@@ -190,7 +190,6 @@ class TestReadOnly:
         self,
         qdrant_with_keys: QdrantServer,
         owner: QdrantClient,
-        token: str,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
@@ -198,9 +197,7 @@ class TestReadOnly:
         fill(owner, name, keys(COUNT))
         publish(QdrantCollection(owner, name), queries(300), tmp_path)
         QdrantCollection(owner, name).layouts.roll_back().layouts.drop_old()
-        if "." in token:
-            token = jwt(access=[{"collection": name, "access": "r"}])
-        monkeypatch.setenv("AMIPS_QDRANT_API_KEY", token)
+        monkeypatch.setenv("AMIPS_QDRANT_API_KEY", QDRANT_KEYS["service__read_only_api_key"])
         registry = ("--registry", tmp_path / "registry")
         code, said = amips("layout", qdrant_with_keys.address.uri(name), *registry, "--dry-run")
         owner.delete_collection(name)

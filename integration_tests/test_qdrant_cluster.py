@@ -1,13 +1,12 @@
 """Three Qdrant nodes with replicas: one is away, behind, paused or restarted.
 
-``AMIPS_KILLS`` sets how often the nodes are killed and paused: a few in a developer's run, a
-hundred kills, twenty pauses and twenty restarts at night.
+A few kills, a pause and a restart in a developer's run; with ``AMIPS_NIGHTLY`` a hundred kills,
+twenty pauses and twenty restarts.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from amips_plugins.vectors import FloatArray
 from integration_tests.qdrant_data import (
     DIM,
     LAYOUT,
+    NIGHTLY,
     Background,
     EveryCell,
     by_sign,
@@ -37,7 +37,6 @@ from integration_tests.qdrant_data import (
 from integration_tests.servers import QdrantProcess
 
 COUNT = 1500
-NIGHTLY = "AMIPS_NIGHTLY" in os.environ
 KILLS, PAUSES, RESTARTS = (100, 20, 20) if NIGHTLY else (2, 1, 1)
 
 

@@ -170,7 +170,7 @@ def test_the_builder_dies_at_any_moment(
     name = filled(client)
     writer = Writer(client, name)
     chance = np.random.default_rng(200 + seed)
-    for _ in range(3):
+    for _ in range(2):
         with subprocess.Popen(
             [sys.executable, "-c", BUILDER, qdrant_to_break.address.url, name],
             stdout=subprocess.PIPE,

@@ -5,7 +5,6 @@ Collections are made with random names and dropped again; others are left alone.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -18,7 +17,7 @@ from amips_plugins.collection import Collection, Hit, Id, SearchRequest
 from amips_plugins.errors import CollectionError, CollectionNotFound
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, Metric
-from integration_tests.qdrant_data import create, wait_until_indexed
+from integration_tests.qdrant_data import NIGHTLY, create, wait_until_indexed
 from integration_tests.servers import QdrantAddress
 from tests.adapters.contract.collection_contract import COUNT, DIM, cells_of, everywhere, vectors
 from tests.adapters.contract.test_qdrant import DISTANCES, QdrantContract
@@ -211,6 +210,6 @@ class TestQdrantServerOverGrpc(TestQdrantServer):
     grpc = True
 
 
-@pytest.mark.skipif("AMIPS_NIGHTLY" not in os.environ, reason="set AMIPS_NIGHTLY")
+@pytest.mark.skipif(not NIGHTLY, reason="the contract twice over: set AMIPS_NIGHTLY")
 class TestQdrantServerNamedVector(TestQdrantServer):
     vector = "text"

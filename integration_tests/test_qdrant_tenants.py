@@ -19,6 +19,7 @@ from amips_plugins.vectors import FloatArray, normalise
 from integration_tests.qdrant_data import (
     KEY,
     LAYOUT,
+    TRANSPORTS,
     EveryCell,
     amips,
     by_sign,
@@ -44,7 +45,7 @@ class TestShardKeys:
 
     TENANTS = ("a", "b", "c")
 
-    @pytest.fixture(params=["rest", "grpc"])
+    @pytest.fixture(params=TRANSPORTS)
     def client(
         self, request: pytest.FixtureRequest, qdrant_node: QdrantAddress
     ) -> Iterator[QdrantClient]:
@@ -132,7 +133,7 @@ class TestShardKeys:
 class TestGraphsForTenantsOnly:
     """``m=0`` and ``payload_m=16``: the server has no graph for who names no tenant, or several."""
 
-    COUNT = 12_000
+    COUNT = 8_000
     DIM = 32
     TENANTS = 16
 

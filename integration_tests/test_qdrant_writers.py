@@ -27,6 +27,7 @@ from integration_tests.qdrant_data import (
     KEY,
     LAYOUT,
     N_CELLS,
+    TRANSPORTS,
     Background,
     EveryCell,
     amips,
@@ -46,12 +47,12 @@ from integration_tests.qdrant_data import (
 from integration_tests.servers import QdrantAddress
 from tests.handmade import publish
 
-COUNT = 2000
+COUNT = 1500
 CELLS = 16
 TARGET = 0.9
 
 
-@pytest.fixture(params=["rest", "grpc"])
+@pytest.fixture(params=TRANSPORTS)
 def client(request: pytest.FixtureRequest, qdrant: QdrantAddress) -> Iterator[QdrantClient]:
     client = qdrant.client(prefer_grpc=request.param == "grpc")
     yield client

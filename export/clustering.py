@@ -71,11 +71,11 @@ class QueryAware:
         How far a key moves towards how queries see it.
     trust
         Share of the mean of its own queries, against the map, for a key that was hit.
-    heat
+    popularity
         Weight of how often a key is hit, as one more coordinate: keys that are hit often share
         cells with their like.
-    new_heat
-        Standard deviations of heat that a new key gets on top of what the map expects of it: it
+    new_popularity
+        Standard deviations that a new key gets on top of what the map expects of it: it
         had no chance to be hit yet.
     power
         A key counts ``(hits + 1) ** power`` times in k-means.
@@ -89,8 +89,8 @@ class QueryAware:
 
     weight: float = 2.0
     trust: float = 0.8
-    heat: float = 0.2
-    new_heat: float = 0.5
+    popularity: float = 0.2
+    new_popularity: float = 0.5
     power: float = 0.5
     size_penalty: float = 0.02
     iterations: int = 12
@@ -157,11 +157,13 @@ class _Seen:
         places = self._places(self._hit_rows)
         length = float(np.linalg.norm(places, axis=1).mean()) or 1.0  # 1 unless the metric is L2
         matrix = ridge(places, means, length**2)
-        self._heat = np.log1p(self.counts)
-        self._heat -= self._heat.mean()
-        self._heat *= recipe.heat * length / max(float(self._heat.std()), 1e-6)
+        self._popularity = np.log1p(self.counts)
+        self._popularity -= self._popularity.mean()
+        self._popularity *= recipe.popularity * length / max(float(self._popularity.std()), 1e-6)
         self.view = View(
-            matrix, recipe.weight * length, self._heat_map(length, recipe.new_heat * recipe.heat)
+            matrix,
+            recipe.weight * length,
+            self._popularity_map(length, recipe.new_popularity * recipe.popularity),
         )
         mixed = recipe.trust * means + (1 - recipe.trust) * (places @ matrix)
         moved = places + np.float32(self.view.weight) * normalise(mixed)
@@ -171,8 +173,8 @@ class _Seen:
         keys = np.asarray(self._keys[rows], dtype=np.float32)
         return place_keys(keys, self._metric, self.centre)
 
-    def _heat_map(self, length: float, boost: float) -> FloatArray:
-        """Fit the heat as an affine function of a key's place."""
+    def _popularity_map(self, length: float, boost: float) -> FloatArray:
+        """Fit the popularity as an affine function of a key's place."""
         dim = self._keys.shape[1]
         gram = np.zeros((dim + 1, dim + 1), dtype=np.float32)
         moment = np.zeros(dim + 1, dtype=np.float32)
@@ -180,11 +182,11 @@ class _Seen:
             rows = np.arange(low, min(low + _BLOCK, len(self._keys)))
             affine = np.hstack([self._places(rows), np.ones((len(rows), 1), dtype=np.float32)])
             gram += affine.T @ affine
-            moment += affine.T @ self._heat[rows]
+            moment += affine.T @ self._popularity[rows]
         penalty = np.float32(_HEAT_RIDGE * length**2)
-        heat: FloatArray = np.linalg.solve(gram + penalty * np.eye(dim + 1), moment)
-        heat[-1] += boost * length
-        return heat.astype(np.float32)
+        popularity: FloatArray = np.linalg.solve(gram + penalty * np.eye(dim + 1), moment)
+        popularity[-1] += boost * length
+        return popularity.astype(np.float32)
 
     def views(self, rows: IntArray) -> FloatArray:
         """Return ``(len(rows), dim + 1)`` views: a key's own queries count where it has some."""
@@ -193,7 +195,7 @@ class _Seen:
         at = np.searchsorted(self._hit_rows, first).clip(max=len(self._hit_rows) - 1)
         hit = self._hit_rows[at] == first
         seen[hit, :-1] = self._own[at[hit]]
-        seen[:, -1] = self._heat[rows]
+        seen[:, -1] = self._popularity[rows]
         return seen
 
 

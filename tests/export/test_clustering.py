@@ -62,7 +62,7 @@ def test_cells_are_a_partition(layout: str, metric: Metric) -> None:
     np.testing.assert_array_equal(cells.sizes, np.bincount(assignment, minlength=cells.n_cells))
     assert cells.sizes.sum() == N
     assert cells.sizes.min() > 0
-    columns = DIM + 1 if layout == "query-aware" else DIM  # one more is the heat
+    columns = DIM + 1 if layout == "query-aware" else DIM  # one more is the popularity
     assert cells.centroids.shape == (cells.n_cells, columns)
     assert cells.offsets.shape == (cells.n_cells,)
     assert cells.offsets.dtype == np.float32
@@ -86,9 +86,9 @@ def test_same_seed_same_cells(layout: str, metric: Metric) -> None:
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_new_key_gets_the_cell_of_its_twin(layout: str, metric: Metric) -> None:
-    """Where heat does not count, a key that no query hit lies where a copy of it would."""
+    """Where popularity does not count, a key that no query hit lies where a copy of it would."""
     keys = clustered_keys(N, DIM)
-    cells, assignment, hit = cut(layout, keys, metric, recipe=QueryAware(heat=0.0))
+    cells, assignment, hit = cut(layout, keys, metric, recipe=QueryAware(popularity=0.0))
     others = np.setdiff1d(np.arange(N), hit)
     assert len(others) > N // 3
     np.testing.assert_array_equal(cells.assign(keys[others], metric), assignment[others])
@@ -118,7 +118,7 @@ def test_the_rule_for_new_keys_is_deterministic_and_survives_the_bundle(
 def test_a_snapshot_key_that_was_never_hit_is_cold_and_a_new_one_is_not_yet(
     metric: Metric,
 ) -> None:
-    """The two differ in their heat only; the recorded cell is the snapshot key's own."""
+    """The two differ in their popularity only; the recorded cell is the snapshot key's own."""
     keys, recipe = clustered_keys(N, DIM), QueryAware()
     cells, assignment, hit = cut("query-aware", keys, metric, recipe=recipe)
     assert cells.view is not None
@@ -127,21 +127,23 @@ def test_a_snapshot_key_that_was_never_hit_is_cold_and_a_new_one_is_not_yet(
     length = float(np.linalg.norm(places[hit], axis=1).mean())
     queries = narrow_queries(40, DIM)
     counts = np.bincount(best_rows(queries, keys, metric).ravel(), minlength=N)
-    heat = np.log1p(counts) - np.log1p(counts).mean()
-    heat *= recipe.heat * length / heat.std()
+    popularity = np.log1p(counts) - np.log1p(counts).mean()
+    popularity *= recipe.popularity * length / popularity.std()
 
-    # Recorded: its heat is what the log says, which is the least there is.
+    # Recorded: its popularity is what the log says, which is the least there is.
     views = cells.view.see(places, metric)
-    views[:, -1] = heat
+    views[:, -1] = popularity
     nearness = views[cold] @ cells.centroids.T + cells.offsets
     np.testing.assert_array_equal(nearness.argmax(axis=1), assignment[cold])
-    np.testing.assert_allclose(heat[cold], heat.min())
+    np.testing.assert_allclose(popularity[cold], popularity.min())
 
     # The rule: what the map expects of such a place, and a little more, for want of a chance.
     new = cells.view.see(places, metric)[:, -1]
-    boost = recipe.heat * recipe.new_heat * length
-    assert new.mean() - boost == pytest.approx(heat.mean(), abs=0.1 * recipe.heat * length)
-    assert np.corrcoef(new, heat)[0, 1] > 0.15, "the map knows where hits are likely"
+    boost = recipe.popularity * recipe.new_popularity * length
+    assert new.mean() - boost == pytest.approx(
+        popularity.mean(), abs=0.1 * recipe.popularity * length
+    )
+    assert np.corrcoef(new, popularity)[0, 1] > 0.15, "the map knows where hits are likely"
     assert (cells.assign(keys[cold], metric) != assignment[cold]).any()
 
 
@@ -152,8 +154,8 @@ def test_heat_gathers_the_keys_that_are_hit(metric: Metric) -> None:
     hits = best_rows(queries, keys, metric)
     counts = np.bincount(hits.ravel(), minlength=N)
 
-    def concentration(heat: float) -> float:
-        recipe = QueryAware(heat=heat)
+    def concentration(popularity: float) -> float:
+        recipe = QueryAware(popularity=popularity)
         cells, cell = query_aware_cells(keys, metric, CELLS, 0, queries, hits, recipe)
         share = np.bincount(cell, counts, cells.n_cells) / cells.sizes
         hottest = np.argsort(-share)
@@ -198,7 +200,7 @@ def test_blocks_change_nothing(layout: str, monkeypatch: pytest.MonkeyPatch) -> 
     np.testing.assert_array_equal(again.assign(new, Metric.L2), cells.assign(new, Metric.L2))
     if layout == "native":
         assert again.layout() == cells.layout()
-    else:  # the map from places to heat is a sum over blocks, and rounds
+    else:  # the map from places to popularity is a sum over blocks, and rounds
         np.testing.assert_allclose(again.centroids, cells.centroids, rtol=1e-5, atol=1e-6)
         assert again.view is not None
         assert cells.view is not None
@@ -283,7 +285,7 @@ def test_a_keys_own_queries_count_for_its_cell(metric: Metric) -> None:
     queries = np.repeat(np.array([[1.0, 1.0], [1.0, -1.0]], dtype=np.float32), 50, axis=0)
     hits = np.concatenate([np.arange(50), np.arange(100, 150)])[:, None]
     hits[0], hits[50] = 120, 0  # one query of each side wants a key of the other
-    recipe = QueryAware(trust=1.0, heat=0.0)
+    recipe = QueryAware(trust=1.0, popularity=0.0)
     cells, assignment = query_aware_cells(keys, metric, 2, 0, queries, hits, recipe)
     rule = cells.assign(keys, metric)
     assert assignment[0] != assignment[1]
@@ -351,7 +353,7 @@ def test_centroid_weights_order_cells_as_their_centroids_do(metric: Metric, layo
         distances = np.square(queries[:, None] - means[None]).sum(axis=2)
         np.testing.assert_array_equal(given.argmax(axis=1), distances.argmin(axis=1))
         return
-    centres = cells.centroids[:, :DIM]  # what a query is compared with: a key's heat is not
+    centres = cells.centroids[:, :DIM]  # what a query is compared with: a key's popularity is not
     wanted = centres / np.linalg.norm(centres, axis=1, keepdims=True)
     if metric is Metric.IP:
         lengths = np.linalg.norm(keys, axis=1)

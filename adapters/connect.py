@@ -11,8 +11,8 @@
     qdrant-edge:///folder?collection=docs           Qdrant Edge, the shard in /folder/docs
 
 ``&field=NAME`` names the vector field where there are several, ``&db=NAME`` a database of Milvus
-other than the default one. Credentials do not belong into a
-URI: set ``AMIPS_MILVUS_TOKEN`` or ``AMIPS_QDRANT_API_KEY``.
+other than the default one, ``&shard_key=NAME`` one custom shard key of Qdrant. Credentials do not
+belong into a URI: set ``AMIPS_MILVUS_TOKEN`` or ``AMIPS_QDRANT_API_KEY``.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ def connect(uri: str) -> Collection:
     known_options = {"collection", "field"}
     if scheme == "milvus":
         known_options.add("db")
+    elif scheme == "qdrant":
+        known_options.add("shard_key")
     unknown = sorted(set(options) - known_options)
     if unknown:
         raise InvalidInput(f"Unknown option {unknown[0]!r} in the collection URI; {_HINT}.")
@@ -105,6 +107,7 @@ def connect(uri: str) -> Collection:
         from amips_plugins.adapters.qdrant.collection import QdrantCollection
 
         token = os.environ.get("AMIPS_QDRANT_API_KEY")
-        collection = QdrantCollection.connect(address, name, field, token)
+        shard_key = options.get("shard_key", [None])[0]
+        collection = QdrantCollection.connect(address, name, field, token, shard_key)
     _ = collection.info  # a wrong name or field shows here, not at the first search
     return collection

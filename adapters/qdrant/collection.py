@@ -37,6 +37,7 @@ from amips_plugins.adapters.qdrant.points import (
     payloads,
     refuse_other_vectors,
 )
+from amips_plugins.adapters.qdrant.read_budget import ReadBudget
 from amips_plugins.adapters.qdrant.search import (
     all_of,
     among,
@@ -143,6 +144,7 @@ class QdrantCollection(PointCollection):
         self._owns_client = False
         self._server = "The Qdrant server"
         self._kept = None
+        self._reads: ReadBudget | None = None
 
     @classmethod
     def connect(
@@ -257,6 +259,23 @@ class QdrantCollection(PointCollection):
     def failure(self, exc: BaseException) -> Failure:
         """Say what an error of a search means."""
         return failure_of(exc)
+
+    def unroutable(self, request: SearchRequest, *, rewritten: bool) -> str | None:
+        """Say why a plan would change what a request means, or take too many reads, or None."""
+        if not rewritten and self._budget.near():
+            return "read_rate_limit: a search of cells takes two reads"
+        return super().unroutable(request, rewritten=rewritten)
+
+    @property
+    def _budget(self) -> ReadBudget:
+        if self._reads is None:
+            self._reads = ReadBudget(self._found.limits, self._limits_now)
+        return self._reads
+
+    def _limits_now(self) -> Limits:
+        if self._local:
+            return Limits(None)
+        return Limits(self._client.get_collection(self._name).config.strict_mode_config)
 
     def describe(self) -> Construction:
         """Look at graph, quantisation, storage, payload index, strict mode and segments."""
@@ -404,6 +423,7 @@ class QdrantCollection(PointCollection):
         """
         check_layout(plan, self.layout(), self._name)
         found = self._found
+        self._budget.spend(len(request.queries) * (1 if plan.cells is None else 2))
         return plan_queries(
             request, plan, found.info.field, found.cells, self.break_even, exact=not self._local
         )

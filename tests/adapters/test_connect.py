@@ -24,7 +24,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
             name: str,
             field: str | None = None,
             token: str | None = None,
-            inside: str = "",
+            inside: str | None = None,
         ) -> Any:
             name = f"{inside}.{name}" if inside else name
             noted.append((database, address, name, field, token))
@@ -63,6 +63,13 @@ def test_every_form(
 ) -> None:
     connect(f"{database}{rest}")
     assert calls == [(database, address, name, field, None)]
+
+
+def test_a_shard_key_of_qdrant(calls: Calls) -> None:
+    connect("qdrant://localhost:6333?collection=docs&shard_key=tenant")
+    assert calls == [("qdrant", "http://localhost:6333", "tenant.docs", None, None)]
+    with pytest.raises(InvalidInput, match="'shard_key'"):
+        connect("milvus://localhost:19530?collection=docs&shard_key=tenant")
 
 
 def test_a_database_of_milvus(calls: Calls) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,9 +64,9 @@ class Table:
         """Return those of the partitions that hold no cell: Milvus' default, and others' own."""
         if self.cells is None:
             return [DEFAULT_PARTITION]
-        cells = {self.cells.partition(cell) for cell in range(self.cells.n_cells)}
-        names = self.partitions() if there is None else there
-        return [DEFAULT_PARTITION, *sorted(set(names) - cells - {DEFAULT_PARTITION})]
+        return list(
+            _without_cells(self.cells, tuple(self.partitions() if there is None else there))
+        )
 
     def own_partitions(self) -> list[str]:
         """Return the partitions that are neither Milvus' default nor cells, sorted."""
@@ -327,6 +328,12 @@ class Table:
         return {
             name: row[name] for name in row if name not in (CELL_FIELD, SKETCH_FIELD, *computed)
         }
+
+
+@lru_cache(maxsize=64)
+def _without_cells(cells: CellProperties, there: tuple[str, ...]) -> tuple[str, ...]:
+    named = {cells.partition(cell) for cell in range(cells.n_cells)}
+    return (DEFAULT_PARTITION, *sorted(set(there) - named - {DEFAULT_PARTITION}))
 
 
 def _chunks(ids: Sequence[Id], size: int) -> Iterator[Sequence[Id]]:

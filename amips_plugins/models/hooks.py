@@ -98,10 +98,10 @@ class RouteHook:
 
     def plan(self, queries: FloatArray, target: Target) -> QueryPlan:
         """Choose the cells; every cell is the native search, as is a target without a promise."""
-        reason, n_probes = self.unpromised(target), target.n_probes
+        threshold, reason = self._threshold(target)
+        n_probes = target.n_probes
         if reason is not None:
             return QueryPlan(reason=reason)
-        threshold = self._threshold(target)
         if threshold == -np.inf or (n_probes is not None and n_probes >= len(self.shares) - 1):
             return NATIVE
         (priority,) = self.model.run(["priority"], {"queries": queries})
@@ -116,23 +116,24 @@ class RouteHook:
 
     def unpromised(self, target: Target) -> str | None:
         """Say why a target is not what the calibration promises, or None."""
-        recall = self.default_recall if target.recall is None else target.recall
-        if target.n_probes is not None or not 0.0 < recall < 1.0:
-            return None
-        if target.k > self.calibration.max_k:
-            return "target: k not calibrated"
-        if self.calibration.default_threshold(target.k, recall) == -np.inf:
-            return "target: not promised"
-        return None
+        return self._threshold(target)[1]
 
-    def _threshold(self, target: Target) -> float:
+    def _threshold(self, target: Target) -> tuple[float, str | None]:
+        """Return what a cell has to reach, or why there is nothing that it could be."""
         if target.n_probes is not None:
             if target.n_probes < 1:
                 raise InvalidInput(f"n_probes={target.n_probes} searches nothing; pass 1 or more.")
-            return 0.0
+            return 0.0, None
         recall = self.default_recall if target.recall is None else target.recall
-        threshold = self.calibration.threshold(target.k, recall)
-        return self.calibration.widen(threshold, target.widen)
+        if target.k > self.calibration.max_k and 0.0 < recall < 1.0:
+            return -np.inf, "target: k not calibrated"
+        try:
+            threshold = self.calibration.threshold(target.k, recall)
+        except InvalidInput:
+            if not 0.0 < recall <= 1.0:
+                raise
+            return -np.inf, "target: not promised"
+        return self.calibration.widen(threshold, target.widen), None
 
 
 def cells_above(priority: FloatArray, threshold: float) -> IntArray:

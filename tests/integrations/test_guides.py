@@ -81,6 +81,8 @@ def test_a_tab_runs_and_is_routed(
         for number, (language, text) in enumerate(tabs()[section, framework]):
             assert language == "python"
             here = text.replace("http://localhost:19530", str(tmp_path / "docs.db"))
+            if section == "Qdrant":
+                here = here.replace('"docs"', f'"{world.name}"')
             code = compile(
                 here, f"{section} {framework} {number}", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
             )

@@ -63,7 +63,8 @@ class LayoutRecord:
 
     def all_but(self, cells: Sequence[int]) -> list[int]:
         """Return the other cells."""
-        return sorted(set(range(self.n_cells)).difference(cells))
+        chosen = frozenset(cells)
+        return [cell for cell in range(self.n_cells) if cell not in chosen]
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,9 @@ from amips_plugins.adapters.qdrant.search import (
     among,
     as_arguments,
     as_hits,
+    in_cells,
     plan_queries,
+    search_params,
 )
 from amips_plugins.adapters.qdrant.store import ServerStore
 from amips_plugins.adapters.qdrant.strict_mode import Limits
@@ -427,6 +429,21 @@ class QdrantCollection(PointCollection):
         return plan_queries(
             request, plan, found.info.field, found.cells, self.break_even, exact=not self._local
         )
+
+    def narrowed(
+        self, request: SearchRequest, plan: QueryPlan
+    ) -> tuple[models.Filter | None, models.SearchParams | None]:
+        """Return the filter and the parameters of a search of one query in cells.
+
+        Raises ``InvalidInput`` as ``search`` does.
+        """
+        check_layout(plan, self.layout(), self._name)
+        cells, condition = self._found.cells, request.filter
+        if plan.cells is not None and cells is not None:
+            whole = plan.shares is not None and plan.shares[0] > self.break_even
+            if not whole:
+                condition = in_cells(cells, plan.cells[0].tolist(), condition)
+        return condition, search_params(request, plan, exact=not self._local)
 
     def _planned(
         self, request: SearchRequest, plan: QueryPlan

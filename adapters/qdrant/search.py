@@ -24,7 +24,9 @@ __all__ = [
     "empty",
     "has_cell",
     "has_vector",
+    "in_cells",
     "plan_queries",
+    "search_params",
     "several_cells",
     "without_cell",
 ]
@@ -45,19 +47,7 @@ def plan_queries(
             "A Qdrant filter is a qdrant_client.models.Filter, but got "
             f"{type(request.filter).__name__}."
         )
-    unknown = sorted(set(request.params or {}) - set(models.SearchParams.model_fields))
-    if unknown:
-        raise InvalidInput(
-            f"{unknown[0]!r} is not a search parameter of Qdrant; it has "
-            f"{listed(sorted(models.SearchParams.model_fields))}."
-        )
-    params = dict(request.params or {})
-    if plan.cells is not None and exact:
-        params["exact"] = True  # HNSW under the filter of a cell loses keys
-    fixed: dict[str, Any] = {
-        "using": field or None,
-        "params": models.SearchParams(**params) if params else None,
-    }
+    fixed: dict[str, Any] = {"using": field or None, "params": search_params(request, plan, exact)}
     # What is made here has the right types already: to have pydantic look at every number again
     # costs more than the model that chose the cells.
     everything = searches_everything(plan, break_even)
@@ -70,7 +60,7 @@ def plan_queries(
             "limit": request.k,
         }
         if plan.cells is not None and record is not None and not everything[row]:
-            search["filter"] = _in_cells(record, plan.cells[row].tolist(), request.filter)
+            search["filter"] = in_cells(record, plan.cells[row].tolist(), request.filter)
         if plan.rewritten is not None:
             # The filter stays inside: the server would merge an outer one into it clause by
             # clause, which turns two ``should`` into alternatives of each other.
@@ -86,6 +76,22 @@ def plan_queries(
         with_payload = [one for one in request.fields if not one.startswith(RESERVED)] or False
         queries.append(models.QueryRequest.model_construct(**search, with_payload=with_payload))
     return queries
+
+
+def search_params(
+    request: SearchRequest, plan: QueryPlan, exact: bool
+) -> models.SearchParams | None:
+    """Return the caller's parameters, exact where cells are searched."""
+    params = dict(request.params or {})
+    for name in params:
+        if name not in models.SearchParams.model_fields:
+            raise InvalidInput(
+                f"{name!r} is not a search parameter of Qdrant; it has "
+                f"{listed(sorted(models.SearchParams.model_fields))}."
+            )
+    if plan.cells is not None and exact:
+        params["exact"] = True  # HNSW under the filter of a cell loses keys
+    return models.SearchParams.model_construct(**params) if params else None
 
 
 def as_arguments(query: models.QueryRequest) -> dict[str, Any]:
@@ -110,12 +116,14 @@ def as_hits(answers: Sequence[models.QueryResponse]) -> list[list[Hit]]:
     ]
 
 
-def _in_cells(
+def in_cells(
     record: LayoutRecord, cells: Sequence[int], condition: models.Filter | None
 ) -> models.Filter:
     """Leave out the other cells: one condition, and whatever is no cell of theirs is searched."""
-    here = models.Filter(must_not=[has_cell(record.key, record.all_but(cells))])
-    return here if condition is None else models.Filter(must=[condition, here])
+    others = models.MatchAny.model_construct(any=record.all_but(cells))
+    left_out = models.FieldCondition.model_construct(key=record.key, match=others)
+    here = models.Filter.model_construct(must_not=[left_out])
+    return here if condition is None else models.Filter.model_construct(must=[condition, here])
 
 
 def without_cell(record: LayoutRecord) -> models.Filter:

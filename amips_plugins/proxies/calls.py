@@ -182,6 +182,19 @@ class RoutedCollection:
             self._names[name] = (now, same)
         return router if same else None
 
+    def is_other(self, name: Any) -> bool:
+        """Tell whether it is known by now that a name is another collection's."""
+        router = self.router
+        if router is None or name == router.collection.info.name:
+            return False
+        since, same = self._names.get(name, (-_NAMES_STAY, False))
+        return not same and time.monotonic() - since < _NAMES_STAY
+
+    def rests(self, name: str) -> bool:
+        """Tell, and count, that the router has nothing to do with a search by this name."""
+        router = self.router
+        return router is not None and name == router.collection.info.name and router.rests()
+
     def note(self, exc: Exception) -> None:
         """Count a fault of ours, in whose place the client's own call answers."""
         router = self.router

@@ -103,7 +103,10 @@ def routing(dialect: Dialect, routed: RoutedCollection, show: Show) -> Method:
         def read(args: Any, kwargs: Any) -> RoutableCall | None:
             try:
                 named = arguments.named(args, kwargs)
-                return None if named is None else dialect.read(named)
+                if named is None or routed.is_other(named.get("collection_name")):
+                    return None
+                call = dialect.read(named)
+                return None if call is None or routed.rests(call.name) else call
             except Exception as exc:  # noqa: BLE001 - the client answers whatever is wrong here
                 routed.note(exc)
                 return None

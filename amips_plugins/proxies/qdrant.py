@@ -238,9 +238,13 @@ class _QueryPoints:
         info = collection.info
         reader: Any = collection  # a QdrantCollection
         condition = self.arguments.get("query_filter")
-        (query,) = reader.queries(replace(request, filter=condition), plan)
-        changes: dict[str, Any] = {"query_filter": query.filter, "search_params": query.params}
-        if query.prefetch is not None:
+        asked = replace(request, filter=condition)
+        changes: dict[str, Any] = {}
+        if plan.rewritten is None:
+            changes["query_filter"], changes["search_params"] = reader.narrowed(asked, plan)
+        else:
+            (query,) = reader.queries(asked, plan)
+            changes["query_filter"], changes["search_params"] = query.filter, query.params
             changes["prefetch"] = query.prefetch
         if request.timeout != self.arguments.get("timeout"):
             changes["timeout"] = _seconds(request.timeout)
@@ -250,7 +254,7 @@ class _QueryPoints:
             changes["score_threshold"] = None
         response = yield self.changed(plain, changes)
         found = self.hits(response)
-        everything = query.filter is condition and query.prefetch is None
+        everything = changes["query_filter"] is condition and plan.rewritten is None
         if self.offset and len(found) < request.k and not everything:
             found = yield from self._beyond(plain, changes, response, request)
         if threshold is None:

@@ -304,6 +304,20 @@ class LearnedRouter:
             self._observers.tell(collection, request, answered, traced, share, times)
         return [Hits(hits, trace) for hits, trace in zip(answered.found, traced, strict=True)]
 
+    def rests(self) -> bool:
+        """Tell, and count, that the native search has to answer a search that nobody watches.
+
+        Whoever would answer it natively in another way can do that at once.
+        """
+        serving = self._follower.serving
+        plans = self._enabled and serving.hook is not None and serving.obstacle is None
+        if plans or self._observers:
+            return False
+        self._refresher.run_if_due()
+        reason = (serving.obstacle or "no bundle") if self._enabled else "disabled"
+        serving.note(self._fallbacks, reason, serving.hint if self._enabled else None)
+        return True
+
     def upsert(
         self,
         ids: Sequence[Id],

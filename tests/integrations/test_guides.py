@@ -82,7 +82,7 @@ def test_a_tab_runs_and_is_routed(
             assert language == "python"
             here = text.replace("http://localhost:19530", str(tmp_path / "docs.db"))
             if section == "Qdrant":
-                here = here.replace('"docs"', f'"{world.name}"')
+                here = here.replace('"docs"', f'"{getattr(world, "name", "docs")}"')
             code = compile(
                 here, f"{section} {framework} {number}", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
             )

@@ -445,7 +445,7 @@ def test_a_target_that_cannot_be_promised_leaves_the_callers_call(database: Data
     router = database.router()
     client = route(database.watched, router, recall=0.99999)
     assert_same(done(client.query_points("docs", QUERY)), database.bare.query_points("docs", QUERY))
-    assert router.fallbacks == {"proxy: InvalidInput": 1}
+    assert router.fallbacks == {"target: not promised": 1}
 
 
 def test_the_target_is_the_bundles_or_the_one_given(database: Database) -> None:

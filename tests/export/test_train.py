@@ -590,7 +590,7 @@ def test_an_interrupted_write_of_the_bundle_leaves_none(
         path.write_bytes(data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["amips_plugins.export.bundle_writer"], "replace_file", killed)
+        patch.setattr(sys.modules["amips_plugins.bundle.contents"], "replace_file", killed)
         with pytest.raises(KeyboardInterrupt):
             train(snapshot, QUERIES, tmp_path, asked)
     assert "model.onnx" in written

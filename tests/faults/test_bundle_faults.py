@@ -388,7 +388,7 @@ FILES: dict[str, tuple[Damage, str]] = {
     "long manifest": (on_disk(MANIFEST, lambda d: d + b" " * (1 << 20)), "larger than"),
     "terabyte manifest": (lambda f: os.truncate(f / MANIFEST, 1 << 40), "larger than"),
     "nested manifest": (on_disk(MANIFEST, lambda _: b'{"a":' * 100_000), "cannot be read"),
-    "newer manifest": (alter_manifest(lambda c: c.update(format=2)), "format 2"),
+    "newer manifest": (alter_manifest(lambda c: c.update(format=99)), "format 99"),
     "no keys": (alter_manifest(lambda c: c.update(count=0)), "cannot be read"),
     "no dimension": (alter_manifest(lambda c: c.update(dim=0)), "cannot be read"),
     "huge dimension": (alter_manifest(lambda c: c.update(dim=10**30)), "cannot be read"),
@@ -431,7 +431,7 @@ FILES: dict[str, tuple[Damage, str]] = {
         ),
         "do not fit its model",
     ),
-    "no golden queries": (replace(GOLDEN_OUTPUTS, lambda _: b""), "cannot be run"),
+    "no golden queries": (replace(GOLDEN_OUTPUTS, lambda _: b""), "golden outputs cannot be read"),
     "missing golden queries": (lambda f: (f / GOLDEN_OUTPUTS).unlink(), "is missing"),
     "NaN threshold": (replace(CALIBRATION, spoilt("thresholds", np.nan)), "impossible values"),
 }
@@ -441,11 +441,11 @@ MISMATCHES: dict[str, tuple[Damage, str]] = {
     "wrong metric": (alter_manifest(lambda c: c.update(metric="l2")), "metric 'l2', not 'cosine'"),
     "other collection": (
         alter_manifest(lambda c: c["collection"].update(name="others")),
-        "collection 'others', not 'docs'",
+        "'memory/others/vector', not 'memory/docs/vector'",
     ),
     "other database": (
         alter_manifest(lambda c: c["collection"].update(database="others")),
-        "database 'others'",
+        "'others/docs/vector', not 'memory/docs/vector'",
     ),
 }
 

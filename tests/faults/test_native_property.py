@@ -107,7 +107,11 @@ def milvus(folder: Path) -> Iterator[Engine]:
         )
         return [
             [
-                (hit["id"], hit["distance"], {f: hit["entity"].get(f) for f in more["fields"]})
+                (
+                    hit["id"],
+                    hit["distance"],
+                    {f: hit["entity"][f] for f in more["fields"] if f in hit["entity"]},
+                )
                 for hit in hits
             ]
             for hits in found

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,7 @@ def test_a_later_generation_of_the_collection_goes_on(tmp_path: Path) -> None:
     with QueryLog(tmp_path) as log:
         for name in ("docs", "docs__g2", "docs"):
             info = MemoryCollection(np.eye(4, dtype=np.float32), name=name).info
+            info = replace(info, family="docs")
             log(observed(numbered(0, 2), collection=info))
     assert len(load(tmp_path)) == 6
 

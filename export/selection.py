@@ -14,7 +14,6 @@ from amips_plugins.export.recipes import TrainOptions
 __all__ = ["recommend", "select_model"]
 
 _SURE = 0.8  # share of resamples in which a dearer kind of net has to be the cheaper search
-
 _WORTH = 0.98  # of the native cost: what is saved has to be worth a layout
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 from amips_plugins.adapters.milvus.collection import MilvusCollection
-from amips_plugins.collection import Id
+from amips_plugins.collection import Id, SearchRequest
+from amips_plugins.errors import InvalidInput
+from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, IntArray
 from tests.support.milvus_collection import spec
 
@@ -133,3 +136,50 @@ def test_rows_with_long_texts_are_read_in_answers_that_a_server_sends(
         client.insert(name, rows)
     table = MilvusCollection(client, name).table()
     assert sum(len(page) for page in table.pages(16_384, 8 << 20, ["*"])) == COUNT + 1600
+
+
+def test_a_partition_that_others_make_is_overflow(client: Any, name: str) -> None:
+    copy = make(client, name).layouts.build(spec(n_cells=4))
+    new = 50 * np.eye(DIM, dtype=np.float32)[:3]
+    plan = QueryPlan(cells=np.array([[0], [1], [2]]), layout="abc")
+    copy.search(SearchRequest(new, k=1), plan)
+    client.create_partition(copy.info.name, "archive")
+    rows = [{"key": key, "v": v} for key, v in zip((5, 1000, 1001), new, strict=True)]
+    client.insert(copy.info.name, rows, partition_name="archive")
+    assert copy.overflow() == 3
+    time.sleep(1.1)
+    found = copy.search(SearchRequest(new, k=1), plan)
+    assert [hits[0].id for hits in found] == [5, 1000, 1001]
+    assert copy.layouts.backfill(spec(n_cells=4).assign) == 3
+    assert (copy.overflow(), copy.count()) == (0, COUNT + 2)
+
+
+def test_the_largest_id_is_counted_by_a_server_and_never_handed_out(client: Any, name: str) -> None:
+    collection = make(client, name, ids=[*range(COUNT - 1), 2**63 - 1])
+    if sum(len(batch.ids) for batch in collection.scan(100)) == COUNT:
+        pytest.skip("This server hands it out.")
+    with pytest.raises(InvalidInput, match=r"1 rows more than Milvus hands out"):
+        collection.layouts.build(spec())
+    assert client.list_collections().count(f"{name}__building_abc") == 0
+
+
+def test_a_refused_upsert_loses_no_row(client: Any, name: str) -> None:
+    copy = make(client, name).layouts.build(spec(n_cells=4))
+    fields: list[dict[str, Any]] = [{"note": "fine"}, {"note": "x" * 70_000}]  # too long for $meta
+    with pytest.raises(pymilvus.MilvusException):
+        copy.upsert([4, 5], np.repeat(ones(), 2, axis=0), fields, np.array([1, 2]))
+    assert copy.count() == COUNT
+    assert [key for batch in copy.scan(100) for key in batch.ids] == list(range(COUNT))
+
+
+def test_a_cell_field_never_comes_behind_an_alias_that_clients_know(client: Any, name: str) -> None:
+    make(client, name)
+    client.create_alias(name, f"{name}_live")
+    live = MilvusCollection(client, f"{name}_live")
+    for wanted in (spec(storage="field"), spec(n_cells=200)):
+        with pytest.raises(InvalidInput, match=r"remember the fields"):
+            live.layouts.build(wanted)
+    assert client.list_collections().count(f"{name}__building_abc_field") == 0
+    copy = live.layouts.build(spec(storage="field", alias=f"{name}_new"))
+    assert (copy.info.name, copy.count()) == (f"{name}__g2f", COUNT)
+    assert copy.layouts.audit(COUNT).stale == 0

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.describe import with_cells
+from amips_plugins.adapters.plain_ids import plain_ids
 from amips_plugins.cell_layout import (
     AUDITED,
     AssignCells,
@@ -88,7 +88,7 @@ class MemoryCollection:
             raise InvalidInput(f"Vectors have shape {array.shape}; pass (n, dim).")
         if metric not in tuple(Metric):
             raise InvalidInput(f"{metric!r} is no metric; use 'ip', 'cosine' or 'l2'.")
-        chosen = list(range(len(array))) if ids is None else _plain_ids(ids)
+        chosen = list(range(len(array))) if ids is None else plain_ids(ids)
         if len(chosen) != len(array) or len(set(chosen)) != len(chosen):
             raise InvalidInput(f"{len(array)} vectors need as many different ids.")
         order = sorted(range(len(chosen)), key=chosen.__getitem__)
@@ -120,7 +120,7 @@ class MemoryCollection:
         cells: IntArray | None = None,
     ) -> None:
         """Write keys, in place of those with the same ids; without ``cells`` as overflow."""
-        keys = _plain_ids(ids, self._ids[:1])
+        keys = plain_ids(ids, self._ids[:1])
         check_keys(self._info.dim, self._layout, keys, vectors, fields, cells)
         new = np.array(vectors, dtype=np.float32)
         placed = np.full(len(keys), OVERFLOW) if cells is None else np.array(cells, np.int64)
@@ -138,7 +138,7 @@ class MemoryCollection:
 
     def delete(self, ids: Sequence[Id]) -> None:
         """Delete keys; ids that are not there are none of its business."""
-        gone = set(_plain_ids(ids))
+        gone = set(plain_ids(ids))
         kept = [row for row, key in enumerate(self._ids) if key not in gone]
         self._ids = [self._ids[row] for row in kept]
         self._fields = [self._fields[row] for row in kept]
@@ -180,7 +180,7 @@ class MemoryCollection:
 
     def fetch(self, ids: Sequence[Id]) -> KeyBatch:
         """Read those of the keys that are there."""
-        wanted = set(_plain_ids(ids))
+        wanted = set(plain_ids(ids))
         rows = [row for row, key in enumerate(self._ids) if key in wanted]
         return KeyBatch([self._ids[row] for row in rows], self._vectors[rows])
 
@@ -378,13 +378,3 @@ class MemoryLayouts:
             ids, of._vectors[rows], of._cells[rows], beside, of.info.metric, assign
         )
         return rows[judged], rows[stale]
-
-
-def _plain_ids(ids: Iterable[Any], beside: Sequence[Id] = ()) -> list[Id]:
-    """Return ids as int or str, all of one kind with those ``beside`` them, or refuse them."""
-    plain: list[Any] = [one.item() if isinstance(one, np.generic) else one for one in ids]
-    plain = [str(one) if isinstance(one, uuid.UUID) else one for one in plain]
-    kinds = {type(one) for one in (*plain, *beside)}
-    if not (kinds <= {int} or kinds <= {str}):
-        raise InvalidInput("Ids are all whole numbers or all text; pass ids of one kind.")
-    return plain

@@ -37,6 +37,7 @@ from amips_plugins.adapters.milvus.search import (
 )
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.adapters.milvus.writing import write_rows
+from amips_plugins.adapters.plain_ids import plain_ids
 from amips_plugins.cell_layout import Construction
 from amips_plugins.collection import (
     CollectionInfo,
@@ -224,11 +225,10 @@ class MilvusCollection:
         return self.table().count()
 
     def scan(self, batch_size: int, after: Cursor | None = None) -> Iterator[KeyBatch]:
-        """Read every key once, in the order of the ids, behind the id ``after``.
+        """Read every row with a vector once, in the order of the ids, behind the id ``after``.
 
         A batch may be smaller than ``batch_size``, so that one answer stays within what Milvus
-        sends. It is not a snapshot: a key written meanwhile may appear, a deleted one vanish. Rows
-        whose vector is null are no keys.
+        sends. It is not a snapshot: a key written meanwhile may appear, a deleted one vanish.
 
         Raises
         ------
@@ -246,7 +246,7 @@ class MilvusCollection:
     def fetch(self, ids: Sequence[Id]) -> KeyBatch:
         """Read those of the keys that are there, with every write acknowledged before."""
         table = self.table()
-        found = table.read(ids, [table.key, table.info.field]).values()
+        found = table.read(self._plain(ids), [table.key, table.info.field]).values()
         rows = [row for row in found if table.has_vector(row)]
         return KeyBatch([row[table.key] for row in rows], table.vectors(rows))
 
@@ -264,6 +264,7 @@ class MilvusCollection:
         moment, neither is in a search.
         """
         table = self.table()
+        ids = self._plain(ids)
         check_keys(table.info.dim, self.layout(), ids, vectors, fields, cells)
         stored = fields if fields is not None else [{}] * len(ids)
         rows = [
@@ -282,10 +283,14 @@ class MilvusCollection:
     def delete(self, ids: Sequence[Id]) -> None:
         """Delete keys; ids that are not there are none of its business."""
         table = self.table()
+        ids = self._plain(ids)
         source = draining_source(table)
         if source is not None:
             source.delete(ids)
         table.delete(ids)
+
+    def _plain(self, ids: Sequence[Id]) -> list[Id]:
+        return plain_ids(ids, [""] if self.table().string_keys else [0])
 
     def partitions(self, name: str | None = None) -> list[str]:
         """Return the partitions, on a server as of a second ago; none where they do not matter.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.cell_layout import Storage
 from amips_plugins.collection import Id, SearchRequest
+from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import QueryPlan
 from tests.support.milvus_collection import COUNT, make, pymilvus, search, spec, vectors
 
@@ -261,3 +263,23 @@ def test_rows_without_a_vector_are_no_keys(client: Any) -> None:
     with pytest.raises(Exception, match="without a vector"):
         collection.layouts.build(spec())
     assert client.list_collections() == ["docs"]
+
+
+def test_ids_of_other_types(client: Any) -> None:
+    copy = make(client).layouts.build(spec())
+    given: Any = np.array([3, 4])
+    copy.upsert(given, vectors()[:2], [{"extra": {}}] * 2, np.array([1, 0]))
+    assert sorted(copy.fetch(given).ids) == [3, 4]
+    copy.delete(given)
+    assert copy.count() == COUNT - 2
+    refused: Any
+    for refused in (["3"], [True], [3.0], [None]):
+        for call in (copy.delete, copy.fetch):
+            with pytest.raises(InvalidInput, match="of one kind"):
+                call(refused)
+    made: Any = [uuid.UUID(int=row) for row in range(COUNT)]
+    texts = make(client, "texts", ids=[str(one) for one in made])
+    texts.upsert(made[:2], vectors()[:2], [{"extra": {}}] * 2)
+    assert texts.count() == COUNT
+    texts.delete(made[:3])
+    assert texts.count() == COUNT - 3

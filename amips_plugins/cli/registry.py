@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -79,75 +79,59 @@ def list_versions(collection: CollectionKey, registry: str | None, as_json: bool
         click.echo(f"Nothing is published for {collection.name!r} in {store.root}.")
 
 
+def _changing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of what changes which version serves."""
+    for option in (json_option, yes_option, dry_run_option, registry_option):
+        command = option(command)
+    return command
+
+
 @command.command("pin")
 @_KEY
 @click.argument("version")
-@registry_option
-@dry_run_option
-@yes_option
-@json_option
-def pin(
-    collection: CollectionKey,
-    version: str,
-    registry: str | None,
-    dry_run: bool,
-    yes: bool,
-    as_json: bool,
-) -> None:
+@_changing
+def pin(collection: CollectionKey, version: str, **asked: Any) -> None:
     """Serve VERSION, whatever is published later."""
 
     def change(store: Registry) -> str:
         store.pin(collection, version)
         return f"{version} serves and is pinned."
 
-    _change(collection, registry, lambda _: version, change, dry_run, yes, as_json)
+    _change(collection, lambda _: version, change, **asked)
 
 
 @command.command("unpin")
 @_KEY
-@registry_option
-@dry_run_option
-@yes_option
-@json_option
-def unpin(
-    collection: CollectionKey, registry: str | None, dry_run: bool, yes: bool, as_json: bool
-) -> None:
+@_changing
+def unpin(collection: CollectionKey, **asked: Any) -> None:
     """Serve the newest version again, and every later one."""
-
-    def newest(store: Registry) -> str | None:
-        return next(reversed(store.versions(collection)), None)
-
-    def change(store: Registry) -> str:
-        return f"{store.unpin(collection)} serves."
-
-    _change(collection, registry, newest, change, dry_run, yes, as_json)
+    _change(
+        collection,
+        lambda store: next(reversed(store.versions(collection)), None),
+        lambda store: f"{store.unpin(collection)} serves.",
+        **asked,
+    )
 
 
 @command.command("rollback")
 @_KEY
-@registry_option
-@dry_run_option
-@yes_option
-@json_option
-def roll_back(
-    collection: CollectionKey, registry: str | None, dry_run: bool, yes: bool, as_json: bool
-) -> None:
+@_changing
+def roll_back(collection: CollectionKey, **asked: Any) -> None:
     """Serve the version that served before the current one."""
-
-    def change(store: Registry) -> str:
-        return f"{store.roll_back(collection)} serves."
-
-    def earlier(store: Registry) -> str | None:
-        return store.previous(collection)
-
-    _change(collection, registry, earlier, change, dry_run, yes, as_json)
+    _change(
+        collection,
+        lambda store: store.previous(collection),
+        lambda store: f"{store.roll_back(collection)} serves.",
+        **asked,
+    )
 
 
 def _change(
     collection: CollectionKey,
-    registry: str | None,
     target: Callable[[Registry], str | None],
     change: Callable[[Registry], str],
+    *,
+    registry: str | None,
     dry_run: bool,
     yes: bool,
     as_json: bool,

@@ -27,6 +27,7 @@ from amips_plugins.observe.metrics import RouterMetrics
 from amips_plugins.observe.query_log import QueryLog
 from amips_plugins.observe.tracing import SearchSpans
 from amips_plugins.plan import QueryPlan
+from amips_plugins.routing.effects import Effects, run
 from amips_plugins.routing.execution import Outcome
 from amips_plugins.routing.hits import Trace
 from amips_plugins.routing.observers import Observation, Observers
@@ -60,7 +61,12 @@ def main(calls: int) -> None:
 
     def watch(*observers: Callable[[Observation], object]) -> Callable[[], None]:
         watching = Observers(observers)
-        return lambda: watching.tell(collection, request, answered, traces, 0.0, (1e-5, 1e-3))
+
+        def search() -> Effects[None]:
+            yield from ()
+            watching.tell(collection, request, answered, traces, 0.0, (1e-5, 1e-3))
+
+        return lambda: run(watching.around(search()) if watching.surround else search())
 
     watch(told.append)()
     router = LearnedRouter(collection, hook=NativeHook())

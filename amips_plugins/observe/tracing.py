@@ -5,6 +5,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 from amips_plugins.errors import require
 
@@ -21,8 +25,8 @@ __all__ = ["SearchSpans"]
 class SearchSpans:
     """An observer that gives every search a span ``amips.search``, a child of the caller's.
 
-    The span is made once the answer is there, so what the database's client traces of itself
-    stands beside it and not below. It holds neither vectors nor filters.
+    What the database's client traces of itself is below it. It holds neither vectors nor filters.
+    A search that raises leaves a span with the name of the error.
 
     Parameters
     ----------
@@ -38,18 +42,43 @@ class SearchSpans:
 
     def __init__(self, provider: trace.TracerProvider | None = None) -> None:
         self._tracer = trace.get_tracer("amips_plugins", tracer_provider=provider)
+        self._searched: ContextVar[_Searched | None] = ContextVar("searched", default=None)
+
+    @contextmanager
+    def searching(self) -> Iterator[None]:
+        """Make the span, for as long as one search takes, the parent of others."""
+        started = time.time_ns()
+        span = self._tracer.start_span(
+            "amips.search", kind=trace.SpanKind.CLIENT, start_time=started
+        )
+        searched = _Searched(span, started)
+        token = self._searched.set(searched)
+        try:
+            with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+                yield
+        except Exception as exc:
+            span.set_status(trace.StatusCode.ERROR, type(exc).__name__)
+            raise
+        finally:
+            span.end(searched.ended)
+            self._searched.reset(token)
 
     def __call__(self, observation: Observation) -> None:
         """Record one search."""
-        ended = time.time_ns()
-        taken = observation.plan_seconds + observation.search_seconds
-        span = self._tracer.start_span(
-            "amips.search",
-            kind=trace.SpanKind.CLIENT,
-            attributes=_attributes(observation),
-            start_time=ended - round(taken * 1e9),
-        )
-        span.end(ended)
+        searched = self._searched.get()
+        if searched is not None:
+            taken = observation.plan_seconds + observation.search_seconds
+            searched.ended = searched.started + round(taken * 1e9)
+            searched.span.set_attributes(_attributes(observation))
+
+
+@dataclass(slots=True)
+class _Searched:
+    """A span, and when it began and ended, in nanoseconds."""
+
+    span: trace.Span
+    started: int
+    ended: int | None = None
 
 
 def _attributes(observation: Observation) -> dict[str, AttributeValue]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from amips_plugins.background.forks import ForkLock
 from amips_plugins.collection import Collection, CollectionInfo, SearchRequest, searches_everything
 from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import QueryPlan
+from amips_plugins.routing.effects import Effects
 from amips_plugins.routing.hits import Trace
 from amips_plugins.vectors import FloatArray
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from amips_plugins.routing.execution import Outcome
 
 __all__ = ["Observation", "Observer", "Observers"]
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger("amips_plugins")
 
@@ -82,6 +86,7 @@ class Observers:
         if callable(observers):
             raise InvalidInput("observers takes a list; pass observers=[your observer].")
         self._observers: tuple[Observer, ...] = ()
+        self._around: tuple[Callable[[], AbstractContextManager[object]], ...] = ()
         self._failed: set[int] = set()
         self._lock = ForkLock()
         for observer in observers:
@@ -89,6 +94,21 @@ class Observers:
 
     def __bool__(self) -> bool:
         return bool(self._observers)
+
+    @property
+    def surround(self) -> bool:
+        """Whether one of them wants something around every search."""
+        return bool(self._around)
+
+    def around(self, effects: Effects[_T]) -> Effects[_T]:
+        """Perform a search inside of what the observers' ``searching`` gives."""
+        with ExitStack() as stack:
+            for searching in self._around:
+                try:
+                    stack.enter_context(searching())
+                except Exception as exc:  # noqa: BLE001, PERF203 - as in ``tell``
+                    self._fails(searching, exc)
+            return (yield from effects)
 
     def add(self, observer: Observer) -> None:
         """Tell another one from now on."""
@@ -98,6 +118,9 @@ class Observers:
             )
         with self._lock:
             self._observers = (*self._observers, observer)
+            searching = getattr(observer, "searching", None)
+            if searching is not None:
+                self._around = (*self._around, searching)
 
     def tell(
         self,

@@ -262,6 +262,12 @@ class LearnedRouter:
         ``search`` performs every search of a collection that it takes, by its plan or natively,
         and decides what a hit is: all that is asked of its result is a list for each query.
         """
+        effects = self._search(request, target, search, explain=explain)
+        return self._observers.around(effects) if self._observers.surround else effects
+
+    def _search(
+        self, request: SearchRequest, target: Target, search: SearchBy, *, explain: bool
+    ) -> Effects[list[Hits]]:
         self._refresher.run_if_due()
         serving = self._follower.serving  # taken once: a look meanwhile is the next search's
         watch = serving.watch

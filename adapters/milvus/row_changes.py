@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from amips_plugins.collection import Id
+from amips_plugins.errors import InvalidInput
 from amips_plugins.files import replace_file
 
 __all__ = ["Change", "Row", "SourceBaseline", "diff_rows", "digest", "encoded"]
@@ -69,8 +70,18 @@ class SourceBaseline:
             data = path.read_bytes()
         except FileNotFoundError:
             return None
-        ids, digests = msgspec.msgpack.decode(data, type=tuple[list[int | str], bytes])
-        return cls(ids, np.frombuffer(digests, dtype=np.uint64).tolist())
+        try:
+            ids, digests = msgspec.msgpack.decode(data, type=tuple[list[int | str], bytes])
+            found = cls(ids, np.frombuffer(digests, dtype=np.uint64).tolist())
+            whole = len(found.ids) == len(found.digests)
+        except (msgspec.MsgspecError, ValueError):
+            whole = False
+        if not whole:
+            raise InvalidInput(
+                f"{path} is damaged, in which a layout noted what it had copied; delete it and "
+                f"run the same command again, which then brings over only keys that are missing."
+            )
+        return found
 
 
 def encoded(values: Mapping[str, Any]) -> bytes:

@@ -3,11 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from amips_plugins.adapters.milvus.row_changes import Row, SourceBaseline, diff_rows, digest
 from amips_plugins.collection import Id
+from amips_plugins.errors import InvalidInput
 
 contents = st.dictionaries(st.integers(0, 12), st.integers(0, 3))
 
@@ -70,3 +72,13 @@ def test_a_base_survives_the_process(tmp_path: Path) -> None:
     named = SourceBaseline(["ä", "b"], [2**64 - 1, 0])
     named.save(path)
     assert SourceBaseline.load(path) == named
+
+
+def test_a_damaged_base_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "docs.base"
+    base_of({3: 1, 1: 2}).save(path)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:-1], whole[:-8], b"\xc1" * 30, whole[: len(whole) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(InvalidInput, match=r"docs\.base is damaged"):
+            SourceBaseline.load(path)

@@ -8,7 +8,9 @@ behind: that is what daemon threads are for.
 from __future__ import annotations
 
 import atexit
+import concurrent.futures.thread  # noqa: F401 - its own end, which takes the pools away, comes after ours
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +45,19 @@ def _wait() -> None:
     deadline = time.monotonic() + _PATIENCE
     while _under_way and time.monotonic() < deadline:
         time.sleep(0.002)
+
+
+def _wait_with_pools() -> None:
+    """Wait before thread pools are shut down: a search under way may need one (Milvus Lite's does).
+
+    Other threads may go on for hours after the main one, so this is not yet the end.
+    """
+    global _ends
+    _wait()
+    _ends = False
+
+
+getattr(threading, "_register_atexit", lambda _: None)(_wait_with_pools)
 
 
 def _in_child() -> None:

@@ -34,6 +34,42 @@ elif how == "refresh":
     router = LearnedRouter(laid_out(folder), registry=registry, refresh=1e-4)
     for query in vectors(seed=1, count=int(sys.argv[3])):
         router.search(query, k=3)
+elif how == "pool":
+    from concurrent.futures import ThreadPoolExecutor
+    from amips_plugins.adapters.memory import MemoryCollection
+
+    pool = ThreadPoolExecutor(1)
+    exact = MemoryCollection.exact
+
+    def slow(self, request):
+        time.sleep(0.2)
+        return pool.submit(exact, self, request).result()
+
+    MemoryCollection.exact = slow
+    watch = HealthMonitor(share=1.0, at_most_every=0.0, at_most_busy=1.0)
+    router = LearnedRouter(laid_out(folder), bundle=folder, watch=watch)
+    for query in vectors(seed=1, count=int(sys.argv[3])):
+        router.search(query, k=3)
+elif how == "thread":
+    import threading
+
+    router = LearnedRouter(laid_out(folder), bundle=folder, refresh=1e-4)
+    looked = []
+    look = router._follower.look
+    router._refresher._job = lambda: (looked.append(1), look())
+
+    def serve():
+        threading.main_thread().join()
+        time.sleep(0.2)
+        looked.clear()
+        for query in vectors(seed=1, count=50):
+            router.search(query, k=3)
+            time.sleep(0.005)
+        assert looked
+        print("searched")
+
+    threading.Thread(target=serve).start()
+    sys.exit()
 elif how == "model":
     router = LearnedRouter(laid_out(folder), bundle=folder, plan_timeout=1e-3)
     queries = vectors(seed=1, count=int(sys.argv[3]))
@@ -62,6 +98,17 @@ def test_threads_under_way_do_not_take_the_process_down(
     _run(folder, tmp_path, how, str(count))
 
 
+def test_a_search_under_way_keeps_the_thread_pool_that_it_needs(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Milvus Lite answers from one; its traceback would be the last that the user reads."""
+    assert _run(folder, tmp_path, "pool", "3") == ""
+
+
+def test_threads_that_outlive_the_main_one_are_still_served(folder: Path, tmp_path: Path) -> None:
+    assert _run(folder, tmp_path, "thread", "0") == ""
+
+
 def test_a_model_that_runs_on_does_not_either(tmp_path: Path) -> None:
     """ONNX Runtime is at work for a while after the caller has gone on, and the process ended."""
 
@@ -74,7 +121,7 @@ def test_a_model_that_hangs_keeps_no_process_from_ending(folder: Path, tmp_path:
     _run(folder, tmp_path, "hang", "1")
 
 
-def _run(folder: Path, tmp_path: Path, how: str, count: str) -> None:
+def _run(folder: Path, tmp_path: Path, how: str, count: str) -> str:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     done = subprocess.run(  # noqa: S603 - our own script
@@ -86,3 +133,4 @@ def _run(folder: Path, tmp_path: Path, how: str, count: str) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "searched\n"), done.stderr
+    return done.stderr

@@ -84,12 +84,13 @@ def as_queries(
     """
     one, many = noun
     try:
-        # A tensor that wants a gradient is numbers all the same.
-        given = np.asarray(queries.detach() if hasattr(queries, "detach") else queries)
+        given = np.asarray(queries)
         if given.dtype.kind in "SUMmc":  # numpy would make numbers of text, dates and complex
             raise TypeError(f"dtype {given.dtype}")
         with np.errstate(over="ignore"):  # too large for float32 is infinite, and refused below
             array = np.ascontiguousarray(given, dtype=np.float32)
+    except RuntimeError as exc:  # torch: the tensor is on a device, or wants a gradient
+        raise InvalidInput(f"{many} cannot be read ({exc}); pass a numpy array.") from exc
     except (TypeError, ValueError) as exc:
         raise InvalidInput(
             f"{many} must be numbers of shape ({dim},) or (n, {dim}), "

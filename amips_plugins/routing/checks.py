@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
+from uuid import UUID
 
 import numpy as np
 
@@ -102,17 +103,11 @@ def check_plan(plan: QueryPlan, queries: FloatArray) -> None:
 
 
 def as_ids(ids: Any) -> list[Id]:
-    """Check ids and make plain Python values of them: the clients know no numpy integers.
-
-    Raises
-    ------
-    InvalidInput
-        Not a list of ints or strings, or an id comes twice.
-    """
+    """Check ids and make plain Python values of them, of numpy's integers and of UUIDs too."""
     if isinstance(ids, (str, bytes)):
         raise InvalidInput(f"ids={ids!r} is one id; pass a list of ids.")
     try:
-        plain = [int(key) if isinstance(key, np.integer) else key for key in ids]
+        plain = [_plain(key) for key in ids]
     except TypeError as exc:
         raise InvalidInput(f"ids={ids!r} is no list of ids.") from exc
     for key in plain:
@@ -121,6 +116,12 @@ def as_ids(ids: Any) -> list[Id]:
     if len(set(plain)) != len(plain):
         raise InvalidInput("An id comes twice in one call; pass every id once.")
     return plain
+
+
+def _plain(key: Any) -> Any:
+    if isinstance(key, np.integer):
+        return int(key)
+    return str(key) if isinstance(key, UUID) else key
 
 
 def as_keys(

@@ -107,6 +107,16 @@ def test_one_vector_and_numpy_ids(folder: Path) -> None:
     assert {type(key) for key in ids} == {int}
 
 
+def test_uuid_objects_are_the_ids_that_they_spell() -> None:
+    first, second = uuid4(), uuid4()
+    collection = MemoryCollection(vectors()[:2], [str(first), "other"])
+    router = LearnedRouter(collection, hook=NativeHook())
+    router.upsert([first, second], NEW[:2])  # type: ignore[list-item]
+    assert collection.count() == 3
+    router.delete([first, second])  # type: ignore[list-item]
+    assert [key for batch in collection.scan(9) for key in batch.ids] == ["other"]
+
+
 def test_without_cells_of_the_bundle_keys_are_overflow(folder: Path, tmp_path: Path) -> None:
     other = write_bundle(tmp_path, version="v2", change=other_cells)
     sources: list[tuple[MemoryCollection, dict[str, Any]]] = [
@@ -173,7 +183,6 @@ def test_records_are_read_once_and_not_before_the_first_write(
         ({"ids": [1.5], "vectors": NEW[:1]}, "The id 1.5 is no whole number and no string"),
         ({"ids": [True], "vectors": NEW[:1]}, "The id True"),
         ({"ids": [None], "vectors": NEW[:1]}, "The id None"),
-        ({"ids": [uuid4()], "vectors": NEW[:1]}, "The id UUID"),
     ],
 )
 def test_keys_that_cannot_be_written_are_refused(

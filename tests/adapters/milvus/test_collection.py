@@ -167,6 +167,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_a_database_open_elsewhere_is_refused(tmp_path: Path) -> None:
     held = str(tmp_path / "held.db")
     with subprocess.Popen(  # noqa: S603 - our own interpreter and script

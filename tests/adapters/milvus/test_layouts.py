@@ -158,6 +158,7 @@ def test_too_little_disk_is_found_out_before(
     collection.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["partitions", "field"])
 def test_a_copy_in_a_file_takes_about_what_its_plan_says(tmp_path: Path, storage: Storage) -> None:
     own = pymilvus.MilvusClient(str(tmp_path / "own.db"))

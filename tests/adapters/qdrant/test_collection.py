@@ -158,6 +158,7 @@ def test_connect_closes_what_it_opened(folder: Path) -> None:
 
 
 # The client forgets the lock file it could not lock.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_folder_in_use_says_so(folder: Path) -> None:

@@ -310,6 +310,7 @@ RESTLESS = edge.EdgeOptimizersConfig(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_the_engine_knows_whether_every_point_has_a_cell(tmp_path: Path, seed: int) -> None:
     # What ``everything_placed`` reads is documented nowhere: hold it against the exact count.

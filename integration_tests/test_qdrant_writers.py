@@ -209,6 +209,8 @@ def test_a_few_wrong_cells_are_mended_by_any_backfill(client: QdrantClient, name
     client.update_vectors(name, points, wait=True)
     assert built.layouts.audit(800, by_sign).stale > 50
     built.layouts.backfill(by_sign)
+    check(client, name, unit(vectors), overflow=100)  # every search looks at them
+    built.layouts.backfill(by_sign)
     check(client, name, unit(vectors))
 
 
@@ -287,9 +289,10 @@ def test_what_a_proxy_hands_out_brings_no_cell_back(
 def test_what_is_no_cell_is_overflow(client: QdrantClient, name: str) -> None:
     """Whatever others write under the cell's key: every plan finds it, a backfill mends it."""
     built = QdrantCollection(client, name).layouts.build(spec())
-    strange: list[Any] = ["x", N_CELLS, 10**6, -7, 1.5, [1, 2], {"a": 1}, True, None, []]
+    strange: list[Any] = ["x", N_CELLS, 10**6, -7, 1.5, ["x"], {"a": 1}, True, None, []]
     for one, value in enumerate(strange):
         client.set_payload(name, {KEY: value}, [one], wait=True)
+    client.set_payload(name, {KEY: [0, 1]}, [100], wait=True)  # in both, until it is mended
     wait_until_indexed(client, name, COUNT // 2)
     for one in range(len(strange)):
         vector = keys(COUNT)[one : one + 1]

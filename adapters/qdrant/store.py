@@ -39,6 +39,7 @@ _PLACE_BATCH = 1000  # writes, one a key
 _WRITE_BATCH = 20_000  # ids in one condition
 _PATIENCE = 600  # seconds for one call; the client's default is 5
 _METADATA_SINCE = (1, 16)
+_CPU_PER_KEY = 2.8e-3  # seconds, measured (docs/operations.md)
 
 
 class ServerStore:

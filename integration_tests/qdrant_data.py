@@ -95,7 +95,7 @@ def create(
     field: str = "",
     distance: models.Distance = models.Distance.DOT,
     size: int = DIM,
-    threshold: int = 1,
+    threshold: int = 20,
     **more: Any,
 ) -> str:
     """Make a collection with a random name that builds a graph from ``threshold`` kB on."""

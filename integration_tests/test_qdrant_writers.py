@@ -193,8 +193,8 @@ def test_verifying_mends_every_cell(client: QdrantClient, name: str, way: str) -
     assert built.layouts.audit(500, by_sign).stale == 0
 
 
-def test_a_few_wrong_cells_are_mended_by_any_backfill(client: QdrantClient, name: str) -> None:
-    """Which takes a sample of a thousand, all there are here but the others."""
+def test_what_a_backfill_samples_as_wrong_is_overflow(client: QdrantClient, name: str) -> None:
+    """Which takes a sample of up to a thousand, all that there are here."""
     built = QdrantCollection(client, name).layouts.build(spec())
     gone = models.FilterSelector(
         filter=models.Filter(

@@ -35,10 +35,9 @@ from amips_plugins.collection import (
     SearchRequest,
     check_keys,
     check_layout,
-    searches_everything,
 )
 from amips_plugins.errors import InvalidInput
-from amips_plugins.plan import NATIVE, QueryPlan
+from amips_plugins.plan import NATIVE, QueryPlan, searches_everything
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.sketch import sketch
 from amips_plugins.vectors import FloatArray, IntArray, Metric, native_scores

@@ -8,16 +8,17 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from amips_plugins.errors import InvalidInput
+from amips_plugins.progress import Progress, no_progress
 from amips_plugins.sketch import same_vectors, sketch
-from amips_plugins.vectors import FloatArray, IntArray, Metric
+from amips_plugins.vectors import BoolArray, FloatArray, IntArray, Metric
 
 if TYPE_CHECKING:
-    from amips_plugins.collection import BoolArray, Id
+    from amips_plugins.collection import Collection, Id
 
 __all__ = [
     "AUDITED",
@@ -27,6 +28,7 @@ __all__ = [
     "LayoutAudit",
     "LayoutSpec",
     "LayoutStatus",
+    "Layouts",
     "Storage",
     "check_assigned",
     "check_name",
@@ -284,3 +286,114 @@ def warn_of_stale(name: str, audit: LayoutAudit) -> None:
             audit.sampled,
             name,
         )
+
+
+class Layouts(Protocol):
+    """The cells of one collection. ``tests/contract`` holds what every adapter promises."""
+
+    def plan(self, spec: LayoutSpec) -> BuildPlan:
+        """Check whether the cells can be built and say what that would do; change nothing.
+
+        Raises
+        ------
+        InvalidInput
+            The collection has these cells already, or cannot have them.
+        CollectionError
+            The database would refuse, or has too little room.
+        """
+        ...
+
+    def build(self, spec: LayoutSpec, progress: Progress = no_progress) -> Collection:
+        """Give every key its cell while others go on reading and writing.
+
+        Killed at any point and run again, it goes on from there. Cells that were there before
+        serve until the new ones are complete.
+
+        Returns
+        -------
+        Collection
+            The collection that has the cells: the same one (Qdrant, memory) or a new generation
+            of it (Milvus).
+
+        Raises
+        ------
+        InvalidInput, CollectionError
+            As for ``plan``; and what was written is not what was meant to be.
+        """
+        ...
+
+    def status(self) -> LayoutStatus:
+        """Say which cells there are."""
+        ...
+
+    def roll_back(self, *, anyway: bool = False) -> Collection:
+        """Serve what served before the cells that serve now, and return that.
+
+        Parameters
+        ----------
+        anyway
+            Also where that holds keys which the serving collection has not.
+
+        Raises
+        ------
+        InvalidInput
+            Nothing is kept to roll back to.
+        CollectionError
+            It holds keys which the serving collection has not.
+        """
+        ...
+
+    def drop_old(self, *, anyway: bool = False) -> list[str]:
+        """Remove what ``roll_back`` would need and what unfinished builds left; return the names.
+
+        Parameters
+        ----------
+        anyway
+            Also where that holds keys which the serving collection has not.
+
+        Raises
+        ------
+        CollectionError
+            Something that would go holds keys which the serving collection has not.
+        """
+        ...
+
+    def audit(self, sample: int, assign: AssignCells | None = None) -> LayoutAudit:
+        """Look whether keys lie in the cells of their own vectors; change nothing.
+
+        Parameters
+        ----------
+        sample
+            How many keys to read with their vectors, drawn at random.
+        assign
+            Judges keys of older layouts, which have no sketch beside their cells.
+
+        Raises
+        ------
+        InvalidInput
+            The collection has no cells.
+        """
+        ...
+
+    def backfill(
+        self, assign: AssignCells, progress: Progress = no_progress, *, verify: bool = False
+    ) -> int:
+        """Give the overflow its cells, and return how many keys got one.
+
+        Afterwards a random sample is looked at: stale keys (``LayoutAudit``) lose their cell, are
+        overflow from then on, and a warning tells of them.
+
+        Parameters
+        ----------
+        assign, progress
+            As for a build.
+        verify
+            First read every vector and make all stale keys overflow; killed and called again, it
+            goes on.
+
+        Raises
+        ------
+        InvalidInput
+            The collection has no cells.
+        """
+        ...

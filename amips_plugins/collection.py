@@ -9,27 +9,14 @@ from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
-from amips_plugins.cell_layout import (
-    AssignCells,
-    BuildPlan,
-    Construction,
-    LayoutAudit,
-    LayoutSpec,
-    LayoutStatus,
-)
-from amips_plugins.errors import (
-    InvalidInput,
-)
+from amips_plugins.cell_layout import Construction, Layouts
+from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import NATIVE, QueryPlan
-from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import FloatArray, IntArray, Metric
 
 __all__ = [
     "AsyncCollection",
-    "BoolArray",
     "Collection",
     "CollectionInfo",
     "CollectionKey",
@@ -38,17 +25,14 @@ __all__ = [
     "Hit",
     "Id",
     "KeyBatch",
-    "Layouts",
     "SearchRequest",
     "check_keys",
     "check_layout",
     "collection_key",
-    "searches_everything",
 ]
 
 Id = int | str
 Cursor = int | str
-BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,26 +346,6 @@ class AsyncCollection(Collection, Protocol):
         ...
 
 
-def searches_everything(plan: QueryPlan, break_even: float) -> BoolArray:
-    """Tell which queries of a plan are cheaper answered by a full, exact scan.
-
-    Parameters
-    ----------
-    plan
-        A plan with cells.
-    break_even
-        The collection's own.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(n_queries,)`` bool; all False where the plan does not say what its cells hold.
-    """
-    if plan.cells is None or plan.shares is None:
-        return np.zeros(0 if plan.cells is None else len(plan.cells), dtype=np.bool_)
-    return plan.shares > break_even
-
-
 def check_keys(
     dim: int,
     layout: str | None,
@@ -420,117 +384,6 @@ def check_layout(plan: QueryPlan, layout: str | None, name: str) -> None:
             f"The plan searches cells of layout {plan.layout!r}, but collection {name!r} has "
             f"{layout!r}; lay it out with the bundle that made the plan."
         )
-
-
-class Layouts(Protocol):
-    """The cells of one collection. ``tests/contract`` holds what every adapter promises."""
-
-    def plan(self, spec: LayoutSpec) -> BuildPlan:
-        """Check whether the cells can be built and say what that would do; change nothing.
-
-        Raises
-        ------
-        InvalidInput
-            The collection has these cells already, or cannot have them.
-        CollectionError
-            The database would refuse, or has too little room.
-        """
-        ...
-
-    def build(self, spec: LayoutSpec, progress: Progress = no_progress) -> Collection:
-        """Give every key its cell while others go on reading and writing.
-
-        Killed at any point and run again, it goes on from there. Cells that were there before
-        serve until the new ones are complete.
-
-        Returns
-        -------
-        Collection
-            The collection that has the cells: the same one (Qdrant, memory) or a new generation
-            of it (Milvus).
-
-        Raises
-        ------
-        InvalidInput, CollectionError
-            As for ``plan``; and what was written is not what was meant to be.
-        """
-        ...
-
-    def status(self) -> LayoutStatus:
-        """Say which cells there are."""
-        ...
-
-    def roll_back(self, *, anyway: bool = False) -> Collection:
-        """Serve what served before the cells that serve now, and return that.
-
-        Parameters
-        ----------
-        anyway
-            Also where that holds keys which the serving collection has not.
-
-        Raises
-        ------
-        InvalidInput
-            Nothing is kept to roll back to.
-        CollectionError
-            It holds keys which the serving collection has not.
-        """
-        ...
-
-    def drop_old(self, *, anyway: bool = False) -> list[str]:
-        """Remove what ``roll_back`` would need and what unfinished builds left; return the names.
-
-        Parameters
-        ----------
-        anyway
-            Also where that holds keys which the serving collection has not.
-
-        Raises
-        ------
-        CollectionError
-            Something that would go holds keys which the serving collection has not.
-        """
-        ...
-
-    def audit(self, sample: int, assign: AssignCells | None = None) -> LayoutAudit:
-        """Look whether keys lie in the cells of their own vectors; change nothing.
-
-        Parameters
-        ----------
-        sample
-            How many keys to read with their vectors, drawn at random.
-        assign
-            Judges keys of older layouts, which have no sketch beside their cells.
-
-        Raises
-        ------
-        InvalidInput
-            The collection has no cells.
-        """
-        ...
-
-    def backfill(
-        self, assign: AssignCells, progress: Progress = no_progress, *, verify: bool = False
-    ) -> int:
-        """Give the overflow its cells, and return how many keys got one.
-
-        Afterwards a random sample is looked at: stale keys (``LayoutAudit``) lose their cell, are
-        overflow from then on, and a warning tells of them.
-
-        Parameters
-        ----------
-        assign, progress
-            As for a build.
-        verify
-            First read every vector and make all stale keys overflow; killed and called again, it
-            goes on.
-
-        Raises
-        ------
-        InvalidInput
-            The collection has no cells.
-        """
-        ...
 
 
 def collection_key(info: CollectionInfo) -> CollectionKey:

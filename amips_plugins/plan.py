@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from amips_plugins.vectors import FloatArray, IntArray
+import numpy as np
 
-__all__ = ["NATIVE", "PreQueryHook", "QueryPlan", "Target"]
+from amips_plugins.vectors import BoolArray, FloatArray, IntArray
+
+__all__ = ["NATIVE", "PreQueryHook", "QueryPlan", "Target", "searches_everything"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +96,23 @@ class PreQueryHook(Protocol):
             What the caller wants.
         """
         ...
+
+
+def searches_everything(plan: QueryPlan, break_even: float) -> BoolArray:
+    """Tell which queries of a plan are cheaper answered by a full, exact scan.
+
+    Parameters
+    ----------
+    plan
+        A plan with cells.
+    break_even
+        The collection's own.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n_queries,)`` bool; all False where the plan does not say what its cells hold.
+    """
+    if plan.cells is None or plan.shares is None:
+        return np.zeros(0 if plan.cells is None else len(plan.cells), dtype=np.bool_)
+    return plan.shares > break_even

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from amips_plugins.errors import InvalidInput
 
 __all__ = [
+    "BoolArray",
     "FloatArray",
     "IntArray",
     "Metric",
@@ -40,6 +41,7 @@ _SAME = 1e-5
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 class Metric(str, Enum):

@@ -14,9 +14,9 @@ from amips_plugins.adapters.cell_groups import OVERFLOW, group_by_cells, merge_h
 from amips_plugins.adapters.milvus.cells import CELL_FIELD, is_ours
 from amips_plugins.adapters.milvus.opening import widest_params
 from amips_plugins.adapters.milvus.table import Table
-from amips_plugins.collection import Hit, Id, SearchRequest, searches_everything
+from amips_plugins.collection import Hit, Id, SearchRequest
 from amips_plugins.errors import CollectionError, InvalidInput
-from amips_plugins.plan import QueryPlan
+from amips_plugins.plan import QueryPlan, searches_everything
 from amips_plugins.vectors import IntArray, native_scores
 
 __all__ = [

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant.points import RESERVED, listed, plain_id
-from amips_plugins.collection import Hit, Id, SearchRequest, searches_everything
+from amips_plugins.collection import Hit, Id, SearchRequest
 from amips_plugins.errors import InvalidInput, require
-from amips_plugins.plan import QueryPlan
+from amips_plugins.plan import QueryPlan, searches_everything
 
 if TYPE_CHECKING:
     from qdrant_client import models

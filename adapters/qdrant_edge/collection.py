@@ -45,10 +45,9 @@ from amips_plugins.collection import (
     KeyBatch,
     SearchRequest,
     check_layout,
-    searches_everything,
 )
 from amips_plugins.errors import CollectionError, InvalidInput, require
-from amips_plugins.plan import NATIVE, QueryPlan
+from amips_plugins.plan import NATIVE, QueryPlan, searches_everything
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import FloatArray, IntArray
 

@@ -9,10 +9,10 @@ from amips_plugins.adapters.cell_groups import OVERFLOW, group_by_cells
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant.points import RESERVED, listed
 from amips_plugins.adapters.qdrant_edge.filters import both, in_cells
-from amips_plugins.collection import BoolArray, SearchRequest
+from amips_plugins.collection import SearchRequest
 from amips_plugins.errors import InvalidInput, require
 from amips_plugins.plan import QueryPlan
-from amips_plugins.vectors import FloatArray
+from amips_plugins.vectors import BoolArray, FloatArray
 
 if TYPE_CHECKING:
     import qdrant_edge as edge

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from amips_plugins.collection import Collection, Failure, SearchRequest, searches_everything
-from amips_plugins.plan import NATIVE, QueryPlan
+from amips_plugins.collection import Collection, Failure, SearchRequest
+from amips_plugins.plan import NATIVE, QueryPlan, searches_everything
 from amips_plugins.routing.effects import Effects, InThread, SearchBy
 from amips_plugins.routing.hits import Trace
 

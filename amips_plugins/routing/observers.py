@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from amips_plugins.background.forks import ForkLock
-from amips_plugins.collection import Collection, CollectionInfo, SearchRequest, searches_everything
+from amips_plugins.collection import Collection, CollectionInfo, SearchRequest
 from amips_plugins.errors import InvalidInput
-from amips_plugins.plan import QueryPlan
+from amips_plugins.plan import QueryPlan, searches_everything
 from amips_plugins.routing.effects import Effects
 from amips_plugins.routing.hits import Trace
 from amips_plugins.vectors import FloatArray

@@ -56,7 +56,7 @@ class Watch:
         self.reference = reference
         self.gate = Gate(widens=widens(hook))
         self.health = self.gate.health
-        self.live: deque[FloatArray] = deque(maxlen=WINDOW)
+        self.live: dict[bytes, FloatArray] = {}  # a repeated query says nothing new of all queries
 
 
 class HealthMonitor:
@@ -166,15 +166,17 @@ class HealthMonitor:
         if self._rate <= 0.0:
             return
         coin = random.random() * self._rate  # noqa: S311 - as above
-        if watch.reference is not None and coin < self._drift_share:
-            watch.live.append(np.array(served.query, dtype=np.float32))
+        live = watch.live
+        if watch.reference is not None and coin < self._drift_share and len(live) < WINDOW:
+            query = np.array(served.query, dtype=np.float32)
+            live[query.tobytes()] = query
         if coin < self._share and len(self._queue) < _WAITING:
             now = time.monotonic()
             if now >= self._due:
                 self._due = now + self._every
                 query = np.array(served.query, dtype=np.float32)
                 self._queue.append((watch, replace(served, query=query)))
-        if self._queue or len(watch.live) >= WINDOW:
+        if self._queue or len(live) >= WINDOW:
             self._work.start()
 
     def offer(
@@ -245,7 +247,8 @@ class HealthMonitor:
     def _compare(self, watch: Watch) -> None:
         if watch.reference is None or len(watch.live) < WINDOW:
             return
-        queries = np.stack([watch.live.popleft() for _ in range(WINDOW)])
+        live, watch.live = watch.live, {}
+        queries = np.stack(list(live.values())[:WINDOW])
         try:
             outputs = outputs_of(watch.hook, queries)
             drift = None if outputs is None else compare(watch.reference, outputs)

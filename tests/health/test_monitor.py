@@ -15,6 +15,7 @@ import pytest
 from amips_plugins.adapters.memory import MemoryCollection
 from amips_plugins.collection import Hit, SearchRequest
 from amips_plugins.errors import InvalidInput
+from amips_plugins.health.drift import WINDOW
 from amips_plugins.health.gate import WIDEN, Health
 from amips_plugins.health.monitor import HealthMonitor, Watch
 from amips_plugins.health.shadow_search import ServedQuery, search_in, shadow_search
@@ -321,6 +322,34 @@ def test_both_purposes_get_their_share() -> None:
     assert watch.health is not None
     assert watch.health.drift is not None
     assert watch.health.drift.n == 500
+
+
+def test_repeated_queries_are_no_drift() -> None:
+    """Popular questions, and one that is asked all the time, are of the population trained on."""
+    known, rng = queries(30, 900), np.random.default_rng(30)
+    popular = 1.0 / np.arange(1, len(known) + 1)
+    rows = rng.choice(len(known), 4000, p=popular / popular.sum())
+    rows[rng.random(len(rows)) < 0.5] = 7
+    watch = everything(share=0.0)
+    driver = Driver(collection(), router(), watch, reference=reference())
+    driver.run(known[rows])
+    assert watch.health is not None
+    assert watch.health.drift is not None  # there were enough that differ
+    assert watch.health.drift.n == WINDOW
+    assert not watch.health.drift.found
+    assert state(watch) == "healthy"
+    few = Driver(collection(), router(), watch, reference=reference())
+    few.run(np.tile(known[:250], (4, 1)))  # a list of questions, over and over
+    assert watch.health.drift is None
+
+
+def test_foreign_queries_are_drift_however_often_they_come() -> None:
+    foreign = np.repeat(-np.abs(queries(31, 600)), 3, axis=0)
+    watch = everything(share=0.0)
+    Driver(collection(), router(), watch, reference=reference()).run(foreign)
+    assert watch.health is not None
+    assert watch.health.drift is not None
+    assert watch.health.drift.found
 
 
 def test_a_sample_is_of_what_is_watched_now() -> None:

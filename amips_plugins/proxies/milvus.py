@@ -136,6 +136,11 @@ class _Milvus:
             return None
         if not isinstance(arguments.get("filter"), str | None):
             return None
+        if not isinstance(arguments.get("output_fields"), list | None):
+            return None  # the client refuses it
+        timeout = arguments.get("timeout")
+        if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
+            return None
         params = arguments.get("search_params")
         if not isinstance(params, dict | None):
             return None

@@ -230,6 +230,9 @@ UNTOUCHED: dict[str, dict[str, Any]] = {
     "not finite": {"data": [[float("nan")] * DIM]},
     "no limit": {"data": [QUERY], "limit": 0},
     "a filter that is none": {"data": [QUERY], "filter": 3},
+    "a name for a list": {"data": [QUERY], "output_fields": "group"},
+    "names as a set": {"data": [QUERY], "output_fields": {"group"}},
+    "no time": {"data": [QUERY], "timeout": 0},
 }
 
 

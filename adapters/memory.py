@@ -236,7 +236,7 @@ class MemoryCollection:
             Hit(
                 self._ids[rows[place]],
                 float(scores[place]),
-                {name: self._fields[rows[place]].get(name) for name in request.fields},
+                _shown(self._fields[rows[place]], request.fields),
             )
             for place in best
         ]
@@ -377,3 +377,8 @@ class MemoryLayouts:
             ids, of._vectors[rows], of._cells[rows], beside, of.info.metric, assign
         )
         return rows[judged], rows[stale]
+
+
+def _shown(stored: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, Any]:
+    """Return those of the fields that the key has."""
+    return {name: stored[name] for name in wanted if name in stored}

@@ -406,3 +406,69 @@ def test_two_writers_during_a_build(
     batch = next(iter(built.scan(100)))
     assert list(batch.ids) == sorted(present)
     np.testing.assert_allclose(batch.vectors, [present[key] for key in sorted(present)], atol=1e-6)
+
+
+# --- what changed under a cell ----------------------------------------------------------------
+
+
+def test_a_verification_goes_on_where_it_was_killed(
+    client: QdrantClient, collection: QdrantCollection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amips_plugins.adapters.qdrant.store._READ_BATCH", 5)
+    monkeypatch.setattr("amips_plugins.adapters.qdrant.staleness._PAGES", 1)
+    built = lay_out(collection)
+    changed = [0, 1, 33, 34]
+    points = [models.PointVectors(id=key, vector=(-KEYS[key]).tolist()) for key in changed]
+    client.update_vectors("docs", points)
+    killed = Recorder(stop_after=25)
+    with pytest.raises(KeyboardInterrupt):
+        built.layouts.backfill(by_row, killed, verify=True)
+    assert built.overflow() == 2
+    again = Recorder()
+    assert built.layouts.backfill(by_row, again, verify=True) == 4
+    assert again.done < 40  # without the pages that were noted, and what was placed
+    assert (built.overflow(), built.layouts.audit(40).stale) == (0, 0)
+    assert not (client.get_collection("docs").config.metadata or {})["amips_verified_a1"]
+
+
+def test_metadata_that_are_seen_late(
+    client: QdrantClient, collection: QdrantCollection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another node shows what was written a moment later."""
+    describe = client.get_collection
+    shown: list[Any] = []
+
+    def late(name: str) -> Any:
+        found = describe(name)
+        shown.append(found.config.metadata)
+        found.config.metadata = shown[max(0, len(shown) - 3)]
+        return found
+
+    monkeypatch.setattr(client, "get_collection", late)
+    built = lay_out(collection)
+    assert built.layout() == "a1"
+    assert built.layouts.roll_back().layout() is None
+
+
+def test_a_copy_without_its_metadata_keeps_the_cells_that_are_right(
+    client: QdrantClient, collection: QdrantCollection
+) -> None:
+    lay_out(collection)
+    client.update_vectors("docs", [models.PointVectors(id=7, vector=(-KEYS[7]).tolist())])
+    client.update_collection("docs", metadata={"amips_layout": {**LOST}})
+    asked: list[Id] = []
+
+    def noting(ids: Sequence[Id], vectors: FloatArray) -> IntArray:
+        asked.extend(ids)
+        return by_row(ids, vectors)
+
+    copy = QdrantCollection(client, "docs")
+    copy._local = collection._local
+    assert copy.layout() is None
+    built = lay_out(copy, LayoutSpec("a1", 4, noting))
+    assert set(asked) == {7}
+    assert cells_of(client) == ROWS
+    assert built.layouts.audit(40).stale == 0
+
+
+LOST: dict[str, Any] = {"serving": {}, "before": [], "idle": []}

@@ -61,20 +61,7 @@ def compare(reference: Reference, outputs: FloatArray) -> Drift:
 
 
 def outputs_of(hook: PreQueryHook, queries: FloatArray) -> FloatArray | None:
-    """Return what a bundle's model says of queries; None for a hook of the user's own.
-
-    Parameters
-    ----------
-    hook
-        What plans.
-    queries
-        ``(n_queries, dim)`` float32.
-
-    Returns
-    -------
-    numpy.ndarray or None
-        ``(n_queries, n_outputs)`` float32: the priority of every cell, or the rewritten query.
-    """
+    """Return what a bundle's model says of queries, ``(n, n_outputs)``; None for any other hook."""
     if isinstance(hook, RouteHook):
         name = "priority"
     elif isinstance(hook, RewriteHook):

@@ -68,26 +68,9 @@ def widens(hook: PreQueryHook) -> bool:
 def shadow_search(
     served: ServedQuery, better: State | None, timeout: float | None
 ) -> Shadow | None:
-    """Search for a sampled query exactly, natively and as a better state would, where needed.
+    """Search for a served query exactly, natively and as a better state would, where needed.
 
-    Parameters
-    ----------
-    served
-        What was answered.
-    better
-        The state to try as well, or None.
-    timeout
-        Seconds the database may take for each search.
-
-    Returns
-    -------
-    Shadow or None
-        None where the model had no part in the answer and could have had none.
-
-    Raises
-    ------
-    Exception
-        Whatever the database or the model raises.
+    None where the model had no part in the answer, and could have had none.
     """
     collection = served.collection
     if served.state == "healthy" and served.mode == "native":

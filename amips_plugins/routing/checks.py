@@ -66,13 +66,7 @@ def as_search(
 
 
 def check_target(recall: Any, n_probes: Any) -> None:
-    """Refuse a target that makes no sense for any model; None is no target.
-
-    Raises
-    ------
-    InvalidInput
-        The recall is no share, or the probes are no whole number of 1 or more.
-    """
+    """Refuse a target that makes no sense for any model; None is no target."""
     real = isinstance(recall, numbers.Real) and not isinstance(recall, bool)
     if recall is not None and not (real and 0.0 < recall <= 1.0):
         raise InvalidInput(f"recall={recall!r} is no share; pass a number in (0, 1].")
@@ -84,13 +78,7 @@ def check_target(recall: Any, n_probes: Any) -> None:
 
 
 def check_plan(plan: QueryPlan, queries: FloatArray) -> None:
-    """Refuse a plan that does not fit its queries: a hook may be anyone's.
-
-    Raises
-    ------
-    ModelFault
-        Shapes differ, or a rewritten query is not finite.
-    """
+    """Raise ``ModelFault`` for a plan that does not fit its queries: a hook may be anyone's."""
     rewritten, cells, shares = plan.rewritten, plan.cells, plan.shares
     if rewritten is not None and rewritten.shape != queries.shape:
         raise ModelFault(f"{len(queries)} queries were rewritten to shape {rewritten.shape}.")
@@ -103,7 +91,7 @@ def check_plan(plan: QueryPlan, queries: FloatArray) -> None:
 
 
 def as_ids(ids: Any) -> list[Id]:
-    """Check ids and make plain Python values of them, of numpy's integers and of UUIDs too."""
+    """Make plain Python values of ids, for the clients know no numpy integers; or refuse them."""
     if isinstance(ids, (str, bytes)):
         raise InvalidInput(f"ids={ids!r} is one id; pass a list of ids.")
     try:
@@ -127,13 +115,7 @@ def _plain(key: Any) -> Any:
 def as_keys(
     ids: Any, vectors: Any, fields: Sequence[Mapping[str, Any]] | None, dim: int
 ) -> tuple[list[Id], FloatArray]:
-    """Check keys to be written, and bring ids and vectors into one form.
-
-    Raises
-    ------
-    InvalidInput
-        Ids or vectors cannot be used, or the lengths differ.
-    """
+    """Check keys to be written, and bring ids and vectors into one form."""
     plain = as_ids(ids)
     rows, _ = as_queries(vectors, dim, ("Vector", "Vectors"))
     check_keys(dim, None, plain, rows, fields, None)

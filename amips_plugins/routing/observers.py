@@ -131,19 +131,7 @@ class Observers:
         model_share: float,
         times: tuple[float, float],
     ) -> None:
-        """Say what one search did.
-
-        Parameters
-        ----------
-        collection, request
-            What was searched, and for what.
-        answered, traces
-            What was found, and how.
-        model_share
-            What the model costs a query, as a share of a full scan.
-        times
-            Seconds of the plan and of the search.
-        """
+        """Say what one search did; ``times`` are the seconds of the plan and of the search."""
         try:
             observation = _observe(collection, request, answered, traces, model_share, times)
         except Exception as exc:  # noqa: BLE001 - the search has its answer, whoever watches

@@ -36,26 +36,7 @@ def plan_search(
     plan_timeout: float,
     health: Health | None,
 ) -> Effects[tuple[QueryPlan, str | None]]:
-    """Plan, or say why the native search answers.
-
-    Parameters
-    ----------
-    serving
-        What serves.
-    fallbacks
-        Where reasons are counted.
-    request, target
-        What is searched, and what the caller wants.
-    plan_timeout
-        Seconds that the model may take for one query.
-    health
-        What live searches say of the model, or None.
-
-    Raises
-    ------
-    InvalidInput
-        The hook cannot do what the caller asks for.
-    """
+    """Plan, or say why the native search answers; ``InvalidInput`` is the caller's own error."""
     hook, queries = serving.hook, request.queries
     if serving.obstacle is not None or hook is None:
         return NATIVE, serving.note(fallbacks, serving.obstacle or "no bundle", serving.hint)

@@ -135,26 +135,14 @@ class Serving:
 
 
 def bundle_in(folder: Path) -> Bundle:
-    """Open the bundle in a folder, or in the folder that training wrote.
-
-    Raises
-    ------
-    BundleNotFound, BundleCorrupt
-        There is no sound one.
-    """
+    """Open the bundle in a folder, or in the folder that training wrote."""
     inner = folder / "bundle"
     home = inner if (inner / MANIFEST).exists() else folder
     return Bundle.in_folder(home)
 
 
 def follow(serving: Serving) -> Serving:
-    """Look at the database again, and keep the model.
-
-    Returns
-    -------
-    Serving
-        The same object where nothing changed.
-    """
+    """Look at the database again, and keep the model; the same object where nothing changed."""
     collection = serving.collection.current()
     manifest = serving.manifest
     layout = collection.layout() if manifest is not None and manifest.layout else None
@@ -169,15 +157,7 @@ def follow(serving: Serving) -> Serving:
 def serve_bundle(
     collection: Collection, bundle: Bundle, threads: int, running: Serving | None = None
 ) -> Serving:
-    """Load a bundle for a collection; the hook that runs stays if it is of the same bundle.
-
-    Raises
-    ------
-    BundleMismatch
-        It was made for another collection.
-    BundleCorrupt
-        A file is not what the manifest says.
-    """
+    """Load a bundle, or raise ``BundleError``; a hook of the same one that runs stays."""
     check_bundle(collection, bundle)
     if running is not None and running.hook is not None and running.manifest == bundle.manifest:
         hook, reference = running.hook, running.reference
@@ -189,20 +169,7 @@ def serve_bundle(
 
 
 def serve_latest(running: Serving, registry: Registry, threads: int) -> Serving:
-    """Load what the registry has for the collection, if that is not what runs.
-
-    Which bundle that is, ``layout.serving_bundle`` decides.
-
-    Returns
-    -------
-    Serving
-        The same object where there is nothing new.
-
-    Raises
-    ------
-    BundleError
-        There is no bundle, or it cannot serve.
-    """
+    """Load what the registry has, or raise ``BundleError``; the same object if nothing is new."""
     collection = running.collection
     latest = registry.current(collection_key(collection.info))
     if running.hook is not None and latest == running.latest and running.obstacle is None:
@@ -233,25 +200,10 @@ def _cells_obstacle(bundle: Bundle, layout: str | None) -> str | None:
 def serving_bundle(
     collection: Collection, registry: Registry, latest_version: str | None = None
 ) -> Bundle:
-    """Open the bundle to search a collection with: the latest one that its cells come from.
+    """Open the latest bundle that the collection's cells come from, or raise ``BundleError``.
 
-    A newer bundle has to wait until the collection is laid out in its cells.
-
-    Parameters
-    ----------
-    collection
-        The collection, as it is laid out now.
-    registry
-        Where its bundles are.
-    latest_version
-        The latest, where that is known; else the registry is asked.
-
-    Raises
-    ------
-    BundleNotFound, BundleCorrupt, BundleUnsigned
-        Nothing sound is published for the collection, or nothing that the registry lets pass.
-    BundleMismatch
-        The collection has cells that no published bundle knows.
+    A newer bundle has to wait until the collection is laid out in its cells. Where the latest
+    version is not known, the registry is asked.
     """
     key, name = collection_key(collection.info), collection.info.name
     latest = registry.open(key, latest_version)

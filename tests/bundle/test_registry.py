@@ -308,6 +308,7 @@ for folder in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("publisher", ["process", "thread"])
 def test_readers_never_see_half_of_a_version(root: str, tmp_path: Path, publisher: str) -> None:
     if publisher == "process" and root.startswith("memory:"):
@@ -407,6 +408,7 @@ for version in sys.argv[5:]:
 """
 
 
+@pytest.mark.slow
 def test_no_history_is_lost_among_processes(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "registry")
     registry.publish(make(tmp_path, "v0"))

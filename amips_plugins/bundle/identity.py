@@ -23,9 +23,9 @@ def check_bundle(collection: Collection, bundle: Bundle) -> None:
     """
     info, manifest = collection.info, bundle.manifest
     manifest.check_serves(collection_key(info), info.metric, info.dim)
+    sample = load(bundle)[KEY_SAMPLE]  # verified, whether it is needed or not
     if manifest.layout and collection.layout() == manifest.layout:
         return
-    sample = load(bundle)[KEY_SAMPLE]
     same = sample.count_same(collection.fetch(sample.ids), manifest.metric)
     if same < _LEAST * len(sample.ids):
         raise BundleMismatch(

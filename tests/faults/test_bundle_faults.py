@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from amips_plugins import LearnedRouter, Registry
-from amips_plugins.bundle.contents import CALIBRATION, CELLS, GOLDEN_OUTPUTS, MODEL
+from amips_plugins.bundle.contents import CALIBRATION, CELLS, GOLDEN_OUTPUTS, KEY_SAMPLE, MODEL
 from amips_plugins.bundle.manifest import MANIFEST
 from amips_plugins.collection import collection_key
 from tests.support.bundles import DIM, N_CELLS, laid_out, make_files, memory, write_bundle
@@ -432,6 +432,9 @@ FILES: dict[str, tuple[Damage, str]] = {
         "do not fit its model",
     ),
     "no golden queries": (replace(GOLDEN_OUTPUTS, lambda _: b""), "golden outputs cannot be read"),
+    "empty sample of keys": (replace(KEY_SAMPLE, lambda _: b"[]"), "sample of keys is empty"),
+    "sample of keys that is no JSON": (replace(KEY_SAMPLE, lambda _: b"[["), "cannot be read"),
+    "missing sample of keys": (lambda f: (f / KEY_SAMPLE).unlink(), "is missing"),
     "missing golden queries": (lambda f: (f / GOLDEN_OUTPUTS).unlink(), "is missing"),
     "NaN threshold": (replace(CALIBRATION, spoilt("thresholds", np.nan)), "impossible values"),
 }

@@ -15,11 +15,11 @@ from amips_plugins.models.calibration import Calibration
 from amips_plugins.vectors import FloatArray, IntArray
 
 __all__ = [
-    "EXPECTED",
     "TARGETS",
     "Curve",
     "calibrate",
     "curve",
+    "expected",
     "figures",
     "joined",
     "levels_by_rank",
@@ -34,7 +34,6 @@ _BOOTSTRAPS = 200
 _MOST_CALIBRATED = 2_000  # queries: more of them hardly move a bound
 _MOST_ASKED = 10.0  # times the mean, that a query counts for at most
 _LEAST_RECALL = 0.3  # below it nothing is promised
-EXPECTED = Guess(mean=0.95, variance=0.02, values=5.0, most=0.95)  # of recalls worth promising
 _STEPS_OF_K = (*range(1, 11), 12, 15, 20, 25, 30, 40, 50, 75, 100)  # with bounds of their own
 _COST_STEPS = 50
 
@@ -240,6 +239,11 @@ def _out_of_reach(candidate: str, k: int, recall: float, model: float) -> Candid
     )
 
 
+def expected(k: int) -> Guess:
+    """Guess what recalls that are worth promising are like: a query's hits go together."""
+    return Guess(mean=0.95, variance=max(0.0475 / k**0.8, 0.005), values=5.0, most=0.95)
+
+
 def calibrate(
     measured: Curve,
     thresholds: FloatArray,
@@ -268,7 +272,7 @@ def calibrate(
             continue
         useful = slice(int((recall[k - 1] < _LEAST_RECALL).sum()), -1)
         bounds = [
-            betting_bound(recalls[seen, useful], 1.0 - confidence, EXPECTED, weights)
+            betting_bound(recalls[seen, useful], 1.0 - confidence, expected(k), weights, stop=False)
             for weights in populations
         ]
         guaranteed[k - 1, useful] = np.min(bounds, axis=0)

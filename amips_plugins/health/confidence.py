@@ -32,13 +32,15 @@ def betting_bound(
     delta: float,
     guess: Guess = IGNORANCE,
     weights: npt.NDArray[np.floating] | None = None,
+    *,
+    stop: bool = True,
 ) -> npt.NDArray[np.float64]:
     """Lower confidence bounds of the means of columns of independent values in [0, 1].
 
     A gambler bets on the mean being above m, with stakes that only look back; were the mean m or
     less, the fortune would exceed 1/delta with probability delta at most (Ville). The bound is the
     largest m that the fortune refutes (Waudby-Smith and Ramdas, 2024, arXiv 2010.09686, section 4),
-    and never more than the mean that was seen: the gambler may stop while ahead.
+    and never more than the mean that was seen.
 
     Parameters
     ----------
@@ -50,6 +52,9 @@ def betting_bound(
         What the first stakes go by.
     weights
         ``(n,)`` in (0, 1]: how much each value counts in the mean; None for all alike.
+    stop
+        Whether the gambler may stop while ahead. It makes the bound narrower, and lets a lucky
+        beginning decide.
     """
     n = len(values)
     counts = np.ones((n, 1)) if weights is None else np.asarray(weights, dtype=float)[:, None]
@@ -66,7 +71,8 @@ def betting_bound(
     high = (counts * values).sum(axis=0) / counts.sum()
     for _ in range(14):
         middle = (low + high) / 2
-        fortune = np.log1p(stakes * (values - middle)).cumsum(axis=0).max(axis=0)
+        gains = np.log1p(stakes * (values - middle))
+        fortune = gains.cumsum(axis=0).max(axis=0) if stop else gains.sum(axis=0)
         refuted = fortune >= math.log(1 / delta)
         low = np.where(refuted, middle, low)
         high = np.where(refuted, high, middle)

@@ -13,18 +13,18 @@ from hypothesis.extra.numpy import arrays
 
 from amips_plugins.collection import Hit
 from amips_plugins.export.cost_curves import (
-    EXPECTED,
     TARGETS,
     Curve,
     calibrate,
     curve,
+    expected,
     figures,
     levels_by_rank,
     levels_by_threshold,
     thresholds_for,
 )
 from amips_plugins.export.dataset import count_as_good
-from amips_plugins.health.confidence import betting_bound
+from amips_plugins.health.confidence import IGNORANCE, betting_bound
 from amips_plugins.health.recall import recall_at_k
 from amips_plugins.models.hooks import cells_above
 from amips_plugins.vectors import (
@@ -275,7 +275,7 @@ Bound = Callable[[npt.NDArray[np.float64], float], npt.NDArray[np.float64]]
 
 
 def sharp_bound(values: npt.NDArray[np.float64], delta: float) -> npt.NDArray[np.float64]:
-    return betting_bound(values, delta, EXPECTED)
+    return betting_bound(values, delta, expected(K), stop=False)
 
 
 @pytest.mark.parametrize("n", [30, 400])
@@ -314,7 +314,8 @@ def test_betting_bound_asks_more_of_fewer_queries_and_of_more_confidence() -> No
 
 def test_a_good_guess_makes_a_bound_of_few_values_narrower() -> None:
     values = np.random.default_rng(0).binomial(10, 0.95, (50, 200)) / 10
-    margins = [0.95 - np.median(bound(values, 0.05)) for bound in (sharp_bound, betting_bound)]
+    guesses = (expected(10), IGNORANCE)
+    margins = [0.95 - np.median(betting_bound(values, 0.05, g, stop=False)) for g in guesses]
     assert margins[0] < 0.85 * margins[1]
 
 
@@ -329,7 +330,9 @@ def test_the_weighted_bound_covers_the_mean_of_what_was_asked(heavy: str) -> Non
         often = rng.random(n) < 0.1
         recalls = rng.binomial(10, np.where(often, chance, 0.9)) / 10
         weights = np.where(often, 1.0, 1.0 / 8.0)
-        misses += betting_bound(recalls[:, None], delta, EXPECTED, weights)[0] > truth
+        misses += (
+            betting_bound(recalls[:, None], delta, expected(10), weights, stop=False)[0] > truth
+        )
     assert misses <= unlikely_above(trials, delta)
 
 

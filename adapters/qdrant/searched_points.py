@@ -172,6 +172,7 @@ class SearchedPoints(PointCollection):
             whole = plan.shares is not None and plan.shares[0] > self.break_even
             if not whole:
                 condition = in_cells(cells, plan.cells[0].tolist(), condition)
+        self._budget.spend(1 if plan.cells is None else 2)
         return condition, search_params(request, plan, exact=not self._local)
 
     def _planned(

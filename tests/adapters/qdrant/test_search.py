@@ -207,3 +207,15 @@ def test_a_plan_keeps_what_parameters_mean(collection: QdrantCollection) -> None
     ):
         request = SearchRequest(KEYS[:1], k=1, params=params)
         assert (collection.unroutable(request, rewritten=False) is None) == routable
+
+
+def test_every_search_of_cells_is_counted_against_the_limit_of_reads(
+    collection: QdrantCollection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, spent = lay_out(collection), list[int]()
+    monkeypatch.setattr(built._budget, "spend", spent.append)
+    plan, request = QueryPlan(cells=np.array([[0]]), layout="a1"), SearchRequest(KEYS[:1], k=1)
+    built.search(request)
+    built.search(request, plan)
+    built.narrowed(request, plan)  # for a proxy's own call
+    assert spent == [1, 2, 2]

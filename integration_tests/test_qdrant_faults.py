@@ -253,9 +253,6 @@ def refused_for_the_rate(error: Exception | None) -> bool:
     return isinstance(error, ResourceExhaustedResponse) or getattr(error, "status_code", 0) == 429
 
 
-@pytest.mark.xfail(
-    reason="a routed search takes two tokens until the limit is noticed", strict=True
-)
 def test_a_limit_of_reads_leaves_a_routed_client_as_many_answers(
     client: QdrantClient, fresh: str, tmp_path: Path
 ) -> None:

@@ -212,18 +212,7 @@ class TestGraphsForTenantsOnly:
         assert self.recall(vectors, ask, count) < 0.8
         assert self.recall(vectors, ask, 1) > 0.9
 
-    @pytest.mark.parametrize(
-        "way",
-        [
-            "router",
-            pytest.param(
-                "proxy",
-                marks=pytest.mark.xfail(
-                    reason="the proxy hands a search across tenants to the client", strict=True
-                ),
-            ),
-        ],
-    )
+    @pytest.mark.parametrize("way", ["router", "proxy"])
     def test_they_are_found_without_a_bundle(
         self, client: QdrantClient, name: str, vectors: Any, count: int, way: str, tmp_path: Path
     ) -> None:

@@ -125,6 +125,11 @@ class SearchedPoints(PointCollection):
         larger = self.info.metric.larger_is_better
         return [merge_hits(parts, request.k, larger_is_better=larger) for parts in by_row]
 
+    @property
+    def finds_as_asked(self) -> bool:
+        """Whether a native search finds the neighbours as it stands (see ``native_parts``)."""
+        return self._found.tenant_keys is None
+
     def native_parts(
         self, condition: models.Filter | None, params: models.SearchParams | None
     ) -> list[tuple[models.Filter | None, models.SearchParams | None]] | None:

@@ -138,7 +138,8 @@ class Dialect(Protocol):
 class RoutedCollection:
     """The router of a proxy, and the names that its collection goes by.
 
-    ``same`` asks the database whether a name is an alias of the collection.
+    ``same`` asks the database whether a name is an alias of the collection; ``as_asked`` tells of
+    which collections the native search is the client's own call.
     """
 
     def __init__(
@@ -146,10 +147,12 @@ class RoutedCollection:
         router: LearnedRouter | LateRouter,
         recall: float | None,
         same: Callable[[str, CollectionInfo], Effects[bool]],
+        as_asked: Callable[[Any], bool] = lambda _: True,
     ) -> None:
         self.recall = recall
         self._router = router
         self._same = same
+        self._as_asked = as_asked
         self._faults = Fallbacks()
         self._names: dict[str, tuple[float, bool]] = {}
 
@@ -193,7 +196,9 @@ class RoutedCollection:
     def rests(self, name: str) -> bool:
         """Tell, and count, that the router has nothing to do with a search by this name."""
         router = self.router
-        return router is not None and name == router.collection.info.name and router.rests()
+        if router is None or name != router.collection.info.name:
+            return False
+        return self._as_asked(router.collection) and router.rests()
 
     def note(self, exc: Exception) -> None:
         """Count a fault of ours, in whose place the client's own call answers."""

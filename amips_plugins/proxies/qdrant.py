@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from amips_plugins.adapters.cell_groups import merge_hits
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.collection import Collection, CollectionInfo, SearchRequest
 from amips_plugins.errors import InvalidInput, require
 from amips_plugins.plan import QueryPlan
@@ -75,7 +76,10 @@ def wrap(
         named = {alias.alias_name: alias.collection_name for alias in found.aliases}
         return bool(named.get(name, name) == named.get(info.name, info.name))
 
-    routed = RoutedCollection(router, recall, same)
+    def as_asked(collection: Any) -> bool:
+        return not isinstance(collection, QdrantCollection) or collection.finds_as_asked
+
+    routed = RoutedCollection(router, recall, same, as_asked)
     methods = {
         "query_points": routing(_Qdrant(), routed, _show_points),
         "query_batch_points": routing(_QdrantBatch(), routed, _show_batch),

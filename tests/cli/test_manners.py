@@ -209,6 +209,8 @@ def no_xdist_handler() -> Any:
 def test_every_long_command_goes_on_after_ctrl_c(
     home: Path, amips: Amips, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from amips_plugins.export import promises
+
     where = uri(home)
 
     def twice(at: int, *arguments: str) -> tuple[Interrupting, str]:
@@ -226,7 +228,8 @@ def test_every_long_command_goes_on_after_ctrl_c(
     assert again.done("snapshot") == COUNT - 300
     assert f"{COUNT} keys" in out
     again, out = twice(6, "train", "snap", "--queries", "queries.npy", "-o", "run", *TRAIN)
-    assert len(again.reports) < 6 + 4
+    # Three epochs of the router and of each fold that measures it; one of them was done.
+    assert len(again.reports) < 3 * (1 + promises._FOLDS)
     assert "is in run/bundle" in out
     amips("publish", "run", "--anyway")
     _, out = twice(1, "layout", where)

@@ -23,12 +23,6 @@ def group_by_cells(cells: IntArray) -> list[tuple[list[int], list[int]]]:
     ----------
     cells
         ``(n_queries, n_probes)`` int64, -1 for unused places.
-
-    Returns
-    -------
-    list
-        Pairs of the sorted cells that a call searches (``OVERFLOW`` first, where it is among
-        them) and the rows of its queries. A row may be in several pairs, a cell of it in one.
     """
     by_set: dict[tuple[int, ...], list[int]] = {}
     by_cell: dict[int, list[int]] = {OVERFLOW: list(range(len(cells)))}
@@ -43,17 +37,7 @@ def group_by_cells(cells: IntArray) -> list[tuple[list[int], list[int]]]:
 
 
 def merge_hits(answers: Iterable[Sequence[Any]], k: int, *, larger_is_better: bool) -> list[Any]:
-    """Merge one query's answers from several calls into its k best hits, each id once.
-
-    Parameters
-    ----------
-    answers
-        Hits, or the client's own that have ``id`` and ``score``, best first.
-    k
-        Hits wanted.
-    larger_is_better
-        Whether a larger score is the better one.
-    """
+    """Merge one query's answers from several calls into its k best hits, each id once."""
     sign = -1.0 if larger_is_better else 1.0
     best = sorted((hit for hits in answers for hit in hits), key=lambda hit: sign * hit.score)
     merged = {hit.id: hit for hit in reversed(best)}

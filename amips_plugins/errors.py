@@ -110,13 +110,6 @@ class BundleUnsigned(BundleError):
 def require(module: str, extra: str) -> ModuleType:
     """Import an optional dependency.
 
-    Parameters
-    ----------
-    module
-        Dotted name of the module to import.
-    extra
-        The extra of this package that installs it.
-
     Raises
     ------
     MissingExtra

@@ -18,13 +18,6 @@ def held(lock: Path, mode: int = 0o666) -> Iterator[None]:
     """Hold a lock among the processes of this machine, and this one's threads; wait for it.
 
     It goes with its holder, however that ends. The same thread cannot hold it twice.
-
-    Parameters
-    ----------
-    lock
-        A file that is nothing else, in a folder that exists; created if need be.
-    mode
-        Permissions of the file when it is created, less the umask.
     """
     try:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, mode)
@@ -52,15 +45,7 @@ def read_file(path: Path, limit: int) -> bytes:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Create or replace a file in one step, durably; its folder is created if need be.
-
-    Parameters
-    ----------
-    path
-        The file.
-    data
-        Its new content.
-    """
+    """Create or replace a file in one step, durably; its folder is created if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:

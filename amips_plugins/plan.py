@@ -101,13 +101,6 @@ class PreQueryHook(Protocol):
 def searches_everything(plan: QueryPlan, break_even: float) -> BoolArray:
     """Tell which queries of a plan are cheaper answered by a full, exact scan.
 
-    Parameters
-    ----------
-    plan
-        A plan with cells.
-    break_even
-        The collection's own.
-
     Returns
     -------
     numpy.ndarray

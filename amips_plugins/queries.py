@@ -56,13 +56,6 @@ def load_query_log(
     share of what it has seen: the share that the file which kept the least of them can give. The
     choice is the same at every reading.
 
-    Parameters
-    ----------
-    path
-        A file that a ``QueryLog`` wrote, or its folder.
-    collection, metric, dim
-        What is trained for.
-
     Returns
     -------
     numpy.ndarray

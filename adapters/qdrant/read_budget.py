@@ -22,15 +22,7 @@ _LOOK_EVERY = 10.0  # and seconds until there may be one more
 
 
 class ReadBudget:
-    """Counts the reads of this process in the last minute against the limit.
-
-    Parameters
-    ----------
-    limits
-        As found at first.
-    look
-        Asks what they are now.
-    """
+    """Counts the reads of this process in the last minute against the limit."""
 
     def __init__(self, limits: Limits, look: Callable[[], Limits]) -> None:
         self._limit: int | None = limits.of("read_rate_limit")

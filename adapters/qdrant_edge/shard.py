@@ -37,13 +37,6 @@ _FLUSH_EVERY = 10_000  # keys: the log grows, and takes time to read again, unti
 class OpenShard:
     """A shard that is open, shared by the collection objects of this process.
 
-    Parameters
-    ----------
-    shard
-        The engine's own object.
-    folder
-        Where it is; the engine does not say.
-
     Attributes
     ----------
     writes

@@ -28,12 +28,6 @@ _STAKES = 0.9 * 0.5 ** np.arange(8)
 class Detector:
     """Tells when the mean of a stream is above zero.
 
-    Parameters
-    ----------
-    alpha
-        While the mean is zero or less, false alarms are at least 1 / alpha values apart on
-        average.
-
     Raises
     ------
     InvalidInput
@@ -53,21 +47,7 @@ class Detector:
         self._fortunes = np.zeros(len(_STAKES))
 
     def add(self, gain: float, most_loss: float) -> bool:
-        """Add a value; from the first alarm on, start over with a new detector.
-
-        Parameters
-        ----------
-        gain
-            The value, at least ``-most_loss``.
-        most_loss
-            The least value there can be, without its sign. It has to be known before the value:
-            taken from it, the promise would not hold.
-
-        Returns
-        -------
-        bool
-            Whether this is an alarm.
-        """
+        """Add a value; from the first alarm on, start over with a new detector."""
         # A value a rounding error below its bound must not make a fortune negative.
         lost = max(gain / most_loss, -1.0)
         self._fortunes = (self._fortunes + 1.0) * (1.0 + _STAKES * lost)

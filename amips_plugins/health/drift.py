@@ -87,13 +87,6 @@ def ks_p_value(distance: float, n: int, m: int) -> float:
     first sample walks from (0, 0) to (n, m) at random. The p-value is the probability that the
     walk ever reaches the distance (Hodges 1958, The significance probability of the Smirnov
     two-sample test). With ties it errs towards 1.
-
-    Parameters
-    ----------
-    distance
-        Largest distance of the two empirical distribution functions.
-    n, m
-        Sizes of the samples.
     """
     reach = round(distance * n * m)  # the distance is a whole number of 1 / (n m)
     if reach <= 0:

@@ -147,13 +147,6 @@ def factor(state: State) -> float:
 class Gate:
     """Takes evidence and says which way to search. It asks nobody and knows no time but a date.
 
-    Parameters
-    ----------
-    widens
-        Whether there is a state between healthy and native: a model that chooses cells.
-    now
-        The date, for people.
-
     Attributes
     ----------
     state
@@ -231,15 +224,7 @@ class Gate:
         self._settle()
 
     def add_overflow(self, share: float, break_even: float) -> None:
-        """Weigh the share of keys without a cell.
-
-        Parameters
-        ----------
-        share
-            As ``LearnedRouter.overflow_share`` counts it.
-        break_even
-            The collection's own.
-        """
+        """Weigh the share of keys without a cell."""
         self._overflow = share
         self._overflows = share > (_BACK * break_even if self._overflows else break_even)
         self._settle()

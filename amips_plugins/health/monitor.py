@@ -35,13 +35,6 @@ Listener = Callable[[Health], object]
 class Watch:
     """How one model does over one generation of a collection, from when it begins to serve.
 
-    Parameters
-    ----------
-    collection, hook
-        What searches, and what plans.
-    reference
-        The bundle's; None leaves drift unknown.
-
     Attributes
     ----------
     health

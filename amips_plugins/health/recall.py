@@ -24,17 +24,6 @@ def recall_at_k(
     """Return the share of the best k keys that an answer has.
 
     A key as good as the last of the best k counts, too: among equals the order is chance.
-
-    Parameters
-    ----------
-    found
-        The answer.
-    exact
-        The exact answer to the same query; shorter than k where there are fewer keys.
-    k
-        Hits asked for.
-    larger_is_better
-        Whether scores grow with similarity.
     """
     best = exact[:k]
     if not best:
@@ -70,13 +59,7 @@ class Recall:
 
 
 class RecallWindow:
-    """The recall of the latest answers.
-
-    Parameters
-    ----------
-    width
-        How many answers count.
-    """
+    """The recall of the latest answers."""
 
     def __init__(self, width: int = _WIDTH) -> None:
         self._latest: deque[float] = deque(maxlen=width)

@@ -102,15 +102,7 @@ class Calibration:
             return -np.inf
 
     def widen(self, threshold: float, factor: float) -> float:
-        """Return the highest threshold that searches ``factor`` times the share of the keys.
-
-        Parameters
-        ----------
-        threshold
-            One of ``thresholds``.
-        factor
-            At least 1; what comes to every key is minus infinity.
-        """
+        """Return the highest threshold that searches ``factor`` times the share of the keys."""
         if factor <= 1.0:
             return threshold
         level = int((self.thresholds <= threshold).argmax())

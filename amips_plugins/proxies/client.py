@@ -30,19 +30,7 @@ Method = Callable[[Any, type, str], Callable[..., Any]]
 
 
 class ClientProxy:
-    """Stands in for a client: attributes are read from it and set on it, private ones too.
-
-    Parameters
-    ----------
-    client
-        The client.
-    kind
-        The class that says what its methods take; a subclass of the client's may take ``*args``.
-    methods
-        What takes the place of the client's own methods, by their names.
-    routed
-        The collection whose searches are routed.
-    """
+    """Stands in for a client: attributes are read from it and set on it, private ones too."""
 
     __slots__ = ("_amips_client", "_amips_methods", "_amips_routed")
 

@@ -19,13 +19,6 @@ class LateRouter:
     """Makes a router when it is first wanted, and tries again where that fails.
 
     Stores create their collection with the first write; until then there is nothing to route.
-
-    Parameters
-    ----------
-    name
-        The collection's name, as the store's calls have it.
-    make
-        Makes the router; raises while it cannot.
     """
 
     def __init__(self, name: str, make: Callable[[], LearnedRouter]) -> None:

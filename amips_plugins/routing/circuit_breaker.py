@@ -14,15 +14,6 @@ class Breaker:
 
     Every failed trial doubles the rest. Any number of threads may share it; what was under way
     when it opened, and fails later, is no trial.
-
-    Parameters
-    ----------
-    failures
-        Failures in a row that open it.
-    rest
-        Seconds of the first rest.
-    longest
-        Seconds that a rest never exceeds.
     """
 
     def __init__(self, failures: int = 5, rest: float = 1.0, longest: float = 60.0) -> None:

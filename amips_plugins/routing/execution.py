@@ -56,24 +56,7 @@ def execute(
     started: float,
     switches: int = _SWITCHES,
 ) -> Effects[Outcome]:
-    """Search by a plan. Where the generation is gone, the one that serves now answers instead.
-
-    Parameters
-    ----------
-    search
-        Performs every search that it takes.
-    collection
-        The generation to search.
-    request
-        What the caller asked for; its timeout, or else the client's own, is one deadline for
-        every search it takes.
-    plan
-        How to search; the empty plan is the native search.
-    started
-        When the caller's time began, by ``time.perf_counter``.
-    switches
-        How often to follow on to another generation.
-    """
+    """Search by a plan. Where the generation is gone, the one that serves now answers instead."""
     outcome = None
     routed = plan.cells is not None or plan.rewritten is not None
     try:

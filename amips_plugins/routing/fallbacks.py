@@ -29,15 +29,7 @@ class Fallbacks:
     def note(
         self, name: str, reason: str, cause: object = None, logged: set[str] | None = None
     ) -> str:
-        """Count a reason for the collection of this name, log it the first time, and return it.
-
-        Parameters
-        ----------
-        name, reason, cause
-            What to log.
-        logged
-            What has been logged of late, to add to; left out, of this object's life.
-        """
+        """Count a reason for the collection of this name, log it the first time, and return it."""
         logged = self._logged if logged is None else logged
         with self._lock:
             self.counts[reason] += 1

@@ -26,19 +26,6 @@ _AT_MOST_BUSY = 0.01  # of the time, with counting and with looking at cells
 class ServingFollower:
     """Follows a collection and a registry.
 
-    Parameters
-    ----------
-    serving
-        What serves at first.
-    registry
-        Where newer bundles appear; None where the bundle or the hook was given.
-    threads
-        Threads of one model call.
-    overflow_warning
-        Share of keys without a cell past which a look logs a warning.
-    monitor
-        Watches what serves.
-
     Attributes
     ----------
     serving
@@ -73,13 +60,7 @@ class ServingFollower:
         self._say(problem)
 
     def look(self, *, thoroughly: bool = False) -> bool:
-        """Look at the database and the registry; tell whether something else serves now.
-
-        Parameters
-        ----------
-        thoroughly
-            Count the overflow and look at the cells, too, even if that is not due.
-        """
+        """Look at the database and the registry; tell whether something else serves now."""
         with self._looking:
             before, problem = self.serving, None
             try:

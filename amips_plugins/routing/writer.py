@@ -23,15 +23,7 @@ _SWITCHES = 10  # generations that one write follows: more in a row is a fault
 
 
 class Writer:
-    """Writes keys into the cells of what serves.
-
-    Parameters
-    ----------
-    follower
-        Knows what serves.
-    fallbacks
-        Where it is counted that keys were written without a cell.
-    """
+    """Writes keys into the cells of what serves."""
 
     def __init__(self, follower: ServingFollower, fallbacks: Fallbacks) -> None:
         self._follower = follower

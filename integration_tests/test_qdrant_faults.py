@@ -393,7 +393,6 @@ class Blurred:
         return QueryPlan(rewritten=asked + np.float32(0.01), rescore=200)
 
 
-@pytest.mark.xfail(reason="it is sent three times in the worst case", strict=True)
 def test_an_error_of_the_callers_own_is_the_clients(
     qdrant_to_break: QdrantServer, client: QdrantClient, fresh: str
 ) -> None:

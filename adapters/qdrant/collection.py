@@ -247,7 +247,9 @@ class QdrantCollection(SearchedPoints):
         they belong to are looked up here, every search goes to where it points at the time.
         """
         found = self._look()
-        if self._kept is None or self._kept == found:
+        kept = self._kept
+        # Limits are no part of what a search finds: new ones need no other object.
+        if kept is None or replace(kept, limits=found.limits) == found:
             self._kept = found
             return self
         other = QdrantCollection(

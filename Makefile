@@ -66,7 +66,8 @@ nightly: test ## what takes longer: kills, both demos, a soak, short benchmarks
 	AMIPS_NIGHTLY=1 AMIPS_KILLS=10 $(BIN)/python -m pytest integration_tests/test_milvus_crashes.py \
 	  integration_tests/test_milvus_server.py integration_tests/test_milvus_faults.py \
 	  integration_tests/test_qdrant_crashes.py integration_tests/test_qdrant_cluster.py \
-	  integration_tests/test_qdrant_server.py -n 2 --dist loadfile --timeout 900
+	  integration_tests/test_qdrant_server.py integration_tests/test_qdrant_writers.py \
+	  integration_tests/test_qdrant_tenants.py integration_tests/test_qdrant_faults.py -n 2 --dist loadfile --timeout 900
 	$(BIN)/amips demo --database milvus
 	$(BIN)/amips demo --database qdrant
 	$(BIN)/python benchmarks/soak.py --json build/soak.json

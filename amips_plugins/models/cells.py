@@ -158,7 +158,7 @@ class KnownCells:
     """The recorded cells of a snapshot's keys, and the rule for every other key.
 
     A key keeps its recorded cell as long as its vector is about the one of the snapshot; written
-    again with another vector, it X
+    again with another vector, it is another key and goes by the rule. Takes 16 bytes a key.
     """
 
     def __init__(

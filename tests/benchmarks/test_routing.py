@@ -17,7 +17,7 @@ from benchmarks.protocols import PROTOCOLS
 from benchmarks.routing import REWRITERS, ROUTERS, main
 from tests.support.training_data import clustered_keys, narrow_queries
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).resolve().parents[2]
 DIM = 12
@@ -158,7 +158,7 @@ def test_overhead_prints_a_row_for_every_hook(tmp_path: Path) -> None:
     options = ["--calls", "60", "--rounds", "2", "--cells", "16", "--dim", "8", "--probes", "3"]
     result = CliRunner().invoke(overhead.main, [*options, "--json", str(path)])
     assert result.exit_code == 0, result.output
-    rows = json.loads(path.read_text())
+    rows = [row for row in json.loads(path.read_text()) if "hook" in row]
     assert [row["hook"] for row in rows] == ["native", "linear", "supportnet", "keynet"]
     for row in rows:
         assert 0 < row["plan_p50"] <= row["plan_p99"]

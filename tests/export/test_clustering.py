@@ -123,7 +123,7 @@ def test_a_snapshot_key_that_was_never_hit_is_cold_and_a_new_one_is_not_yet(
     cells, assignment, hit = cut("query-aware", keys, metric, recipe=recipe)
     assert cells.view is not None
     cold = np.setdiff1d(np.arange(N), hit)
-    places = place_keys(keys, metric)
+    places = place_keys(keys, metric, cells.centre)
     length = float(np.linalg.norm(places[hit], axis=1).mean())
     queries = narrow_queries(40, DIM)
     counts = np.bincount(best_rows(queries, keys, metric).ravel(), minlength=N)

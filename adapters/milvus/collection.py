@@ -292,14 +292,21 @@ class MilvusCollection:
     def _plain(self, ids: Sequence[Id]) -> list[Id]:
         return plain_ids(ids, [""] if self.table().string_keys else [0])
 
-    def partitions(self, name: str | None = None) -> list[str]:
+    def partitions(self, name: str | None = None, timeout: float | None = None) -> list[str]:
         """Return the partitions, on a server as of a second ago; none where they do not matter.
 
         Milvus Lite is asked by the ``name`` to be searched: nothing else there sees an alias move.
         """
         if self._partitions_are_old():
-            found = self.client.list_partitions(name or self.table().name)
-            self._partitions = time.monotonic(), [str(one) for one in found]
+            known = self._partitions[1]
+            try:
+                found = self.client.list_partitions(name or self.table().name, timeout=timeout)
+                known = [str(one) for one in found]
+            except Exception:
+                if not known or self.table().is_lite:
+                    raise
+                # A server that is away: the search itself tells, in its own words.
+            self._partitions = time.monotonic(), known
         return self._partitions[1]
 
     def _partitions_are_old(self) -> bool:
@@ -337,9 +344,11 @@ class MilvusCollection:
         """
         table = self.table()
         check_layout(plan, self.layout(), table.name)
-        there = self.partitions() if plan.cells is not None else None
-        calls = plan_calls(request, plan, table, self.break_even, there)
         started = time.monotonic()
+        there = None
+        if plan.cells is not None:
+            there = self.partitions(timeout=time_left(request.timeout, started))
+        calls = plan_calls(request, plan, table, self.break_even, there)
 
         def ask(asked: Sequence[Call]) -> list[Any]:
             return [
@@ -381,13 +390,20 @@ class MilvusCollection:
             await asyncio.to_thread(self.table)
         table = self.table()
         check_layout(plan, self.layout(), table.name)
+        started, turns = time.monotonic(), asyncio.Semaphore(_AT_ONCE)
         there = None
         if plan.cells is not None:
             if self._partitions_are_old():
-                self._partitions = time.monotonic(), await client.list_partitions(table.name)
+                known = self._partitions[1]
+                try:
+                    left = time_left(request.timeout, started)
+                    known = await client.list_partitions(table.name, timeout=left)
+                except Exception:
+                    if not known:
+                        raise
+                self._partitions = time.monotonic(), known
             there = self._partitions[1]
         calls = plan_calls(request, plan, table, self.break_even, there)
-        started, turns = time.monotonic(), asyncio.Semaphore(_AT_ONCE)
 
         async def ask_one(call: Call) -> Any:
             async with turns:

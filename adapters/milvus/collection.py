@@ -24,6 +24,7 @@ from amips_plugins.adapters.milvus.opening import (
     open_table,
     widest_params,
 )
+from amips_plugins.adapters.milvus.recent import Recent
 from amips_plugins.adapters.milvus.search import (
     MAX_CANDIDATES,
     Call,
@@ -60,8 +61,6 @@ if TYPE_CHECKING:
 __all__ = ["MilvusCollection"]
 
 _AT_ONCE = 8  # calls of one search: a batch is not to push everybody else aside
-_PARTITIONS_STAY = 1.0  # seconds in which a new one is not seen: Milvus' own reads lag by as much
-_INDEX_STAYS = 30.0  # seconds in which another index is not seen, as a router's refresh
 _PAGE_BYTES = 32 << 20  # well under the 100 MB of one answer
 
 
@@ -95,8 +94,7 @@ class MilvusCollection:
         self._field = field
         self._own: tuple[str, str | None, str] | None = None
         self._table: Table | None = None
-        self._index: tuple[float, Mapping[str, Any]] = (float("-inf"), {})
-        self._partitions: tuple[float, list[str]] = (float("-inf"), [])
+        self._recent = Recent()
 
     @classmethod
     def connect(
@@ -297,22 +295,8 @@ class MilvusCollection:
 
         Milvus Lite is asked by the ``name`` to be searched: nothing else there sees an alias move.
         """
-        if self._partitions_are_old():
-            known = self._partitions[1]
-            try:
-                found = self.client.list_partitions(name or self.table().name, timeout=timeout)
-                known = [str(one) for one in found]
-            except Exception:
-                if not known or self.table().is_lite:
-                    raise
-                # A server that is away: the search itself tells, in its own words.
-            self._partitions = time.monotonic(), known
-        return self._partitions[1]
-
-    def _partitions_are_old(self) -> bool:
         table = self.table()
-        age = time.monotonic() - self._partitions[0]
-        return table.in_partitions and (table.is_lite or age > _PARTITIONS_STAY)
+        return self._recent.partitions(table, name or table.name, timeout)
 
     def overflow(self) -> int:
         """Return the number of keys without a cell; 0 without a layout."""
@@ -375,9 +359,7 @@ class MilvusCollection:
 
     def recent_index(self) -> Mapping[str, Any]:
         """Return what Milvus says of the index, as of some seconds ago."""
-        if time.monotonic() - self._index[0] > _INDEX_STAYS:
-            self._index = time.monotonic(), describe_index(self.table())
-        return self._index[1]
+        return self._recent.index(self.table())
 
     async def search_async(
         self, client: Any, request: SearchRequest, plan: QueryPlan = NATIVE
@@ -393,16 +375,11 @@ class MilvusCollection:
         started, turns = time.monotonic(), asyncio.Semaphore(_AT_ONCE)
         there = None
         if plan.cells is not None:
-            if self._partitions_are_old():
-                known = self._partitions[1]
-                try:
-                    left = time_left(request.timeout, started)
-                    known = await client.list_partitions(table.name, timeout=left)
-                except Exception:
-                    if not known:
-                        raise
-                self._partitions = time.monotonic(), known
-            there = self._partitions[1]
+            left = time_left(request.timeout, started)
+            if self._recent.asks(table):
+                there = await asyncio.to_thread(self.partitions, timeout=left)
+            else:
+                there = self.partitions()
         calls = plan_calls(request, plan, table, self.break_even, there)
 
         async def ask_one(call: Call) -> Any:

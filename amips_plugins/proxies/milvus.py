@@ -203,13 +203,14 @@ class _Searched:
         asked = replace(request, filter=condition, params=None)
         there = None
         if plan.cells is not None:
-            there = yield InThread(partial(collection.partitions, self.name))
+            there = yield InThread(partial(collection.partitions, self.name, request.timeout))
         calls = plan_calls(asked, plan, table, collection.break_even, there)
         scope = {name: calls[0].arguments[name] for name in ("filter", "partition_names")}
         # By the caller's name: where an alias has moved, the cells' partitions are not there, and
         # the native search answers. The values of a field say nothing of that.
         if plan.cells is not None and not table.in_partitions and self.name != table.name:
-            found = yield InThread(partial(table.client.describe_collection, self.name))
+            look = partial(table.client.describe_collection, self.name, timeout=request.timeout)
+            found = yield InThread(look)
             if found["collection_name"] != table.name:
                 raise CollectionError(f"The alias {self.name!r} names {table.name!r} no more.")
         arguments = {**self.natively(request.timeout), **scope}

@@ -1,0 +1,47 @@
+"""What Milvus said of a collection's partitions and index a moment ago: every search needs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from amips_plugins.adapters.milvus.opening import describe_index
+from amips_plugins.adapters.milvus.table import Table
+
+__all__ = ["Recent"]
+
+_PARTITIONS_STAY = 1.0  # seconds in which a new one is not seen: Milvus' own reads lag by as much
+_INDEX_STAYS = 30.0  # seconds in which another index is not seen, as a router's refresh
+
+
+class Recent:
+    """Remembers, and asks again when it is time."""
+
+    def __init__(self) -> None:
+        self._index: tuple[float, Mapping[str, Any]] = (float("-inf"), {})
+        self._partitions: tuple[float, list[str]] = (float("-inf"), [])
+
+    def index(self, table: Table) -> Mapping[str, Any]:
+        """Return the index of the vector."""
+        if time.monotonic() - self._index[0] > _INDEX_STAYS:
+            self._index = time.monotonic(), describe_index(table)
+        return self._index[1]
+
+    def partitions(self, table: Table, name: str, timeout: float | None) -> list[str]:
+        """Return the partitions of what a name stands for; none where they do not matter."""
+        if self.asks(table):
+            known = self._partitions[1]
+            try:
+                found = table.client.list_partitions(name, timeout=timeout)
+                known = [str(one) for one in found]
+            except Exception:  # of a server that is away the search itself tells, in its own words
+                if not known or table.is_lite:
+                    raise
+            self._partitions = time.monotonic(), known
+        return self._partitions[1]
+
+    def asks(self, table: Table) -> bool:
+        """Tell whether the next reading of the partitions waits for the database."""
+        age = time.monotonic() - self._partitions[0]
+        return table.in_partitions and (table.is_lite or age > _PARTITIONS_STAY)

@@ -284,9 +284,6 @@ class Watched:
         self.under_way = self.most = self.begun = self.cancelled = 0
         self.timeouts: list[float | None] = []
 
-    async def list_partitions(self, *arguments: Any) -> Any:
-        return await self.client.list_partitions(*arguments)
-
     async def search(self, **arguments: Any) -> Any:
         self.begun += 1
         self.under_way += 1

@@ -40,13 +40,15 @@ _FOUND = 0.9  # share of the neighbours that the copy has to find again; others 
 class Replica:
     """A copy of a table, in the cells that ``assign`` gives; without it new rows are overflow.
 
-    ``changed`` counts the keys that the last pass wrote or deleted.
+    ``counted`` is what the source counted before the last pass, and ``changed`` the keys that the
+    pass wrote or deleted.
     """
 
     source: Table
     target: Table
     assign: AssignCells | None
     progress: Progress
+    counted: int = 0
     changed: int = 0
 
     def catch_up(self, base: SourceBaseline | None = None, *, new: bool = False) -> SourceBaseline:
@@ -78,7 +80,8 @@ class Replica:
         """
         seen = SourceBaseline()
         title = "copy" if new else "compare"
-        with self.progress(title, self.source.count(), 0, "keys") as step:
+        self.counted = self.source.count()
+        with self.progress(title, self.counted, 0, "keys") as step:
             rows = self._watched(_rows(self.source), seen, step)
             there: Iterator[Row] = iter(()) if new else _rows(self.target)
             self.changed = 0
@@ -169,8 +172,9 @@ class Replica:
         more = self.target.count() - len(base.ids)
         if more:
             return f"The copy {self.target.name!r} has {more:+} keys against {self.source.name!r}"
-        # What Milvus counts and never hands out, such as the largest of its ids, is in no copy.
-        hidden = self.source.count() - len(base.ids)
+        # What Milvus counts and never hands out, such as the largest of its ids, is in no copy. What
+        # others wrote since the count was not meant to be read: so the count before the reading.
+        hidden = self.counted - len(base.ids)
         if hidden > 0 and (hidden := hidden - self.source.count_copies()) > 0:
             return (
                 f"{self.source.name!r} counts {hidden} rows more than it hands out, which a copy "

@@ -248,7 +248,8 @@ def test_everything_else_passes_untouched(database: Database, arguments: dict[st
             return type(exc).__name__
 
     expected = answer(lambda: database.bare.search(**given))
-    if database.kind == "sync":  # the two clients do not raise the same everywhere
+    # The two clients do not raise the same everywhere; without time either may be in time or late.
+    if database.kind == "sync" and "timeout" not in arguments:
         assert answer(lambda: database.search(router, **given)) == expected
     else:
         answer(lambda: database.search(router, **given))

@@ -17,7 +17,7 @@ from amips_plugins.health.drift import WINDOW, Drift, compare, outputs_of
 from amips_plugins.health.gate import Gate, Shadow, State
 from amips_plugins.health.recall import Recall, RecallWindow
 from amips_plugins.health.shadow_search import ServedQuery, search_in, shadow_search, widens
-from amips_plugins.models.hooks import RouteHook
+from amips_plugins.models.hooks import RewriteHook, RouteHook
 from amips_plugins.plan import PreQueryHook, Target
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.routing.serving import Serving, serve_latest
@@ -108,6 +108,11 @@ def router_status(
         obstacle = "cells: stale"
         advice = "Others changed vectors and left their cells; mend them: amips backfill --verify."
     manifest, hook = serving.manifest, serving.hook
+    if obstacle is None and manifest is not None:
+        asked = SearchRequest(np.zeros((1, manifest.dim), dtype=np.float32), manifest.default_k)
+        obstacle = collection.unroutable(asked, rewritten=isinstance(hook, RewriteHook))
+        if obstacle is not None:
+            advice = "Change that setting of the database, or leave its searches native."
     if obstacle is None and manifest is not None and isinstance(hook, RouteHook):
         obstacle = hook.unpromised(Target(manifest.default_k))
         advice = _best_promise(hook, manifest) if obstacle is not None else advice

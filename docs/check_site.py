@@ -1,7 +1,7 @@
 """Looks at the built site: ``python docs/check_site.py build/docs``.
 
-Every link and picture leads to a file and an anchor that are there, and nothing is loaded from
-elsewhere: the site works from a folder, without a network.
+There are pages, every link and picture leads to a file and an anchor that are there, and nothing is
+loaded from elsewhere: the site works from a folder, without a network.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def faults(site: Path) -> list[str]:
     for path in sorted(site.rglob("*.html")):
         pages[path.resolve()] = page = _Page()
         page.feed(path.read_text())
-    found = []
+    found = [] if pages else [f"{site} holds no page; build the site first: make docs."]
     for path, page in pages.items():
         name = path.relative_to(site.resolve())
         for target in [*page.links, *page.loads]:

@@ -146,6 +146,14 @@ def test_vectors_that_others_changed_in_their_cells(tmp_path: Path) -> None:
     assert router_status(collection, registry).state == "healthy"
 
 
+def test_what_the_database_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collection, registry = served(tmp_path)
+    monkeypatch.setattr(collection, "unroutable", lambda *_, **__: "strict mode forbids it")
+    found = router_status(collection, registry, QUERIES)
+    assert (found.state, found.reasons) == ("native", ("strict mode forbids it",))
+    assert "setting of the database" in found.advice
+
+
 def test_without_a_bundle_or_its_cells(tmp_path: Path) -> None:
     found = router_status(memory(), Registry(tmp_path / "empty"), QUERIES)
     assert (found.state, found.bundle, found.recall) == ("native", None, None)

@@ -61,7 +61,12 @@ class SearchedPoints(PointCollection):
         return self._kept
 
     def unroutable(self, request: SearchRequest, *, rewritten: bool) -> str | None:
-        """Say why a plan would change what a request means, or take too many reads, or None."""
+        """Say why a plan would change what a request means, or what it may not ask for, or None."""
+        found = self._found
+        if found.limits.strict is not None:
+            refused = found.limits.refused_search(0 if found.cells is None else found.cells.n_cells)
+            if refused is not None:
+                return refused
         if not rewritten and self._budget.near():
             return "read_rate_limit: a search of cells takes two reads"
         return super().unroutable(request, rewritten=rewritten)

@@ -43,6 +43,15 @@ class Limits:
         limit = self.of("max_query_limit")
         return None if limit is None else int(limit)
 
+    def refused_search(self, n_cells: int) -> str | None:
+        """Name the setting that forbids searches of cells, in a few words; or return None."""
+        if not self.allows_exact:
+            return "search_allow_exact: strict mode forbids the exact searches that plans take"
+        size = self.of("condition_max_size")
+        if size is not None and size < n_cells - 1:  # a search names the cells that it leaves out
+            return "condition_max_size: strict mode allows fewer values than there are cells"
+        return None
+
     def refusal(self, n_cells: int, n_indexes: int) -> str | None:
         """Say in a sentence why there can be no cells, or as many indexes; or return None."""
         for setting, found, reason in self._obstacles(n_cells, n_indexes):

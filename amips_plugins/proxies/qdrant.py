@@ -201,8 +201,7 @@ class _QueryPoints:
             params=self.params,
             timeout=None if timeout is None else float(timeout),
         )
-        routable = single and collection.unroutable(request, rewritten=False) is None
-        return request if routable else None
+        return request if single else None
 
     def natively(self, timeout: float | None) -> Mapping[str, Any]:
         return {**self.arguments, "timeout": _seconds(timeout)}

@@ -46,7 +46,13 @@ def test_a_fault_of_a_page_is_found(tmp_path: Path, body: str, fault: str | None
     assert fault is None or fault in found[0]
 
 
+@pytest.mark.parametrize("folder", [".", "gone"])
+def test_a_site_without_a_page_is_no_site(tmp_path: Path, folder: str) -> None:
+    assert "holds no page" in neighbour("check_site").faults(tmp_path / folder)[0]
+
+
 def test_a_style_that_loads_a_font_is_found(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("")
     (tmp_path / "x.css").write_text("@font-face { src: url('https://example.org/font.woff2') }")
     assert "from elsewhere" in neighbour("check_site").faults(tmp_path)[0]
 

@@ -7,14 +7,19 @@ with them; ``integration_tests/test_qdrant_server.py`` asks a real server.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from qdrant_client import QdrantClient, models
 
+from amips_plugins import LearnedRouter
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.adapters.qdrant.strict_mode import Limits
+from amips_plugins.collection import SearchRequest
 from amips_plugins.errors import CollectionError
+from amips_plugins.proxies import route
+from tests.support.proxy_data import OneCell
 from tests.support.qdrant_data import A1, KEYS, cells_of, fill, lay_out
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
@@ -246,3 +251,37 @@ def test_exact_counts_may_be_refused(
     assert (opened.count(), opened.overflow(), opened.layouts.status().overflow) == (41, 1, 1)
     assert opened.layouts.audit(10).sampled > 0
     assert built.layout() == "a1"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("search_allow_exact", False), ("condition_max_size", 2)]
+)
+def test_a_limit_that_comes_later_leaves_searches_native_and_says_why(
+    collection: QdrantCollection, setting: str, value: object
+) -> None:
+    built = lay_out(collection)
+    assert built.unroutable(SearchRequest(KEYS[:1], k=1), rewritten=False) is None
+    for rewritten in (False, True):
+        for enabled, said in ((True, setting), (False, None)):
+            limits = Limits(strict(enabled, **{setting: value}))
+            built._kept = replace(built._found, limits=limits)
+            reason = built.unroutable(SearchRequest(KEYS[:1], k=1), rewritten=rewritten)
+            assert (reason and reason.partition(":")[0]) == said
+    built._kept = replace(built._found, limits=Limits(strict(condition_max_size=A1.n_cells)))
+    assert built.unroutable(SearchRequest(KEYS[:1], k=1), rewritten=False) is None
+
+
+def test_a_router_and_a_routed_client_count_what_strict_mode_refuses(
+    client: QdrantClient, server: Server, collection: QdrantCollection
+) -> None:
+    built = lay_out(collection)
+    built._local = False
+    server.strict = strict(search_allow_exact=False)
+    router = LearnedRouter(built, hook=OneCell("a1", 4), refresh=None)
+    assert router.search(KEYS[0], k=1).trace.mode == "route"
+    router.refresh()
+    trace = router.search(KEYS[0], k=1).trace
+    assert trace.mode == "native"
+    assert str(trace.fallback).startswith("search_allow_exact")
+    route(client, router).query_points("docs", KEYS[0].tolist(), limit=1)
+    assert router.fallbacks[str(trace.fallback)] == 2

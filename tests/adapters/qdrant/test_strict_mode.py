@@ -271,11 +271,11 @@ def test_a_limit_that_comes_later_leaves_searches_native_and_says_why(
     assert built.unroutable(SearchRequest(KEYS[:1], k=1), rewritten=False) is None
 
 
+@pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning")
 def test_a_router_and_a_routed_client_count_what_strict_mode_refuses(
     client: QdrantClient, server: Server, collection: QdrantCollection
 ) -> None:
     built = lay_out(collection)
-    built._local = False
     server.strict = strict(search_allow_exact=False)
     router = LearnedRouter(built, hook=OneCell("a1", 4), refresh=None)
     assert router.search(KEYS[0], k=1).trace.mode == "route"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,6 +33,9 @@ _BACKFILL = 500  # rows from reading to writing: the time in which another write
 _PAGE = 5_000
 _READ_BYTES = 8 << 20
 _REACH = 16_000  # rows that an offset of a server reaches
+_NOTED = "amips.verified"  # property: how far a verification is
+_NOTE_EVERY = 50_000  # rows
+_FRESH = 86_400.0  # seconds after which one that was interrupted begins anew
 
 _Page = tuple[list[dict[str, Any]], int | None]
 """Rows, and the cell that all of them lie in where no field says so."""
@@ -96,15 +102,53 @@ def _take_away_sampled(table: Table, assign: AssignCells) -> None:
 
 
 def _mended(table: Table, assign: AssignCells, progress: Progress) -> int:
-    """Read every key with a cell; what a run that was killed has mended stays mended."""
-    moved = 0
+    """Read every key with a cell, going on where a run was killed; what it mended stays mended."""
+    moved, places = 0, _places(table)
     total = max(0, table.count() - table.overflow())
-    with progress("verify", total, 0, "keys") as step:
-        for page in _all_placed(table):
-            _, wrong = _judged(table, page, assign)
-            moved += _mend(table, wrong, assign)
-            step.advance(len(page[0]))
+    first, behind, done = _noted(table)
+    noted = done
+    with progress("verify", total, done, "keys") as step:
+        for place, (where, partitions, cell) in enumerate(places[first:], first):
+            after = behind if place == first else None
+            for rows in table.pages(_PAGE, _READ_BYTES, _fields(table), after, where, partitions):
+                _, wrong = _judged(table, (rows, cell), assign)
+                moved += _mend(table, wrong, assign)
+                step.advance(len(rows))
+                done += len(rows)
+                if done - noted >= _NOTE_EVERY:
+                    noted = done
+                    _note(table, [place, rows[-1][table.key], done])
+    if noted:
+        _note(table, None)
     return moved
+
+
+def _noted(table: Table) -> tuple[int, Any, int]:
+    """Read where a verification was killed: the place, the last id, and the keys read so far."""
+    raw = table.client.describe_collection(table.name)
+    with contextlib.suppress(ValueError, TypeError, KeyError):  # nothing there, or nothing of ours
+        note = json.loads((raw.get("properties") or {})[_NOTED])
+        # Properties are copied along with a collection.
+        if note["of"] == _names(table) and 0 <= time.time() - note["when"] < _FRESH:
+            place, after, done = note["at"]
+            return place, after, done
+    return 0, None, 0
+
+
+def _note(table: Table, at: list[Any] | None) -> None:
+    """Write where a verification is, or that it is done.
+
+    Milvus 2.3.5 forgets it when it restarts, and takes no property away.
+    """
+    note = {"of": _names(table), "when": time.time(), "at": at}
+    with contextlib.suppress(Exception):  # such as a user who may not: then it begins anew
+        table.client.alter_collection_properties(
+            table.name, {_NOTED: "" if at is None else json.dumps(note)}
+        )
+
+
+def _names(table: Table) -> list[Any]:
+    return [table.name, table.raw["collection_id"], _cells(table).layout]
 
 
 def _mend(table: Table, ids: Sequence[Id], assign: AssignCells | None) -> int:
@@ -126,12 +170,6 @@ def _judged(table: Table, page: _Page, assign: AssignCells | None) -> tuple[int,
     beside = [row.get(SKETCH_FIELD) if page[1] is None else None for row in rows]
     judged, stale = find_stale(ids, table.vectors(rows), cells, beside, table.info.metric, assign)
     return int(judged.sum()), [ids[place] for place in np.flatnonzero(stale)]
-
-
-def _all_placed(table: Table) -> Iterator[_Page]:
-    for where, partitions, cell in _places(table):
-        for rows in table.pages(_PAGE, _READ_BYTES, _fields(table), None, where, partitions):
-            yield rows, cell
 
 
 def _places(table: Table) -> list[tuple[str, list[str] | None, int | None]]:

@@ -13,6 +13,7 @@ from amips_plugins.vectors import FloatArray
 
 _CHANGING = {
     "alter_alias",
+    "alter_collection_properties",
     "create_alias",
     "create_collection",
     "create_index",

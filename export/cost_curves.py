@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -124,7 +125,7 @@ def levels_by_threshold(priority: FloatArray, thresholds: FloatArray) -> IntArra
 
 def thresholds_for(priority: FloatArray, hit_cells: IntArray) -> FloatArray:
     """Choose falling thresholds that step through the useful recalls, finest where it is high."""
-    hits = np.take_along_axis(priority, hit_cells, axis=1).ravel()
+    hits = _at_best(priority, hit_cells, np.max).ravel()
     recalls = np.concatenate([np.arange(0.3, 0.7, 0.02), np.arange(0.7, 0.9999, 0.0025)])
     # Few queries leave gaps where recall is high: there the steps are even ones of cost.
     costs = np.quantile(priority, np.arange(1, _COST_STEPS) / _COST_STEPS)
@@ -139,20 +140,33 @@ def curve(
     sizes: IntArray,
     model_keys: float,
     as_good: IntArray | None = None,
+    n_keys: int | None = None,
 ) -> Curve:
-    """Measure a router by the levels at which it searches each cell, and the hits' cells."""
-    count = float(sizes.sum())
+    """Measure a router by the levels at which it searches each cell, and the hits' cells.
+
+    Hits may have several cells, on a third axis; ``n_keys`` then says how many keys there are, for
+    ``sizes`` count their copies.
+    """
+    count = float(sizes.sum()) if n_keys is None else float(n_keys)
     places = (levels + np.arange(len(levels))[:, None] * n_levels).ravel()
     total = len(levels) * n_levels
     keys = np.bincount(places, np.tile(sizes, len(levels)), total).reshape(-1, n_levels)
     cells = np.bincount(levels.ravel(), minlength=n_levels)
     return Curve(
-        found=np.take_along_axis(levels, hit_cells, axis=1),
+        found=_at_best(levels, hit_cells, np.min),
         scanned=(keys.cumsum(axis=1) / count).astype(np.float32),
         probes=cells.cumsum() / len(levels),
         model=model_keys / count,
         as_good=as_good,
     )
+
+
+def _at_best(values: Any, hit_cells: IntArray, best: Any) -> Any:
+    """Look the hits' cells up in ``(n_queries, n_cells)``; of a hit's several cells the best."""
+    if hit_cells.ndim == 2:
+        return np.take_along_axis(values, hit_cells, axis=1)
+    flat = np.take_along_axis(values, hit_cells.reshape(len(hit_cells), -1), axis=1)
+    return best(flat.reshape(hit_cells.shape), axis=2)
 
 
 def figures(

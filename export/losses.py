@@ -18,8 +18,18 @@ __all__ = [
 
 
 def routing(logits: Tensor, hit_cells: Tensor) -> Tensor:
-    """Cross-entropy against the cells that hold the query's top keys."""
-    return -functional.log_softmax(logits, dim=1).gather(1, hit_cells).mean()
+    """Cross-entropy against the cells that hold the query's top keys.
+
+    Keys with several cells, on a third axis that repeats the first in unused places, are found in
+    any of them.
+    """
+    shares = functional.log_softmax(logits, dim=1)
+    if hit_cells.dim() == 2:
+        return -shares.gather(1, hit_cells).mean()
+    found = shares.gather(1, hit_cells.flatten(1)).view(hit_cells.shape)
+    unused = hit_cells == hit_cells[:, :, :1]
+    unused[:, :, 0] = False
+    return -found.masked_fill(unused, -torch.inf).logsumexp(dim=2).mean()
 
 
 def score_regression(scores: Tensor, support: Tensor) -> Tensor:

@@ -69,15 +69,24 @@ def train_router(
     task: TrainingTask,
     cells: Cells,
     assignment: IntArray,
+    *,
+    graphs: bool = False,
 ) -> Candidate:
-    """Train a router over cells."""
+    """Train a router over cells; ``assignment`` may give keys several (``votes``).
+
+    To scan a cell costs what it holds. With a graph in it every cell costs about the same, and no
+    cell has to pay for its size.
+    """
     train = augmented(task, preset)
-    centroids = centroid_weights(task.keys, assignment, cells, task.metric, task.centre)
+    first = assignment if assignment.ndim == 1 else assignment[:, 0]
+    centroids = centroid_weights(task.keys, first, cells, task.metric, task.centre)
+    costs = np.full(cells.n_cells, len(first) / cells.n_cells) if graphs else cells.sizes
+    powers = 0.0 if graphs else _SIZE_POWER
     net = new_router(kind, preset, centroids, task.seed).to(task.device)
     unit = torch.from_numpy(train.unit).to(task.device)
     hit_cells = torch.from_numpy(assignment[train.hits[:, : task.k]]).to(task.device)
     support = (
-        SupportTargets(task, train.unit, assignment, cells)
+        SupportTargets(task, train.unit, first, cells)
         if kind == "supportnet" and (preset.scores or preset.keys)
         else None
     )
@@ -99,7 +108,7 @@ def train_router(
 
     def order() -> Order:
         scale = float(net.scale.detach()) if isinstance(net, SupportNet) else 1.0
-        penalty = _SIZE_POWER * np.log(np.maximum(cells.sizes, 1))
+        penalty = powers * np.log(np.maximum(cells.sizes, 1))
         return Order(scale, -penalty.astype(np.float32))
 
     def priority(split: Split) -> FloatArray:
@@ -113,8 +122,15 @@ def train_router(
         )
         levels = levels_by_threshold(priority(split), thresholds)
         model_keys = multiplications(net) / split.unit.shape[1]
-        hit_cells = assignment[split.hits]
-        return curve(levels, len(thresholds), hit_cells, cells.sizes, model_keys, split.as_good)
+        return curve(
+            levels,
+            len(thresholds),
+            assignment[split.hits],
+            costs,
+            model_keys,
+            split.as_good,
+            len(first),
+        )
 
     history = fit(
         net,

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from amips_plugins import LearnedRouter
+from amips_plugins.bundle.loading import known_cells
+from amips_plugins.bundle.package import Bundle
 from amips_plugins.collection import Collection
 from amips_plugins.proxies.records import of_others
 from amips_plugins.routing.observers import Observation
@@ -55,14 +57,23 @@ class World(Protocol):
         """Delete it again."""
         ...
 
+    def read(self, store: Any, key: Any) -> tuple[Any, Any, Any]:
+        """Read a document by its id: it, its text, and what is known about it."""
+        ...
+
+    def write_again(self, store: Any, key: Any, document: Any, text: str, title: str) -> None:
+        """Write a document that was read, with another text and title, under the same id."""
+        ...
+
     def router_of(self, store: Any) -> LearnedRouter:
         """The router of a routed store."""
         ...
 
 
-def lay_out(collection: Collection, folder: Path) -> Path:
+def lay_out(collection: Collection, folder: Path, storage: str | None = None) -> Path:
     """Lay a collection out in cells; return the registry of its bundle."""
-    publish(collection, calibration(), folder, n_cells=N_CELLS, recall=TARGET)
+    more: dict[str, Any] = {"n_cells": N_CELLS, "recall": TARGET, "storage": storage}
+    publish(collection, calibration(), folder, **more)
     return folder / "registry"
 
 
@@ -165,6 +176,33 @@ class Congruence:
         world.delete(store, key)
         assert key not in world.best(store, text)
         assert key not in world.best(world.store(), text)
+
+    def test_what_is_read_changed_and_written_again_is_where_it_belongs(self, world: World) -> None:
+        """Once through the routed store, and once through a bare one, which is then mended."""
+        collection = world.collection()
+        (bundle,) = [Bundle.in_folder(one.parent) for one in world.registry.rglob("manifest.json")]
+        assign, count, overflow = known_cells(bundle), collection.count(), collection.overflow()
+        store = world.routed(None, registry=str(world.registry))
+        for by, text in (
+            (store, "zebra quagga okapi tapir: a text like no other"),
+            (world.store(), "gneiss schist basalt gabbro: again another one"),
+        ):
+            for key in world.best(store, "the files that lie in a folder")[:3]:
+                document, before, known = world.read(by, key)
+                assert before
+                assert by is not store or "amips_" not in repr((document, known))
+                world.write_again(by, key, document, f"{text} {before}", "another title")
+                _, after, changed = world.read(store, key)
+                assert after == f"{text} {before}"
+                assert {**of_others(known), "title": "another title"} == changed
+                if by is not store:
+                    world.collection().layouts.backfill(assign, verify=True)
+                    world.router_of(store).refresh()
+                assert world.best(store, after)[0] == key
+                assert world.best(world.store(), after)[0] == key
+            found = world.collection()
+            assert (found.count(), found.layouts.audit(count, assign).stale) == (count, 0)
+            assert found.overflow() <= overflow + 3
 
 
 class Broken:

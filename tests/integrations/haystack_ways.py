@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from haystack import Document
+from haystack.document_stores.types import DuplicatePolicy
 
 from tests.integrations.congruence import Found
 from tests.integrations.corpus import documents, embed
@@ -27,3 +29,14 @@ def found(docs: list[Any]) -> Found:
 def added(text: str) -> Document:
     meta = {"title": "", "group": 0, "row": -1}
     return Document(id="added", content=text, meta=meta, embedding=embed(text))
+
+
+def read(store: Any, key: Any) -> tuple[Document, Any, Any]:
+    (document,) = store.filter_documents({"field": "id", "operator": "==", "value": key})
+    return document, document.content, document.meta
+
+
+def write_again(store: Any, document: Document, text: str, title: str) -> None:
+    meta = {**document.meta, "title": title}
+    changed = replace(document, content=text, meta=meta, embedding=embed(text))
+    assert store.write_documents([changed], policy=DuplicatePolicy.OVERWRITE) == 1

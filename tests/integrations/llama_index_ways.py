@@ -108,6 +108,17 @@ def best(store: Any, text: str) -> list[Any]:
     return found
 
 
+def read(store: Any, key: Any) -> tuple[Any, str, Any]:
+    (node,) = store.get_nodes(node_ids=[key])
+    return node, node.text, node.metadata
+
+
+def write_again(store: Any, node: Any, text: str, title: str) -> None:
+    node.text, node.embedding = text, embed(text)
+    node.metadata["title"] = title
+    assert store.add([node]) == [node.node_id]
+
+
 def add(store: Any, text: str) -> Any:
     more = {"title": "", "group": 0, "row": -1}
     node = TextNode(

@@ -18,7 +18,7 @@ from amips_plugins.errors import InvalidInput
 from amips_plugins.integrations.haystack_milvus import routed
 from tests.integrations.congruence import Ask, Congruence, Found, World, lay_out
 from tests.integrations.corpus import embed
-from tests.integrations.haystack_ways import GROUP, TEXT, added, filled, found
+from tests.integrations.haystack_ways import GROUP, TEXT, added, filled, found, read, write_again
 
 
 def retrieved(store: Any, **more: Any) -> Found:
@@ -34,13 +34,13 @@ def piped(store: Any) -> Found:
 
 
 class HaystackMilvus:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, storage: str | None = None) -> None:
         self.uri = str(folder / "docs.db")
         first = self.build("first")
         first.write_documents(filled())
         self.client = first.client
         self.client.create_alias("first", "docs")
-        self.registry = lay_out(MilvusCollection(self.client, "docs"), folder)
+        self.registry = lay_out(MilvusCollection(self.client, "docs"), folder, storage)
 
     def build(self, name: str) -> Any:
         return MilvusDocumentStore(
@@ -70,6 +70,12 @@ class HaystackMilvus:
     def delete(self, store: Any, key: Any) -> None:
         store.delete_documents([key])
 
+    def read(self, store: Any, key: Any) -> tuple[Any, Any, Any]:
+        return read(store, key)
+
+    def write_again(self, store: Any, key: Any, document: Any, text: str, title: str) -> None:
+        write_again(store, document, text, title)
+
     def router_of(self, store: Any) -> LearnedRouter:
         router: LearnedRouter = store.client.amips_router
         return router
@@ -87,6 +93,15 @@ class TestDense(Congruence):
     @classmethod
     def world(cls, tmp_path_factory: pytest.TempPathFactory) -> World:
         return HaystackMilvus(tmp_path_factory.mktemp("hs"))
+
+
+class TestCellsInAField(Congruence):
+    ways: ClassVar[Mapping[str, Ask]] = {"filter": TestDense.ways["filter"]}
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def world(cls, tmp_path_factory: pytest.TempPathFactory) -> World:
+        return HaystackMilvus(tmp_path_factory.mktemp("hs"), "field")
 
 
 def test_it_is_saved_as_the_store_it_was(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from amips_plugins.integrations.haystack_qdrant import routed
 from integration_tests.servers import QdrantAddress
 from tests.integrations.congruence import Ask, Congruence, Found, World, lay_out
 from tests.integrations.corpus import DIM, embed
-from tests.integrations.haystack_ways import GROUP, TEXT, added, filled, found
+from tests.integrations.haystack_ways import GROUP, TEXT, added, filled, found, read, write_again
 from tests.support.proxy_data import Rewrite
 
 # A store's own client compares its version with the server's, in a thread of its own.
@@ -127,6 +127,12 @@ class HaystackQdrant:
 
     def delete(self, store: Any, key: Any) -> None:
         store.delete_documents([key])
+
+    def read(self, store: Any, key: Any) -> tuple[Any, Any, Any]:
+        return read(store, key)
+
+    def write_again(self, store: Any, key: Any, document: Any, text: str, title: str) -> None:
+        write_again(store, document, text, title)
 
     def router_of(self, store: Any) -> LearnedRouter:
         if store._client.amips_router is None:

@@ -78,7 +78,7 @@ WAYS: dict[str, Ask] = {
 
 
 class LangChainMilvus:
-    def __init__(self, folder: Path, **more: Any) -> None:
+    def __init__(self, folder: Path, storage: str | None = None, **more: Any) -> None:
         self.uri = str(folder / "docs.db")
         self.more = more
         first = Milvus(
@@ -95,7 +95,7 @@ class LangChainMilvus:
         )
         self.client = first.client
         self.client.create_alias("first", "docs")
-        self.registry = lay_out(MilvusCollection(self.client, "docs"), folder)
+        self.registry = lay_out(MilvusCollection(self.client, "docs"), folder, storage)
 
     def store(self) -> Milvus:
         return Milvus(
@@ -117,6 +117,15 @@ class LangChainMilvus:
 
     def delete(self, store: Milvus, key: Any) -> None:
         store.delete([key])
+
+    def read(self, store: Milvus, key: Any) -> tuple[Document, str, Any]:
+        (document,) = store.similarity_search(TEXT, k=1, expr=f'pk == "{key}"')
+        return document, document.page_content, document.metadata
+
+    def write_again(
+        self, store: Milvus, key: Any, document: Document, text: str, title: str
+    ) -> None:
+        store.upsert([key], [Document(text, metadata={**document.metadata, "title": title})])
 
     def router_of(self, store: Milvus) -> LearnedRouter:
         router: LearnedRouter = store.client.amips_router
@@ -140,6 +149,15 @@ class TestDynamicFields(Congruence):
     @classmethod
     def world(cls, tmp_path_factory: pytest.TempPathFactory) -> World:
         return LangChainMilvus(tmp_path_factory.mktemp("lc"), enable_dynamic_field=True)
+
+
+class TestCellsInAField(Congruence):
+    ways: ClassVar[Mapping[str, Ask]] = {"filter": WAYS["filter"]}
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def world(cls, tmp_path_factory: pytest.TempPathFactory) -> World:
+        return LangChainMilvus(tmp_path_factory.mktemp("lc"), "field")
 
 
 @pytest.mark.filterwarnings("ignore:The 'ranker_type':DeprecationWarning")

@@ -132,6 +132,16 @@ class LangChainQdrant:
     def delete(self, store: QdrantVectorStore, key: Any) -> None:
         store.delete([key])
 
+    def read(self, store: QdrantVectorStore, key: Any) -> tuple[Document, str, Any]:
+        (document,) = store.get_by_ids([key])
+        return document, document.page_content, document.metadata
+
+    def write_again(
+        self, store: QdrantVectorStore, key: Any, document: Document, text: str, title: str
+    ) -> None:
+        changed = Document(text, metadata={**document.metadata, "title": title})
+        assert store.add_documents([changed], ids=[key]) == [key]
+
     def router_of(self, store: QdrantVectorStore) -> LearnedRouter:
         client: Any = store.client
         router: LearnedRouter = client.amips_router

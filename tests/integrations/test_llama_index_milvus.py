@@ -20,19 +20,20 @@ from tests.integrations.corpus import DIM
 
 
 class LlamaIndexMilvus:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, storage: str | None = None) -> None:
+        self.name = "docs__g2f" if storage == "field" else "docs__g2"
         self.uri = str(folder / "docs.db")
         first = self.store("docs")
         shared.fill(first)
         self.client = first.client
-        self.registry = lay_out(MilvusCollection(self.client, "docs"), folder)
+        self.registry = lay_out(MilvusCollection(self.client, "docs"), folder, storage)
 
     # The store takes no alias: it looks for its name among those of collections.
-    def store(self, name: str = "docs__g2") -> MilvusVectorStore:
+    def store(self, name: str | None = None) -> MilvusVectorStore:
         return MilvusVectorStore(
             self.uri,
             dim=DIM,
-            collection_name=name,
+            collection_name=name or self.name,
             similarity_metric="COSINE",
             index_config={"index_type": "FLAT"},
         )
@@ -41,7 +42,7 @@ class LlamaIndexMilvus:
         return routed(self.store(), router, **options)
 
     def collection(self) -> MilvusCollection:
-        return MilvusCollection(self.client, "docs__g2")
+        return MilvusCollection(self.client, self.name)
 
     def best(self, store: Any, text: str) -> list[Any]:
         return shared.best(store, text)
@@ -51,6 +52,13 @@ class LlamaIndexMilvus:
 
     def delete(self, store: Any, key: Any) -> None:
         store.delete_nodes([key])
+
+    def read(self, store: Any, key: Any) -> tuple[Any, Any, Any]:
+        return shared.read(store, key)
+
+    def write_again(self, store: Any, key: Any, document: Any, text: str, title: str) -> None:
+        store.upsert_mode = True
+        shared.write_again(store, document, text, title)
 
     def router_of(self, store: Any) -> LearnedRouter:
         router: LearnedRouter = store.client.amips_router
@@ -64,6 +72,17 @@ class TestDense(Congruence):
     @classmethod
     def world(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         made = LlamaIndexMilvus(tmp_path_factory.mktemp("li"))
+        yield made
+        made.client.close()
+
+
+class TestCellsInAField(Congruence):
+    ways: ClassVar[Mapping[str, Ask]] = {"filter": shared.WAYS["filter"]}
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def world(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+        made = LlamaIndexMilvus(tmp_path_factory.mktemp("li"), "field")
         yield made
         made.client.close()
 

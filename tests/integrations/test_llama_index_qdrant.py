@@ -61,6 +61,12 @@ class LlamaIndexQdrant:
     def delete(self, store: Any, key: Any) -> None:
         store.delete_nodes([key])
 
+    def read(self, store: Any, key: Any) -> tuple[Any, Any, Any]:
+        return shared.read(store, key)
+
+    def write_again(self, store: Any, key: Any, document: Any, text: str, title: str) -> None:
+        shared.write_again(store, document, text, title)
+
     def router_of(self, store: Any) -> LearnedRouter:
         router: LearnedRouter = store.client.amips_router
         return router

@@ -150,6 +150,8 @@ class Failure(Enum):
         It has too much to do, and says so. It is not asked again.
     SIZE
         More candidates were asked for than it gives.
+    REQUEST
+        What was asked is wrong, and would be wherever it is asked.
     OTHER
         Anything else.
     """
@@ -157,6 +159,7 @@ class Failure(Enum):
     OUTAGE = "outage"
     BUSY = "busy"
     SIZE = "size"
+    REQUEST = "request"
     OTHER = "other"
 
 

@@ -15,7 +15,7 @@ from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.milvus.cells import BUILDING, is_ours
 from amips_plugins.adapters.milvus.describe import describe_milvus
-from amips_plugins.adapters.milvus.failures import failure_of
+from amips_plugins.adapters.milvus.failures import failure_of_search
 from amips_plugins.adapters.milvus.layouts import MilvusLayouts
 from amips_plugins.adapters.milvus.opening import (
     describe_index,
@@ -191,7 +191,7 @@ class MilvusCollection:
 
     def failure(self, exc: BaseException) -> Failure:
         """Say what an error of a search, through either client, means."""
-        return failure_of(exc)
+        return failure_of_search(exc)
 
     def unroutable(self, request: SearchRequest, *, rewritten: bool) -> str | None:  # noqa: ARG002 - the same for both
         """Name the parameter that asks for more than the k best hits behind an offset, or None."""

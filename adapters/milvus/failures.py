@@ -7,11 +7,12 @@ from typing import Any
 
 from amips_plugins.collection import Failure
 
-__all__ = ["failure_of"]
+__all__ = ["failure_of", "failure_of_search"]
 
 _RATE_LIMITED = 8  # ErrorCode.RATE_LIMIT
 _DENIED = 9  # ErrorCode.FORCE_DENY: a quota is used up
 _RATE_LIMITED_BEFORE_2_3 = 49  # common_pb2.RateLimit
+_WRONG = (1100, 1101, 1102, "INVALID_ARGUMENT")  # a parameter is invalid, missing or too large
 _OUTAGES = {"DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED"}
 _NO_ANSWER = {"ConnectError", "ConnectionNotExistException", "MilvusUnavailableException"}
 _GAVE_UP = ("Retry timeout", "Retry run out of", "server unavailable", "Fail connecting")
@@ -39,6 +40,13 @@ def failure_of(exc: BaseException) -> Failure:
     if "MilvusException" in names and any(words in message for words in _GAVE_UP):
         return Failure.OUTAGE
     return Failure.OTHER
+
+
+def failure_of_search(exc: BaseException) -> Failure:
+    """Say the same of a search's error, which may be one of its own parameters."""
+    found = failure_of(exc)
+    wrong = _code(exc) in _WRONG or type(exc).__name__ == "ParamError"
+    return Failure.REQUEST if wrong and found is Failure.OTHER else found
 
 
 def _code(exc: BaseException) -> Any:

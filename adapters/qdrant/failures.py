@@ -30,6 +30,7 @@ T = TypeVar("T")
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds between tries of work that can wait
 _LONGEST = 90.0  # seconds to wait where the server says how long
 _UNDONE = (408, 502, 503, 504)
+_WRONG = (400, 422)
 _TIMED_OUT = ("timeout", "timed out", "deadline")
 _TOO_MANY = ('"limit"', "max_query_limit", "larger than max")
 
@@ -50,7 +51,9 @@ def failure_of(exc: BaseException) -> Failure:
             return Failure.OUTAGE
         if exc.status_code == 500 and any(word in text for word in _TIMED_OUT):
             return Failure.OUTAGE
-        return Failure.SIZE if any(word in text for word in _TOO_MANY) else Failure.OTHER
+        if any(word in text for word in _TOO_MANY):
+            return Failure.SIZE
+        return Failure.REQUEST if exc.status_code in _WRONG else Failure.OTHER
     if isinstance(exc, grpc.RpcError):
         return _failure_of_grpc(exc)
     return Failure.OUTAGE if isinstance(exc, (TimeoutError, ConnectionError)) else Failure.OTHER
@@ -67,7 +70,7 @@ def _failure_of_grpc(exc: Any) -> Failure:
         return Failure.OUTAGE
     if code is codes.INTERNAL and any(word in text for word in _TIMED_OUT):
         return Failure.OUTAGE
-    return Failure.OTHER
+    return Failure.REQUEST if code is codes.INVALID_ARGUMENT else Failure.OTHER
 
 
 def _code(exc: Any) -> Any:

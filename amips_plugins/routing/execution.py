@@ -91,7 +91,8 @@ def _recover(
 ) -> Effects[Outcome | None]:
     """Answer natively in place of a plan that failed, or elsewhere; None where nothing may.
 
-    A database that is out of reach or has too much to do is asked nothing more.
+    A database that is out of reach or has too much to do is asked nothing more; nor is one that
+    finds fault with the caller's own request, without the plan.
     """
     failure, left = collection.failure(exc), _in_time(collection, request, started)
     if left is None or failure is Failure.OUTAGE or failure is Failure.BUSY:
@@ -107,7 +108,9 @@ def _recover(
                 raise
             return recovered
         return _instead(found, exc, blameless=failure is Failure.SIZE)
-    now = (yield from _elsewhere(collection)) if switches else None
+    if failure is Failure.REQUEST or not switches:
+        return None
+    now = yield from _elsewhere(collection)
     left = _in_time(collection, request, started)
     if now is None or left is None:
         return None

@@ -102,6 +102,40 @@ def test_a_database_in_trouble_is_asked_once(
     assert not router._refresher.busy
 
 
+@pytest.mark.parametrize("waits", ["threads", "tasks"])
+@pytest.mark.parametrize("way", ["routed", "disabled"])
+@pytest.mark.parametrize(("kind", "looks"), [(Failure.REQUEST, 0), (Failure.OTHER, 1)])
+def test_a_wrong_request_is_sent_once_more_at_most(
+    folder: Path, kind: Failure, looks: int, way: str, waits: str
+) -> None:
+    """The plan may be what is wrong with it; without one nothing else can answer.
+
+    Anything else may come of a collection that is gone: what serves now is looked for.
+    """
+    troubles = [Trouble(kind) for _ in range(4)]
+    server = Server(laid_out(folder), troubles)
+    router = LearnedRouter(server, bundle=folder, refresh=None)
+    router.enabled = way == "routed"
+    sent = 2 if way == "routed" else 1
+    last = troubles[sent - 1]
+    with pytest.raises(Trouble) as caught:
+        if waits == "threads":
+            router.search(QUERIES[0], K)
+        else:
+            asyncio.run(AsyncLearnedRouter(router, None).search(QUERIES[0], K))
+    assert caught.value is last
+    assert (len(server.asked), server.looked) == (sent, looks)
+
+
+def test_wrong_requests_time_and_again_are_no_plans_fault(folder: Path) -> None:
+    server = Server(laid_out(folder), [Trouble(Failure.REQUEST)] * 20)
+    router = LearnedRouter(server, bundle=folder, refresh=None)
+    for _ in range(10):
+        with pytest.raises(Trouble):
+            router.search(QUERIES[0], K, n_probes=2)
+    assert router.search(QUERIES[0], K, n_probes=2).trace.mode == "route"
+
+
 @pytest.mark.parametrize("kind", [Failure.OUTAGE, Failure.BUSY])
 def test_trouble_time_and_again_opens_the_circuit_breaker(
     folder: Path, kind: Failure, caplog: pytest.LogCaptureFixture

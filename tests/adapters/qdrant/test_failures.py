@@ -54,7 +54,8 @@ MEANT: list[tuple[BaseException, Failure]] = [
     (answer(500, "a panic"), Failure.OTHER),
     (answer(429, "Rate limiting exceeded"), Failure.BUSY),
     (answer(403, 'Limit exceeded 200 > 100 for "limit"'), Failure.SIZE),
-    (answer(400, "Wrong input: Not existing vector name"), Failure.OTHER),
+    (answer(400, "Wrong input: Not existing vector name"), Failure.REQUEST),
+    (answer(422, "Validation error in JSON body"), Failure.REQUEST),
     (ResourceExhaustedResponse("Rate limiting exceeded", 3), Failure.BUSY),
     (ResponseHandlingException(httpx.ReadTimeout("late")), Failure.OUTAGE),
     (ResponseHandlingException(httpx.ConnectError("refused")), Failure.OUTAGE),
@@ -65,7 +66,8 @@ MEANT: list[tuple[BaseException, Failure]] = [
     (Rpc(CODES.INTERNAL, "a panic"), Failure.OTHER),
     (Rpc(CODES.RESOURCE_EXHAUSTED, "Rate limiting exceeded"), Failure.BUSY),
     (Rpc(CODES.RESOURCE_EXHAUSTED, "Received message larger than max"), Failure.SIZE),
-    (Rpc(CODES.INVALID_ARGUMENT), Failure.OTHER),
+    (Rpc(CODES.INVALID_ARGUMENT), Failure.REQUEST),
+    (Rpc(CODES.NOT_FOUND), Failure.OTHER),
     (TimeoutError(), Failure.OUTAGE),
     (ConnectionResetError(), Failure.OUTAGE),
     (KeyError("x"), Failure.OTHER),
@@ -84,6 +86,10 @@ def test_what_an_error_means(exc: BaseException, meant: Failure) -> None:
             assert failures.said(exc) in str(found)
     else:
         assert found is exc
+
+
+def test_what_is_gone_may_be_elsewhere() -> None:
+    assert failure_of(answer(404, "Collection `docs` doesn't exist!")) is Failure.OTHER
 
 
 @pytest.fixture

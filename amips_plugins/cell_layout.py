@@ -39,7 +39,7 @@ __all__ = [
 AssignCells = Callable[[Sequence["Id"], FloatArray], IntArray]
 """Gives each key its cell: ids and ``(n, dim)`` float32 vectors to ``(n,)`` int64, -1 for none."""
 
-Storage = Literal["partitions", "field"]
+Storage = Literal["partitions", "field", "payload", "copy"]
 
 AUDITED = 1000
 """Keys that a backfill looks at, whether their cells are still theirs."""
@@ -96,14 +96,15 @@ class LayoutSpec:
     version
         The bundle they come from; kept beside the cells.
     storage
-        Milvus: a partition for every cell, or a field that holds the cell. Left out, partitions
-        where they are few enough.
+        Milvus: a partition for every cell, or a field that holds the cell; left out, partitions
+        where they are few enough. Qdrant: the payload in place, or that of a copy; left out, a copy
+        where there is a graph and an alias to move.
     index
         Milvus: the vector index inside the cells, ``"FLAT"`` (exact) or ``"source"`` (the kind
         and parameters that the collection has now).
     alias
-        Milvus: the alias to point at the result when it is complete; left out, the one by which
-        the collection was opened, if any.
+        The alias to point at a copy when it is complete; left out, the one by which the collection
+        was opened, if any.
     work
         Folder that remembers what was copied, so that a run after a crash can tell the writes of
         others apart; left out, memory.
@@ -312,8 +313,8 @@ class Layouts(Protocol):
         Returns
         -------
         Collection
-            The collection that has the cells: the same one (Qdrant, memory) or a new generation
-            of it (Milvus).
+            The collection that has the cells: the same one (in place) or a new generation of it (a
+            copy).
 
         Raises
         ------

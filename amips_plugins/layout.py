@@ -44,7 +44,7 @@ def lay_out(
     Returns
     -------
     Collection
-        The collection that has the cells: the same one, or (Milvus) a new generation of it.
+        The collection that has the cells: the same one, or a copy, a new generation of it.
 
     Raises
     ------

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from amips_plugins.adapters.milvus.cells import CELL_FIELD
-from amips_plugins.adapters.milvus.row_changes import encoded
 from amips_plugins.adapters.milvus.table import Table
+from amips_plugins.adapters.row_changes import encoded
 from amips_plugins.cell_layout import BuildPlan, LayoutSpec, Storage
 from amips_plugins.errors import CollectionError, InvalidInput
 
@@ -57,6 +57,10 @@ def plan_copy(
 
 def choose_storage(spec: LayoutSpec) -> Storage:
     """Return where the cells go: partitions where they are few enough, else a field."""
+    if spec.storage in ("payload", "copy"):
+        raise InvalidInput(
+            f"The storage {spec.storage!r} is for Qdrant; Milvus has 'partitions' and 'field'."
+        )
     if spec.storage is not None:
         return spec.storage
     return "partitions" if spec.n_cells <= _MANY_PARTITIONS else "field"

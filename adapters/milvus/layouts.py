@@ -23,14 +23,14 @@ from amips_plugins.adapters.milvus.cells import (
     SKETCH_FIELD,
     draining,
 )
-from amips_plugins.adapters.milvus.copying import Replica
+from amips_plugins.adapters.milvus.copying import TableReplica
 from amips_plugins.adapters.milvus.generations import Generations
 from amips_plugins.adapters.milvus.layout_plan import choose_storage, plan_copy
 from amips_plugins.adapters.milvus.new_generation import finish_index, prepare_copy
 from amips_plugins.adapters.milvus.opening import open_table
-from amips_plugins.adapters.milvus.row_changes import SourceBaseline
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.adapters.milvus.upkeep import audit, backfill
+from amips_plugins.adapters.row_changes import SourceBaseline
 from amips_plugins.cell_layout import (
     AssignCells,
     BuildPlan,
@@ -161,12 +161,12 @@ class MilvusLayouts:
         served = None if alias is None else self._target_of(alias)
         name = self._generations.complete(spec.layout)
         if name is not None:
-            copy = Replica(source, self._open(name), spec.assign, progress)
+            copy = TableReplica(source, self._open(name), spec.assign, progress)
             base = copy.catch_up(self._base_of(spec, name))
             _save_base(spec, name, base)
         else:
             building, new = prepare_copy(spec, source)
-            copy = Replica(source, self._open(building), spec.assign, progress)
+            copy = TableReplica(source, self._open(building), spec.assign, progress)
             try:
                 base = copy.catch_up(new=new)
             except CollectionError:
@@ -228,12 +228,12 @@ class MilvusLayouts:
     ) -> MilvusCollection:
         if base is None:  # the run before has died; without its notes only what is missing comes
             base = _load_base(spec, target.name) or SourceBaseline()
-        self._finish_switch(Replica(source, target, spec.assign, progress), base)
+        self._finish_switch(TableReplica(source, target, spec.assign, progress), base)
         if spec.work is not None:
             _base_file(spec.work, target.name).unlink(missing_ok=True)
         return self.collection.sibling(target.name)
 
-    def _finish_switch(self, copy: Replica, base: SourceBaseline) -> None:
+    def _finish_switch(self, copy: TableReplica, base: SourceBaseline) -> None:
         time.sleep(0.0 if copy.source.is_lite else _GRACE_SECONDS)
         copy.drain(base)
         self._client.drop_alias(draining(copy.target.name))
@@ -277,7 +277,7 @@ class MilvusLayouts:
         ):
             # A rollback to here died behind the switch.
             self._finish_switch(
-                Replica(self._open(left), table, None, no_progress), SourceBaseline()
+                TableReplica(self._open(left), table, None, no_progress), SourceBaseline()
             )
             return self.collection.sibling(table.name)
         self._check_drained()
@@ -288,7 +288,7 @@ class MilvusLayouts:
             raise InvalidInput(f"{table.name!r} has no earlier generation to roll back to.")
         if self.collection.alias is None:
             return self.collection.sibling(earlier)
-        copy = Replica(table, self._open(earlier), None, no_progress)
+        copy = TableReplica(table, self._open(earlier), None, no_progress)
         fields = {field["name"] for field in copy.target.raw["fields"]}
         self._check_fields(self.collection.alias, fields)
         lost = [] if anyway else _missing(copy.target, table)

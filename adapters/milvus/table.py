@@ -18,7 +18,7 @@ from amips_plugins.adapters.milvus.cells import (
     SKETCH_FIELD,
     CellProperties,
 )
-from amips_plugins.adapters.milvus.row_changes import encoded
+from amips_plugins.adapters.row_changes import encoded
 from amips_plugins.collection import CollectionInfo, Cursor, Id
 from amips_plugins.errors import CollectionError, InvalidInput
 from amips_plugins.vectors import FloatArray

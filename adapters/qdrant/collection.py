@@ -9,7 +9,7 @@ Importing this module needs the extra ``qdrant``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -18,8 +18,10 @@ import numpy as np
 
 from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.qdrant.cells import serving
+from amips_plugins.adapters.qdrant.copied_layouts import CopiedLayouts
 from amips_plugins.adapters.qdrant.describe import describe_qdrant
 from amips_plugins.adapters.qdrant.failures import failure_of, translated_errors
+from amips_plugins.adapters.qdrant.generations import generation_of
 from amips_plugins.adapters.qdrant.layouts import QdrantLayouts
 from amips_plugins.adapters.qdrant.local_store import LocalStore
 from amips_plugins.adapters.qdrant.opening import is_local, open_folder, open_server
@@ -30,17 +32,13 @@ from amips_plugins.adapters.qdrant.points import (
     choose_vector,
     key_batch,
     listed,
-    payloads,
-    refuse_other_vectors,
 )
-from amips_plugins.adapters.qdrant.search import (
-    all_of,
-    among,
-)
-from amips_plugins.adapters.qdrant.searched_points import SearchedPoints, ServerFound
+from amips_plugins.adapters.qdrant.searched_points import ServerFound
+from amips_plugins.adapters.qdrant.server_layouts import ServerLayouts
 from amips_plugins.adapters.qdrant.store import ServerStore
 from amips_plugins.adapters.qdrant.strict_mode import Limits
 from amips_plugins.adapters.qdrant.tenants import tenant_keys
+from amips_plugins.adapters.qdrant.written_points import WrittenPoints
 from amips_plugins.cell_layout import Construction
 from amips_plugins.collection import (
     CollectionInfo,
@@ -51,8 +49,7 @@ from amips_plugins.collection import (
     KeyBatch,
     SearchRequest,
 )
-from amips_plugins.errors import CollectionNotFound, InvalidInput, require
-from amips_plugins.vectors import FloatArray, IntArray
+from amips_plugins.errors import CollectionNotFound, require
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient, models
@@ -61,13 +58,11 @@ else:
 
 __all__ = ["QdrantCollection"]
 
-_UPSERT_BATCH = 500  # points at most,
-_UPSERT_NUMBERS = 1_000_000  # of their vectors: a server takes 32 MiB of JSON a call
-_PATIENCE = 600  # seconds for one count or write; the client's default is 5
+_FETCH_BATCH = 500  # points
 _TIMEOUT = 5.0  # the client's default
 
 
-class QdrantCollection(SearchedPoints):
+class QdrantCollection(WrittenPoints):
     """One dense vector of a Qdrant collection.
 
     Nothing is asked of the database until ``info`` is first used, here or by another method.
@@ -183,6 +178,8 @@ class QdrantCollection(SearchedPoints):
         field, vector = choose_vector(
             {name: _described(one) for name, one in named.items() if one}, wanted, self._name
         )
+        metadata = found.config.metadata or {}
+        own = generation_of(self._own_name(), metadata)
         schema = {
             key: index.data_type.value
             for key, index in sorted(found.payload_schema.items())
@@ -196,18 +193,19 @@ class QdrantCollection(SearchedPoints):
             vector.size,
             schema,
             namespace="" if self._shard_key is None else str(self._shard_key),
-            family=self._family(),
+            family=own.family,
         )
         return ServerFound(
             info,
-            serving(found.config.metadata or {}, info),
+            serving(metadata, info),
             (*named, *(params.sparse_vectors or {})),
             Limits(found.config.strict_mode_config),
             params.sharding_method is models.ShardingMethod.CUSTOM,
             None if self._local else tenant_keys(found, field),
+            bool(found.indexed_vectors_count) and not self._local,
         )
 
-    def _family(self) -> str:
+    def _own_name(self) -> str:
         """Resolve an alias; who may not list aliases has its own name for the collection."""
         try:
             found = self._client.get_aliases().aliases
@@ -248,8 +246,9 @@ class QdrantCollection(SearchedPoints):
         """
         found = self._look()
         kept = self._kept
-        # Limits are no part of what a search finds: new ones need no other object.
-        if kept is None or replace(kept, limits=found.limits) == found:
+        # Limits and graph are no part of what a search finds: new ones need no other object.
+        same = replace(found, limits=kept.limits, has_graph=kept.has_graph) if kept else None
+        if kept is None or kept == same:
             self._kept = found
             return self
         other = QdrantCollection(
@@ -292,7 +291,7 @@ class QdrantCollection(SearchedPoints):
     def fetch(self, ids: Sequence[Id]) -> KeyBatch:
         """Read those of the keys that are there."""
         records: list[models.Record] = []
-        keys, limit = as_ids(ids), self._found.limits.points(_UPSERT_BATCH)
+        keys, limit = as_ids(ids), self._found.limits.points(_FETCH_BATCH)
         for start in range(0, len(keys), limit):
             with translated_errors(self._server):
                 records += self._client.retrieve(
@@ -311,100 +310,35 @@ class QdrantCollection(SearchedPoints):
             return self.search(replace(request, params=None))
         return super().exact(request)
 
-    def upsert(
-        self,
-        ids: Sequence[Id],
-        vectors: FloatArray,
-        fields: Sequence[Mapping[str, Any]] | None = None,
-        cells: IntArray | None = None,
-    ) -> None:
-        """Write points, in place of those with the same ids, whose payload is replaced too.
-
-        Without ``fields`` a point has no payload but ours, and without ``cells`` it is
-        overflow. Cells are those of the layout this object is pinned to.
-
-        Raises
-        ------
-        InvalidInput
-            As for every collection; an id or a cell cannot be; or the collection has other vectors
-            beside this one, which the points would lose.
-        """
-        found, keys = self._found, as_ids(ids)
-        written = payloads(found.info, found.cells, keys, vectors, fields, cells)
-        refuse_other_vectors(found.info, self._look().vectors)  # one may have been added
-        self._refuse_all_shards()
-        name = found.info.field
-        size = min(_UPSERT_BATCH, max(1, _UPSERT_NUMBERS // found.info.dim))
-        size = found.limits.upserts(size)
-        for start in range(0, len(keys), size):
-            rows = range(start, min(start + size, len(keys)))
-            points = [
-                models.PointStruct(
-                    id=keys[row],
-                    vector={name: vectors[row].tolist()} if name else vectors[row].tolist(),
-                    payload=written[row],
-                )
-                for row in rows
-            ]
-            # A server before 1.19 keeps the payload of a point that is written without any.
-            bare = [] if self._local else [keys[row] for row in rows if not written[row]]
-            with translated_errors(self._server, "write to"):
-                self._write(points, bare)
-
-    def _write(self, points: list[models.PointStruct], bare: Sequence[Id]) -> None:
-        patience = self._found.limits.seconds(_PATIENCE)
-        if bare:
-            gone = models.FilterSelector(filter=all_of(among(bare)), shard_key=self._shard_key)
-            write = models.PointsList(points=points, shard_key=self._shard_key)
-            self._client.batch_update_points(
-                self._name,
-                [
-                    models.ClearPayloadOperation(clear_payload=gone),
-                    models.UpsertOperation(upsert=write),
-                ],
-                wait=True,
-                timeout=patience,
-            )
-        else:
-            self._client.upsert(
-                self._name,
-                points,
-                wait=True,
-                shard_key_selector=self._shard_key,
-                timeout=patience,
-            )
-
-    def _refuse_all_shards(self) -> None:
-        if self._found.custom_shards and self._shard_key is None:
-            raise InvalidInput(
-                f"Collection {self._name!r} has custom shard keys, and an id is unique only within "
-                "its shard key: open it with shard_key=... (in a URI &shard_key=...) to write."
-            )
-
-    def delete(self, ids: Sequence[Id]) -> None:
-        """Delete points, with all their vectors; an id that is not there is no error."""
-        keys = as_ids(ids)
-        self._refuse_all_shards()
-        if keys:
-            with translated_errors(self._server, "write to"):
-                self._client.delete(
-                    self._name,
-                    models.PointIdsList(points=keys),
-                    wait=True,
-                    shard_key_selector=self._shard_key,
-                    timeout=self._found.limits.seconds(_PATIENCE),
-                )
-
     @property
     def layouts(self) -> QdrantLayouts:
         """Builds, shows, mends and takes back the cells."""
-        return QdrantLayouts(self, self._store)
+        if self._local:
+            return QdrantLayouts(self, self._store)
+        copied = CopiedLayouts(self._client, self._name, self.info, self._server)
+        return ServerLayouts(self, self._store, copied)
+
+    def sibling(self, name: str) -> QdrantCollection:
+        """Return another collection, or alias, of this server."""
+        other = QdrantCollection(self._client, name, self.info.field)
+        other._server, other._local = self._server, self._local
+        other._owns_client = self._owns_client
+        return other
 
     @property
     def _store(self) -> ServerStore:
         if self._local:
             return LocalStore(self._client, self._name, self.info.field)
         return ServerStore(self._client, self._name, self.info.field, self._server, self._shard_key)
+
+    @property
+    def custom_shards(self) -> bool:
+        """Whether its points lie in custom shard keys."""
+        return self._found.custom_shards
+
+    def has_graph(self) -> bool:
+        """Tell whether the server has built a graph of some of its vectors."""
+        return self._look().has_graph
 
     def close(self) -> None:
         """Close the client if ``connect`` opened it; safe to call twice."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from amips_plugins.adapters.qdrant.read_budget import ReadBudget
 from amips_plugins.adapters.qdrant.search import (
     as_arguments,
     as_hits,
+    group_by_cell,
     in_cells,
     plan_queries,
     search_params,
@@ -30,6 +32,10 @@ else:
 
 __all__ = ["SearchedPoints", "ServerFound"]
 
+_BATCH = 64  # queries from which on they share cells enough,
+_NUMBERS = 1_000_000  # of vectors in one call: a server takes 32 MiB of JSON
+_SEARCHES_EACH = 12.0  # and searches a query up to which sending them pays (docs/performance.md)
+
 
 @dataclass(frozen=True, slots=True)
 class ServerFound(Found):
@@ -38,6 +44,7 @@ class ServerFound(Found):
     limits: Limits
     custom_shards: bool
     tenant_keys: frozenset[str] | None
+    has_graph: bool = False
 
 
 class SearchedPoints(PointCollection):
@@ -102,7 +109,9 @@ class SearchedPoints(PointCollection):
             one = as_arguments(queries[0])
             answers = [self._client.query_points(self._name, **one, timeout=timeout)]
         else:
-            answers = self._client.query_batch_points(self._name, queries, timeout=timeout)
+            answers = []
+            for some in self._portions(queries):
+                answers += self._client.query_batch_points(self._name, some, timeout=timeout)
         return self._merged(request, rows, as_hits(answers))
 
     async def search_async(
@@ -116,8 +125,17 @@ class SearchedPoints(PointCollection):
             one = as_arguments(queries[0])
             answers = [await client.query_points(self._name, **one, timeout=timeout)]
         else:
-            answers = await client.query_batch_points(self._name, queries, timeout=timeout)
+            answers = []
+            for some in self._portions(queries):
+                answers += await client.query_batch_points(self._name, some, timeout=timeout)
         return self._merged(request, rows, as_hits(answers))
+
+    def _portions(
+        self, queries: list[models.QueryRequest]
+    ) -> Iterator[Sequence[models.QueryRequest]]:
+        """Cut a batch into calls that a server takes."""
+        size = max(1, _NUMBERS // self.info.dim)
+        return (queries[start : start + size] for start in range(0, len(queries), size))
 
     def _merged(
         self, request: SearchRequest, rows: list[int], answers: list[list[Hit]]
@@ -166,7 +184,13 @@ class SearchedPoints(PointCollection):
         found = self._found
         self._budget.spend(len(request.queries) * (1 if plan.cells is None else 2))
         return plan_queries(
-            request, plan, found.info.field, found.cells, self.break_even, exact=not self._local
+            request,
+            plan,
+            found.info.field,
+            found.cells,
+            self.break_even,
+            exact=not self._local,
+            has_graph=found.has_graph,
         )
 
     def narrowed(
@@ -191,6 +215,11 @@ class SearchedPoints(PointCollection):
         """Return a search as queries, the row of each, and its timeout."""
         queries = self.queries(request, plan)
         rows = list(range(len(queries)))
+        if self._groups(request, plan):
+            assert self._found.cells is not None  # noqa: S101 - for the type checker
+            rows, queries = group_by_cell(
+                queries, request, plan, self._found.cells, self.break_even
+            )
         if plan.cells is None and self._found.tenant_keys is not None:
             spread = [(row, one) for row in rows for one in self._spread(queries[row])]
             rows, queries = [row for row, _ in spread], [one for _, one in spread]
@@ -200,6 +229,19 @@ class SearchedPoints(PointCollection):
         # Qdrant counts whole seconds, and 0 would mean no time at all.
         timeout = None if request.timeout is None else max(1, math.ceil(request.timeout))
         return rows, queries, timeout
+
+    def _groups(self, request: SearchRequest, plan: QueryPlan) -> bool:
+        """Tell whether a batch costs less as a search for each query and cell.
+
+        Every search that is sent takes the client's time and a read of strict mode's.
+        """
+        if plan.cells is None or plan.rewritten is not None or self._local:
+            return False
+        if self._found.cells is None:
+            return False
+        searches = int((plan.cells >= 0).sum()) + len(request.queries)
+        fits = searches <= _SEARCHES_EACH * len(request.queries)
+        return len(request.queries) >= _BATCH and fits and not self._found.limits.counts_searches
 
     def _spread(self, query: models.QueryRequest) -> list[models.QueryRequest]:
         if query.prefetch is None:

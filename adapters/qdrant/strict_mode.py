@@ -38,6 +38,11 @@ class Limits:
         return self.of("unindexed_filtering_retrieve") is False
 
     @property
+    def counts_searches(self) -> bool:
+        """Whether more searches for the same answer could be refused."""
+        return any(self.of(one) for one in ("read_rate_limit", "search_max_batchsize"))
+
+    @property
     def max_candidates(self) -> int | None:
         """How many hits one search may have."""
         limit = self.of("max_query_limit")

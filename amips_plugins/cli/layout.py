@@ -62,8 +62,10 @@ class _Layout(click.Group):
 @registry_option
 @click.option(
     "--storage",
-    type=click.Choice(["partitions", "field"]),
-    help="Milvus: what holds a cell.  [default: partitions where they are few enough]",
+    type=click.Choice(["partitions", "field", "payload", "copy"]),
+    help="What holds a cell. Milvus: partitions, field.  [default: partitions where they are few "
+    "enough]  Qdrant: payload (in place), copy.  [default: copy where there are a graph and an "
+    "alias]",
 )
 @click.option(
     "--index",
@@ -74,7 +76,7 @@ class _Layout(click.Group):
 )
 @click.option(
     "--alias",
-    help="Milvus: the alias to point at the result.  [default: the one in the URI, if it is one]",
+    help="The alias to point at a copy.  [default: the one in the URI, if it is one]",
 )
 @click.option(
     "--work",
@@ -98,8 +100,9 @@ def _build(
 ) -> None:
     """Put the collection URI into the cells of its bundle, while others read and write it.
 
-    Qdrant gets a payload key in place. Milvus gets a new collection, NAME__g2, with a partition for
-    every cell; the old one stays as it is until it is dropped.
+    Milvus, and a Qdrant server where there is a graph and an alias, get a new collection, NAME__g2,
+    with a partition or a payload value for every cell; the old one stays as it is until it is
+    dropped. Else Qdrant gets a payload key in place.
 
     On a terminal it shows what will happen and asks. Interrupted at any point, the same command
     goes on from there.

@@ -336,7 +336,7 @@ def test_numpy_ids_are_numbers(collection: QdrantCollection) -> None:
 def test_a_large_batch_is_several_calls(
     collection: QdrantCollection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amips_plugins.adapters.qdrant.collection._UPSERT_BATCH", 7)
+    monkeypatch.setattr("amips_plugins.adapters.qdrant.written_points._UPSERT_BATCH", 7)
     keys = KEYS[::-1].copy()
     collection.upsert(list(range(40)), keys)
     read = next(iter(collection.scan(100)))

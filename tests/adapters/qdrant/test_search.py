@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from qdrant_client import QdrantClient, models
 
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
+from amips_plugins.adapters.qdrant.strict_mode import Limits
 from amips_plugins.collection import SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import QueryPlan
@@ -219,3 +222,100 @@ def test_every_search_of_cells_is_counted_against_the_limit_of_reads(
     built.search(request, plan)
     built.narrowed(request, plan)  # for a proxy's own call
     assert spent == [1, 2, 2]
+
+
+# --- what a server is asked, answered by local mode ------------------------------------------
+
+
+class Asked:
+    """Keeps the queries of every batch call."""
+
+    def __init__(self, client: QdrantClient, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[list[Any]] = []
+        original = client.query_batch_points
+
+        def call(name: str, requests: Any, **more: Any) -> Any:
+            self.calls.append(list(requests))
+            return original(name, requests, **more)
+
+        monkeypatch.setattr(client, "query_batch_points", call)
+
+
+@pytest.fixture
+def server(collection: QdrantCollection, client: QdrantClient) -> QdrantCollection:
+    lay_out(collection)
+    client.upsert("docs", [models.PointStruct(id=99, vector=[0.3, 0.2, 0.1, 0.4])])  # overflow
+    opened = QdrantCollection(client, "docs")
+    opened._local = False
+    return opened
+
+
+LOCAL = pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning")
+
+
+@LOCAL
+def test_a_batch_is_asked_cell_by_cell_and_answers_as_its_queries(
+    server: QdrantCollection, client: QdrantClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    queries = rng.standard_normal((64, KEYS.shape[1])).astype(np.float32)
+    cells = np.array([rng.permutation(4)[:2] for _ in queries])
+    cells[5, 1] = -1
+    condition = models.Filter(must_not=[models.HasIdCondition(has_id=[7])])
+    asked = Asked(client, monkeypatch)
+    for given in (None, condition):
+        request = SearchRequest(queries, k=5, filter=given, fields=("row",))
+        found = server.search(request, QueryPlan(cells=cells, layout="a1"))
+        for row, hits in enumerate(found):
+            one = SearchRequest(queries[row : row + 1], k=5, filter=given, fields=("row",))
+            alone = server.search(one, QueryPlan(cells=cells[row : row + 1], layout="a1"))[0]
+            assert [(hit.id, hit.fields) for hit in hits] == [(h.id, h.fields) for h in alone]
+    (call, _) = asked.calls
+    filters = [str(query.filter) for query in call]
+    assert len(call) == 64 * 3 - 1
+    assert len(set(filters)) == 5  # four cells and the overflow,
+    assert sum(a != b for a, b in pairwise(filters)) == 4  # side by side
+
+
+@LOCAL
+def test_small_batches_and_counted_searches_are_one_a_query(
+    server: QdrantCollection, client: QdrantClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(client, monkeypatch)
+    few = QueryPlan(cells=np.zeros((10, 1), dtype=np.int64), layout="a1")
+    server.search(SearchRequest(KEYS[:10], k=3), few)
+    strict = models.StrictModeConfigOutput(enabled=True, read_rate_limit=1000)
+    server._kept = replace(server._found, limits=Limits(strict))
+    many = QueryPlan(cells=np.zeros((40, 1), dtype=np.int64), layout="a1")
+    server.search(SearchRequest(np.concatenate([KEYS, KEYS])[:40], k=3), many)
+    assert [len(call) for call in asked.calls] == [10, 40]
+
+
+@LOCAL
+def test_a_large_batch_is_cut_into_calls_that_a_server_takes(
+    server: QdrantCollection, client: QdrantClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amips_plugins.adapters.qdrant.searched_points._NUMBERS", 60)
+    asked = Asked(client, monkeypatch)
+    found = server.search(SearchRequest(KEYS, k=1))
+    assert len(found) == len(KEYS)
+    assert max(map(len, asked.calls)) == 60 // KEYS.shape[1]
+
+
+@LOCAL
+def test_cells_with_most_of_the_keys_are_a_search_of_the_graph_where_there_is_one(
+    server: QdrantCollection,
+) -> None:
+    plan = QueryPlan(
+        cells=np.arange(8).reshape(2, 4) % 4,
+        layout="a1",
+        shares=np.array([0.9, 0.1], dtype=np.float32),
+    )
+    request = SearchRequest(KEYS[:2], k=50, params={"hnsw_ef": 10})
+    wide, narrow = (dict(query.params or {}) for query in server.queries(request, plan))
+    assert (wide["exact"], narrow["exact"]) == (True, True)
+    server._kept = replace(server._found, has_graph=True)
+    wide, narrow = (dict(query.params or {}) for query in server.queries(request, plan))
+    assert (wide["exact"], wide["hnsw_ef"]) == (None, 800)
+    assert (narrow["exact"], narrow["hnsw_ef"]) == (True, 10)
+    assert server.queries(request, plan)[0].filter is None

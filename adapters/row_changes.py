@@ -58,6 +58,11 @@ class SourceBaseline:
         self.ids.append(row.id)
         self.digests.append(row.digest)
 
+    def rows(self) -> Iterator[Row]:
+        """Return them as rows without values."""
+        for key, found in zip(self.ids, self.digests, strict=True):
+            yield Row(key, found, {})
+
     def save(self, path: Path) -> None:
         """Write to a file, in one step."""
         digests = np.array(self.digests, dtype=np.uint64).tobytes()
@@ -100,6 +105,11 @@ def digest(values: Mapping[str, Any]) -> int:
     return int.from_bytes(hashlib.blake2b(encoded(values), digest_size=8).digest(), "little")
 
 
+def _order(key: Id) -> tuple[bool, Id]:
+    """Order ids as databases do: integers before strings."""
+    return isinstance(key, str), key
+
+
 def diff_rows(
     source: Iterable[Row], copy: Iterable[Row], base: SourceBaseline | None = None
 ) -> Iterator[Change]:
@@ -113,7 +123,7 @@ def diff_rows(
     left, right, before = next(sources, None), next(copies, None), next(bases, None)
     while left is not None or right is not None or before is not None:
         heads: list[Any] = [head.id for head in (left, right) if head is not None]
-        key = min(heads + ([before[0]] if before is not None else []))
+        key = min(heads + ([before[0]] if before is not None else []), key=_order)
         row, old, known = None, None, None
         if left is not None and left.id == key:
             row, left = left, next(sources, None)

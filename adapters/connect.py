@@ -18,12 +18,13 @@ belong into a URI: set ``AMIPS_MILVUS_TOKEN`` or ``AMIPS_QDRANT_API_KEY``.
 from __future__ import annotations
 
 import os
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from amips_plugins.collection import Collection
 from amips_plugins.errors import InvalidInput
 
-__all__ = ["connect"]
+__all__ = ["connect", "read_filter"]
 
 _HINT = "write for example milvus:///path/docs.db?collection=docs or qdrant://localhost:6333?collection=docs"
 
@@ -111,3 +112,27 @@ def connect(uri: str) -> Collection:
         collection = QdrantCollection.connect(address, name, field, token, shard_key)
     _ = collection.info  # a wrong name or field shows here, not at the first search
     return collection
+
+
+def read_filter(collection: Collection, text: str) -> Any:
+    """Make a collection's own filter of what was typed: an expression, or Qdrant's JSON.
+
+    Raises
+    ------
+    InvalidInput
+        It is no filter of this database, or cannot be typed.
+    """
+    database = collection.info.database
+    if database == "milvus":
+        return text
+    if database != "qdrant":
+        raise InvalidInput(f"A filter of {database} cannot be typed; call evaluate(filter=...).")
+    from qdrant_client import models
+
+    try:
+        return models.Filter.model_validate_json(text)
+    except ValueError:
+        raise InvalidInput(
+            f"{text!r} is no filter of Qdrant; write JSON, for example "
+            '{"must": [{"key": "year", "range": {"gte": 2020}}]}.'
+        ) from None

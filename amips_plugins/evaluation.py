@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from amips_plugins.collection import Collection, Hit, Id
+from amips_plugins.collection import Collection, Hit, Id, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.recall import recall_at_k
 from amips_plugins.models.hooks import NativeHook
@@ -27,6 +28,7 @@ __all__ = ["Measurement", "evaluate", "exact_neighbours"]
 
 _BATCH = 64
 _FETCHED = 500  # keys read at a time
+_NEAR = 100  # best keys that say how selective a filter is where the answers are
 _TIMED = 200  # single queries whose time is taken
 
 
@@ -48,6 +50,10 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
         Median time of one query searched by itself, model and client included.
     fallbacks
         Queries that the native search answered in place of the model.
+    passing
+        Of a filtered search, the share of the 100 best keys of each query that pass: the filter's
+        selectivity where the answers are, which is less than that among all keys where the filter
+        keeps out what the queries ask for. None without a filter.
     """
 
     search: str
@@ -57,6 +63,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     scanned: float | None
     milliseconds: float
     fallbacks: int
+    passing: float | None = None
 
 
 def exact_neighbours(
@@ -107,8 +114,12 @@ def evaluate(
     recalls: Sequence[float] = (0.80, 0.90, 0.95),
     probes: Sequence[int] = (),
     progress: Progress = no_progress,
+    filter: Any = None,  # noqa: A002 - both databases call it so
 ) -> list[Measurement]:
     """Compare the native with the learned search.
+
+    Under a filter the learned search is that of a router that knows the filter's class (see
+    ``HealthMonitor``); any other router answers natively, which ``fallbacks`` counts.
 
     Parameters
     ----------
@@ -125,6 +136,8 @@ def evaluate(
         Numbers of cells to search in place of recall targets, the same for every query.
     progress
         Watches the work.
+    filter
+        The database's own filter. Then the exact answers are those of ``Collection.exact``.
 
     Raises
     ------
@@ -138,9 +151,13 @@ def evaluate(
     count = collection.count()
     if not 1 <= k <= count:
         raise InvalidInput(f"k={k} does not fit the {count} keys of {collection.info.name!r}.")
-    truth = exact_neighbours(collection, rows, k, progress)
+    asked = _Asked(rows, filter)
+    if filter is None:
+        asked.truth = exact_neighbours(collection, rows, k, progress)
+    else:
+        asked.look_up(collection, k)
     native = LearnedRouter(collection, hook=NativeHook(), refresh=None)
-    result = [_measure("native", native, rows, Target(k), truth, progress)]
+    result = [_measure("native", native, asked, Target(k), progress)]
     if not router.learned:
         return result
     targets = {"learned": Target(k)}
@@ -149,22 +166,50 @@ def evaluate(
     if probes:
         targets = {f"learned, {count} cells": Target(k, n_probes=count) for count in probes}
     for name, target in targets.items():
-        result.append(_measure(name, router, rows, target, truth, progress))
+        result.append(_measure(name, router, asked, target, progress))
     return result
+
+
+@dataclass(slots=True)
+class _Asked:
+    """Queries, the filter they are asked under, and their exact answers."""
+
+    queries: FloatArray
+    filter: Any = None
+    truth: list[list[Id]] = field(default_factory=list)
+    passing: float | None = None
+
+    def look_up(self, collection: Collection, k: int) -> None:
+        """Have the database say what passes the filter."""
+        passed = best = 0
+        for query in self.queries:
+            request = SearchRequest(query[None], max(k, _NEAR))
+            (there,) = collection.exact(replace(request, filter=self.filter))
+            (near,) = collection.exact(replace(request, k=_NEAR))
+            passed += len({hit.id for hit in there} & {hit.id for hit in near})
+            best += len(near)
+            self.truth.append([hit.id for hit in there[:k]])
+        self.passing = passed / max(1, best)
 
 
 def _measure(
     name: str,
     router: LearnedRouter,
-    queries: FloatArray,
+    asked: _Asked,
     target: Target,
-    truth: list[list[Id]],
     progress: Progress,
 ) -> Measurement:
     def search(vectors: FloatArray, *, explain: bool) -> Any:
         return router.search(
-            vectors, target.k, recall=target.recall, n_probes=target.n_probes, explain=explain
+            vectors,
+            target.k,
+            recall=target.recall,
+            n_probes=target.n_probes,
+            filter=asked.filter,
+            explain=explain,
         )
+
+    queries = asked.queries
 
     answers: list[Hits] = []
     seconds = []
@@ -177,7 +222,7 @@ def _measure(
             started = time.perf_counter()
             search(query, explain=False)
             seconds.append(time.perf_counter() - started)
-    at_1, at_k = _recalls(router.collection, queries, truth, answers)
+    at_1, at_k = _recalls(router.collection, queries, asked.truth, answers)
     traces = [hits.trace for hits in answers]
     cells = [trace.n_probes for trace in traces if trace.n_probes is not None]
     known = [trace.scanned for trace in traces if trace.scanned is not None]
@@ -189,6 +234,7 @@ def _measure(
         scanned=float(np.mean(known)) if len(known) == len(traces) else None,
         milliseconds=float(np.median(seconds) * 1e3),
         fallbacks=sum(hits.trace.fallback is not None for hits in answers),
+        passing=asked.passing,
     )
 
 
@@ -204,7 +250,7 @@ def _recalls(
     looked_at = []
     for true, hits in zip(truth, answers, strict=True):
         false = [hit.id for hit in hits if hit.id not in true]
-        looked_at.append(dict.fromkeys([true[0], true[-1], *(h.id for h in hits[:1]), *false]))
+        looked_at.append(dict.fromkeys([*true[:1], *true[-1:], *(h.id for h in hits[:1]), *false]))
     wanted = list(dict.fromkeys(key for keys in looked_at for key in keys))
     vectors: dict[Id, FloatArray] = {}
     for low in range(0, len(wanted), _FETCHED):
@@ -213,6 +259,9 @@ def _recalls(
     larger = metric.larger_is_better
     recalls = []
     for query, true, keys, hits in zip(queries, truth, looked_at, answers, strict=True):
+        if not true:  # nothing passes the filter
+            recalls.append([1.0, 1.0])
+            continue
         there = [key for key in keys if key in vectors]
         scores = native_scores(query, np.stack([vectors[key] for key in there]), metric)
         known = dict(zip(there, scores.tolist(), strict=True))

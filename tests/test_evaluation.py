@@ -10,11 +10,13 @@ from amips_plugins import LearnedRouter, MemoryCollection
 from amips_plugins.collection import KeyBatch
 from amips_plugins.errors import InvalidInput
 from amips_plugins.evaluation import evaluate, exact_neighbours
+from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.models.hooks import NativeHook
 from amips_plugins.plan import QueryPlan, Target
 from amips_plugins.vectors import FloatArray, Metric, native_scores
 from tests.support.bundles import COUNT, K, laid_out, memory, vectors, weaken, write_bundle
 from tests.support.progress_recorder import Recorder
+from tests.support.routing_data import only
 
 QUERIES = vectors(seed=5, count=9)
 
@@ -171,6 +173,28 @@ def test_fallbacks_are_counted(folder: Path) -> None:
     assert native.fallbacks == 0
     assert learned.fallbacks == len(QUERIES)
     assert learned.recall_at_k == 1.0
+
+
+def test_under_a_filter_the_exact_answers_are_the_databases(folder: Path) -> None:
+    collection, seen = laid_out(folder), [0]
+
+    def half(key: Any, _: Any) -> bool:
+        seen[0] += 1
+        return int(key) % 2 == 0
+
+    known = HealthMonitor(share=0.0, drift_share=0.0, filters=[half])
+    router = LearnedRouter(collection, bundle=folder, watch=known)
+    native, learned = evaluate(router, QUERIES, 3, recalls=(0.5,), filter=half)
+    assert seen[0] > 0
+    assert (native.recall_at_1, native.recall_at_k, native.fallbacks) == (1.0, 1.0, 0)
+    assert learned.n_probes is not None
+    assert learned.recall_at_k <= 1.0
+    assert native.passing == learned.passing == pytest.approx(0.5, abs=0.1)
+    unknown = LearnedRouter(collection, bundle=folder)
+    row = evaluate(unknown, QUERIES, 3, recalls=(0.5,), filter=half)[1]
+    assert (row.recall_at_k, row.fallbacks) == (1.0, len(QUERIES))
+    nothing = evaluate(unknown, QUERIES, 3, recalls=(0.5,), filter=only())[0]
+    assert (nothing.recall_at_k, nothing.passing) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("k", [0, -1, COUNT + 1])

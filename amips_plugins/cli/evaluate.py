@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from msgspec.structs import replace
 
 from amips_plugins.cli.options import json_option, registry_option
 from amips_plugins.cli.output import echo_json, share, table
@@ -27,21 +28,42 @@ __all__ = ["command", "show"]
 )
 @registry_option
 @click.option("--k", default=10, show_default=True, help="Measure recall@k.")
+@click.option(
+    "--filter",
+    "conditions",
+    multiple=True,
+    help="Compare under this filter, too: an expression of Milvus, or Qdrant's JSON. Repeatable.",
+)
 @json_option
-def command(uri: str, queries: Path, registry: str | None, k: int, as_json: bool) -> None:
+def command(
+    uri: str,
+    queries: Path,
+    registry: str | None,
+    k: int,
+    conditions: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Compare native and learned search of the collection URI on your own queries.
 
-    Recall is measured against the exact answer, found by reading every key once.
+    Recall is measured against the exact answer, found by reading every key once; under a filter,
+    by the database's own exact search. There "passing" is the share of the 100 best keys of a
+    query that the filter lets pass.
     """
-    from amips_plugins.adapters.connect import connect
+    from amips_plugins.adapters.connect import connect, read_filter
     from amips_plugins.evaluation import evaluate
+    from amips_plugins.health.monitor import HealthMonitor
     from amips_plugins.queries import load_queries
     from amips_plugins.routing.router import LearnedRouter
 
     with connect(uri) as collection:
         rows = load_queries(queries, collection.info.dim)
-        router = LearnedRouter(collection, registry=registry)
+        filters = {text: read_filter(collection, text) for text in conditions}
+        quiet = HealthMonitor(share=0.0, drift_share=0.0, filters=tuple(filters.values()))
+        router = LearnedRouter(collection, registry=registry, watch=quiet)
         measured = evaluate(router, rows, k, progress=show_progress)
+        for text, condition in filters.items():
+            under = evaluate(router, rows, k, progress=show_progress, filter=condition)
+            measured += [replace(row, search=f"{row.search}, {text}") for row in under]
         caveat = collection.describe().first
     if as_json:
         echo_json(measured)
@@ -56,6 +78,7 @@ def command(uri: str, queries: Path, registry: str | None, k: int, as_json: bool
 def show(measured: list[Measurement], k: int) -> str:
     """Lay measurements out as a table."""
     header = ["search", "recall@1", f"recall@{k}", "probes", "scanned", "ms"]
+    filtered = any(row.passing is not None for row in measured)
     rows = [
         [
             row.search,
@@ -64,7 +87,8 @@ def show(measured: list[Measurement], k: int) -> str:
             "-" if row.n_probes is None else f"{row.n_probes:.1f}",
             share(row.scanned),
             f"{row.milliseconds:.2f}",
+            *([share(row.passing)] if filtered else []),
         ]
         for row in measured
     ]
-    return table(header, rows)
+    return table([*header, *(["passing"] if filtered else [])], rows)

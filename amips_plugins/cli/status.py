@@ -107,7 +107,17 @@ def _show(name: str, found: RouterStatus) -> str:
 def _show_running(processes: list[RunningStatus]) -> str:
     if not processes:
         return "No running process has written its status."
-    header = ["process", "collection", "state", "since", "recall", "drift p", "overflow", "age"]
+    header = [
+        "process",
+        "collection",
+        "state",
+        "since",
+        "recall",
+        "drift p",
+        "overflow",
+        "filters",
+        "age",
+    ]
     rows = []
     for process in processes:
         health = process.health
@@ -121,6 +131,7 @@ def _show_running(processes: list[RunningStatus]) -> str:
                 "-" if recall is None else f"{recall.mean:.3f} ({recall.low:.3f})",
                 "-" if drift is None else f"{drift.p_value:.2g}",
                 share(health.overflow),
+                f"{sum(one.reason is None for one in health.filters)} of {len(health.filters)}",
                 duration(process.age),
             ]
         )

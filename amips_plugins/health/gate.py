@@ -31,6 +31,7 @@ from typing import Literal
 
 from amips_plugins.health.change_detector import Detector
 from amips_plugins.health.drift import Drift
+from amips_plugins.health.filters import FilterClass
 from amips_plugins.health.recall import Recall, RecallWindow
 
 __all__ = [
@@ -121,6 +122,8 @@ class Health:
         The latest window of live queries; None before the first, or without a reference.
     overflow
         Share of the keys without a cell, when last counted.
+    filters
+        What is known of each class of filters (see ``health.filters``), the latest sampled last.
     """
 
     state: State
@@ -129,6 +132,7 @@ class Health:
     recall: Recall | None = None
     drift: Drift | None = None
     overflow: float | None = None
+    filters: tuple[FilterClass, ...] = ()
 
     @property
     def widen(self) -> float:

@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +19,15 @@ from amips_plugins.bundle.reference import Reference
 from amips_plugins.collection import Collection, Hit, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.drift import WINDOW, compare, outputs_of
+from amips_plugins.health.filters import FilterClasses, FilterTrial, narrows, shape_of
 from amips_plugins.health.gate import Gate, Health, State
 from amips_plugins.health.recall import Recall
-from amips_plugins.health.shadow_search import ServedQuery, shadow_search, widens
+from amips_plugins.health.shadow_search import (
+    ServedQuery,
+    filter_trial,
+    shadow_search,
+    widens,
+)
 from amips_plugins.plan import PreQueryHook, QueryPlan, Target
 from amips_plugins.vectors import FloatArray
 
@@ -28,6 +35,7 @@ __all__ = ["HealthMonitor", "Watch"]
 
 _log = logging.getLogger("amips_plugins")
 _WAITING = 4  # samples; more would be stale, and memory
+_KEEN = 10.0  # times the share that is sampled while something is to be decided
 
 Listener = Callable[[Health], object]
 
@@ -39,6 +47,8 @@ class Watch:
     ----------
     health
         How it does.
+    filters
+        What is known of filtered searches.
     """
 
     def __init__(
@@ -48,6 +58,7 @@ class Watch:
         self.hook = hook
         self.reference = reference
         self.gate = Gate(widens=widens(hook))
+        self.filters = FilterClasses(widens=widens(hook))
         self.health = self.gate.health
         self.live: dict[bytes, FloatArray] = {}  # a repeated query says nothing new of all queries
 
@@ -62,9 +73,11 @@ class HealthMonitor:
     ----------
     share
         Share of the queries that are searched again to measure recall, each once exactly and up to
-        twice in other ways.
+        twice in other ways; ten times as many while the router is not healthy, and of the filtered
+        searches that are not routed.
     at_most_every
-        Seconds from one of those to the next at the least, however many queries there are.
+        Seconds from one of those to the next at the least, however many queries there are;
+        filtered ones are counted by themselves.
     at_most_busy
         Share of the time that the database may be kept busy with those searches: after one that
         took a second there is a rest of 19 by default. An exact search of a large collection is
@@ -74,6 +87,10 @@ class HealthMonitor:
         the database is not asked.
     timeout
         Seconds the database may take for each search.
+    filters
+        Filters whose classes (their fields and operators, whatever the values) are routed from the
+        start, because ``amips evaluate --filter`` has shown that it holds and pays; they are
+        watched as all others are, which are routed once live searches have shown it.
     on_change
         Called with the ``Health`` when the state has changed, on the thread that found out. What
         it raises is logged once.
@@ -100,6 +117,7 @@ class HealthMonitor:
         at_most_busy: float = 0.05,
         drift_share: float = 0.05,
         timeout: float | None = 10.0,
+        filters: Sequence[Any] = (),
         on_change: Listener | None = None,
         on_health: Listener | None = None,
     ) -> None:
@@ -118,12 +136,13 @@ class HealthMonitor:
         self._rest = 1.0 / at_most_busy - 1.0  # as many times as long as the work
         self._drift_share = drift_share
         self._timeout = timeout
+        self._known_filters = tuple(filters)
         self._listeners = {"on_change": on_change, "on_health": on_health}
         self._failed: set[str] = set()
         self._watch: Watch | None = None
         self._rate = 0.0  # of the queries chosen, for either purpose
-        self._due = 0.0
-        self._queue: deque[tuple[Watch, ServedQuery]] = deque()
+        self._due = {False: 0.0, True: 0.0}  # when a search may be sampled again, or a filtered one
+        self._queue: deque[tuple[Watch, ServedQuery, float]] = deque()
         self._work = SingleFlight(self._look, "amips-watch", self._waits)
         renew_after_fork(self)
 
@@ -136,9 +155,12 @@ class HealthMonitor:
         """Watch what serves from now on; None: nothing plans, so there is nothing to watch."""
         before, self._watch = self.health, watch
         drift_share = 0.0 if watch is None or watch.reference is None else self._drift_share
-        self._rate = 0.0 if watch is None else max(self._share, drift_share)
+        keen = min(1.0, _KEEN * self._share)
+        self._rate = 0.0 if watch is None else max(keen, drift_share)
         if watch is None:
             return
+        if self._known_filters:
+            watch.filters = FilterClasses(self._known_filters, widens=widens(watch.hook))
         if before is not None and before.state != "healthy":
             self._announce(watch, before.recall)
         self._tell("on_health", watch.health)
@@ -146,8 +168,7 @@ class HealthMonitor:
     def chosen(self, n_queries: int = 1) -> bool:
         """Flip the coin for a call of so many queries: whether to pass one of them to ``sample``.
 
-        Ask it only of searches without a filter and without ``n_probes``: of others nothing was
-        promised.
+        Ask it only of searches without ``n_probes``: of others nothing was promised.
         """
         return random.random() < self._rate * n_queries  # noqa: S311 - a sample, no secret
 
@@ -156,19 +177,22 @@ class HealthMonitor:
 
         What comes faster than it can be looked at is left aside.
         """
-        if self._rate <= 0.0:
+        if self._rate <= 0.0 or (served.filter is not None and served.state == "native"):
             return
         coin = random.random() * self._rate  # noqa: S311 - as above
-        live = watch.live
-        if watch.reference is not None and coin < self._drift_share and len(live) < WINDOW:
+        live, filtered = watch.live, served.filter is not None
+        known = watch.reference is not None and not filtered
+        if known and coin < self._drift_share and len(live) < WINDOW:
             query = np.array(served.query, dtype=np.float32)
             live[query.tobytes()] = query
-        if coin < self._share and len(self._queue) < _WAITING:
-            now = time.monotonic()
-            if now >= self._due:
-                self._due = now + self._every
+        open_question = served.mode == "native" if filtered else served.state != "healthy"
+        share = self._share * _KEEN if open_question else self._share
+        if coin < share and len(self._queue) < _WAITING and time.monotonic() >= self._due[filtered]:
+            widen = watch.filters.to_try(shape_of(served.filter)) if filtered else 1.0
+            if widen is not None:
+                self._due[filtered] = time.monotonic() + self._every
                 query = np.array(served.query, dtype=np.float32)
-                self._queue.append((watch, replace(served, query=query)))
+                self._queue.append((watch, replace(served, query=query), widen))
         if self._queue or len(live) >= WINDOW:
             self._work.start()
 
@@ -181,7 +205,9 @@ class HealthMonitor:
         found: Sequence[Sequence[Hit]],
         plan: QueryPlan,
     ) -> None:
-        """Take over one query of a chosen call (see ``sample``), which was answered by a plan."""
+        """Take over one query of a call that was answered by a plan, where chance wants it."""
+        if not self.chosen(len(request.queries)):
+            return
         row = random.randrange(len(request.queries))  # noqa: S311 - as above
         served = ServedQuery(
             watch.collection,
@@ -192,6 +218,7 @@ class HealthMonitor:
             plan.mode,
             state,
             request.params,
+            request.filter if narrows(request.filter) else None,
         )
         self.sample(watch, served)
 
@@ -222,20 +249,46 @@ class HealthMonitor:
         if self._watch is not None and not is_ending():
             self._compare(self._watch)
 
-    def _examine(self, watch: Watch, served: ServedQuery) -> None:
+    def _examine(self, watch: Watch, served: ServedQuery, widen: float) -> None:
         if served.state != watch.gate.state:
             return
         started = time.monotonic()
+        shadow = trial = None
         try:
-            shadow = shadow_search(served, watch.gate.better, self._timeout)
+            if served.filter is None:
+                shadow = shadow_search(served, watch.gate.better, self._timeout)
+            else:
+                first = random.random() < 0.5  # noqa: S311 - no secret
+                trial = filter_trial(served, widen, self._timeout, native_first=first)
         except Exception as exc:  # noqa: BLE001 - whatever a database raises, no caller waits for this
             self._fails(exc)
             return
         finally:
             now = time.monotonic()
-            self._due = max(self._due, now) + self._rest * (now - started)
+            rest = self._rest * (now - started)
+            self._due = {kind: max(due, now) + rest for kind, due in self._due.items()}
         if shadow is not None:
             self._weigh(watch, lambda gate: gate.add_shadow(shadow))
+        if trial is not None:
+            self._weigh_filter(watch, shape_of(served.filter), trial)
+
+    def _weigh_filter(self, watch: Watch, shape: str, trial: FilterTrial) -> None:
+        """Show what is known of filters a sample, and say what follows from it."""
+        changed = watch.filters.add(shape, trial)
+        self._weigh(watch, lambda _: None)
+        if not changed or watch is not self._watch:
+            return
+        (known,) = (one for one in watch.health.filters if one.shape == shape)
+        name = watch.collection.info.name
+        how = known.reason or f"routed, with {known.widen:g} times the share of the keys"
+        _log.info(
+            "Searches of %r under filters such as %s: %s, after %d samples.",
+            name,
+            shape,
+            how,
+            known.samples,
+            extra={"amips_event": "filter", "amips_collection": name, "amips_reason": how},
+        )
 
     def _compare(self, watch: Watch) -> None:
         if watch.reference is None or len(watch.live) < WINDOW:
@@ -256,7 +309,7 @@ class HealthMonitor:
         with STEADY:
             before = watch.health
             weigh(watch.gate)
-            watch.health = watch.gate.health
+            watch.health = replace(watch.gate.health, filters=watch.filters.summary())
         if watch is not self._watch:
             return  # it has been replaced: what it shows is nobody's news
         if watch.health.state != before.state:

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
 from amips_plugins.collection import Collection, Hit, SearchRequest
+from amips_plugins.health.filters import FilterTrial
 from amips_plugins.health.gate import RecallAgainstTarget, Shadow, State, factor
 from amips_plugins.health.recall import recall_at_k
 from amips_plugins.models.hooks import RouteHook
 from amips_plugins.plan import PreQueryHook, Target
 from amips_plugins.vectors import FloatArray
 
-__all__ = ["GIVE", "ServedQuery", "search_in", "shadow_search", "widens"]
+__all__ = ["GIVE", "ServedQuery", "filter_trial", "search_in", "shadow_search", "widens"]
 
 GIVE = 0.02
 """Recall below the native search's that a rewritten query may have: it promised no figure."""
@@ -29,7 +31,7 @@ GIVE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class ServedQuery:
-    """One query that was answered: without a filter, and without ``n_probes`` of the caller's.
+    """One query that was answered, without ``n_probes`` of the caller's.
 
     Attributes
     ----------
@@ -48,6 +50,8 @@ class ServedQuery:
         The state of the gate that the search was planned in.
     params
         The caller's own search parameters.
+    filter
+        The caller's own filter; None where every key may be found.
     """
 
     collection: Collection
@@ -58,6 +62,7 @@ class ServedQuery:
     mode: str
     state: State
     params: Mapping[str, Any] | None = None
+    filter: Any = None
 
 
 def widens(hook: PreQueryHook) -> bool:
@@ -100,6 +105,44 @@ def shadow_search(
     return Shadow(served.state, trial, tried)
 
 
+def filter_trial(
+    served: ServedQuery, widen: float, timeout: float | None, *, native_first: bool
+) -> FilterTrial | None:
+    """Search for a filtered query exactly, natively and by plan, and take the time of both.
+
+    The one that comes second finds the database's caches warm: let chance say which. None where
+    the plan would be the native search, or the request is none for a plan.
+    """
+    collection, hook, k = served.collection, served.hook, served.target.k
+    request = SearchRequest(
+        served.query[None], k, served.filter, params=served.params, timeout=timeout
+    )
+    if collection.unroutable(request, rewritten=False) is not None:
+        return None
+    (exact,) = collection.exact(request)
+    larger = collection.info.metric.larger_is_better
+    native: list[Hit] = []
+    planned: list[Hit] | None = None
+    seconds = {True: 0.0, False: 0.0}
+    for natively in (native_first, not native_first):
+        started = perf_counter()
+        if natively:
+            (native,) = collection.search(request)
+        else:
+            planned = _search_wider(widen, collection, hook, served.target, request)
+        seconds[natively] = perf_counter() - started
+        if not natively and planned is None:
+            return None
+    assert planned is not None  # noqa: S101 - for the type checker
+    recall = recall_at_k(planned, exact, k, larger_is_better=larger)
+    target = _promised(served)
+    relative = target is None
+    if target is None:
+        found = recall_at_k(native, exact, k, larger_is_better=larger)
+        target = max(found - GIVE, 0.0)
+    return FilterTrial(recall, target, seconds[False] / max(seconds[True], 1e-9), widen, relative)
+
+
 def search_in(
     state: State,
     collection: Collection,
@@ -108,9 +151,19 @@ def search_in(
     request: SearchRequest,
 ) -> list[Hit] | None:
     """Answer one query as a router does in a state; None where it would not use its model."""
+    return _search_wider(factor(state), collection, hook, target, request)
+
+
+def _search_wider(
+    widen: float,
+    collection: Collection,
+    hook: PreQueryHook,
+    target: Target,
+    request: SearchRequest,
+) -> list[Hit] | None:
     if hook.plan(request.queries, replace(target, widen=1.0)).mode == "native":
         return None
-    plan = hook.plan(request.queries, replace(target, widen=factor(state)))
+    plan = hook.plan(request.queries, replace(target, widen=widen))
     (found,) = collection.search(request, plan)
     if len(found) < request.k and plan.mode != "native":
         (found,) = collection.search(request)

@@ -103,9 +103,12 @@ class RoutableCall(Protocol):
     def request(self, collection: Collection) -> SearchRequest | None:
         """Return what is searched; None where the router cannot do what the caller asks.
 
-        The filter is only to say whether there is one, or anything else that keeps the answer
-        from being the best k keys.
+        A later page and a least score are no filter: the best keys stay the best ones.
         """
+        ...
+
+    def whole(self, collection: Collection) -> bool:
+        """Tell whether its request says all that keeps the answer from being the best k keys."""
         ...
 
     def natively(self, timeout: float | None) -> Mapping[str, Any]:
@@ -232,8 +235,8 @@ def search(routed: RoutedCollection, call: RoutableCall, plain: Call) -> Effects
                 response = found.response
                 return [found.hits]
 
-            target = Target(k=asked.k, recall=routed.recall)
-            yield from router.search_effects(asked, target, search=by_client)
+            target, whole = Target(k=asked.k, recall=routed.recall), call.whole(router.collection)
+            yield from router.search_effects(asked, target, search=by_client, sampled=whole)
     except Exception as exc:
         if plain.raised(exc):
             raise

@@ -182,12 +182,14 @@ class _Searched:
         request = SearchRequest(
             queries,
             limit,
-            # A page behind the first is no whole answer, and is marked as if it were filtered.
-            arguments.get("filter") or ("offset" if offset else None),
+            arguments.get("filter"),
             params=params,
             timeout=arguments.get("timeout"),
         )
         return request if collection.unroutable(request, rewritten=False) is None else None
+
+    def whole(self, collection: Collection) -> bool:  # noqa: ARG002 - Qdrant's asks it
+        return not self.offset and not self.arguments.get("filter_params")
 
     def natively(self, timeout: float | None) -> Mapping[str, Any]:
         return {**self.arguments, "timeout": timeout}

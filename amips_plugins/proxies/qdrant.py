@@ -188,20 +188,22 @@ class _QueryPoints:
         shard_key = arguments.get("shard_key_selector")
         if info.namespace and str(shard_key) != info.namespace:
             return None  # the router knows one shard key alone
-        # Whatever makes the answer another one than the best k keys is a filter to the router.
-        narrowed = (
-            bool(arguments.get("query_filter") or offset)
-            or arguments.get("score_threshold") is not None
-            or (shard_key is not None and not info.namespace)
-        )
+        condition = arguments.get("query_filter")
+        if shard_key is not None and not info.namespace:
+            condition = ["shard_key", condition]  # one that nothing is known of
         request = SearchRequest(
             queries,
             limit,
-            "narrowed" if narrowed else None,
+            condition,
             params=self.params,
             timeout=None if timeout is None else float(timeout),
         )
         return request if single else None
+
+    def whole(self, collection: Collection) -> bool:
+        given = self.arguments
+        sharded = given.get("shard_key_selector") is not None and not collection.info.namespace
+        return not self.offset and not sharded and given.get("score_threshold") is None
 
     def natively(self, timeout: float | None) -> Mapping[str, Any]:
         return {**self.arguments, "timeout": _seconds(timeout)}

@@ -7,20 +7,25 @@ from dataclasses import replace
 
 from amips_plugins.collection import Collection, SearchRequest
 from amips_plugins.errors import InvalidInput
+from amips_plugins.health.filters import DEARER, MISSES, NOT_MEASURED, narrows
 from amips_plugins.health.gate import Health
-from amips_plugins.models.hooks import is_quick
-from amips_plugins.plan import NATIVE, QueryPlan, Target
+from amips_plugins.models.hooks import NativeHook, is_quick
+from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
 from amips_plugins.routing.checks import check_plan
 from amips_plugins.routing.effects import Effects, PlanEffect
 from amips_plugins.routing.fallbacks import Fallbacks
 from amips_plugins.routing.serving import Serving
 
-__all__ = ["GATED", "plan_search"]
+__all__ = ["GATED", "WATCHED", "plan_search"]
 
 GATED = "health: native"
 """The reason where live searches have shown that the native search is the better one."""
 
+WATCHED = (None, GATED, NOT_MEASURED, MISSES, DEARER)
+"""Why the native search answers whose searches are sampled all the same, to see if they change."""
+
 _HINTS = {
+    NOT_MEASURED: "a few of its searches are being measured, see docs/health.md",
     "target: not promised": "the bundle promises less; train with more queries, or for less recall",
     "target: k not calibrated": "name n_probes, or train with a larger --k",
 }
@@ -48,6 +53,12 @@ def plan_search(
         if health.widen == math.inf:
             return NATIVE, serving.note(fallbacks, GATED, "; ".join(health.reasons))
         target = replace(target, widen=health.widen)
+    if _has_to_be_known(hook, request, target) and serving.watch is not None:
+        widen, reason = serving.watch.filters.verdict(request.filter)
+        if widen is None:
+            reason = reason or NOT_MEASURED
+            return NATIVE, serving.note(fallbacks, reason, _HINTS.get(reason))
+        target = replace(target, widen=max(target.widen, widen))
     try:
         if is_quick(hook, len(queries)):
             plan = hook.plan(queries, target)
@@ -67,6 +78,12 @@ def plan_search(
     if most is not None and plan.rescore > most:
         plan = replace(plan, rescore=most)
     return plan, None
+
+
+def _has_to_be_known(hook: PreQueryHook, request: SearchRequest, target: Target) -> bool:
+    """Tell whether a plan would be made for a filter, of which nothing is promised."""
+    free = target.n_probes is not None or isinstance(hook, NativeHook)
+    return not free and narrows(request.filter)
 
 
 def _unroutable(collection: Collection, request: SearchRequest, plan: QueryPlan) -> str | None:

@@ -25,7 +25,7 @@ from amips_plugins.routing.execution import Outcome, execute, traces
 from amips_plugins.routing.fallbacks import Fallbacks
 from amips_plugins.routing.hits import Hits, Trace
 from amips_plugins.routing.observers import Observer, Observers
-from amips_plugins.routing.planner import GATED, plan_search
+from amips_plugins.routing.planner import WATCHED, plan_search
 from amips_plugins.routing.refresh import ServingFollower
 from amips_plugins.routing.serving import Serving, bundle_in, serve_bundle
 from amips_plugins.routing.writer import Writer
@@ -223,7 +223,9 @@ class LearnedRouter:
         n_probes
             Number of cells to search, in place of a recall target. Route mode only.
         filter
-            The database's own filter; hits satisfy it, whatever the model chose.
+            The database's own filter; hits satisfy it. The native search answers until sampled
+            searches show that routing holds its target under filters of this class, and pays (see
+            docs/health.md); the trace says so. With ``n_probes`` the model chooses at once.
         fields
             Stored fields to return with the hits.
         params
@@ -256,17 +258,25 @@ class LearnedRouter:
         *,
         explain: bool = False,
         search: SearchBy = search_collection,
+        sampled: bool = True,
     ) -> Effects[list[Hits]]:
         """Search for a request that has been checked; how to wait is the caller's matter.
 
         ``search`` performs every search of a collection that it takes, by its plan or natively,
         and decides what a hit is: all that is asked of its result is a list for each query.
+        Where the request does not say all that is asked, it is not to be ``sampled``.
         """
-        effects = self._search(request, target, search, explain=explain)
+        effects = self._search(request, target, search, explain=explain, sampled=sampled)
         return self._observers.around(effects) if self._observers.surround else effects
 
     def _search(
-        self, request: SearchRequest, target: Target, search: SearchBy, *, explain: bool
+        self,
+        request: SearchRequest,
+        target: Target,
+        search: SearchBy,
+        *,
+        explain: bool,
+        sampled: bool,
     ) -> Effects[list[Hits]]:
         self._refresher.run_if_due()
         serving = self._follower.serving  # taken once: a look meanwhile is the next search's
@@ -289,15 +299,8 @@ class LearnedRouter:
             raise
         ended = time.perf_counter()
         self._account(serving, plan, answered)
-        if (
-            watch is not None
-            and health is not None
-            and request.filter is None
-            and target.n_probes is None
-            and answered.fallback is None
-            and fallback in (None, GATED)
-            and self._monitor.chosen(len(request.queries))
-        ):
+        sampled = sampled and target.n_probes is None and answered.fallback is None
+        if watch and health and sampled and fallback in WATCHED:
             self._monitor.offer(watch, health.state, request, target, answered.found, answered.plan)
         times = planned - started, ended - planned
         version = None if serving.bundle is None else serving.bundle.manifest.version

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from amips_plugins import MilvusCollection, QdrantCollection, QdrantEdgeCollection, connect
+from amips_plugins.adapters.connect import read_filter
+from amips_plugins.collection import CollectionInfo
 from amips_plugins.errors import CollectionNotFound, InvalidInput
+from amips_plugins.vectors import Metric
 from tests.support.bundles import memory
 
 Calls = list[tuple[str, str, str, str | None, str | None]]
@@ -192,3 +195,20 @@ def test_a_path_that_is_not_there_creates_nothing(database: str, tmp_path: Path)
     with pytest.raises(CollectionNotFound):
         connect(f"{database}://{tmp_path}/docs.db?collection=docs")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_filter_is_read_as_its_database_has_it() -> None:
+    class Named:
+        def __init__(self, database: str) -> None:
+            self.info = CollectionInfo(database, "docs", "", Metric.COSINE, 4)
+
+    def read(database: str, text: str) -> Any:
+        return read_filter(Named(database), text)  # type: ignore[arg-type] # it asks for no more
+
+    assert read("milvus", "year > 2020") == "year > 2020"
+    (condition,) = read("qdrant", '{"must": [{"key": "year", "range": {"gte": 2020}}]}').must
+    assert (condition.key, condition.range.gte) == ("year", 2020)
+    with pytest.raises(InvalidInput, match="no filter of Qdrant"):
+        read("qdrant", "year > 2020")
+    with pytest.raises(InvalidInput, match="cannot be typed"):
+        read("qdrant-edge", "{}")

@@ -112,6 +112,10 @@ def test_the_main_job(folder: Path) -> None:
     assert all(row["recall_at_k"] >= 0.7 for row in rows)
     assert rows[1]["scanned"] < 1.0
     assert "Warning" not in err
+    where = ["--queries", "test.npy", "--filter", "id >= 300"]
+    out, _ = amips(folder, "evaluate", laid_out, *where)
+    assert "native, id >= 300" in out
+    assert "passing" in out.splitlines()[0]
     out, _ = amips(folder, "registry", "list", "milvus/docs/vector", "--json")
     listed = json.loads(out)
     assert listed["current"] == listed["versions"][0]

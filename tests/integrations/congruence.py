@@ -20,6 +20,7 @@ from amips_plugins.proxies.records import of_others
 from amips_plugins.routing.observers import Observation
 from tests.handmade import publish
 from tests.integrations.corpus import TARGET, calibration, unseen
+from tests.support.known_filters import KnowsEveryFilter
 from tests.support.proxy_data import EveryCell, Rewrite
 
 N_CELLS = 10
@@ -126,7 +127,7 @@ class Congruence:
         assert layout is not None
         kinds = {"cells": EveryCell(layout, N_CELLS), "rewrite": Rewrite(), "none": Broken()}
         counted = Counted(kinds[hook])
-        store = world.routed(LearnedRouter(collection, hook=counted))
+        store = world.routed(LearnedRouter(collection, hook=counted, watch=KnowsEveryFilter()))
         expected = answer(self.ways[way], world.store(), loop)
         found = answer(self.ways[way], store, loop)
         assert expected
@@ -137,6 +138,23 @@ class Congruence:
             assert not fallbacks
         elif way not in self.unrouted:
             assert set(fallbacks) == {"model: RuntimeError"}
+
+    def test_filters_that_nothing_is_known_of_are_the_stores_own(
+        self, world: World, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        filtered = [way for way in self.ways if "filter" in way and way not in self.unrouted]
+        if not filtered:
+            pytest.skip("no way has a filter")
+        collection = world.collection()
+        layout = collection.layout()
+        assert layout is not None
+        counted = Counted(EveryCell(layout, N_CELLS))
+        store = world.routed(LearnedRouter(collection, hook=counted))
+        for way in filtered:
+            same = assert_tied if way in self.tied else assert_same
+            same(answer(self.ways[way], store, loop), answer(self.ways[way], world.store(), loop))
+        assert counted.planned == 0
+        assert set(world.router_of(store).fallbacks) == {"filter: not measured"}
 
     def test_a_broken_bundle_leaves_the_bare_store(
         self, world: World, loop: asyncio.AbstractEventLoop, tmp_path: Path

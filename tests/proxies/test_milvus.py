@@ -20,6 +20,7 @@ from amips_plugins.plan import NATIVE, QueryPlan, Target
 from amips_plugins.proxies.records import hide
 from amips_plugins.vectors import FloatArray
 from tests.handmade import publish
+from tests.support.known_filters import KnowsEveryFilter
 from tests.support.proxy_data import COUNT, DIM, Broken, EveryCell, OneCell, Rewrite, keys, queries
 
 pymilvus = pytest.importorskip("pymilvus")
@@ -81,11 +82,14 @@ class Database:
         self.calls: list[tuple[Any, dict[str, Any]]] = []
         self.failures: list[Exception] = []
 
-    def router(self, hook: Any = None, name: str | None = None) -> LearnedRouter:
+    def router(
+        self, hook: Any = None, name: str | None = None, watch: HealthMonitor | None = None
+    ) -> LearnedRouter:
         collection = MilvusCollection(self.bare, name or self.name)
+        watch = watch or KnowsEveryFilter()
         if hook is not None:
-            return LearnedRouter(collection, hook=hook)
-        return LearnedRouter(collection, registry=self.registry)
+            return LearnedRouter(collection, hook=hook, watch=watch)
+        return LearnedRouter(collection, registry=self.registry, watch=watch)
 
     def every_cell(self) -> EveryCell:
         return EveryCell(self.layout, 8)
@@ -277,6 +281,30 @@ def test_a_broken_model_leaves_the_callers_call(database: Database) -> None:
     assert_same(found, database.bare.search(database.name, [QUERY], filter="group == 1"))
     assert database.calls == [((database.name, [QUERY]), {"filter": "group == 1"})]
     assert router.fallbacks == {"model: RuntimeError": 1}
+
+
+def test_a_filter_that_nothing_is_known_of_leaves_the_callers_call(database: Database) -> None:
+    watch = HealthMonitor(share=1.0, at_most_every=0.0, at_most_busy=1.0, drift_share=0.0)
+    router = database.router(database.every_cell(), watch=watch)
+    asked: list[dict[str, Any]] = [
+        {"filter": "group == 1"},
+        {"filter": "group == 2", "search_params": {"offset": 2}},
+        {"filter": "group == 2", "filter_params": {"group": 2}},  # a template, as far as Lite goes
+    ]
+    for given in asked:
+        database.calls.clear()
+        found = database.search(router, database.name, [QUERY], **given)
+        assert_same(found, database.bare.search(database.name, [QUERY], **given))
+        assert database.calls == [((database.name, [QUERY]), given)]
+        assert watch.idle(20)
+    assert router.fallbacks == {"filter: not measured": 3}
+    # Measured is what the expression and the query say by themselves.
+    assert not watch.failures
+    assert watch.health is not None
+    assert [(one.shape, one.samples) for one in watch.health.filters] == [("group == ?", 1)]
+    database.calls.clear()
+    database.search(router, database.name, [QUERY], filter="")
+    assert names_cells(database.calls[0][1])
 
 
 @pytest.mark.parametrize("storage", ["partitions", "field"])

@@ -22,6 +22,7 @@ from amips_plugins.proxies.late import LateRouter
 from amips_plugins.proxies.records import hide
 from amips_plugins.vectors import FloatArray
 from tests.handmade import publish
+from tests.support.known_filters import KnowsEveryFilter
 from tests.support.proxy_data import COUNT, DIM, Broken, EveryCell, OneCell, Rewrite, keys, queries
 
 QUERY = queries(7, 1)[0].tolist()
@@ -120,6 +121,7 @@ class Database:
 
     def router(self, hook: Any = None, **more: Any) -> LearnedRouter:
         collection = QdrantCollection(self.bare, more.pop("name", "docs"), self.field)
+        more.setdefault("watch", KnowsEveryFilter())
         if hook is not None:
             return LearnedRouter(collection, hook=hook, **more)
         return LearnedRouter(collection, registry=self.registry, **more)
@@ -217,6 +219,37 @@ def test_results_are_the_clients_own(
     assert names_cells(kwargs) if hook == "cells" else kwargs["prefetch"]
     kept = set(given) - {"query_filter"}
     assert {name: kwargs[name] for name in kept} == {name: given[name] for name in kept}
+
+
+def test_a_filter_that_nothing_is_known_of_leaves_the_callers_call(database: Database) -> None:
+    router = database.router(database.every_cell(), watch=HealthMonitor(share=1.0))
+    client = route(database.watched, router)
+    for given in ({"query_filter": GROUP}, {"query_filter": GROUP, "offset": 3}):
+        found = done(client.query_points("docs", QUERY, **given))
+        assert_same(found, database.bare.query_points("docs", QUERY, **given))
+        assert database.watched.calls[-1] == (("docs", QUERY), given)
+    assert router.fallbacks == {"filter: not measured": 2}
+    # An empty filter, a later page and a least score keep no key from being among the best.
+    for plain in ({"query_filter": models.Filter(must=[])}, {"offset": 3}, {"score_threshold": 0}):
+        done(client.query_points("docs", QUERY, **plain))
+        assert names_cells(database.watched.calls[-1][1])
+
+
+def test_a_filter_is_measured_with_its_own_searches(database: Database) -> None:
+    watch = HealthMonitor(share=1.0, at_most_every=0.0, at_most_busy=1.0)
+    router = database.router(database.every_cell(), watch=watch)
+    client = route(database.watched, router)
+    for row in range(3):
+        done(client.query_points("docs", queries(row, 1)[0].tolist(), query_filter=GROUP))
+        assert watch.idle(20)
+    done(client.query_points("docs", QUERY, query_filter=GROUP, offset=2))
+    done(client.query_points("docs", QUERY, query_filter=GROUP, score_threshold=0.5))
+    assert watch.idle(20)
+    assert not watch.failures
+    assert watch.health is not None
+    (known,) = watch.health.filters
+    assert known.samples == 3
+    assert known.shape == "{must: [{key: group, match: {value: ?}}]}"
 
 
 @pytest.mark.parametrize("distance", [models.Distance.COSINE, models.Distance.EUCLID])

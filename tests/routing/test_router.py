@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from amips_plugins import Hits, LearnedRouter, MemoryCollection
 from amips_plugins.bundle.contents import CELLS
 from amips_plugins.collection import Hit, Id, SearchRequest
+from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.models.cells import Cells
 from amips_plugins.models.hooks import NativeHook
 from amips_plugins.plan import QueryPlan
@@ -227,6 +228,10 @@ def test_all_cells_are_the_native_search(router: LearnedRouter, n_probes: int) -
     assert not router.fallbacks
 
 
+def knowing(condition: Any) -> HealthMonitor:
+    return HealthMonitor(filters=[] if condition is None else [condition])
+
+
 @pytest.mark.parametrize("metric", Metric)
 @given(
     k=st.integers(1, COUNT),
@@ -259,7 +264,7 @@ def test_routed_through_all_cells_equals_native(
 
     expected = collection.search(SearchRequest(queries, k, chosen))
     for router, probes in (
-        (LearnedRouter(collection, hook=Hook(every_cell)), None),
+        (LearnedRouter(collection, hook=Hook(every_cell), watch=knowing(chosen)), None),
         (LearnedRouter(collection, bundle=folder), N_CELLS),
     ):
         found = router.search(queries, k, filter=chosen, n_probes=probes)

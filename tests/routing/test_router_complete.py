@@ -10,6 +10,7 @@ import pytest
 
 from amips_plugins import LearnedRouter
 from amips_plugins.collection import Hit, SearchRequest
+from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.models.hooks import NativeHook
 from amips_plugins.plan import NATIVE, QueryPlan
 from amips_plugins.routing.router import Trace
@@ -81,8 +82,9 @@ def test_only_the_short_rows_of_a_batch_are_searched_again(folder: Path) -> None
     many, few = members_of(folder, 0), members_of(folder, 1)
     cells = np.tile([[0], [1]], (len(QUERIES) // 2, 1))
     plan = QueryPlan(cells=cells, layout=spy.layout())
-    router = LearnedRouter(spy, hook=Hook(lambda _: plan))
     keep = only(*many, few[0])
+    known = HealthMonitor(filters=[keep])
+    router = LearnedRouter(spy, hook=Hook(lambda _: plan), watch=known)
     found = router.search(QUERIES, k=2, filter=keep, params={"ef": 3}, explain=True)
     (first, routed), (second, natively) = spy.asked
     assert (len(first.queries), routed) == (len(QUERIES), plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -16,7 +17,7 @@ from amips_plugins.errors import BundleError, InvalidInput
 from amips_plugins.health.drift import WINDOW, Drift, compare, outputs_of
 from amips_plugins.health.gate import Gate, Shadow, State
 from amips_plugins.health.recall import Recall, RecallWindow
-from amips_plugins.health.shadow_search import ServedQuery, search_in, shadow_search, widens
+from amips_plugins.health.shadow_search import ServedQuery, search_wider, shadow_search, widens
 from amips_plugins.models.hooks import RewriteHook, RouteHook
 from amips_plugins.plan import PreQueryHook, Target
 from amips_plugins.progress import Progress, no_progress
@@ -190,13 +191,13 @@ def _weigh(
     planned = RecallWindow(len(queries))
     with progress("search", len(queries), 0, "queries") as step:
         for query in queries:
-            as_planned = _examine(serving.collection, hook, query, k, "healthy", None)
+            as_planned = _examine(serving.collection, hook, query, k, 1.0, None)
             if as_planned is not None:
                 planned.add(as_planned.served.recall)
-            if gate.state == "healthy":
+            if gate.widen == 1.0:
                 shadow = as_planned
             else:
-                shadow = _examine(serving.collection, hook, query, k, gate.state, gate.better)
+                shadow = _examine(serving.collection, hook, query, k, gate.widen, gate.better)
             if shadow is not None:
                 gate.add_shadow(shadow)
             step.advance(1)
@@ -208,17 +209,17 @@ def _examine(
     hook: PreQueryHook,
     query: FloatArray,
     k: int,
-    state: State,
-    better: State | None,
+    widen: float,
+    better: float | None,
 ) -> Shadow | None:
     target, request = Target(k), SearchRequest(query[None], k)
-    found = search_in(state, collection, hook, target, request)
+    found = search_wider(widen, collection, hook, target, request)
     if found is None:
         return None
     # Only a healthy state has to know how; the model had a part in the answer, or could have.
-    mode = "native" if state == "native" else "route"
+    mode = "native" if widen == math.inf else "route"
     return shadow_search(
-        ServedQuery(collection, hook, query, target, found, mode, state), better, None
+        ServedQuery(collection, hook, query, target, found, mode, widen), better, None
     )
 
 
@@ -232,6 +233,14 @@ def _advice(gate: Gate, share: float, *, measured: bool) -> str:
         )
     if share > _MUCH_OVERFLOW:
         return "Give the keys without a cell theirs: amips backfill."
+    drift = gate.health.drift
+    if drift is not None and drift.found:
+        if gate.in_doubt:
+            return (
+                "Queries differ from those trained on, and too few were searched for to tell "
+                "whether their recall holds; look at more: --sample 2000."
+            )
+        return "Nothing to do: queries differ from those trained on, and their recall holds."
     if not measured:
         return "Nothing to do; with --queries or --queries-log recall is measured, too."
     return "Nothing to do."

@@ -89,7 +89,7 @@ def _time_hot_path() -> None:
     query = np.ones(_DIM, dtype=np.float32)
 
     def sample() -> None:
-        served = ServedQuery(collection, hook, query, Target(10), [], "route", "healthy")
+        served = ServedQuery(collection, hook, query, Target(10), [], "route", 1.0)
         watch.sample(watched, served)
 
     empty = min(timeit.repeat(lambda: None, number=100_000, repeat=10)) / 0.1

@@ -209,13 +209,13 @@ def generations() -> None:
 def states() -> None:
     """Draw the states of the never-worse gate."""
     d = Drawing(
-        "healthy: as planned; widened: four times the keys; native: the database's own",
+        "healthy: as planned; widened: up to four times the keys; native: the database's own",
         190,
     )
     for at, (name, about, kind) in enumerate(
         [
             ("healthy", "as planned", "box soft"),
-            ("widened", "four times the keys", "box"),
+            ("widened", "up to four times the keys", "box"),
             ("native", "the database's own search", "box"),
         ]
     ):
@@ -224,7 +224,7 @@ def states() -> None:
         x = 200 + 256 * at
         d.arrow([(x, 82), (x + 64, 82)])
         d.arrow([(x + 64, 110), (x, 110)])
-    d.text(232, 44, "recall is below target, or queries drift", "middle small")
+    d.text(232, 44, "recall is below target", "middle small")
     d.text(488, 44, "still below, or too much overflow", "middle small")
     d.text(
         360,

@@ -4,17 +4,19 @@
 state      a search
 =========  =====================================================================
 healthy    as planned
-widened    through the cells that hold ``WIDEN`` times the share of the keys
+widened    through the cells that hold 1.5, 2.5 or 4 times the share of the keys
 native     as the database does by itself
 =========  =====================================================================
 
 Three things are looked at, and the worst of them decides:
 
-- **Recall** of sampled answers against exact ones. Significantly below its target, the router goes
-  one state down; while it is down, the next better state is tried off the callers' path, and when
-  its recall is significantly good it goes back up.
-- **Drift** of the queries keeps a router from being healthy until a later window shows none, or
-  until the recall that searching as planned would have has proven good all the same.
+- **Recall** of sampled answers against exact ones. Significantly below its target, the router
+  searches wider by as much as what it misses exceeds what it may miss, and where that does not do,
+  natively; meanwhile the next narrower search is tried off the callers' path, and when its recall
+  is significantly good it takes over.
+- **Drift** of the queries alone costs nothing: it has recall decide sooner, by more samples and a
+  test that takes less to believe it. Only where recall is not measured it widens, by the least
+  there is, until a later window shows none.
 - **Overflow** above the collection's break-even: then every routed search costs more than a full
   one, and the native search answers until there is less.
 
@@ -24,6 +26,7 @@ A KeyNet has nothing to widen: with it the gate has two states, healthy and nati
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -38,30 +41,32 @@ __all__ = [
     "FALSE_FALL",
     "FALSE_RISE",
     "SLACK",
-    "WIDEN",
+    "WIDENINGS",
     "Gate",
     "Health",
     "RecallAgainstTarget",
     "Shadow",
     "State",
-    "factor",
+    "state_of",
 ]
 
 State = Literal["healthy", "widened", "native"]
 
-WIDEN = 4.0
-"""How many times the share of the keys a widened search looks at."""
+WIDENINGS = (1.5, 2.5, 4.0)
+"""How many times the planned share of the keys a widened search looks at."""
 
 FALSE_FALL = 1e-4
 """While recall is on target or above, false alarms are at least 1 / this many samples apart."""
 
 FALSE_RISE = 1e-3
-"""The same of going back up while recall is ``SLACK`` below its target or worse."""
+"""The same of going back up while recall is ``SLACK`` below its target or worse; and of going down
+while the queries differ from those trained on."""
 
 SLACK = 0.01
 """Recall by which a better state may miss the target and still count as good: proving a recall to
 be on a target that it just reaches would take for ever."""
 
+_LATEST, _SUDDEN = 50, 20  # answers that say how much is missed, also where it began just now
 _LEAST_LOSS = 0.01  # for a target of 1, which nothing can exceed
 _BACK = 0.9  # of the break-even: overflow around it must not switch to and fro
 
@@ -91,15 +96,15 @@ class Shadow:
 
     Attributes
     ----------
-    state
-        The state in which it was answered.
+    widen
+        How wide the search was that answered it: 1 as planned, infinity natively.
     served
         The answer that the caller got.
     better
-        What the next better state would have given; None where it was not tried.
+        What the next narrower search would have given; None where it was not tried.
     """
 
-    state: State
+    widen: float
     served: RecallAgainstTarget
     better: RecallAgainstTarget | None = None
 
@@ -124,6 +129,8 @@ class Health:
         Share of the keys without a cell, when last counted.
     filters
         What is known of each class of filters (see ``health.filters``), the latest sampled last.
+    widening
+        How many times the planned share of the keys a widened search looks at.
     """
 
     state: State
@@ -133,19 +140,22 @@ class Health:
     drift: Drift | None = None
     overflow: float | None = None
     filters: tuple[FilterClass, ...] = ()
+    widening: float = WIDENINGS[-1]
 
     @property
     def widen(self) -> float:
-        """What ``Target.widen`` has to be: 1, ``WIDEN``, or infinity for the native search.
+        """What ``Target.widen`` has to be: 1, ``widening``, or infinity for the native search.
 
         A search with ``n_probes`` of the caller's own is none of the gate's business.
         """
-        return factor(self.state)
+        return {"healthy": 1.0, "widened": self.widening, "native": math.inf}[self.state]
 
 
-def factor(state: State) -> float:
-    """Return how many times the planned share of the keys a state searches."""
-    return {"healthy": 1.0, "widened": WIDEN, "native": math.inf}[state]
+def state_of(widen: float) -> State:
+    """Return what a router is called that searches so wide."""
+    if widen <= 1.0:
+        return "healthy"
+    return "native" if widen == math.inf else "widened"
 
 
 class Gate:
@@ -153,8 +163,10 @@ class Gate:
 
     Attributes
     ----------
-    state
-        Which way to search now.
+    widen
+        How wide to search now: 1 as planned, infinity natively.
+    measured
+        Whether recall is measured, so that drift can wait for it.
     """
 
     def __init__(
@@ -163,30 +175,39 @@ class Gate:
         widens: bool,
         now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
     ) -> None:
-        self._states: tuple[State, ...] = (
-            ("healthy", "widened", "native") if widens else ("healthy", "native")
-        )
+        self._steps: tuple[float, ...] = (1.0, *(WIDENINGS if widens else ()), math.inf)
         self._now = now
-        self._recall_asks: State = "healthy"
-        self._drifts = self._excused = self._overflows = False
+        self._recall_asks = 1.0
+        self._drifts = self._proven = self._overflows = False
         self._drift: Drift | None = None
         self._overflow: float | None = None
-        self.state: State = "healthy"
+        self.measured = True
+        self.widen = 1.0
         self._begin()
 
     @property
-    def better(self) -> State | None:
-        """The state to try off the callers' path; None if there is none, or it could not help."""
-        if self._overflows or self.state == "healthy":
+    def state(self) -> State:
+        """Which way to search now."""
+        return state_of(self.widen)
+
+    @property
+    def better(self) -> float | None:
+        """How wide to search off the callers' path; None if it is narrow, or could not help."""
+        if self._overflows or self.widen == 1.0:
             return None
-        return self._states[self._states.index(self.state) - 1]
+        return self._steps[self._steps.index(self.widen) - 1]
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether more samples would tell something: it is not healthy, or may not be."""
+        return self.widen > 1.0 or (self._drifts and not self._proven)
 
     @property
     def health(self) -> Health:
         """What there is to say now."""
         reasons = (
-            ("recall is below its target", self._recall_asks != "healthy"),
-            ("queries differ from those trained on", self._drifts and not self._excused),
+            ("recall is below its target", self._recall_asks > 1.0),
+            ("queries differ from those trained on", self._drifts and self.widen > 1.0),
             ("keys without a cell make routing dearer than a full scan", self._overflows),
         )
         return Health(
@@ -196,35 +217,39 @@ class Gate:
             recall=self._window.summary(),
             drift=self._drift,
             overflow=self._overflow,
+            widening=self.widen if self.state == "widened" else WIDENINGS[-1],
         )
 
     def add_shadow(self, shadow: Shadow) -> None:
-        """Weigh a sampled query; one that was answered in another state says nothing of this."""
-        if shadow.state != self.state:
+        """Weigh a sampled query; one that was answered otherwise says nothing of this."""
+        if shadow.widen != self.widen:
             return
         served, better = shadow.served, shadow.better
         self._window.add(served.recall)
-        if self.state != "native":
+        self._latest.append(served)
+        if self.widen < math.inf:
             # The bound of a bet has to be known before the value it is made on.
             most = 1.0 if served.relative else max(1.0 - served.target, _LEAST_LOSS)
             if self._falls.add(served.target - served.recall, most):
-                self._recall_asks = self._states[self._states.index(self.state) + 1]
+                self._recall_asks = self._wide_enough()
+                self._proven = False
                 self._settle()
                 return
-        if better is not None and self.better is not None:
-            enough = max(better.target - SLACK, 0.0)
-            most = 1.0 if better.relative else max(enough, _LEAST_LOSS)
-            if self._rises.add(better.recall - enough, most):
-                self._recall_asks = self.better
-                # Proven in spite of the drift: only another drift after this one counts again.
-                self._excused = self._drifts and self.better == "healthy"
-                self._settle()
+        if self._drifts and not self._proven and self.widen == 1.0:
+            self._proven = self._rises.add(*_gain(served))
+        elif better is not None and self.better is not None and self._rises.add(*_gain(better)):
+            self._recall_asks = self.better
+            self._settle()
 
     def add_drift(self, drift: Drift) -> None:
         """Weigh a window of live queries."""
+        news = drift.found and not self._drifts
         self._drift, self._drifts = drift, drift.found
         if not drift.found:
-            self._excused = False
+            self._proven = False
+        elif news and self.widen == 1.0:
+            # What was seen before the queries changed says nothing of them.
+            self._falls, self._rises = Detector(FALSE_RISE), Detector(FALSE_RISE)
         self._settle()
 
     def add_overflow(self, share: float, break_even: float) -> None:
@@ -233,16 +258,27 @@ class Gate:
         self._overflows = share > (_BACK * break_even if self._overflows else break_even)
         self._settle()
 
+    def _wide_enough(self) -> float:
+        """Return how wide to search, by how many times as much is missed as may be."""
+        wanted = 0.0
+        for latest in (list(self._latest)[-_LATEST:], list(self._latest)[-_SUDDEN:]):
+            missed = sum(1.0 - one.recall for one in latest)
+            allowed = sum(max(1.0 - one.target, _LEAST_LOSS) for one in latest)
+            wanted = max(wanted, self.widen * missed / allowed)
+        wider = self._steps[self._steps.index(self.widen) + 1 :]
+        enough = [step for step in wider if step >= wanted]
+        # Natively only where nothing wider is left: how much wider helps has yet to be seen.
+        return min(enough[0], wider[-2]) if len(wider) > 1 else wider[0]
+
     def _settle(self) -> None:
-        """Take the worst state that anything asks for."""
-        asked: list[State] = [self._recall_asks]
-        if self._drifts and not self._excused:
-            asked.append(self._states[1])
+        """Take the widest that anything asks for."""
+        asked = [self._recall_asks]
+        if self._drifts and not self.measured:
+            asked.append(self._steps[1])
         if self._overflows:
-            asked.append("native")
-        state = max(asked, key=self._states.index)
-        if state != self.state:
-            self.state = state
+            asked.append(math.inf)
+        if max(asked) != self.widen:
+            self.widen = max(asked)
             self._begin()
 
     def _begin(self) -> None:
@@ -251,3 +287,10 @@ class Gate:
         self._falls = Detector(FALSE_FALL)
         self._rises = Detector(FALSE_RISE)
         self._window = RecallWindow()
+        self._latest: deque[RecallAgainstTarget] = deque(maxlen=_LATEST)
+
+
+def _gain(of: RecallAgainstTarget) -> tuple[float, float]:
+    """Return by how much a recall is good enough, and the most by which it might not be."""
+    enough = max(of.target - SLACK, 0.0)
+    return of.recall - enough, 1.0 if of.relative else max(enough, _LEAST_LOSS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections import Counter, deque
@@ -20,8 +21,7 @@ from amips_plugins.collection import Collection, Hit, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.drift import WINDOW, compare, outputs_of
 from amips_plugins.health.filters import FilterClasses, FilterTrial, narrows, shape_of
-from amips_plugins.health.gate import Gate, Health, State
-from amips_plugins.health.recall import Recall
+from amips_plugins.health.gate import Gate, Health
 from amips_plugins.health.shadow_search import (
     ServedQuery,
     filter_trial,
@@ -159,10 +159,11 @@ class HealthMonitor:
         self._rate = 0.0 if watch is None else max(keen, drift_share)
         if watch is None:
             return
+        watch.gate.measured = self._share > 0.0
         if self._known_filters:
             watch.filters = FilterClasses(self._known_filters, widens=widens(watch.hook))
         if before is not None and before.state != "healthy":
-            self._announce(watch, before.recall)
+            self._announce(watch, before)
         self._tell("on_health", watch.health)
 
     def chosen(self, n_queries: int = 1) -> bool:
@@ -177,15 +178,16 @@ class HealthMonitor:
 
         What comes faster than it can be looked at is left aside.
         """
-        if self._rate <= 0.0 or (served.filter is not None and served.state == "native"):
+        filtered = served.filter is not None
+        if self._rate <= 0.0 or (filtered and served.widen == math.inf):
             return
         coin = random.random() * self._rate  # noqa: S311 - as above
-        live, filtered = watch.live, served.filter is not None
+        live = watch.live
         known = watch.reference is not None and not filtered
         if known and coin < self._drift_share and len(live) < WINDOW:
             query = np.array(served.query, dtype=np.float32)
             live[query.tobytes()] = query
-        open_question = served.mode == "native" if filtered else served.state != "healthy"
+        open_question = served.mode == "native" if filtered else watch.gate.in_doubt
         share = self._share * _KEEN if open_question else self._share
         if coin < share and len(self._queue) < _WAITING and time.monotonic() >= self._due[filtered]:
             widen = watch.filters.to_try(shape_of(served.filter)) if filtered else 1.0
@@ -199,7 +201,7 @@ class HealthMonitor:
     def offer(
         self,
         watch: Watch,
-        state: State,
+        widen: float,
         request: SearchRequest,
         target: Target,
         found: Sequence[Sequence[Hit]],
@@ -216,7 +218,7 @@ class HealthMonitor:
             target,
             found[row],
             plan.mode,
-            state,
+            widen,
             request.params,
             request.filter if narrows(request.filter) else None,
         )
@@ -250,7 +252,7 @@ class HealthMonitor:
             self._compare(self._watch)
 
     def _examine(self, watch: Watch, served: ServedQuery, widen: float) -> None:
-        if served.state != watch.gate.state:
+        if served.widen != watch.gate.widen:
             return
         started = time.monotonic()
         shadow = trial = None
@@ -312,24 +314,26 @@ class HealthMonitor:
             watch.health = replace(watch.gate.health, filters=watch.filters.summary())
         if watch is not self._watch:
             return  # it has been replaced: what it shows is nobody's news
-        if watch.health.state != before.state:
-            self._announce(watch, before.recall)
+        if watch.health.widen != before.widen:
+            self._announce(watch, before)
         self._tell("on_health", watch.health)
 
-    def _announce(self, watch: Watch, recall: Recall | None) -> None:
+    def _announce(self, watch: Watch, before: Health) -> None:
         """Log a change of state, with the recall that was measured in the state before."""
         name, health = watch.collection.info.name, watch.health
+        times = f" {health.widening:g} times" if health.state == "widened" else ""
         _log.log(
-            logging.INFO if health.state == "healthy" else logging.WARNING,
-            "The router of %r is %s%s.",
+            logging.INFO if health.widen < before.widen else logging.WARNING,
+            "The router of %r is %s%s%s.",
             name,
             health.state,
+            times,
             "".join(f"; {reason}" for reason in health.reasons),
             extra={
                 "amips_collection": name,
                 "amips_state": health.state,
                 "amips_reasons": health.reasons,
-                "amips_recall": None if recall is None else recall.mean,
+                "amips_recall": None if before.recall is None else before.recall.mean,
                 "amips_drift_p": None if health.drift is None else health.drift.p_value,
                 "amips_overflow": health.overflow,
             },

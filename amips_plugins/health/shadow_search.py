@@ -10,6 +10,7 @@ What recall has to be, on average:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -17,13 +18,13 @@ from typing import Any
 
 from amips_plugins.collection import Collection, Hit, SearchRequest
 from amips_plugins.health.filters import FilterTrial
-from amips_plugins.health.gate import RecallAgainstTarget, Shadow, State, factor
+from amips_plugins.health.gate import RecallAgainstTarget, Shadow
 from amips_plugins.health.recall import recall_at_k
 from amips_plugins.models.hooks import RouteHook
 from amips_plugins.plan import PreQueryHook, Target
 from amips_plugins.vectors import FloatArray
 
-__all__ = ["GIVE", "ServedQuery", "filter_trial", "search_in", "shadow_search", "widens"]
+__all__ = ["GIVE", "ServedQuery", "filter_trial", "search_wider", "shadow_search", "widens"]
 
 GIVE = 0.02
 """Recall below the native search's that a rewritten query may have: it promised no figure."""
@@ -46,8 +47,8 @@ class ServedQuery:
     mode
         ``route``, ``rewrite`` or ``native``: the kind of the plan that answered, also where it
         found too few and was completed natively.
-    state
-        The state of the gate that the search was planned in.
+    widen
+        How wide the gate had it planned: 1 as planned, infinity natively.
     params
         The caller's own search parameters.
     filter
@@ -60,7 +61,7 @@ class ServedQuery:
     target: Target
     found: Sequence[Hit]
     mode: str
-    state: State
+    widen: float
     params: Mapping[str, Any] | None = None
     filter: Any = None
 
@@ -71,14 +72,14 @@ def widens(hook: PreQueryHook) -> bool:
 
 
 def shadow_search(
-    served: ServedQuery, better: State | None, timeout: float | None
+    served: ServedQuery, better: float | None, timeout: float | None
 ) -> Shadow | None:
-    """Search for a served query exactly, natively and as a better state would, where needed.
+    """Search for a served query exactly, natively and less wide, where needed.
 
     None where the model had no part in the answer, and could have had none.
     """
     collection = served.collection
-    if served.state == "healthy" and served.mode == "native":
+    if served.widen == 1.0 and served.mode == "native":
         return None  # every cell was called for, or something failed
     k = served.target.k
     request = SearchRequest(served.query[None], k, params=served.params, timeout=timeout)
@@ -90,19 +91,19 @@ def shadow_search(
 
     recall_served = recall(served.found)
     promised = _promised(served)
-    fixed = served.state == "healthy" and promised is not None and widens(served.hook)
-    if served.state == "native" or (fixed and better is None):
+    fixed = served.widen == 1.0 and promised is not None and widens(served.hook)
+    if served.widen == math.inf or (fixed and better is None):
         native = recall_served  # not looked at where the target is a fixed one
     else:
         native = recall(collection.search(request)[0])
     tried = None
     if better is not None:
-        found = search_in(better, collection, served.hook, served.target, request)
+        found = search_wider(better, collection, served.hook, served.target, request)
         if found is None:
             return None
         tried = _against_target(recall(found), better, promised, native, widens(served.hook))
-    trial = _against_target(recall_served, served.state, promised, native, widens(served.hook))
-    return Shadow(served.state, trial, tried)
+    trial = _against_target(recall_served, served.widen, promised, native, widens(served.hook))
+    return Shadow(served.widen, trial, tried)
 
 
 def filter_trial(
@@ -129,7 +130,7 @@ def filter_trial(
         if natively:
             (native,) = collection.search(request)
         else:
-            planned = _search_wider(widen, collection, hook, served.target, request)
+            planned = search_wider(widen, collection, hook, served.target, request)
         seconds[natively] = perf_counter() - started
         if not natively and planned is None:
             return None
@@ -143,24 +144,14 @@ def filter_trial(
     return FilterTrial(recall, target, seconds[False] / max(seconds[True], 1e-9), widen, relative)
 
 
-def search_in(
-    state: State,
-    collection: Collection,
-    hook: PreQueryHook,
-    target: Target,
-    request: SearchRequest,
-) -> list[Hit] | None:
-    """Answer one query as a router does in a state; None where it would not use its model."""
-    return _search_wider(factor(state), collection, hook, target, request)
-
-
-def _search_wider(
+def search_wider(
     widen: float,
     collection: Collection,
     hook: PreQueryHook,
     target: Target,
     request: SearchRequest,
 ) -> list[Hit] | None:
+    """Answer one query as a router does that searches so wide; None where it asks no model."""
     if hook.plan(request.queries, replace(target, widen=1.0)).mode == "native":
         return None
     plan = hook.plan(request.queries, replace(target, widen=widen))
@@ -177,10 +168,10 @@ def _promised(served: ServedQuery) -> float | None:
 
 
 def _against_target(
-    recall: float, state: State, promised: float | None, native: float, widening: bool
+    recall: float, widen: float, promised: float | None, native: float, widening: bool
 ) -> RecallAgainstTarget:
     if promised is None:
         return RecallAgainstTarget(recall, max(native - GIVE, 0.0), relative=True)
-    if state == "healthy" and widening:
+    if widen == 1.0 and widening:
         return RecallAgainstTarget(recall, promised)
     return RecallAgainstTarget(recall, min(promised, native), relative=True)

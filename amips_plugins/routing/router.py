@@ -223,9 +223,8 @@ class LearnedRouter:
         n_probes
             Number of cells to search, in place of a recall target. Route mode only.
         filter
-            The database's own filter; hits satisfy it. The native search answers until sampled
-            searches show that routing holds its target under filters of this class, and pays (see
-            docs/health.md); the trace says so. With ``n_probes`` the model chooses at once.
+            The database's own filter; hits satisfy it. Without ``n_probes`` the native search
+            answers until sampled ones show that routing holds its target under such filters.
         fields
             Stored fields to return with the hits.
         params
@@ -280,8 +279,7 @@ class LearnedRouter:
     ) -> Effects[list[Hits]]:
         self._refresher.run_if_due()
         serving = self._follower.serving  # taken once: a look meanwhile is the next search's
-        watch = serving.watch
-        health = None if watch is None else watch.health
+        health = None if serving.watch is None else serving.watch.health
         started = time.perf_counter()
         if self._enabled:
             plan, fallback = yield from plan_search(
@@ -300,8 +298,9 @@ class LearnedRouter:
         ended = time.perf_counter()
         self._account(serving, plan, answered)
         sampled = sampled and target.n_probes is None and answered.fallback is None
-        if watch and health and sampled and fallback in WATCHED:
-            self._monitor.offer(watch, health.state, request, target, answered.found, answered.plan)
+        if serving.watch and health and sampled and fallback in WATCHED:
+            asked = serving.watch, health.widen, request, target
+            self._monitor.offer(*asked, answered.found, answered.plan)
         times = planned - started, ended - planned
         version = None if serving.bundle is None else serving.bundle.manifest.version
         base = Trace(answered.plan.mode, None, version, fallback or answered.fallback)

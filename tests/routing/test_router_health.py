@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,18 @@ def test_a_router_whose_cells_go_bad_hands_over_and_comes_back() -> None:
     assert states == []
     world.scramble(collection)
     ask(router, watch, queries, lambda health: health.state == "native")
-    assert states == ["widened", "native"]
+    assert [state for state, _ in itertools.groupby(states)] == ["widened", "native"]
     hits = router.search(queries[0])
     assert (hits.trace.mode, hits.trace.fallback) == ("native", "health: native")
     assert router.fallbacks["health: native"] >= 1
     world.mend(collection)
     ask(router, watch, queries, lambda health: health.state == "healthy")
-    assert states == ["widened", "native", "widened", "healthy"]
+    assert [state for state, _ in itertools.groupby(states)] == [
+        "widened",
+        "native",
+        "widened",
+        "healthy",
+    ]
     assert router.search(queries[0]).trace.mode == "route"
 
 

@@ -18,7 +18,7 @@ from amips_plugins.export.nets import KeyNet, LinearRouter
 from amips_plugins.export.to_onnx import Order, to_onnx
 from amips_plugins.health.drift import outputs_of
 from amips_plugins.health.monitor import HealthMonitor, Watch
-from amips_plugins.health.shadow_search import ServedQuery, search_in
+from amips_plugins.health.shadow_search import ServedQuery, search_wider
 from amips_plugins.models.hooks import RewriteHook, RouteHook
 from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.plan import PreQueryHook, Target
@@ -122,7 +122,7 @@ class Driver:
         request = SearchRequest(query[None], target.k)
         found, mode = None, "native"
         if health.state != "native":
-            found = search_in(health.state, self.collection, self.hook, target, request)
+            found = search_wider(health.widen, self.collection, self.hook, target, request)
             plan = self.hook.plan(query[None], replace(target, widen=health.widen))
             if plan.cells is not None:
                 mode = "route"
@@ -133,7 +133,7 @@ class Driver:
         if self.watch.chosen():
             self.watch.sample(
                 self.watched,
-                ServedQuery(self.collection, self.hook, query, target, found, mode, health.state),
+                ServedQuery(self.collection, self.hook, query, target, found, mode, health.widen),
             )
         return found
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.qdrant.cells import serving
+from amips_plugins.adapters.qdrant.codes import Codes, codes_of
 from amips_plugins.adapters.qdrant.copied_layouts import CopiedLayouts
 from amips_plugins.adapters.qdrant.describe import describe_qdrant
 from amips_plugins.adapters.qdrant.failures import failure_of, translated_errors
@@ -202,7 +203,8 @@ class QdrantCollection(WrittenPoints):
             Limits(found.config.strict_mode_config),
             params.sharding_method is models.ShardingMethod.CUSTOM,
             None if self._local else tenant_keys(found, field),
-            bool(found.indexed_vectors_count) and not self._local,
+            _has_graph(found, field) and not self._local,
+            None if self._local else _codes(found, field),
         )
 
     def _own_name(self) -> str:
@@ -246,9 +248,7 @@ class QdrantCollection(WrittenPoints):
         """
         found = self._look()
         kept = self._kept
-        # Limits and graph are no part of what a search finds: new ones need no other object.
-        same = replace(found, limits=kept.limits, has_graph=kept.has_graph) if kept else None
-        if kept is None or kept == same:
+        if kept is None or kept == found:
             self._kept = found
             return self
         other = QdrantCollection(
@@ -336,15 +336,48 @@ class QdrantCollection(WrittenPoints):
         """Whether its points lie in custom shard keys."""
         return self._found.custom_shards
 
-    def has_graph(self) -> bool:
-        """Tell whether the server has built a graph of some of its vectors."""
-        return self._look().has_graph
+    def is_built(self) -> bool:
+        """Tell whether the server has built graphs, or codes, of some of its vectors."""
+        with translated_errors(self._server):
+            found = self._client.get_collection(self._name)
+        graph = _graph(found, self.info.field)
+        built = graph["m"] or graph.get("payload_m") or _codes(found, self.info.field)
+        return bool(found.indexed_vectors_count) and bool(built)
 
     def close(self) -> None:
         """Close the client if ``connect`` opened it; safe to call twice."""
         if self._owns_client:
             self._owns_client = False
             self._client.close()
+
+
+def _graph(found: models.CollectionInfo, field: str) -> dict[str, Any]:
+    """Return the HNSW configuration of one vector."""
+    own = _params(found, field).hnsw_config
+    mine = {} if own is None else own.model_dump(exclude_none=True)
+    return {**found.config.hnsw_config.model_dump(), **mine}
+
+
+def _params(found: models.CollectionInfo, field: str) -> models.VectorParams:
+    vectors = found.config.params.vectors
+    one = vectors.get(field) if isinstance(vectors, dict) else vectors
+    assert one is not None  # noqa: S101 - chosen among them
+    return one
+
+
+def _has_graph(found: models.CollectionInfo, field: str) -> bool:
+    return bool(found.indexed_vectors_count) and bool(_graph(found, field)["m"])
+
+
+def _codes(found: models.CollectionInfo, field: str) -> Codes | None:
+    vector = _params(found, field)
+    quantised = vector.quantization_config or found.config.quantization_config
+    return codes_of(
+        None if quantised is None else quantised.model_dump(mode="json"),
+        _graph(found, field),
+        vector.size,
+        found.points_count or 0,
+    )
 
 
 def _described(vector: models.VectorParams) -> DenseVector:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
+from amips_plugins.adapters.qdrant.codes import Codes
 from amips_plugins.adapters.qdrant.points import RESERVED, listed, plain_id
 from amips_plugins.collection import Hit, Id, SearchRequest
 from amips_plugins.errors import InvalidInput, require
@@ -46,6 +47,7 @@ def plan_queries(
     *,
     exact: bool,
     has_graph: bool = False,
+    codes: Codes | None = None,
 ) -> list[models.QueryRequest]:
     """Write the plan as queries, one a row; ``exact`` is False where every search is.
 
@@ -57,23 +59,28 @@ def plan_queries(
             "A Qdrant filter is a qdrant_client.models.Filter, but got "
             f"{type(request.filter).__name__}."
         )
-    fixed: dict[str, Any] = {"using": field or None, "params": search_params(request, plan, exact)}
+    fixed: dict[str, Any] = {"using": field or None}
+    params = search_params(request, plan, exact)
     # What is made here has the right types already: to have pydantic look at every number again
     # costs more than the model that chose the cells.
     everything = searches_everything(plan, break_even)
-    widely = _widely(fixed["params"], request.k) if exact and has_graph else fixed["params"]
+    shares = [None] * len(everything) if plan.shares is None else plan.shares.tolist()
     queries = []
     for row in range(len(request.queries)):
         search: dict[str, Any] = {
             **fixed,
+            "params": params,
             "query": models.NearestQuery.model_construct(nearest=request.queries[row].tolist()),
             "filter": request.filter,
             "limit": request.k,
         }
-        if plan.cells is not None and everything[row]:
-            search["params"] = widely
-        elif plan.cells is not None and record is not None:
-            search["filter"] = in_cells(record, plan.cells[row].tolist(), request.filter)
+        if plan.cells is not None and everything[row] and exact and has_graph:
+            search["params"] = _widely(params, request.k)
+        elif plan.cells is not None:
+            if codes is not None:
+                search["params"] = search_params(request, plan, exact, codes, shares[row])
+            if record is not None and not everything[row]:
+                search["filter"] = in_cells(record, plan.cells[row].tolist(), request.filter)
         if plan.rewritten is not None:
             # The filter stays inside: the server would merge an outer one into it clause by
             # clause, which turns two ``should`` into alternatives of each other.
@@ -137,9 +144,16 @@ def _one_cell(record: LayoutRecord, cell: int, condition: models.Filter | None) 
 
 
 def search_params(
-    request: SearchRequest, plan: QueryPlan, exact: bool
+    request: SearchRequest,
+    plan: QueryPlan,
+    exact: bool,
+    codes: Codes | None = None,
+    share: float | None = None,
 ) -> models.SearchParams | None:
-    """Return the caller's parameters, exact where cells are searched."""
+    """Return the caller's parameters; cells, with a share of the keys, are scanned.
+
+    By their codes where the engine does not follow its graph then, else exactly.
+    """
     params = dict(request.params or {})
     for name in params:
         if name not in models.SearchParams.model_fields:
@@ -148,7 +162,15 @@ def search_params(
                 f"{listed(sorted(models.SearchParams.model_fields))}."
             )
     if plan.cells is not None and exact:
-        params["exact"] = True  # HNSW under the filter of a cell loses keys
+        if codes is not None and codes.scan(share):
+            params.setdefault(
+                "quantization",
+                models.QuantizationSearchParams.model_construct(
+                    rescore=True, oversampling=codes.oversampling
+                ),
+            )
+        else:
+            params["exact"] = True  # HNSW under the filter of a cell loses keys
     return models.SearchParams.model_construct(**params) if params else None
 
 

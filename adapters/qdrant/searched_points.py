@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from amips_plugins.adapters.cell_groups import merge_hits
+from amips_plugins.adapters.qdrant.codes import Codes
 from amips_plugins.adapters.qdrant.point_collection import Found, PointCollection
 from amips_plugins.adapters.qdrant.read_budget import ReadBudget
 from amips_plugins.adapters.qdrant.search import (
@@ -39,12 +40,13 @@ _SEARCHES_EACH = 12.0  # and searches a query up to which sending them pays (doc
 
 @dataclass(frozen=True, slots=True)
 class ServerFound(Found):
-    """The same of a collection on a server."""
+    """The same of a collection on a server; what is not compared says how it is asked."""
 
-    limits: Limits
+    limits: Limits = field(compare=False)
     custom_shards: bool
     tenant_keys: frozenset[str] | None
-    has_graph: bool = False
+    has_graph: bool = field(default=False, compare=False)
+    codes: Codes | None = field(default=None, compare=False)
 
 
 class SearchedPoints(PointCollection):
@@ -191,6 +193,7 @@ class SearchedPoints(PointCollection):
             self.break_even,
             exact=not self._local,
             has_graph=found.has_graph,
+            codes=found.codes,
         )
 
     def narrowed(
@@ -207,7 +210,8 @@ class SearchedPoints(PointCollection):
             if not whole:
                 condition = in_cells(cells, plan.cells[0].tolist(), condition)
         self._budget.spend(1 if plan.cells is None else 2)
-        return condition, search_params(request, plan, exact=not self._local)
+        share = None if plan.shares is None else float(plan.shares[0])
+        return condition, search_params(request, plan, not self._local, self._found.codes, share)
 
     def _planned(
         self, request: SearchRequest, plan: QueryPlan

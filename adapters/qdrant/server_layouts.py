@@ -95,7 +95,7 @@ class ServerLayouts(QdrantLayouts):
         if spec.storage == "copy" or self._copied.begun(spec.layout):
             return True
         named = spec.alias is not None or self._copied.alias is not None
-        return named and self._server_collection.has_graph()
+        return named and self._server_collection.is_built()
 
     def _obstacle(self) -> str | None:
         """Say why there can be no copy, or None."""
@@ -104,7 +104,7 @@ class ServerLayouts(QdrantLayouts):
         return None
 
     def _why_in_place(self, spec: LayoutSpec) -> Sequence[str]:
-        if spec.storage == "payload" or not self._server_collection.has_graph():
+        if spec.storage == "payload" or not self._server_collection.is_built():
             return ()
         return (
             f"{self._obstacle() or 'it was opened by its own name'}, so cells are written in "

@@ -12,6 +12,7 @@ Importing this module needs the extra ``qdrant-edge``, and not Qdrant's client.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from amips_plugins.adapters.cell_groups import merge_hits
 from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.qdrant.cells import LayoutRecord, serving
+from amips_plugins.adapters.qdrant.codes import Codes, codes_of
 from amips_plugins.adapters.qdrant.layouts import QdrantLayouts
 from amips_plugins.adapters.qdrant.point_collection import Found, PointCollection
 from amips_plugins.adapters.qdrant.points import (
@@ -58,7 +60,15 @@ else:
 
 __all__ = ["QdrantEdgeCollection"]
 
+_GRAPH = {"m": 16, "full_scan_threshold": 10_000}  # the engine's own
 _QUERIES = 256  # in one call, during which all other threads wait
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeFound(Found):
+    """The same of a shard."""
+
+    codes: Codes | None = field(default=None, compare=False)  # how it asks, not what it finds
 
 
 class QdrantEdgeCollection(PointCollection):
@@ -100,6 +110,7 @@ class QdrantEdgeCollection(PointCollection):
     # benchmarks/break_even.py: about .4 for a query alone, .25 for one of 64, whose full scans
     # share a pass over the vectors.
     break_even = 0.3
+    _kept: EdgeFound | None = None
 
     def __init__(self, shard: edge.EdgeShard, folder: str | Path, field: str | None = None) -> None:
         self._shard = OpenShard(shard, Path(folder))
@@ -151,7 +162,7 @@ class QdrantEdgeCollection(PointCollection):
         collection._shard = shard
         return collection
 
-    def _look(self) -> Found:
+    def _look(self) -> EdgeFound:
         config, name = self._shard.config(), self._shard.folder.resolve().name
         vectors = config.get("vectors") or {}
         wanted = self._field if self._kept is None else self._kept.info.field
@@ -168,7 +179,21 @@ class QdrantEdgeCollection(PointCollection):
             cells = serving(self._shard.metadata(), info)
         except CollectionError:  # a damaged file is no cells here; ``layouts`` tells of it
             cells = None
-        return Found(info, cells, (*vectors, *(config.get("sparse_vectors") or {})))
+        chosen = vectors[field]
+        codes = codes_of(
+            chosen.get("quantization_config") or config.get("quantization_config"),
+            chosen.get("hnsw_config") or config.get("hnsw_config") or _GRAPH,
+            info.dim,
+            self._shard.engine.info().points_count,
+        )
+        named = (*vectors, *(config.get("sparse_vectors") or {}))
+        return EdgeFound(info, cells, named, codes)
+
+    @property
+    def _found(self) -> EdgeFound:
+        if self._kept is None:
+            self._kept = self._look()
+        return self._kept
 
     @property
     def _store(self) -> EdgeStore:
@@ -208,7 +233,8 @@ class QdrantEdgeCollection(PointCollection):
         if plan.cells is not None:
             check_layout(plan, self.layout(), self.info.name)
         everything = searches_everything(plan, self.break_even)
-        search = EdgeSearch(request, plan, self.info.field, self._found.cells, everything)
+        shard = self._found
+        search = EdgeSearch(request, plan, shard.info.field, shard.cells, everything, shard.codes)
         found: list[list[Hit]] = []
         for start in range(0, len(request.queries), _QUERIES):
             rows = range(start, min(start + _QUERIES, len(request.queries)))
@@ -291,7 +317,10 @@ class QdrantEdgeCollection(PointCollection):
     def current(self) -> QdrantEdgeCollection:
         """Look at the shard again: another object of the same shard where its cells changed."""
         again = type(self)._of(self._shard, self.info.field)
-        return self if again._found == self._found else again
+        if again._found != self._found:
+            return again
+        self._kept = again._kept
+        return self
 
     @property
     def layouts(self) -> QdrantEdgeLayouts:

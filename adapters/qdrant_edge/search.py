@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from amips_plugins.adapters.cell_groups import OVERFLOW, group_by_cells
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
+from amips_plugins.adapters.qdrant.codes import Codes
 from amips_plugins.adapters.qdrant.points import RESERVED, listed
 from amips_plugins.adapters.qdrant_edge.filters import both, in_cells
 from amips_plugins.collection import SearchRequest
@@ -32,6 +33,7 @@ class EdgeSearch:
         field: str,
         record: LayoutRecord | None,
         everything: BoolArray,
+        codes: Codes | None = None,
     ) -> None:
         if request.filter is not None and not isinstance(request.filter, edge.Filter):
             raise InvalidInput(
@@ -47,6 +49,16 @@ class EdgeSearch:
         self._params = _search_params(asked)
         # HNSW under the filter of a cell loses keys.
         self._exact = _search_params({**asked, "exact": True})
+        self._codes = codes
+        if codes is not None:
+            wide = edge.QuantizationSearchParams(rescore=True, oversampling=codes.oversampling)
+            self._by_codes = _search_params({"quantization": wide, **asked})
+
+    def _scan(self, row: int) -> edge.SearchParams | None:
+        """Return the parameters of a search of cells: by their codes where these are scanned."""
+        share = None if self._plan.shares is None else float(self._plan.shares[row])
+        scanned = self._codes is not None and self._codes.scan(share)
+        return self._by_codes if scanned else self._exact
 
     def requests(
         self, rows: range, *, everything_placed: bool
@@ -57,7 +69,7 @@ class EdgeSearch:
             return [(row, self._one(row, self._params, self.request.filter)) for row in rows]
         full = [row for row in rows if self._everything[row]]
         routed = [row for row in rows if not self._everything[row]]
-        asked = [(row, self._one(row, self._exact, self.request.filter)) for row in full]
+        asked = [(row, self._one(row, self._scan(row), self.request.filter)) for row in full]
         if plan.rewritten is None:
             groups = group_by_cells(plan.cells[routed])
         else:  # the candidates are the best of all cells, so no search may be cut into several
@@ -73,8 +85,8 @@ class EdgeSearch:
             here = in_cells(self.record, cells)
             condition = both(self.request.filter, here)
             asked += [
-                (routed[place], self._one(routed[place], self._exact, condition))
-                for place in places
+                (row, self._one(row, self._scan(row), condition))
+                for row in (routed[place] for place in places)
             ]
         return asked
 

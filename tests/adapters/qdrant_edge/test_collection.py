@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -528,3 +529,51 @@ def test_the_engine_needs_no_client(opened: QdrantEdgeCollection, tmp_path: Path
     blocked = "import sys; sys.modules['qdrant_client'] = None\n"
     done = run_python(blocked + OPEN + "assert 'grpc' not in sys.modules", uri)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- codes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("links", [0, 16])
+@pytest.mark.parametrize("bits", ["Bits4", "Bits2"])
+def test_cells_are_scanned_by_their_codes_and_found_as_exactly(
+    tmp_path: Path, links: int, bits: str
+) -> None:
+    """Real codes of a real engine: some 1,300 keys in two cells of 4."""
+    dim, rng = 64, np.random.default_rng(5)
+    centres = rng.standard_normal((40, dim))
+    keys = (centres[rng.integers(40, size=2600)] + 0.5 * rng.standard_normal((2600, dim))).astype(
+        np.float32
+    )
+    coded = edge.EdgeVectorParams(
+        size=dim,
+        distance=edge.Distance.Cosine,
+        hnsw_config=edge.HnswIndexConfig(m=links, ef_construct=50, full_scan_threshold=1000),
+        quantization_config=edge.TurboQuantQuantizationConfig(
+            bits=getattr(edge.TurboQuantBitSize, bits)
+        ),
+    )
+    config = edge.EdgeConfig(
+        vectors={"": coded}, optimizers=edge.EdgeOptimizersConfig(indexing_threshold=10)
+    )
+    shard = edge.EdgeShard.create(str(tmp_path / "docs"), config)
+    shard.update(Update.upsert_points([edge.Point(i, v) for i, v in enumerate(keys.tolist())]))
+    shard.close()
+    with QdrantEdgeCollection.connect(str(tmp_path), "docs") as collection:
+        collection.layouts.build(SPEC)
+        collection.optimize()
+        assert collection._shard.engine.info().indexed_vectors_count == 2600
+        collection = collection.current()
+        queries = (keys[:100] + 0.3 * rng.standard_normal((100, dim))).astype(np.float32)
+        request = SearchRequest(queries, k=10)
+        cells = np.tile([[1, 2]], (100, 1))
+        shares = np.full(100, 0.25, dtype=np.float32)
+        plan = QueryPlan(cells=cells, layout="abc", shares=shares)
+        by_codes = collection.search(request, plan)
+        collection._kept = replace(collection._found, codes=None)
+        exactly = collection.search(request, plan)
+    pairs = zip(by_codes, exactly, strict=True)
+    agree = [len({h.id for h in one} & {h.id for h in other}) / 10 for one, other in pairs]
+    assert np.mean(agree) > 0.98
+    # The scores are those of the vectors, not of the codes.
+    assert by_codes[0][0].score == pytest.approx(exactly[0][0].score, abs=1e-6)

@@ -34,8 +34,16 @@ _NAMES = {
 )
 @click.option("--cells", default=64, show_default=True, help="Number of cells to try.")
 @click.option("--sample", default=50_000, show_default=True, help="Keys to try them on, at most.")
+@click.option(
+    "--memory",
+    type=click.FloatRange(min=0.001),
+    metavar="GB",
+    help="Memory the database may use for this collection; says how to keep it there (Qdrant).",
+)
 @json_option
-def command(uri: str, queries: QueryFiles, cells: int, sample: int, as_json: bool) -> None:
+def command(
+    uri: str, queries: QueryFiles, cells: int, sample: int, memory: float | None, as_json: bool
+) -> None:
     """Say whether routing would pay for the collection URI.
 
     Looks at how the collection is built, reads its keys (two million at most), and trains a quick
@@ -59,7 +67,14 @@ def command(uri: str, queries: QueryFiles, cells: int, sample: int, as_json: boo
     with connect(uri) as collection:
         info = collection.info
         rows = queries.read(collection_key(info), info.metric, info.dim)
-        found = diagnose(collection, rows, n_cells=cells, sample=sample, progress=show_progress)
+        found = diagnose(
+            collection,
+            rows,
+            n_cells=cells,
+            sample=sample,
+            memory=None if memory is None else int(memory * 1e9),
+            progress=show_progress,
+        )
     if as_json:
         echo_json(found)
     else:

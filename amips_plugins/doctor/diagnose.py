@@ -8,6 +8,7 @@ import numpy as np
 
 from amips_plugins.collection import Collection
 from amips_plugins.doctor.findings import Diagnosis, Verdict
+from amips_plugins.doctor.sizing import size_up
 from amips_plugins.doctor.verdict import RECALLS, judge, judge_unseen
 from amips_plugins.errors import InvalidInput, TrainingError
 from amips_plugins.export.trial_result import Trial
@@ -29,11 +30,13 @@ def diagnose(
     n_cells: int = 64,
     sample: int = SAMPLE,
     seed: int = 0,
+    memory: int | None = None,
     progress: Progress = no_progress,
 ) -> Diagnosis:
     """Find out how a collection is built and whether a router would pay; nothing is changed.
 
-    Queries of None are guessed from the keys; ``sample`` keys at most are tried.
+    Queries of None are guessed from the keys; ``sample`` keys at most are tried. With ``memory``,
+    in bytes, a note says how to keep a Qdrant collection in it.
     """
     if n_cells < 2 or sample < n_cells:
         raise InvalidInput(
@@ -43,6 +46,7 @@ def diagnose(
     info, count, built = collection.info, collection.count(), collection.describe()
     # All that is asked of the database comes before the trial: its connection may not outlive it.
     share, break_even = collection.overflow() / max(1, count), collection.break_even
+    sized = () if memory is None else (_sized(info.database, count, info.dim, memory),)
     verdict = judge_unseen(built, count, collection.layout(), share)
     trial: Trial | None = None
     try:
@@ -58,12 +62,20 @@ def diagnose(
         dim=info.dim,
         keys=count,
         construction=built.facts,
-        notes=built.notes,
+        notes=(*built.notes, *sized),
         native=built.native,
         break_even=break_even,
         trial=trial,
         verdict=verdict,
     )
+
+
+def _sized(database: str, keys: int, dim: int, memory: int) -> str:
+    if not database.startswith("qdrant"):
+        raise InvalidInput(
+            "How a collection fits into a memory was measured for Qdrant only; leave out --memory."
+        )
+    return size_up(keys, dim, memory).text
 
 
 def _try(

@@ -368,9 +368,11 @@ def test_the_text_is_for_people(home: Path) -> None:
 def test_qdrants_local_mode_is_left_as_it_is(home: Path) -> None:
     before = content(home / "qdrant")
     uri = f"qdrant://{home}/qdrant?collection=docs"
-    code, out, err = run(uri, "--queries", str(home / "queries.npy"), "--cells", "8")
+    asked = (uri, "--queries", str(home / "queries.npy"), "--cells", "8")
+    code, out, err = run(*asked, "--memory", "0.001")
     assert code == 3, err
     assert "filters in Python" in out
+    assert "of the 1 MB there are" in out
     assert content(home / "qdrant") == before
 
 
@@ -381,6 +383,7 @@ def test_errors(home: Path, tmp_path: Path) -> None:
         ([uri, "--queries", "q", "--queries-log", "l"], "Pass one of"),
         ([uri, "--queries", str(tmp_path / "no.npy")], "no.npy"),
         ([uri, "--cells", "1"], "tell nothing"),
+        ([uri, "--memory", "1"], "measured for Qdrant only"),
     ):
         code, out, err = run(*arguments)
         assert (code, out) == (1, "")

@@ -95,11 +95,13 @@ class MemoryCollection:
         self._vectors = array[order]
         self._ids = [chosen[row] for row in order]
         self._fields = [stored[row] for row in order]
-        self._cells: IntArray = np.full(len(order), OVERFLOW, dtype=np.int64)
+        # All cells of every key, its own first, which fills unused places.
+        self._cells: IntArray = np.full((len(order), 1), OVERFLOW, dtype=np.int64)
         self._sketches = np.zeros(len(order), dtype=np.int32)
         self._layout: str | None = None
+        self._shared = False
         self._version = ""
-        self._before: list[tuple[str | None, str, dict[Id, tuple[int, int]]]] = []
+        self._before: list[tuple[str | None, str, bool, dict[Id, tuple[IntArray, int]]]] = []
         self._info = CollectionInfo("memory", name, "vector", Metric(metric), array.shape[1])
 
     @property
@@ -120,7 +122,7 @@ class MemoryCollection:
     ) -> None:
         """Write keys, in place of those with the same ids; without ``cells`` as overflow."""
         keys = plain_ids(ids, self._ids[:1])
-        check_keys(self._info.dim, self._layout, keys, vectors, fields, cells)
+        check_keys(self._info.dim, self._layout, keys, vectors, fields, cells, shared=self._shared)
         new = np.array(vectors, dtype=np.float32)
         placed = np.full(len(keys), OVERFLOW) if cells is None else np.array(cells, np.int64)
         stored = [{}] * len(keys) if fields is None else [dict(one) for one in fields]
@@ -131,7 +133,7 @@ class MemoryCollection:
         self._ids = [ids_then[row] for row in order]
         self._fields = [[*self._fields, *stored][row] for row in order]
         self._vectors = np.concatenate([self._vectors, new])[order]
-        self._cells = np.concatenate([self._cells, placed])[order]
+        self._cells = np.concatenate(_as_wide(self._cells, placed))[order]
         sketches = sketch(new, self._info.metric)
         self._sketches = np.concatenate([self._sketches, sketches])[order]
 
@@ -225,7 +227,7 @@ class MemoryCollection:
         allowed: np.typing.NDArray[np.bool_],
     ) -> list[Hit]:
         if plan.cells is not None:
-            allowed = allowed & np.isin(self._cells, [OVERFLOW, *plan.cells[row]])
+            allowed = allowed & np.isin(self._cells, [OVERFLOW, *plan.cells[row]]).any(axis=1)
         rows = np.flatnonzero(allowed)
         if plan.rewritten is not None:
             found = self._best(plan.rewritten[row], rows, max(plan.rescore, request.k))
@@ -250,19 +252,22 @@ class MemoryCollection:
         """Return the identifier of the cells, or None."""
         return self._layout
 
-    def _place(self, cells: Mapping[Id, tuple[int, int]]) -> None:
-        """Give keys their cell and its sketch; a key written since is overflow."""
-        found = [cells.get(key, (OVERFLOW, 0)) for key in self._ids]
-        self._cells = np.array([cell for cell, _ in found], dtype=np.int64)
+    def _place(self, cells: Mapping[Id, tuple[IntArray, int]]) -> None:
+        """Give keys their cells and their sketch; a key written since is overflow."""
+        width = max((len(own) for own, _ in cells.values()), default=1)
+        nowhere = np.full(width, OVERFLOW), 0
+        found = [cells.get(key, nowhere) for key in self._ids]
+        own = [own for own, _ in found]
+        self._cells = np.array(own, dtype=np.int64).reshape(len(found), width)
         self._sketches = np.array([beside for _, beside in found], dtype=np.int32)
 
-    def _placed(self) -> dict[Id, tuple[int, int]]:
-        pairs = zip(self._cells.tolist(), self._sketches.tolist(), strict=True)
+    def _placed(self) -> dict[Id, tuple[IntArray, int]]:
+        pairs = zip(self._cells, self._sketches.tolist(), strict=True)
         return dict(zip(self._ids, pairs, strict=True))
 
     def overflow(self) -> int:
         """Return the number of keys without a cell; 0 without a layout."""
-        return 0 if self._layout is None else int((self._cells == OVERFLOW).sum())
+        return 0 if self._layout is None else int((self._cells[:, 0] == OVERFLOW).sum())
 
     @property
     def layouts(self) -> MemoryLayouts:
@@ -300,18 +305,21 @@ class MemoryLayouts:
         of, plan = self._of, self.plan(spec)
         ids, vectors, before = list(of._ids), of._vectors, of._placed()
         with progress("cells", plan.keys, 0, "keys") as step:
-            found = check_assigned(spec.assign(ids, vectors), len(ids), spec.n_cells)
+            found = check_assigned(
+                spec.assign(ids, vectors), len(ids), spec.n_cells, shared=spec.shared
+            )
             step.advance(plan.keys)
-        of._before.append((of._layout, of._version, before))
-        of._layout, of._version = spec.layout, spec.version
-        pairs = zip(found.tolist(), sketch(vectors, of.info.metric).tolist(), strict=True)
+        of._before.append((of._layout, of._version, of._shared, before))
+        of._layout, of._version, of._shared = spec.layout, spec.version, spec.shared
+        wide = found.reshape(len(ids), -1 if found.size else 1)
+        pairs = zip(wide, sketch(vectors, of.info.metric).tolist(), strict=True)
         of._place(dict(zip(ids, pairs, strict=True)))
         return of
 
     def status(self) -> LayoutStatus:
         """Say which cells there are."""
         of = self._of
-        older = tuple(layout for layout, _, _ in of._before if layout is not None)
+        older = tuple(layout for layout, *_ in of._before if layout is not None)
         storage = None if of._layout is None else "memory"
         version = of._version or None
         return LayoutStatus(
@@ -329,13 +337,13 @@ class MemoryLayouts:
         of = self._of
         if not of._before:
             raise InvalidInput(f"{of.info.name!r} has no earlier cells to roll back to.")
-        of._layout, of._version, cells = of._before.pop()
+        of._layout, of._version, of._shared, cells = of._before.pop()
         of._place(cells)
         return of
 
     def drop_old(self, *, anyway: bool = False) -> list[str]:  # noqa: ARG002 - all cells hold the same keys
         """Forget the cells from before."""
-        dropped = [layout for layout, _, _ in self._of._before if layout is not None]
+        dropped = [layout for layout, *_ in self._of._before if layout is not None]
         self._of._before.clear()
         return dropped
 
@@ -353,9 +361,11 @@ class MemoryLayouts:
             of._cells[self._stale(of.count(), assign)[1]] = OVERFLOW
         elif of._layout is None:
             raise InvalidInput(f"{of.info.name!r} has no cells; lay it out first.")
-        rows = np.flatnonzero(of._cells == OVERFLOW)
+        rows = np.flatnonzero(of._cells[:, 0] == OVERFLOW)
         with progress("backfill", len(rows), 0, "keys") as step:
-            of._cells[rows] = assign([of._ids[row] for row in rows], of._vectors[rows])
+            given = assign([of._ids[row] for row in rows], of._vectors[rows])
+            of._cells, given = _as_wide(of._cells, given)
+            of._cells[rows] = given
             of._sketches[rows] = sketch(of._vectors[rows], of.info.metric)
             step.advance(len(rows))
         if not verify:
@@ -369,14 +379,21 @@ class MemoryLayouts:
         of = self._of
         if of._layout is None:
             raise InvalidInput(f"{of.info.name!r} has no cells; lay it out first.")
-        rows = np.flatnonzero(of._cells != OVERFLOW)
+        rows = np.flatnonzero(of._cells[:, 0] != OVERFLOW)
         rows = np.random.default_rng().permutation(rows)[:sample]
         beside = of._sketches[rows].tolist()
         ids = [of._ids[row] for row in rows]
         judged, stale = find_stale(
-            ids, of._vectors[rows], of._cells[rows], beside, of.info.metric, assign
+            ids, of._vectors[rows], of._cells[rows, 0], beside, of.info.metric, assign
         )
         return rows[judged], rows[stale]
+
+
+def _as_wide(first: IntArray, second: IntArray) -> list[IntArray]:
+    """Give the cells of keys, ``(n,)`` or ``(n, width)``, one width."""
+    both = [np.asarray(one).reshape(len(one), -1 if one.size else 1) for one in (first, second)]
+    width = max(one.shape[1] for one in both)
+    return [np.hstack([one, one[:, :1].repeat(width - one.shape[1], axis=1)]) for one in both]
 
 
 def _shown(stored: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, Any]:

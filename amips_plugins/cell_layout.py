@@ -37,7 +37,10 @@ __all__ = [
 ]
 
 AssignCells = Callable[[Sequence["Id"], FloatArray], IntArray]
-"""Gives each key its cell: ids and ``(n, dim)`` float32 vectors to ``(n,)`` int64, -1 for none."""
+"""Gives each key its cell: ids and ``(n, dim)`` float32 vectors to ``(n,)`` int64, -1 for none.
+
+For cells that share keys (``LayoutSpec.shared``) also ``(n, width)``: all cells of every key, its
+own first, which fills unused places."""
 
 Storage = Literal["partitions", "field", "payload", "copy"]
 
@@ -108,6 +111,8 @@ class LayoutSpec:
     work
         Folder that remembers what was copied, so that a run after a crash can tell the writes of
         others apart; left out, memory.
+    shared
+        Whether a key may lie in more than one cell.
     """
 
     layout: str
@@ -118,6 +123,7 @@ class LayoutSpec:
     index: Literal["FLAT", "source"] = "FLAT"
     alias: str | None = None
     work: Path | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,16 +228,22 @@ def check_name(spec: LayoutSpec) -> None:
         raise InvalidInput(f"{spec.n_cells} cells hold nothing; use 1 or more.")
 
 
-def check_assigned(cells: IntArray, n_keys: int, n_cells: int) -> IntArray:
+def check_assigned(cells: IntArray, n_keys: int, n_cells: int, *, shared: bool = False) -> IntArray:
     """Refuse what cannot be the cells of some keys, and return it as int64.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n_keys,)``, or with ``shared`` also ``(n_keys, width)``.
 
     Raises
     ------
     InvalidInput
-        Not one integer a key, or not from -1 to ``n_cells - 1``.
+        Not one integer a key (or a row of them), or not from -1 to ``n_cells - 1``.
     """
     array = np.asarray(cells)
-    if array.shape != (n_keys,) or not np.issubdtype(array.dtype, np.integer):
+    fits = array.shape[:1] == (n_keys,) and (array.ndim == 1 or (shared and array.ndim == 2))
+    if not fits or not np.issubdtype(array.dtype, np.integer):
         raise InvalidInput(
             f"assign answered with {array.dtype} of shape {array.shape} for {n_keys} keys; "
             f"it must return one integer a key."
@@ -272,7 +284,8 @@ def find_stale(
         stale[judged] = ~same_vectors(beside, sketch(vectors[judged], metric))
     rest = np.flatnonzero(~judged).tolist()
     if assign is not None and len(rest):
-        stale[rest] = assign([ids[row] for row in rest], vectors[rest]) != cells[rest]
+        again = assign([ids[row] for row in rest], vectors[rest])
+        stale[rest] = (again if again.ndim == 1 else again[:, 0]) != cells[rest]
         judged[rest] = True
     return judged, stale
 

@@ -291,7 +291,9 @@ class Collection(Protocol):
         fields
             Stored fields of each key.
         cells
-            ``(n,)`` int64, cells of this collection's layout; left out, the keys are overflow.
+            ``(n,)`` int64, cells of this collection's layout, or ``(n, width)`` where these share
+            keys: all cells of every key, its own first, which fills unused places. Left out, the
+            keys are overflow.
 
         Raises
         ------
@@ -356,6 +358,8 @@ def check_keys(
     vectors: FloatArray,
     fields: Sequence[Mapping[str, Any]] | None,
     cells: IntArray | None,
+    *,
+    shared: bool = False,
 ) -> None:
     """Refuse keys that cannot be written (see ``Collection.upsert``)."""
     if len(set(ids)) != len(ids):
@@ -368,7 +372,7 @@ def check_keys(
         raise InvalidInput(f"{len(ids)} ids came with fields for {len(fields)}; pass one each.")
     if cells is not None and layout is None:
         raise InvalidInput("The collection has no cells to write to; lay it out first.")
-    if cells is not None and cells.shape != (len(ids),):
+    if cells is not None and cells.shape != (len(ids), *(cells.shape[1:2] if shared else ())):
         raise InvalidInput(
             f"{len(ids)} ids came with cells of shape {cells.shape}; pass one cell each."
         )

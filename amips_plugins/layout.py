@@ -152,4 +152,5 @@ def _spec(
         index,
         alias,
         work,
+        shared=manifest.copies > 0,
     )

@@ -60,10 +60,12 @@ from benchmarks.data import Source, load
 from benchmarks.protocols import pose
 
 METHODS = ("one-graph", "fan-out", "kmeans-nearest", "routed", "routed-spill")
-KS = (1, 10, 100)
 RECALLS = (0.90, 0.95, 0.98)
-EFFORTS = (10, 16, 24, 32, 48, 64, 100, 150, 200)
-_ONE_EFFORTS = (*EFFORTS, 300, 400)
+_EFFORTS = (10, 16, 24, 32, 48, 64)
+# Where there is nothing but ef to choose, steps as fine as those of a threshold.
+_FINE = (10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 48, 56, 64)
+_ONE_GRAPH = (72, 80, 90, 100, 120, 140, 160, 180, 200, 250, 300, 400)
+_MANY_KEYS = (100, 150, 200)
 # Cells are looked into until this share of the k best could be found: beyond it no target lies.
 _FAR_ENOUGH = {10: 0.996, 100: 0.993}
 
@@ -120,7 +122,7 @@ class Way:
     n_cells: int
     model_keys: float
     levels: Levels
-    efforts: tuple[int, ...] = EFFORTS
+    efforts: tuple[int, ...] = _EFFORTS
 
     @property
     def storage(self) -> float:
@@ -134,11 +136,11 @@ def way(method: str, task: TrainingTask, segments: int, spill: float) -> Way:
     n_keys, train = len(task.keys), task.train
     if method in ("one-graph", "fan-out"):
         members = np.random.default_rng(task.seed).permutation(n_keys) % segments
-        efforts = _ONE_EFFORTS if segments == 1 else EFFORTS
 
         def all_at_once(split: Split) -> tuple[IntArray, int]:
             return np.zeros((len(split.queries), segments), dtype=np.int64), 1
 
+        efforts = _FINE + (_ONE_GRAPH if segments == 1 else ())
         return Way(members[:, None], segments, 0.0, all_at_once, efforts)
     if method == "kmeans-nearest":
         cells, assignment = native_cells(task.keys, task.metric, segments, task.seed)
@@ -192,10 +194,10 @@ def _best(priority: FloatArray, hit_cells: IntArray) -> FloatArray:
     return best
 
 
-def measure(way: Way, graphs: CellGraphs, split: Split) -> list[Curve]:
+def measure(way: Way, graphs: CellGraphs, split: Split, efforts: Sequence[int]) -> list[Curve]:
     """Search, with every effort and at every level."""
     levels, n_levels = way.levels(split)
-    finds = graphs.search(split.unit, split.hits, levels < n_levels, way.efforts, show_progress)
+    finds = graphs.search(split.unit, split.hits, levels < n_levels, efforts, show_progress)
     hit_cells = way.members[split.hits]
     return joint_curves(finds, levels, n_levels, hit_cells, way.model_keys, len(way.members))
 
@@ -210,15 +212,18 @@ def chosen(curves: list[Curve], efforts: Sequence[int], k: int, target: float) -
 
 
 def rows(
-    task: TrainingTask, data: str, segments: int, method: str, spill: float
+    task: TrainingTask, data: str, segments: int, method: str, spill: float, ks: Sequence[int]
 ) -> list[FanoutRow]:
     """Measure one way to search."""
     prepared = way(method, task, segments, spill)
     graphs = CellGraphs(task.lifted, prepared.members, prepared.n_cells, progress=show_progress)
-    calibration = measure(prepared, graphs, task.calibrate)
-    test = measure(prepared, graphs, task.test)
+    efforts = prepared.efforts
+    if segments > 1 and max(ks) > min(efforts):
+        efforts += _MANY_KEYS
+    calibration = measure(prepared, graphs, task.calibrate, efforts)
+    test = measure(prepared, graphs, task.test, efforts)
     measured = []
-    for k in KS:
+    for k in ks:
         for target in RECALLS:
             row = FanoutRow(
                 engine="counts",
@@ -230,7 +235,7 @@ def rows(
                 target=target,
                 storage=prepared.storage,
             )
-            effort = chosen(calibration, prepared.efforts, k, target)
+            effort = chosen(calibration, efforts, k, target)
             if effort is not None:
                 level = int((calibration[effort].mean_recall(k) >= target).argmax())
                 curve = test[effort]
@@ -240,18 +245,18 @@ def rows(
                     recall=float(curve.mean_recall(k)[level]),
                     distances=cost * len(prepared.members),
                     graphs=float(curve.probes[level]),
-                    effort=prepared.efforts[effort],
+                    effort=efforts[effort],
                 )
             measured.append(row)
     return measured
 
 
-def deepened(task: TrainingTask, queries: int) -> TrainingTask:
+def deepened(task: TrainingTask, queries: int, depth: int) -> TrainingTask:
     """Look up as many answers as the largest k needs, of some of the queries."""
 
     def deep(split: Split) -> Split:
         some = split.take(np.arange(min(queries, len(split.queries))))
-        hits, _ = top_keys(some.unit, task.lifted, max(KS), task.device, show_progress)
+        hits, _ = top_keys(some.unit, task.lifted, depth, task.device, show_progress)
         return replace(some, hits=hits)
 
     return replace(
@@ -288,15 +293,24 @@ def _numbers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ..
         numbers = tuple(int(part) for part in value.split(","))
     except ValueError:
         numbers = ()
-    if not numbers or min(numbers) < 2:
-        raise click.BadParameter("pass whole numbers of 2 or more, such as 16,64")
+    if not numbers or min(numbers) < 1:
+        raise click.BadParameter("pass whole numbers of 1 or more, such as 16,64")
     return numbers
+
+
+def _methods(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
+    names = tuple(value.split(","))
+    if not set(names) <= set(METHODS):
+        raise click.BadParameter(f"the methods are {', '.join(METHODS)}")
+    return names
 
 
 @click.command()
 @click.argument("data", envvar="AMIPS_BENCH_DATA")
 @click.option("--engine", type=click.Choice(["counts"]), default="counts", show_default=True)
 @click.option("--segments", default="16,64,128", show_default=True, callback=_numbers)
+@click.option("--k", "ks", default="1,10,100", show_default=True, callback=_numbers)
+@click.option("--only", default=",".join(METHODS), show_default=True, callback=_methods)
 @click.option("--spill", default=0.27, show_default=True, help="Copies, as a share of the keys.")
 @click.option("--queries", default=2_000, show_default=True, help="Of each split, at most.")
 @click.option("--seed", default=0, show_default=True)
@@ -307,6 +321,8 @@ def main(
     data: str,
     engine: str,
     segments: tuple[int, ...],
+    ks: tuple[int, ...],
+    only: tuple[str, ...],
     spill: float,
     queries: int,
     seed: int,
@@ -323,14 +339,16 @@ def main(
         dataset = load(Source(data, cache, quick), show_progress)
         task = None
         units = [(1, "one-graph"), *((s, m) for s in segments for m in METHODS[1:])]
-        for number, method in units:
+        for number, method in (unit for unit in units if unit[1] in only):
             key = (engine, dataset.name, seed, number, method)
             if any((r.engine, r.data, r.seed, r.segments, r.method) == key for r in found):
                 continue
             if task is None:
-                task = deepened(pose(dataset, "unseen", seed, Path(), show_progress), queries)
+                task = pose(dataset, "unseen", seed, Path(), show_progress)
+                task = deepened(task, queries, max(*ks, *_FAR_ENOUGH))
             with tempfile.TemporaryDirectory(dir=dataset.cache) as work:
-                found += rows(replace(task, work=Path(work)), dataset.name, number, method, spill)
+                here = replace(task, work=Path(work))
+                found += rows(here, dataset.name, number, method, spill, ks)
             if json_file is not None:
                 lines = b",\n".join(msgspec.json.encode(row) for row in found)
                 replace_file(json_file, b"[\n" + lines + b"\n]\n")

@@ -124,7 +124,7 @@ def measure(situation: Situation, n_cells: int, work: Path) -> list[Row]:
     folder = work / "".join(c if c.isalnum() else "-" for c in situation.name)
     collection = MemoryCollection(situation.keys, metric=situation.metric)
     snapshot = take_snapshot(collection, folder / "snap", progress=show_progress)
-    options = TrainOptions(model="linear", n_cells=n_cells)
+    options = TrainOptions(model="linear", n_cells=n_cells, spill=0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run = train(snapshot, situation.train, folder / "run", options, show_progress)

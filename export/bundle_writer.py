@@ -15,6 +15,7 @@ import numpy as np
 from amips_plugins.bundle.contents import (
     CALIBRATION,
     CELLS,
+    FURTHER_CELLS,
     GOLDEN_OUTPUTS,
     IDS,
     KEY_SAMPLE,
@@ -36,8 +37,10 @@ from amips_plugins.export.queries import QuerySplits
 from amips_plugins.export.recipes import TrainOptions
 from amips_plugins.export.selection import recommend, select_model
 from amips_plugins.export.snapshot import Snapshot
+from amips_plugins.export.spilling import first_cells
 from amips_plugins.export.to_onnx import to_onnx
 from amips_plugins.files import replace_file
+from amips_plugins.models.cells import further_cells
 from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.report.training_record import CURVES
 from amips_plugins.sketch import sketch
@@ -78,12 +81,15 @@ def write_bundle(
         measure = partial(_priorities, session)
         promised = promise(published, native, problem, measure, refit)
         sketches = sketch(snapshot.vectors(), problem.metric)
+        own_cells = first_cells(published.assignment)
         values |= {
             CALIBRATION: promised.calibration,
             CELLS: published.cells,
-            KNOWN_CELLS: np.stack([published.assignment.astype(np.int32), sketches], axis=1),
+            KNOWN_CELLS: np.stack([own_cells.astype(np.int32), sketches], axis=1),
             IDS: snapshot.ids_bytes(),
         }
+        if published.assignment.ndim == 2:
+            values[FURTHER_CELLS] = further_cells(published.assignment)
     ks = tuple(sorted({1, options.k}))
     measured_figures = [
         figure
@@ -109,6 +115,7 @@ def write_bundle(
         choice=choice,
         reason=reason,
         served_cost=served_cost,
+        copies=len(values.get(FURTHER_CELLS, ())),
         figures=measured_figures,
         tools={
             "python": platform.python_version(),

@@ -32,7 +32,8 @@ class Candidate:
     order
         How scores become priorities; None for a KeyNet.
     cells, assignment
-        The partition it routes to, or (KeyNet) is measured on, and the cell of each key.
+        The partition it routes to, or (KeyNet) is measured on, and the cell of each key, ``(n,)``,
+        or all its cells, ``(n, width)``: its own first, which fills unused places.
     parameters
         Multiplications of one query.
     history

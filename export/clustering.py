@@ -336,7 +336,8 @@ def centroid_weights(
     for low in range(0, len(keys), _BLOCK):
         block = np.linalg.norm(keys[low : low + _BLOCK], axis=1)
         lengths += np.bincount(assignment[low : low + _BLOCK], block, cells.n_cells)
-    return unit * (lengths / np.maximum(cells.sizes, 1)).astype(np.float32)[:, None]
+    sizes = np.bincount(assignment, minlength=cells.n_cells)
+    return unit * (lengths / np.maximum(sizes, 1)).astype(np.float32)[:, None]
 
 
 def cell_means(keys: FloatArray, assignment: IntArray, n_cells: int) -> FloatArray:

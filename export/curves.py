@@ -8,6 +8,7 @@ import numpy.typing as npt
 from amips_plugins.export.candidates import Candidate
 from amips_plugins.export.cost_curves import curve, levels_by_threshold
 from amips_plugins.export.dataset import TrainingTask
+from amips_plugins.export.spilling import first_cells
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.report.training_record import Curves, Epochs, FlatMap, Line, Promises
 from amips_plugins.vectors import FloatArray, Metric, normalise
@@ -36,7 +37,7 @@ def record_curves(
         searched = np.maximum((priorities >= threshold).sum(axis=1), 1)
         probes = np.bincount(searched, minlength=published.cells.n_cells + 1).tolist()
         promises = _promises(task, published, calibration, priorities)
-    hit_cells = published.assignment[task.test.hits[:, : task.k]]
+    hit_cells = first_cells(published.assignment)[task.test.hits[:, : task.k]]
     return Curves(
         version=version,
         lines=[
@@ -81,7 +82,8 @@ def _promises(
     levels = levels_by_threshold(priorities, calibration.thresholds)
     hit_cells = published.assignment[task.test.hits]
     n_levels, sizes = len(calibration.thresholds), published.cells.sizes
-    measured = curve(levels, n_levels, hit_cells, sizes, 0.0, task.test.as_good)
+    n_keys = len(published.assignment)
+    measured = curve(levels, n_levels, hit_cells, sizes, 0.0, task.test.as_good, n_keys)
     return Promises(
         k=task.k,
         promised=_short(calibration.guaranteed[task.k - 1]),
@@ -112,7 +114,7 @@ def flat_map(task: TrainingTask, published: Candidate) -> FlatMap:
     return FlatMap(
         keys=_pairs((keys - middle) @ flat.T),
         queries=_pairs((queries - middle) @ flat.T),
-        cells=published.assignment[rows].tolist(),
+        cells=first_cells(published.assignment)[rows].tolist(),
         variance=float(np.square(strength[:2]).sum() / max(np.square(strength).sum(), 1e-12)),
         shift=float(shift / max(spread, 1e-12)),
     )

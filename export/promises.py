@@ -105,4 +105,5 @@ def _at_thresholds(candidate: Candidate, split: Split, thresholds: FloatArray) -
     levels = levels_by_threshold(candidate.priority(split), thresholds)
     sizes, hit_cells = candidate.cells.sizes, candidate.assignment[split.hits]
     model_keys = candidate.parameters / split.unit.shape[1]
-    return curve(levels, len(thresholds), hit_cells, sizes, model_keys, split.as_good)
+    n_keys = len(candidate.assignment)
+    return curve(levels, len(thresholds), hit_cells, sizes, model_keys, split.as_good, n_keys)

@@ -34,6 +34,9 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         Passes over the training queries; None for the recipe's own.
     guesses
         Queries to make up where no log is given.
+    spill
+        Copies of keys in further cells, as a share of the keys; ``auto`` makes none unless they
+        pay, and never for Milvus, where a copy is a row.
     device
         ``cpu``, ``cuda``, or ``auto``.
     """
@@ -47,6 +50,7 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**30)] = 0
     epochs: Annotated[int, msgspec.Meta(ge=1)] | None = None
     guesses: Annotated[int, msgspec.Meta(ge=0)] = 20_000
+    spill: Annotated[float, msgspec.Meta(ge=0.0, le=3.0)] | Literal["auto"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 

@@ -29,6 +29,7 @@ from amips_plugins.export.nets import (
     multiplications,
 )
 from amips_plugins.export.recipes import Preset
+from amips_plugins.export.spilling import first_cells
 from amips_plugins.export.targets import best_per_cell
 from amips_plugins.export.to_onnx import Order
 from amips_plugins.export.training_loop import fit
@@ -78,7 +79,7 @@ def train_router(
     cell has to pay for its size.
     """
     train = augmented(task, preset)
-    first = assignment if assignment.ndim == 1 else assignment[:, 0]
+    first = first_cells(assignment)
     centroids = centroid_weights(task.keys, first, cells, task.metric, task.centre)
     costs = np.full(cells.n_cells, len(first) / cells.n_cells) if graphs else cells.sizes
     powers = 0.0 if graphs else _SIZE_POWER

@@ -38,6 +38,7 @@ from amips_plugins.export.recipes import PRESETS, Preset, TrainOptions
 from amips_plugins.export.routers import native_candidate, train_router
 from amips_plugins.export.run_folder import RunFolder
 from amips_plugins.export.snapshot import Snapshot
+from amips_plugins.export.spilling import share_of_copies, spilled, worthwhile_spill
 from amips_plugins.models.cells import Cells
 from amips_plugins.models.hooks import RewriteHook
 from amips_plugins.progress import Progress, no_progress
@@ -114,9 +115,11 @@ def train(
         # Only now is there nothing left to complain of: the folder belongs to this question.
         with folder.claimed(), says_when_full(folder.path):
             task = _pose(snapshot, splits, options, folder, progress)
+            if options.spill == "auto" and snapshot.manifest.collection.database == "milvus":
+                options = msgspec.structs.replace(options, spill=0.0)
             work = _train_keynet if options.model == "keynet" else _train_routers
             candidates = work(task, options)
-            refit = partial(_refit, options)
+            refit = partial(_refit, options, share_of_copies(candidates[-1].assignment))
             write_bundle(folder.path, snapshot, splits, task, options, candidates, refit)
     return Run(folder.path, Bundle.in_folder(folder.path / "bundle").manifest)
 
@@ -137,6 +140,15 @@ def _check(snapshot: Snapshot, options: TrainOptions) -> None:
         raise InvalidInput(
             f"k={options.k} does not fit the {snapshot.manifest.count} keys of the snapshot."
         )
+    if options.spill not in ("auto", 0.0):
+        if options.model in ("keynet", "native"):
+            raise InvalidInput(
+                f"A model of the kind {options.model!r} gives keys one cell; leave --spill out."
+            )
+        if snapshot.manifest.collection.database == "milvus":
+            raise InvalidInput(
+                "Milvus would have to store a key once for each of its cells; leave --spill out."
+            )
     if not 0.0 < options.recall < 1.0:
         raise InvalidInput(f"recall={options.recall} is no target; pass a number between 0 and 1.")
     if options.model == "keynet" and snapshot.manifest.metric is not Metric.COSINE:
@@ -232,13 +244,20 @@ def _train_routers(task: TrainingTask, options: TrainOptions) -> list[Candidate]
             stacklevel=3,
         )
     presets = _recipes(options)
-    trained = [train_router("linear", presets["linear"], task, cells, assignment)]
+    linear = partial(train_router, "linear", presets["linear"], task)
+    if options.spill == "auto":
+        trained = [linear(cells, assignment)]
+        if options.model != "native":
+            trained = [worthwhile_spill(task, trained[0], linear)]
+    else:
+        trained = [linear(*spilled(task, cells, assignment, options.spill))]
+    cells, assignment = trained[0].cells, trained[0].assignment
     if options.model in ("auto", "supportnet"):
         trained.append(train_router("supportnet", presets["supportnet"], task, cells, assignment))
     return [baseline, *trained]
 
 
-def _refit(options: TrainOptions, kind: ModelKind, task: TrainingTask) -> Candidate:
+def _refit(options: TrainOptions, copies: float, kind: ModelKind, task: TrainingTask) -> Candidate:
     """Cut and train one kind of router anew, on a part of the training queries."""
     n_cells = min(options.n_cells, len(task.train.queries))
     if options.layout == "native":
@@ -246,7 +265,7 @@ def _refit(options: TrainOptions, kind: ModelKind, task: TrainingTask) -> Candid
     else:
         cut = _query_aware(task, n_cells)
     routing: Literal["linear", "supportnet"] = "linear" if kind == "linear" else "supportnet"
-    return train_router(routing, _recipes(options)[kind], task, *cut)
+    return train_router(routing, _recipes(options)[kind], task, *spilled(task, *cut, copies))
 
 
 def _query_aware(task: TrainingTask, n_cells: int) -> tuple[Cells, IntArray]:

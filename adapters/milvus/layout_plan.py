@@ -57,6 +57,11 @@ def plan_copy(
 
 def choose_storage(spec: LayoutSpec) -> Storage:
     """Return where the cells go: partitions where they are few enough, else a field."""
+    if spec.shared:
+        raise InvalidInput(
+            f"The cells {spec.layout!r} share keys, which Milvus would have to store more than "
+            f"once; lay out a bundle that was trained with --spill 0."
+        )
     if spec.storage in ("payload", "copy"):
         raise InvalidInput(
             f"The storage {spec.storage!r} is for Qdrant; Milvus has 'partitions' and 'field'."

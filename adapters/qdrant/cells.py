@@ -1,8 +1,9 @@
 """How cells are kept in Qdrant: payload keys, the collection's metadata, and what writes them.
 
-A cell is an integer under the payload key ``amips_cell_<layout>``, beside it the sketch of the
-vector that it belongs to: the cells of two layouts live side by side and never mix. A point with
-anything else there, or nothing, is overflow. The collection's metadata say which layout serves,
+A cell is an integer under the payload key ``amips_cell_<layout>``, or a list of them, the key's
+own first, where cells share keys. Beside it is the sketch of the vector that it belongs to: the
+cells of two layouts live side by side and never mix. A point with anything else there, or nothing,
+is overflow. The collection's metadata say which layout serves,
 which served before it, and which are only there to be finished or dropped.
 """
 
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 from amips_plugins.collection import CollectionInfo, Cursor, Id, KeyBatch
 from amips_plugins.errors import CollectionError
+from amips_plugins.vectors import IntArray
 
 __all__ = [
     "CellStore",
@@ -21,7 +23,6 @@ __all__ = [
     "LayoutRecord",
     "LayoutState",
     "cell_key",
-    "is_cell",
     "serving",
 ]
 
@@ -41,6 +42,7 @@ class LayoutRecord:
     version: str
     n_cells: int
     complete: bool = True
+    shared: bool = False
 
     @property
     def key(self) -> str:
@@ -57,9 +59,26 @@ class LayoutRecord:
         """Both."""
         return [self.key, self.sketch_key]
 
-    def beside(self, cell: int, sketch: int) -> dict[str, int]:
-        """Return what lies beside a vector in this cell, or in none."""
-        return {self.key: cell} if cell < 0 else {self.key: cell, self.sketch_key: sketch}
+    def beside(self, cell: int | list[int], sketch: int) -> dict[str, int | list[int]]:
+        """Return what lies beside a vector in this cell or these, or in none."""
+        if isinstance(cell, int) and cell < 0:
+            return {self.key: cell}
+        return {self.key: cell, self.sketch_key: sketch}
+
+    def stored(self, cells: IntArray) -> list[int | list[int]]:
+        """Return how the cells of keys, ``(n,)`` or ``(n, width)``, are stored."""
+        if cells.ndim == 1:
+            plain: list[int | list[int]] = cells.tolist()
+            return plain
+        # A single one is stored as itself, so that most points look as without sharing.
+        distinct = (list(dict.fromkeys(row)) for row in cells.tolist())
+        return [row[0] if len(row) == 1 else row for row in distinct]
+
+    def own_cell(self, found: Any) -> int | None:
+        """Return the first cell of what lies under the key, or None where that is none."""
+        if isinstance(found, list) and found and self.shared:
+            return int(found[0]) if all(_is_cell(one, self.n_cells) for one in found) else None
+        return int(found) if _is_cell(found, self.n_cells) else None
 
     def all_but(self, cells: Sequence[int]) -> list[int]:
         """Return the other cells."""
@@ -76,8 +95,7 @@ class CelledKeys:
     sketches: Sequence[int | None]
 
 
-def is_cell(found: Any, n_cells: int) -> bool:
-    """Tell whether what lies under the key is a cell."""
+def _is_cell(found: Any, n_cells: int) -> bool:
     return isinstance(found, int) and not isinstance(found, bool) and 0 <= found < n_cells
 
 
@@ -153,7 +171,7 @@ class CellStore(Protocol):
         self,
         record: LayoutRecord,
         ids: Sequence[Id],
-        cells: Sequence[int],
+        cells: Sequence[int | list[int]],
         sketches: Sequence[int],
         claim: int,
     ) -> None:
@@ -229,7 +247,7 @@ class LayoutState:
         content = {
             "serving": _entry(self.serving),
             "before": [_entry(one) for one in self.before],
-            "idle": [asdict(one) for one in self.idle],
+            "idle": [_written(one) for one in self.idle],
         }
         return {_pointer_key(info): content}
 
@@ -252,4 +270,10 @@ def _record(found: Mapping[str, Any]) -> LayoutRecord | None:
 
 def _entry(record: LayoutRecord | None) -> dict[str, Any]:
     # Never a null: inside of metadata it could mean "remove this".
-    return {} if record is None else asdict(record)
+    return {} if record is None else _written(record)
+
+
+def _written(record: LayoutRecord) -> dict[str, Any]:
+    """Leave out what earlier versions of this package do not know, where it says nothing."""
+    entry = asdict(record)
+    return entry if record.shared else {k: v for k, v in entry.items() if k != "shared"}

@@ -76,7 +76,7 @@ class CopiedLayouts:
         alias, source = self._alias_for(spec), self.here
         self._check(spec, source)
         name = self._begun(spec.layout, source) or self.generations.next(source, spec.layout)[0]
-        record = LayoutRecord(spec.layout, spec.version, spec.n_cells)
+        record = LayoutRecord(spec.layout, spec.version, spec.n_cells, shared=spec.shared)
         steps = (
             f"create {name!r} as {source!r} is, with an integer index of {record.key!r}",
             f"copy {count} points into it, each with one of {spec.n_cells} cells in its payload, "
@@ -111,7 +111,7 @@ class CopiedLayouts:
             self._forget(spec, source)
             return source
         self._check(spec, source)
-        record = LayoutRecord(spec.layout, spec.version, spec.n_cells)
+        record = LayoutRecord(spec.layout, spec.version, spec.n_cells, shared=spec.shared)
         name = self._begun(spec.layout, source)
         new = name is None
         if name is None:

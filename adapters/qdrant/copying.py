@@ -178,9 +178,9 @@ class PointReplica(Replica):
             )
         )
 
-    def _beside(self, rows: Sequence[Row]) -> list[dict[str, int]]:
+    def _beside(self, rows: Sequence[Row]) -> list[dict[str, int | list[int]]]:
         """Return what lies beside the vectors: cells and sketches, of those that have one."""
-        beside: list[dict[str, int]] = [{} for _ in rows]
+        beside: list[dict[str, int | list[int]]] = [{} for _ in rows]
         if self._record is None:
             return beside
         field = self._info.field
@@ -192,9 +192,15 @@ class PointReplica(Replica):
         chosen = np.full(len(keys), OVERFLOW)
         if self._assign is not None:
             ids = [rows[place].id for place in keys]
-            chosen = check_assigned(self._assign(ids, vectors), len(keys), self._record.n_cells)
+            chosen = check_assigned(
+                self._assign(ids, vectors),
+                len(keys),
+                self._record.n_cells,
+                shared=self._record.shared,
+            )
         sketches = sketch(vectors, self._info.metric)
-        for place, cell, one in zip(keys, chosen.tolist(), sketches.tolist(), strict=True):
+        cells = self._record.stored(chosen)
+        for place, cell, one in zip(keys, cells, sketches.tolist(), strict=True):
             beside[place] = self._record.beside(cell, one)
         return beside
 

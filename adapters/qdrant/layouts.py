@@ -313,15 +313,20 @@ class QdrantLayouts:
         for part, ids in pages:
             part.claim(record, ids, claim)
             for batch in part.claimed(record, ids, claim):
-                chosen = check_assigned(
-                    assign(batch.ids, batch.vectors), len(batch.ids), record.n_cells
-                ).tolist()
+                chosen = record.stored(
+                    check_assigned(
+                        assign(batch.ids, batch.vectors),
+                        len(batch.ids),
+                        record.n_cells,
+                        shared=record.shared,
+                    )
+                )
                 beside = sketch(batch.vectors, self._collection.info.metric).tolist()
                 inside = [row for row, cell in enumerate(chosen) if cell != OVERFLOW]
                 placed: list[Id] = [batch.ids[row] for row in inside]
                 if placed:
-                    cells, sketches = ([of[row] for row in inside] for of in (chosen, beside))
-                    part.place(record, placed, cells, sketches, claim)
+                    cells = [chosen[row] for row in inside]
+                    part.place(record, placed, cells, [beside[row] for row in inside], claim)
                 given += len(placed)
                 left += len(chosen) - len(placed)
                 if advance is not None:
@@ -330,7 +335,7 @@ class QdrantLayouts:
 
 
 def _record(spec: LayoutSpec) -> LayoutRecord:
-    return LayoutRecord(spec.layout, spec.version, spec.n_cells)
+    return LayoutRecord(spec.layout, spec.version, spec.n_cells, shared=spec.shared)
 
 
 def _names(entry: object, record: LayoutRecord) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amips_plugins.adapters.qdrant.cells import LayoutRecord, is_cell
+from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant.points import key_batch, plain_id
 from amips_plugins.adapters.qdrant.store import ServerStore
 from amips_plugins.collection import Id, KeyBatch
@@ -86,7 +86,7 @@ class LocalStore(ServerStore):
         self,
         record: LayoutRecord,
         ids: Sequence[Id],
-        cells: Sequence[int],
+        cells: Sequence[int | list[int]],
         sketches: Sequence[int],
         claim: int,  # noqa: ARG002 - see ``claim``
     ) -> None:
@@ -127,4 +127,4 @@ class LocalStore(ServerStore):
 
 
 def _has_none(record: models.Record, of: LayoutRecord) -> bool:
-    return not is_cell((record.payload or {}).get(of.key), of.n_cells)
+    return of.own_cell((record.payload or {}).get(of.key)) is None

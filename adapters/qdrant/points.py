@@ -168,7 +168,9 @@ def payloads(
 
     A key that gets no cell says so: a server may keep the cell of the point before otherwise.
     """
-    check_keys(info.dim, None if record is None else record.layout, ids, vectors, fields, cells)
+    layout = None if record is None else record.layout
+    shared = record is not None and record.shared
+    check_keys(info.dim, layout, ids, vectors, fields, cells, shared=shared)
     written = [
         {key: value for key, value in one.items() if not key.startswith(RESERVED)}
         for one in fields or [{}] * len(ids)
@@ -183,7 +185,7 @@ def payloads(
             f"{record.n_cells - 1}, and -1 for none."
         )
     beside = sketch(vectors, info.metric).tolist()
-    for payload, cell, one in zip(written, cells.tolist(), beside, strict=True):
+    for payload, cell, one in zip(written, record.stored(cells), beside, strict=True):
         payload.update(record.beside(cell, one))
     return written
 

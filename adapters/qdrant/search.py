@@ -30,7 +30,7 @@ __all__ = [
     "in_cells",
     "plan_queries",
     "search_params",
-    "several_cells",
+    "unplaced",
     "without_cell",
 ]
 
@@ -199,10 +199,17 @@ def as_hits(answers: Sequence[models.QueryResponse]) -> list[list[Hit]]:
 def in_cells(
     record: LayoutRecord, cells: Sequence[int], condition: models.Filter | None
 ) -> models.Filter:
-    """Leave out the other cells: one condition, and whatever is no cell of theirs is searched."""
-    others = models.MatchAny.model_construct(any=record.all_but(cells))
+    """Leave out the other cells: one condition, and whatever is no cell of theirs is searched.
+
+    Where cells share keys, one in another cell may lie in these too, which takes two conditions.
+    """
+    others = models.MatchAny.model_construct(any=record.all_but(() if record.shared else cells))
     left_out = models.FieldCondition.model_construct(key=record.key, match=others)
     here = models.Filter.model_construct(must_not=[left_out])
+    if record.shared:
+        chosen = models.MatchAny.model_construct(any=[cell for cell in cells if cell >= 0])
+        inside = models.FieldCondition.model_construct(key=record.key, match=chosen)
+        here = models.Filter.model_construct(should=[inside, here])
     return here if condition is None else models.Filter.model_construct(must=[condition, here])
 
 
@@ -211,9 +218,12 @@ def without_cell(record: LayoutRecord) -> models.Filter:
     return models.Filter(must_not=[has_cell(record.key, range(record.n_cells))])
 
 
-def several_cells(record: LayoutRecord) -> models.FieldCondition:
-    """Points with a list of several values, which is no cell."""
-    return models.FieldCondition(key=record.key, values_count=models.ValuesCount(gt=1))
+def unplaced(record: LayoutRecord) -> models.Filter:
+    """Points without a cell; unless cells share keys a list of several values is none, either."""
+    if record.shared:
+        return without_cell(record)
+    several = models.FieldCondition(key=record.key, values_count=models.ValuesCount(gt=1))
+    return models.Filter(should=[without_cell(record), several])
 
 
 def empty(key: str) -> models.IsEmptyCondition:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from amips_plugins.adapters.qdrant.cells import CelledKeys, CellStore, LayoutRecord, is_cell
+from amips_plugins.adapters.qdrant.cells import CelledKeys, CellStore, LayoutRecord
 from amips_plugins.cell_layout import AUDITED, AssignCells, LayoutAudit, find_stale
 from amips_plugins.collection import Id
 from amips_plugins.progress import Progress
@@ -71,11 +71,15 @@ class Staleness:
     def _judge(
         self, found: CelledKeys, assign: AssignCells | None
     ) -> tuple[LayoutAudit, Sequence[Id]]:
-        """Judge those of the keys that have a cell; a list of cells is never one."""
-        n_cells, listed = self._record.n_cells, [isinstance(cell, list) for cell in found.cells]
-        rows = [row for row, cell in enumerate(found.cells) if is_cell(cell, n_cells)]
+        """Judge those of the keys that have a cell; a list may be one only if cells share keys."""
+        own = [self._record.own_cell(cell) for cell in found.cells]
+        listed = [
+            isinstance(cell, list) and one is None
+            for cell, one in zip(found.cells, own, strict=True)
+        ]
+        rows = [row for row, cell in enumerate(own) if cell is not None]
         ids: list[Any] = [found.keys.ids[row] for row in rows]
-        cells = np.array([found.cells[row] for row in rows], dtype=np.int64)
+        cells = np.array([own[row] for row in rows], dtype=np.int64)
         sketches = [found.sketches[row] for row in rows]
         judged, stale = find_stale(
             ids, found.keys.vectors[rows], cells, sketches, self._metric, assign

@@ -17,7 +17,7 @@ from amips_plugins.adapters.qdrant.search import (
     empty,
     has_cell,
     has_vector,
-    several_cells,
+    unplaced,
     without_cell,
 )
 from amips_plugins.adapters.qdrant.strict_mode import Limits
@@ -203,17 +203,11 @@ class ServerStore:
 
     def without_cell(self, record: LayoutRecord) -> Iterator[Sequence[Id]]:
         """Go once through the points without a cell."""
-        condition = models.Filter(
-            must=[has_vector(self._field)], should=[without_cell(record), several_cells(record)]
-        )
-        return self._pages(condition)
+        return self._pages(all_of(has_vector(self._field), unplaced(record)))
 
     def claim(self, record: LayoutRecord, ids: Sequence[Id], claim: int) -> None:
         """Write the claim over whatever is no cell."""
-        condition = models.Filter(
-            must=[among(ids), has_vector(self._field)],
-            should=[without_cell(record), several_cells(record)],
-        )
+        condition = all_of(among(ids), has_vector(self._field), unplaced(record))
         self._set([(record.beside(claim, 0), condition)])
 
     def claimed(self, record: LayoutRecord, ids: Sequence[Id], claim: int) -> Iterator[KeyBatch]:
@@ -230,7 +224,7 @@ class ServerStore:
         self,
         record: LayoutRecord,
         ids: Sequence[Id],
-        cells: Sequence[int],
+        cells: Sequence[int | list[int]],
         sketches: Sequence[int],
         claim: int,
     ) -> None:
@@ -281,7 +275,7 @@ class ServerStore:
             some = ids[start : start + self._limits.points(_WRITE_BATCH)]
             self._set([(record.beside(OVERFLOW, 0), all_of(among(some)))])
 
-    def _set(self, writes: Sequence[tuple[dict[str, int], models.Filter]]) -> None:
+    def _set(self, writes: Sequence[tuple[dict[str, int | list[int]], models.Filter]]) -> None:
         self._write(
             [
                 models.SetPayloadOperation(

@@ -22,7 +22,11 @@ def in_cells(record: LayoutRecord, cells: Sequence[int]) -> edge.Filter:
     """Points of some cells; ``OVERFLOW`` among them means all that have none, whatever is there."""
     if OVERFLOW not in cells:
         return edge.Filter(must=[exactly(record.key, cells)])
-    return edge.Filter(must_not=[exactly(record.key, record.all_but(cells))])
+    if not record.shared:
+        return edge.Filter(must_not=[exactly(record.key, record.all_but(cells))])
+    nowhere = edge.Filter(must_not=[exactly(record.key, record.all_but(()))])
+    chosen = [cell for cell in cells if cell != OVERFLOW]
+    return edge.Filter(should=[exactly(record.key, chosen), nowhere]) if chosen else nowhere
 
 
 def without_cell(record: LayoutRecord) -> edge.Filter:
@@ -31,7 +35,9 @@ def without_cell(record: LayoutRecord) -> edge.Filter:
 
 
 def unplaced(record: LayoutRecord) -> edge.Filter:
-    """Points without a cell, also those with a list of several values."""
+    """Points without a cell; unless cells share keys a list of several values is none, either."""
+    if record.shared:
+        return without_cell(record)
     several = edge.FieldCondition(record.key, values_count=edge.ValuesCount(gt=1))
     return edge.Filter(should=[without_cell(record), several])
 

@@ -133,7 +133,7 @@ class EdgeStore:
         self,
         record: LayoutRecord,
         ids: Sequence[Id],
-        cells: Sequence[int],
+        cells: Sequence[int | list[int]],
         sketches: Sequence[int],
         claim: int,
     ) -> None:
@@ -165,7 +165,9 @@ class EdgeStore:
         """Write that these points have no cell."""
         self._set(record.beside(OVERFLOW, 0), ids, self._has_vector)
 
-    def _set(self, payload: dict[str, int], ids: Sequence[Id], where: edge.ConditionType) -> None:
+    def _set(
+        self, payload: dict[str, int | list[int]], ids: Sequence[Id], where: edge.ConditionType
+    ) -> None:
         whole = edge.Filter(must=[among(ids), where])
         write = edge.UpdateOperation.set_payload_by_filter(whole, payload)
         self._shard.update(write, len(ids))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CALIBRATION",
     "CELLS",
+    "FURTHER_CELLS",
     "GOLDEN_OUTPUTS",
     "IDS",
     "KEY_SAMPLE",
@@ -103,6 +104,8 @@ _FILES: tuple[BundleFile[Any], ...] = (
     # The snapshot's keys, one a line, and (n, 2) int32: cell and sketch of each of them.
     IDS := BundleFile("ids.jsonl", 64 << 30, bytes, bytes, kept=False),
     KNOWN_CELLS := BundleFile("known_cells.npy", 16 << 30, write_npy, read_npy, kept=False),
+    # (m, 2) int32: row and cell, wherever a key lies in more cells than its own.
+    FURTHER_CELLS := BundleFile("further_cells.npy", 16 << 30, write_npy, read_npy, kept=False),
 )
 _BY_NAME = {str(file): file for file in _FILES}
 

@@ -11,6 +11,7 @@ from amips_plugins.arrays import readable
 from amips_plugins.bundle.contents import (
     CALIBRATION,
     CELLS,
+    FURTHER_CELLS,
     GOLDEN_OUTPUTS,
     IDS,
     KEY_SAMPLE,
@@ -46,11 +47,17 @@ def known_cells(bundle: Bundle) -> KnownCells:
     decoder = msgspec.json.Decoder(int | str)
     fits = recorded.shape == (len(lines), 2) and recorded.dtype == np.int32
     fits = fits and bool(((recorded[:, 0] >= 0) & (recorded[:, 0] < cells.n_cells)).all())
+    further = None
+    if fits and bundle.manifest.copies:
+        further = contents[FURTHER_CELLS]
+        fits = further.shape == (bundle.manifest.copies, 2) and further.dtype == np.int32
+        limits = (len(lines), cells.n_cells)
+        fits = fits and bool(((further >= 0) & (further < limits)).all())
     if not fits or cells.n_cells != bundle.manifest.n_cells:
         raise BundleCorrupt(f"The cells of {bundle.location} do not fit its manifest.")
     with readable(f"{IDS} of {bundle.location}"):
         ids = (decoder.decode(line) for line in lines)
-        return KnownCells(cells, bundle.manifest.metric, ids, recorded)
+        return KnownCells(cells, bundle.manifest.metric, ids, recorded, further)
 
 
 def load_hook(bundle: Bundle, threads: int = 1) -> PreQueryHook:
@@ -64,7 +71,8 @@ def load_hook(bundle: Bundle, threads: int = 1) -> PreQueryHook:
     sizes = contents[CELLS].sizes
     if len(sizes) != manifest.n_cells:
         raise BundleCorrupt(f"The cells of {bundle.location} do not fit its manifest.")
-    shares = np.append(sizes / max(1, sizes.sum()), 0.0).astype(np.float32)
+    n_keys = max(1, int(sizes.sum()) - manifest.copies)  # copies are scanned, but are no keys
+    shares = np.append(sizes / n_keys, 0.0).astype(np.float32)
     calibration = contents[CALIBRATION]
     return RouteHook(model, calibration, manifest.layout, manifest.default_recall, shares)
 

@@ -93,6 +93,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         Number of weights the model multiplies with for each query.
     n_cells, layout
         Number of cells and their identifier; 0 and empty for a KeyNet.
+    copies
+        Further cells of keys that lie in more than one.
     queries
         Where the training queries came from: a log, or a guess from the keys.
     default_k, default_recall
@@ -132,6 +134,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     tools: dict[str, str]
     files: dict[str, FileEntry]
     served_cost: float | None = None
+    copies: _Size = 0
 
     def check_serves(self, collection: CollectionKey, metric: Metric, dim: int) -> None:
         """Refuse a collection that this bundle was not made for."""

@@ -14,6 +14,16 @@ from amips_plugins.cli.progress import show_progress
 __all__ = ["command"]
 
 
+def _spill(ctx: click.Context, param: click.Parameter, value: str) -> float | str:
+    if value == "auto":
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        message = f"{value!r} is no share; pass a number such as 0.27, or auto."
+        raise click.BadParameter(message, ctx, param) from None
+
+
 @click.command("train")
 @click.argument("snapshot", type=click.Path(path_type=Path))
 @queries_options(
@@ -45,6 +55,14 @@ __all__ = ["command"]
 )
 @click.option("--k", default=10, show_default=True, help="Recall@k to be cheap at.")
 @click.option("--recall", default=0.95, show_default=True, help="Recall to be cheap at.")
+@click.option(
+    "--spill",
+    metavar="SHARE|auto",
+    callback=_spill,
+    default="auto",
+    show_default=True,
+    help="Give keys further cells, up to this share of the keys; 0 for none.",
+)
 @click.option("--epochs", type=int, help="Passes over the queries.  [default: the recipe's]")
 @click.option("--seed", default=0, show_default=True)
 @click.option(
@@ -88,4 +106,7 @@ def command(
     rows = [[name, *(share(cost[name, recall]) for recall in recalls)] for name in names]
     click.echo(table(header, rows))
     click.echo(f"\n{manifest.reason}")
+    if manifest.copies:
+        more = share(manifest.copies / manifest.count)
+        click.echo(f"{manifest.copies:,} keys lie in a further cell ({more} of the keys).")
     click.echo(f"Bundle {manifest.version} ({manifest.model}) is in {run.bundle}.")

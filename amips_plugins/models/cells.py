@@ -15,7 +15,7 @@ from amips_plugins.errors import BundleCorrupt
 from amips_plugins.sketch import same_vectors, sketch
 from amips_plugins.vectors import FloatArray, IntArray, Metric, normalise
 
-__all__ = ["Cells", "KnownCells", "View", "place_keys"]
+__all__ = ["Cells", "KnownCells", "View", "further_cells", "place_keys"]
 
 _BLOCK = 16_384
 _ARRAYS = ("centroids", "offsets", "sizes", "view", "weight", "popularity", "centre")
@@ -158,7 +158,9 @@ class KnownCells:
     """The recorded cells of a snapshot's keys, and the rule for every other key.
 
     A key keeps its recorded cell as long as its vector is about the one of the snapshot; written
-    again with another vector, it is another key and goes by the rule. Takes 16 bytes a key.
+    again with another vector, it is another key and goes by the rule. ``further`` holds the row
+    and the cell, ``(m, 2)``, wherever a key lies in more cells than one. Takes 16 bytes a key, and
+    4 more for every further cell that some key has.
     """
 
     def __init__(
@@ -167,6 +169,7 @@ class KnownCells:
         metric: Metric,
         ids: Iterable[int | str],
         recorded: npt.NDArray[np.int32],
+        further: npt.NDArray[np.int32] | None = None,
     ) -> None:
         # Hashes in place of ids: two keys that share one are still told apart by their sketches,
         # and a key taken for unknown only goes by the rule.
@@ -175,24 +178,46 @@ class KnownCells:
         self._cells = cells
         self._metric = metric
         self._hashes = hashes[order]
-        self._recorded = recorded[order]
+        self._sketches = recorded[order, 1]
+        self.shared = further is not None
+        members = recorded[:, :1] if further is None else all_cells(recorded[:, 0], further)
+        self._members = members[order]
 
     def __call__(self, ids: Sequence[int | str], vectors: FloatArray) -> IntArray:
-        """Give each key its cell (``adapters.layouts.AssignCells``)."""
+        """Give each key its cell, or all its cells (``cell_layout.AssignCells``)."""
         chosen, known = self._look_up(ids, vectors)
         new = np.flatnonzero(~known)
         if len(new):
-            chosen[new] = self._cells.assign(vectors[new], self._metric)
-        return chosen
+            chosen[new] = self._cells.assign(vectors[new], self._metric)[:, None]
+        return chosen if self.shared else chosen[:, 0]
 
     def _look_up(
         self, ids: Sequence[int | str], vectors: FloatArray
     ) -> tuple[IntArray, npt.NDArray[np.bool_]]:
         """Return recorded cells, and of which keys they are."""
         if not len(self._hashes) or not len(ids):
-            return np.zeros(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=np.bool_)
+            none = np.zeros((len(ids), self._members.shape[1]), dtype=np.int64)
+            return none, np.zeros(len(ids), dtype=np.bool_)
         wanted = np.fromiter(map(hash, ids), dtype=np.int64, count=len(ids))
         places = np.searchsorted(self._hashes, wanted).clip(max=len(self._hashes) - 1)
-        same = same_vectors(sketch(vectors, self._metric), self._recorded[places, 1])
+        same = same_vectors(sketch(vectors, self._metric), self._sketches[places])
         known: npt.NDArray[np.bool_] = (self._hashes[places] == wanted) & same
-        return self._recorded[places, 0].astype(np.int64), known
+        return self._members[places].astype(np.int64), known
+
+
+def all_cells(
+    first: npt.NDArray[np.int32], further: npt.NDArray[np.int32]
+) -> npt.NDArray[np.int32]:
+    """Put the cells of every key together from its first and ``(m, 2)`` rows and further cells."""
+    order = np.argsort(further[:, 0], kind="stable")
+    rows = further[order, 0]
+    places = np.arange(len(rows)) - np.searchsorted(rows, rows) + 1
+    members = np.repeat(first[:, None], 1 + int(places.max(initial=0)), axis=1)
+    members[rows, places] = further[order, 1]
+    return members
+
+
+def further_cells(members: IntArray) -> npt.NDArray[np.int32]:
+    """Return rows and cells, ``(m, 2)``, of all cells but the first of every key."""
+    rows, places = np.nonzero(members != members[:, :1])
+    return np.stack([rows, members[rows, places]], axis=1).astype(np.int32)

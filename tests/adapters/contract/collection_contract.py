@@ -18,7 +18,7 @@ from amips_plugins.cell_layout import AssignCells, LayoutSpec, Storage
 from amips_plugins.collection import Collection, Hit, Id, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import QueryPlan
-from amips_plugins.vectors import FloatArray, Metric, normalise
+from amips_plugins.vectors import FloatArray, IntArray, Metric, normalise
 
 DIM = 8
 COUNT = 60
@@ -64,6 +64,9 @@ class CollectionContract:
 
     storage: Storage | None = None
     """How the cells are stored, where the database has a choice."""
+
+    shares_keys = True
+    """Whether a key may lie in several cells."""
 
     sketches = True
     """Whether a sketch of its vector lies beside a key's cell; else cells are computed again."""
@@ -460,6 +463,86 @@ class CollectionContract:
         assert everywhere(collection) == [*range(COUNT), 1000, 1001, 1002]
         for key, score in zip(others, new @ vectors(1, 1)[0], strict=True):
             assert found_in(collection, cells_of([key])[0])[key] == pytest.approx(score, rel=1e-4)
+
+    def shared_spec(self) -> LayoutSpec:
+        """Keys whose id is a multiple of three lie in two cells."""
+
+        def assign(ids: Sequence[Id], _: FloatArray) -> IntArray:
+            own, number = cells_of(ids), np.array([int(key) for key in ids])
+            return np.stack([own, np.where(number % 3 == 0, (own + 1) % 4, own)], axis=1)
+
+        return replace(self.spec(assign=assign), shared=True)
+
+    def check_shared(self, collection: Collection, keys: Sequence[int]) -> None:
+        """Every key lies in its cells, and is one key everywhere."""
+        assert collection.count() == len(keys)
+        assert collection.overflow() == collection.layouts.status().overflow == 0
+        members = dict(zip(keys, self.shared_spec().assign(keys, vectors()), strict=True))
+        for cell in range(4):
+            wanted = [key for key, own in members.items() if cell in own]
+            assert sorted(found_in(collection, cell)) == sorted(wanted)
+        plan = QueryPlan(cells=np.array([[0, 1, -1], [1, 2, 3], [3, -1, -1]]), layout="abc123")
+        answers = collection.search(SearchRequest(vectors(1, 3), k=2 * COUNT), plan)
+        for hits, chosen in zip(answers, plan.cells if plan.cells is not None else (), strict=True):
+            wanted = [key for key, own in members.items() if set(own) & set(chosen)]
+            assert sorted(hit.id for hit in hits) == sorted(wanted)  # none of them twice
+
+    def test_keys_may_lie_in_more_than_one_cell(self) -> None:
+        collection = self.fresh(Metric.IP)
+        if not self.shares_keys:
+            for work in (collection.layouts.plan, collection.layouts.build):
+                with pytest.raises(InvalidInput, match="--spill 0"):
+                    work(self.shared_spec())
+            assert collection.layout() is None
+            return
+        collection = collection.layouts.build(self.shared_spec())
+        self.check_shared(collection, range(COUNT))
+        everything = QueryPlan(cells=np.arange(4)[None, :], layout="abc123")
+        request = SearchRequest(vectors(1, 1), k=10)
+        assert collection.search(request, everything) == collection.search(request)
+        audit = collection.layouts.audit(COUNT)
+        assert (audit.sampled, audit.stale) == (COUNT, 0)
+        again = self.shared_spec()
+        assert collection.layouts.backfill(again.assign, verify=True) == 0
+        self.check_shared(collection, range(COUNT))
+
+    def test_keys_in_several_cells_are_written_and_deleted_as_one(self) -> None:
+        if not self.shares_keys:
+            pytest.skip("No key lies in several cells here.")
+        spec = self.shared_spec()
+        collection = self.fresh(Metric.IP).layouts.build(spec)
+        new = [0, 6, 1, 99, 100]  # some are there already, in one cell or in two
+        keys = vectors(3, len(new))
+        collection.upsert(new, keys, GROUPS[: len(new)], spec.assign(new, keys))
+        self.check_shared(collection, [*range(COUNT), 99, 100])
+        scores = keys @ vectors(1, 1)[0]
+        for key, own, score in zip(new, spec.assign(new, keys), scores, strict=True):
+            for cell in own:
+                assert found_in(collection, cell)[key] == pytest.approx(score, rel=1e-4)
+        collection.upsert([100], keys[:1], GROUPS[:1], np.array([2]))  # one cell is enough
+        assert all((100 in found_in(collection, cell)) == (cell == 2) for cell in range(4))
+        collection.delete([0, 1, 99, 100])
+        self.check_shared(collection, [key for key in range(COUNT) if key not in (0, 1)])
+
+    def test_overflow_beside_keys_in_several_cells_gets_all_its_cells(self) -> None:
+        if not self.shares_keys:
+            pytest.skip("No key lies in several cells here.")
+        spec = self.shared_spec()
+        collection = self.fresh(Metric.IP).layouts.build(spec)
+        others = [6, 7, 300]
+        self.add_without_cell(collection, others, vectors(3, len(others)))
+        assert collection.overflow() == 3
+        for cell in range(4):
+            assert set(others) <= set(found_in(collection, cell))
+        assert collection.layouts.backfill(spec.assign) == 3
+        self.check_shared(collection, [*range(COUNT), 300])
+        if self.sketches:
+            self.rewrite_in_place(collection, [9, 10], vectors(4, 2))
+            assert collection.layouts.audit(COUNT + 1).stale == 2
+            assert collection.layouts.backfill(spec.assign, verify=True) == 2
+            self.check_shared(collection, [*range(COUNT), 300])
+        rolled = collection.layouts.roll_back()
+        assert (rolled.layout(), rolled.count()) == (None, COUNT + 1)
 
     def by_sign(self) -> LayoutSpec:
         """Two cells that depend on the vector alone."""

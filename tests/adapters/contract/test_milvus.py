@@ -26,6 +26,7 @@ class MilvusContract(CollectionContract):
     the tests that only read them.
     """
 
+    shares_keys = False
     client: ClassVar[Any]
     prefix: ClassVar[str]
     built: ClassVar[dict[tuple[Any, ...], Collection]]

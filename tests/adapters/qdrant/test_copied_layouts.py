@@ -6,7 +6,7 @@ With the calls that a server gets, answered by the client's local mode; what onl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from amips_plugins.adapters.qdrant import copied_layouts
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.adapters.qdrant.generations import Generation, generation_of
 from amips_plugins.cell_layout import LayoutSpec
-from amips_plugins.collection import SearchRequest, collection_key
+from amips_plugins.collection import Id, SearchRequest, collection_key
 from amips_plugins.errors import CollectionError, InvalidInput
+from amips_plugins.plan import QueryPlan
+from amips_plugins.vectors import FloatArray, IntArray
 from tests.support.qdrant_data import DIM, KEYS, by_row, dense, fill
 
 pytestmark = [
@@ -387,3 +389,20 @@ def test_the_metadata_of_a_renamed_copy_name_nobody() -> None:
     entry = Generation("docs", 2, "docs", "a1").entry()
     assert generation_of("docs__g2", entry).family == "docs"
     assert generation_of("restored", entry) == Generation("restored")
+
+
+def test_keys_of_several_cells_are_one_point_of_the_copy(client: QdrantClient) -> None:
+    def assign(ids: Sequence[Id], vectors: FloatArray) -> IntArray:
+        own = by_row(ids, vectors)
+        return np.stack([own, np.where(own == 0, 2, own)], axis=1)
+
+    shared = LayoutSpec("a1", 4, assign, version="v1", storage="copy", shared=True)
+    live = served(client).layouts.build(shared)
+    assert (live.count(), live.overflow()) == (COUNT, 0)
+    assert payload_of(client, "docs__g2", 4)["amips_cell_a1"] == [0, 2]
+    assert payload_of(client, "docs__g2", 5)["amips_cell_a1"] == 1
+    queries = np.tile(KEYS, (2, 1))  # as many as are sent cell by cell
+    plan = QueryPlan(cells=np.tile([[0, 2]], (len(queries), 1)), layout="a1")
+    for hits in live.search(SearchRequest(queries, k=COUNT), plan):
+        assert sorted(hit.id for hit in hits) == list(range(0, COUNT, 2))
+    assert live.layouts.roll_back().layout() is None

@@ -119,11 +119,27 @@ def halves(ids: Sequence[Id], _: FloatArray) -> IntArray:
     return np.array([int(key) // 20 for key in ids])
 
 
+def both_halves(ids: Sequence[Id], vectors: FloatArray) -> IntArray:
+    """Every fifth key lies in both."""
+    own = halves(ids, vectors)
+    other = np.where(np.array([int(key) % 5 for key in ids]) == 0, 1 - own, own)
+    return np.stack([own, other], axis=1)
+
+
 HALVES = LayoutSpec("b2", 2, halves)
+SHARED = LayoutSpec("b2", 2, both_halves, shared=True)
 
 
+def stored(spec: LayoutSpec) -> dict[Any, Any]:
+    """What a layout stores, by row."""
+    if not spec.shared:
+        return {row: row // 20 for row in range(40)}
+    return {row: [row // 20, 1 - row // 20] if row % 5 == 0 else row // 20 for row in range(40)}
+
+
+@pytest.mark.parametrize("spec", [HALVES, SHARED], ids=["one cell", "several"])
 def test_a_build_dies_at_every_boundary(
-    client: QdrantClient, boundaries: Boundaries, local: bool
+    client: QdrantClient, boundaries: Boundaries, local: bool, spec: LayoutSpec
 ) -> None:
     died = 0
     for _ in boundaries.each():
@@ -131,7 +147,7 @@ def test_a_build_dies_at_every_boundary(
             client.delete_collection("docs")
             fill(client)
             reopened(client, local).layouts.build(A1)
-        through = attempt(lambda: reopened(client, local).layouts.build(HALVES))
+        through = attempt(lambda: reopened(client, local).layouts.build(spec))
         died += not through
         with boundaries.away():
             collection = reopened(client, local)
@@ -139,10 +155,10 @@ def test_a_build_dies_at_every_boundary(
             if collection.layout() == "a1":  # in force until the other one is complete
                 assert not through
                 assert ids_found(collection, 1) == list(range(1, 40, 4))
-                collection.layouts.build(HALVES)
+                collection.layouts.build(spec)
             collection = reopened(client, local)
             assert (collection.layout(), collection.overflow()) == ("b2", 0)
-            assert cells_of(client, "b2") == {row: row // 20 for row in range(40)}
+            assert cells_of(client, "b2") == stored(spec)
             assert cells_of(client) == ROWS
             assert collection.layouts.status().unfinished == ()
             assert collection.layouts.roll_back().layout() == "a1"

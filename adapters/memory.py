@@ -73,6 +73,7 @@ class MemoryCollection:
     """
 
     break_even = 1.0
+    exhaustive = True
 
     def __init__(
         self,

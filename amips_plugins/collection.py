@@ -215,6 +215,11 @@ class Collection(Protocol):
         ...
 
     @property
+    def exhaustive(self) -> bool:
+        """Whether ``exact`` looks at every key, rather than as far as an index goes."""
+        ...
+
+    @property
     def break_even(self) -> float:
         """Share of the keys above which a full scan is cheaper than a search of cells.
 

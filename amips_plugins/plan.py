@@ -9,7 +9,7 @@ import numpy as np
 
 from amips_plugins.vectors import BoolArray, FloatArray, IntArray
 
-__all__ = ["NATIVE", "PreQueryHook", "QueryPlan", "Target", "searches_everything"]
+__all__ = ["EXACT", "NATIVE", "PreQueryHook", "QueryPlan", "Target", "searches_everything"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ class QueryPlan:
     shares
         ``(n_queries,)`` share of the keys in each query's cells. Above the collection's
         ``break_even`` a query is answered by a full, exact scan, which is then the cheaper one.
+    exact
+        Whether every key is to be looked at (``Collection.exact``), in place of an index.
     reason
         Of an empty plan: why the hook leaves the search to the database, in a few words that are
         counted and stand in the trace; None where that is what was asked for.
@@ -64,18 +66,24 @@ class QueryPlan:
     cells: IntArray | None = None
     layout: str | None = None
     shares: FloatArray | None = None
+    exact: bool = False
     reason: str | None = None
 
     @property
     def mode(self) -> str:
-        """``route``, ``rewrite`` or ``native``: what it does to a search."""
+        """``route``, ``rewrite``, ``exact`` or ``native``: what it does to a search."""
         if self.cells is not None:
             return "route"
+        if self.exact:
+            return "exact"
         return "native" if self.rewritten is None else "rewrite"
 
 
 NATIVE = QueryPlan()
 """The plan that leaves the search as it is."""
+
+EXACT = QueryPlan(exact=True)
+"""The plan to look at every key."""
 
 
 @runtime_checkable

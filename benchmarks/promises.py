@@ -40,36 +40,12 @@ from amips_plugins.plan import Target
 from amips_plugins.progress import no_progress
 from amips_plugins.vectors import FloatArray, IntArray, Metric, lift_keys
 from benchmarks.data import Source, load
+from benchmarks.live_promises import World, filtered, traffic
+from benchmarks.promise_rows import HEADER, Row, show
 
 _TARGETS = (0.90, 0.93, 0.95)
 _COPIES = 5
 _SHIFT = np.float32(1_000.0)
-
-
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One target in one situation.
-
-    Attributes
-    ----------
-    situation
-        Its name.
-    target, k
-        What was asked for.
-    recall, native_recall
-        Mean recall@k, by score: of what answered, and of the native search at the same target.
-    cost_ratio
-        What answered, the model included, over that native search; 1 where it answers itself.
-    answered_by
-        ``learned``, or ``native`` where the target cannot be promised.
-    """
-
-    situation: str
-    target: float
-    k: int
-    recall: float
-    native_recall: float
-    cost_ratio: float
-    answered_by: str
 
 
 @dataclass(frozen=True)
@@ -202,12 +178,22 @@ def _vague(queries: FloatArray, keys: FloatArray) -> np.typing.NDArray[np.bool_]
     return vague
 
 
-def show(row: Row) -> str:
-    """Lay a row out as a line of a table."""
-    return (
-        f"| {row.situation} | {row.target:.2f} | {row.k} | {row.recall:.3f} "
-        f"| {row.native_recall:.3f} | {row.cost_ratio:.2f} | {row.answered_by} |"
-    )
+def _live(
+    keys: FloatArray,
+    queries: FloatArray,
+    test: FloatArray,
+    cells: int,
+    work: Path,
+    only: str,
+    n_asked: int,
+) -> Iterator[Row]:
+    """Serve a shard; a fifth of the test queries are measured under filters, the others teach."""
+    kept = len(test) // 5
+    with World.built(keys, queries, cells, work) as world:
+        if not only.startswith("traffic"):
+            yield from filtered(world, test[kept : 3 * kept], test[:kept])
+        if not only.startswith("filter"):
+            yield from traffic(world, test, n_asked)
 
 
 @click.command()
@@ -217,9 +203,19 @@ def show(row: Row) -> str:
 @click.option("--keys", "n_keys", default=100_000, show_default=True)
 @click.option("--test", "n_test", default=1_000, show_default=True)
 @click.option("--cells", default=64, show_default=True)
-@click.option("--only", default="", help="Situations whose name begins like this.")
+@click.option("--served", "n_served", default=40_000, show_default=True, help="Keys of the shard.")
+@click.option("--asked", "n_asked", default=50_000, show_default=True, help="Queries of traffic.")
+@click.option("--only", default="", help="Situations that begin like this; live: those served.")
 def main(
-    data: str, out: Path | None, queries: str, n_keys: int, n_test: int, cells: int, only: str
+    data: str,
+    out: Path | None,
+    queries: str,
+    n_keys: int,
+    n_test: int,
+    cells: int,
+    n_served: int,
+    n_asked: int,
+    only: str,
 ) -> None:
     """Measure every situation on DATA."""
     torch.set_num_threads(1)
@@ -230,12 +226,17 @@ def main(
         counts = [int(count) for count in queries.split(",")]
         shuffled = dataset.train[rng.permutation(len(dataset.train))[: max(counts)]]
         rows: list[Row] = []
-        click.echo("| situation | target | k | recall | native recall | cost ratio | answered by |")
-        click.echo("|---|---|---|---|---|---|---|")
+        click.echo(HEADER)
         keys = np.asarray(dataset.keys[chosen], dtype=np.float32)
         for situation in situations(keys, shuffled, dataset.test[:n_test], counts):
             if situation.name.startswith(only):
                 rows += measure(situation, cells, Path(work))
+        if only in ("", "live") or only.startswith(("filter", "traffic")):
+            for row in _live(
+                keys[:n_served], shuffled, dataset.test, cells, Path(work), only, n_asked
+            ):
+                rows.append(row)
+                click.echo(show(row))
         if out is not None:
             out.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=2))
 

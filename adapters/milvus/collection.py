@@ -20,6 +20,7 @@ from amips_plugins.adapters.milvus.layouts import MilvusLayouts
 from amips_plugins.adapters.milvus.opening import (
     describe_index,
     draining_source,
+    looks_at_all,
     open_client,
     open_table,
     widest_params,
@@ -165,6 +166,11 @@ class MilvusCollection:
         if table.is_lite:  # it loops over the rows in scope, so fewer are always cheaper
             return 1.0
         return 0.1 if table.cells is not None and table.cells.storage == "field" else 0.5
+
+    @property
+    def exhaustive(self) -> bool:
+        """Whether ``exact`` looks at every key: with FLAT and IVF_FLAT."""
+        return looks_at_all(self.recent_index())
 
     @property
     def alias(self) -> str | None:

@@ -187,6 +187,11 @@ def widest_params(index: Mapping[str, Any], k: int, *, is_lite: bool) -> dict[st
     return {}
 
 
+def looks_at_all(index: Mapping[str, Any]) -> bool:
+    """Tell whether a search through an index with its widest parameters misses nothing."""
+    return str(index.get("index_type", "")).upper() in ("FLAT", "IVF_FLAT")
+
+
 def draining_source(table: Table) -> Table | None:
     """Return what has to hear of every write to a table first (see ``layouts``), if anything."""
     name, client = draining(table.name), table.client

@@ -57,6 +57,8 @@ class PointCollection:
         """Seconds that the client gives a call; None without an end."""
         return None
 
+    exhaustive = True
+
     @property
     def max_candidates(self) -> int | None:
         """How many candidates a rewritten query may fetch; None for any number."""

@@ -17,6 +17,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from amips_plugins.background.forks import ForkLock
@@ -50,6 +51,10 @@ _REST = 1_000  # samples that a class is left alone for that did not do
 _MOST = 64
 
 _LONGEST = 200
+_LONG_LISTS = re.compile(
+    r"""\bin\s*\[ (?: [\d\s,.+-]* | (?:\s*"[^"\\]*"\s*,?)* | (?:\s*'[^'\\]*'\s*,?)* ) \]""",
+    re.VERBOSE | re.IGNORECASE,
+)
 _LITERALS = re.compile(
     r"""(?P<kept> (?<=[\w\]])(?<![iI][nN])\[\s*(?:"[^"]*"|'[^']*'|\d+)\s*\] | \bkey="[^"]*" )
     | "(?:[^"\\]|\\.)*" | '(?:[^'\\]|\\.)*' | \b0x[0-9a-f]+
@@ -58,6 +63,8 @@ _LITERALS = re.compile(
 )
 _LISTS = re.compile(r"([\[({])\s*\?(?:\s*,\s*\?)*\s*([\])}])")
 _UNSET = re.compile(r"(?:, )?\b[\w#]+=(?:None|\[\])")
+_REMEMBERED = 1_000  # characters of a text whose shape is kept
+_SCALARS = (bool, int, float, str)
 _CLAUSES = ("must", "should", "must_not", "min_should")
 _FIELDS = ("key", "field", "is_empty", "is_null")  # whose value names what is compared
 
@@ -82,26 +89,36 @@ def _shape(given: Any, name: str = "") -> str:
     if isinstance(given, str):
         if name in _FIELDS:
             return given
-        return "?" if name else _without_values(given)  # an expression, as Milvus takes it
-    if hasattr(given, "model_dump"):  # Qdrant's
-        given = given.model_dump(exclude_none=True)
+        return "?" if name else _text_shape(given)  # an expression, as Milvus takes it
+    if hasattr(given, "model_fields_set"):  # Qdrant's
+        given = {key: value for key, value in vars(given).items() if value is not None}
     if isinstance(given, Mapping):
         pairs = ((str(key), _shape(value, str(key))) for key, value in given.items())
         return "{" + ", ".join(sorted(f"{key}: {s}" for key, s in pairs if s != "[]")) + "}"
     if isinstance(given, (list, tuple, set, frozenset)):
+        if name and isinstance(next(iter(given), None), _SCALARS):
+            return "[?]"  # there may be thousands
         return "[" + ", ".join(sorted({_shape(value, name) for value in given})) + "]"
-    if name or isinstance(given, (bool, int, float)):
+    if name or isinstance(given, _SCALARS):
         return "?"
     if given is None:
         return ""
     if callable(given):
         return str(getattr(given, "__qualname__", type(given).__qualname__))
-    return _without_values(_UNSET.sub("", repr(given)))  # Edge's, which say what they hold
+    return _text_shape(repr(given))  # Edge's, which say what they hold
+
+
+def _text_shape(text: str) -> str:
+    return _remembered(text) if len(text) <= _REMEMBERED else _without_values(text)
 
 
 def _without_values(text: str) -> str:
-    values = _LITERALS.sub(lambda match: match["kept"] or "?", text)
+    shorter = _UNSET.sub("", _LONG_LISTS.sub("in [?]", text))
+    values = _LITERALS.sub(lambda match: match["kept"] or "?", shorter)
     return _LISTS.sub(r"\1?\2", " ".join(values.split()))
+
+
+_remembered = lru_cache(1024)(_without_values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,10 +222,11 @@ class FilterClasses:
         self._classes: OrderedDict[str, _Evidence] = OrderedDict()
         for one in known:
             self._of(shape_of(one)).routed = True
+        self._decided = bool(self._classes)
 
     def verdict(self, given: Any) -> FilterVerdict:
         """Say how to search under a filter."""
-        if not self._classes:  # which spares a look at the filter
+        if not self._decided:  # which spares a look at the filter
             return FilterVerdict(None, NOT_MEASURED)
         evidence = self._classes.get(shape_of(given))
         if evidence is None:
@@ -232,7 +250,9 @@ class FilterClasses:
     def add(self, shape: str, trial: FilterTrial) -> bool:
         """Weigh a sampled query of a class; tell whether what is known has changed."""
         with self._lock:
-            return self._weigh(self._of(shape), trial)
+            changed = self._weigh(self._of(shape), trial)
+        self._decided = self._decided or changed
+        return changed
 
     def _weigh(self, evidence: _Evidence, trial: FilterTrial) -> bool:
         if trial.widen != _STEPS[evidence.step]:

@@ -155,8 +155,8 @@ def search_wider(
     if hook.plan(request.queries, replace(target, widen=1.0)).mode == "native":
         return None
     plan = hook.plan(request.queries, replace(target, widen=widen))
-    (found,) = collection.search(request, plan)
-    if len(found) < request.k and plan.mode != "native":
+    (found,) = collection.exact(request) if plan.exact else collection.search(request, plan)
+    if len(found) < request.k and plan.mode in ("route", "rewrite"):
         (found,) = collection.search(request)
     return found
 

@@ -20,7 +20,7 @@ import numpy as np
 from amips_plugins.errors import InvalidInput
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.models.onnx_session import OnnxModel
-from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
+from amips_plugins.plan import EXACT, NATIVE, PreQueryHook, QueryPlan, Target
 from amips_plugins.vectors import FloatArray, IntArray
 
 __all__ = ["ModelFault", "NativeHook", "RewriteHook", "RouteHook", "is_quick"]
@@ -97,12 +97,18 @@ class RouteHook:
     shares: FloatArray
 
     def plan(self, queries: FloatArray, target: Target) -> QueryPlan:
-        """Choose the cells; every cell is the native search, as is a target without a promise."""
+        """Choose the cells.
+
+        A target that only all keys are sure to reach takes an exact search; one without a promise
+        is native, as are ``n_probes`` of every cell.
+        """
         threshold, reason = self._threshold(target)
         n_probes = target.n_probes
         if reason is not None:
             return QueryPlan(reason=reason)
-        if threshold == -np.inf or (n_probes is not None and n_probes >= len(self.shares) - 1):
+        if threshold == -np.inf:
+            return NATIVE if target.widen == np.inf else EXACT
+        if n_probes is not None and n_probes >= len(self.shares) - 1:
             return NATIVE
         (priority,) = self.model.run(["priority"], {"queries": queries})
         # Not by their sum: finite numbers can overflow it, and numpy would warn.

@@ -138,7 +138,9 @@ class _Searches:
 
     def counting(self, labels: _Labels) -> Callable[[Observation], None]:
         """Return an observer that counts the searches of one collection."""
-        modes = {m: self._queries.labels(*labels, m) for m in ("route", "rewrite", "native")}
+        modes = {
+            m: self._queries.labels(*labels, m) for m in ("route", "rewrite", "exact", "native")
+        }
         probes, scanned = self._probes.labels(*labels), self._scanned.labels(*labels)
         plan, search = self._plan.labels(*labels), self._search.labels(*labels)
 

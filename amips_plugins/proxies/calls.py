@@ -121,6 +121,10 @@ class RoutableCall(Protocol):
         """Make the caller's call, changed by a plan."""
         ...
 
+    def exactly(self, plain: Call, collection: Collection, request: SearchRequest) -> Effects[Any]:
+        """Make the caller's call with parameters by which every key is looked at."""
+        ...
+
     def plainly(self, own: Call, collection: Collection) -> Effects[Any]:
         """Make the caller's call as it stands, or as its database finds what it means."""
         ...
@@ -227,6 +231,9 @@ def search(routed: RoutedCollection, call: RoutableCall, plain: Call) -> Effects
                 nonlocal response
                 if plan.cells is not None or plan.rewritten is not None:
                     found = yield from call.routed(plain, collection, request, plan)
+                elif plan.exact:
+                    answer = yield from call.exactly(plain, collection, request)
+                    found = Found(answer, call.hits(answer))
                 else:
                     less = request.timeout != timeout
                     own = plain.instead(call.natively(request.timeout)) if less else plain

@@ -298,6 +298,16 @@ class _Searched:
             rescored.append((key, score, hit))
         return rescored
 
+    def exactly(self, plain: Call, collection: Collection, request: SearchRequest) -> Effects[Any]:
+        reader: Any = collection  # a MilvusCollection
+        table, end = reader.table(), self.offset + request.k
+        index = yield InThread(reader.recent_index)
+        kept = {
+            name: self.params[name] for name in ("offset", "metric_type") if name in self.params
+        }
+        params = {**kept, "params": widest_params(index, end, is_lite=table.is_lite)}
+        return (yield plain.instead({**self.natively(request.timeout), "search_params": params}))
+
     def plainly(self, own: Call, collection: Collection) -> Effects[Any]:  # noqa: ARG002 - Milvus finds what it is asked for
         return (yield own)
 

@@ -208,6 +208,11 @@ class _QueryPoints:
     def natively(self, timeout: float | None) -> Mapping[str, Any]:
         return {**self.arguments, "timeout": _seconds(timeout)}
 
+    def exactly(self, plain: Call, collection: Collection, request: SearchRequest) -> Effects[Any]:  # noqa: ARG002 - Milvus' asks it
+        exact = models.SearchParams(exact=True)
+        timeout = _seconds(request.timeout)
+        return (yield self.changed(plain, {"search_params": exact, "timeout": timeout}))
+
     def plainly(self, own: Call, collection: Collection) -> Effects[Any]:
         reader: Any = collection  # a QdrantCollection
         given = self.arguments

@@ -118,7 +118,8 @@ def search_collection(
     collection: Collection, request: SearchRequest, plan: QueryPlan
 ) -> Effects[list[Any]]:
     """Search through the collection's own client: the way to search unless another is handed in."""
-    found: list[Any] = yield Search(collection, request, plan)
+    exactly = InThread(partial(collection.exact, request))
+    found: list[Any] = yield exactly if plan.exact else Search(collection, request, plan)
     return found
 
 

@@ -69,7 +69,7 @@ def execute(
             if short:
                 yield from _complete(search, collection, request, outcome, short, started)
     except Exception as exc:  # raised again, unless another search may answer
-        by_plan = routed and outcome is None
+        by_plan = (routed or plan.exact) and outcome is None
         recovered = yield from _recover(
             search, collection, request, exc, started, switches, by_plan=by_plan
         )

@@ -18,13 +18,14 @@ class Trace:
     Attributes
     ----------
     mode
-        ``route``, ``rewrite`` or ``native``.
+        ``route``, ``rewrite``, ``exact`` (every key was looked at) or ``native``.
     n_probes
         Cells the model chose; None without cells.
     version
         Version of the bundle that planned; None without one.
     fallback
-        Why the native search answered in place of the model; None when nothing went wrong.
+        Why the native search answered in place of the model, or why an exact one is none; None
+        when nothing went wrong.
     cells
         With ``explain=True``, the cells chosen, best first.
     scanned

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 from amips_plugins.collection import Collection, SearchRequest
 from amips_plugins.errors import InvalidInput
@@ -12,7 +13,7 @@ from amips_plugins.health.gate import Health
 from amips_plugins.models.hooks import NativeHook, is_quick
 from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
 from amips_plugins.routing.checks import check_plan
-from amips_plugins.routing.effects import Effects, PlanEffect
+from amips_plugins.routing.effects import Effects, InThread, PlanEffect
 from amips_plugins.routing.fallbacks import Fallbacks
 from amips_plugins.routing.serving import Serving
 
@@ -23,6 +24,9 @@ GATED = "health: native"
 
 WATCHED = (None, GATED, NOT_MEASURED, MISSES, DEARER)
 """Why the native search answers whose searches are sampled all the same, to see if they change."""
+
+NOT_EXHAUSTIVE = "exact: as far as the index goes"
+"""The reason where every key is asked for, and the database looks only where its index leads."""
 
 _HINTS = {
     NOT_MEASURED: "a few of its searches are being measured, see docs/health.md",
@@ -49,7 +53,8 @@ def plan_search(
         return NATIVE, serving.note(fallbacks, "breaker: model")
     if not serving.search_breaker.allows():
         return NATIVE, serving.note(fallbacks, "breaker: search")
-    if health is not None and health.state != "healthy" and target.n_probes is None:
+    gated = target.n_probes is None and target.recall != 1.0  # which no evidence speaks against
+    if health is not None and health.state != "healthy" and gated:
         if health.widen == math.inf:
             return NATIVE, serving.note(fallbacks, GATED, "; ".join(health.reasons))
         target = replace(target, widen=health.widen)
@@ -74,6 +79,8 @@ def plan_search(
     serving.planned(good=True)
     if reason is not None:
         return NATIVE, serving.note(fallbacks, reason, _HINTS.get(reason))
+    if plan.exact and not (yield InThread(partial(getattr, serving.collection, "exhaustive"))):
+        return plan, serving.note(fallbacks, NOT_EXHAUSTIVE)
     most = serving.collection.max_candidates
     if most is not None and plan.rescore > most:
         plan = replace(plan, rescore=most)
@@ -82,14 +89,14 @@ def plan_search(
 
 def _has_to_be_known(hook: PreQueryHook, request: SearchRequest, target: Target) -> bool:
     """Tell whether a plan would be made for a filter, of which nothing is promised."""
-    free = target.n_probes is not None or isinstance(hook, NativeHook)
+    free = target.n_probes is not None or target.recall == 1.0 or isinstance(hook, NativeHook)
     return not free and narrows(request.filter)
 
 
 def _unroutable(collection: Collection, request: SearchRequest, plan: QueryPlan) -> str | None:
     """Say why the plan is empty, would change what is meant, or find less than is asked for."""
     rewritten = plan.rewritten is not None
-    if not rewritten and plan.cells is None:
+    if plan.mode == "native":
         return plan.reason
     most = collection.max_candidates
     if rewritten and most is not None and request.k > most:

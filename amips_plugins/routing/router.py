@@ -219,7 +219,7 @@ class LearnedRouter:
             Number of hits wanted; where there are fewer keys, all of them are found.
         recall
             Recall@k to reach on average, in (0, 1], with the confidence of the calibration; left
-            out, the bundle's own target. Route mode only.
+            out, the bundle's own target. 1 looks at every key. Route mode only.
         n_probes
             Number of cells to search, in place of a recall target. Route mode only.
         filter
@@ -297,8 +297,8 @@ class LearnedRouter:
             raise
         ended = time.perf_counter()
         self._account(serving, plan, answered)
-        sampled = sampled and target.n_probes is None and answered.fallback is None
-        if serving.watch and health and sampled and fallback in WATCHED:
+        promised = target.n_probes is None and target.recall != 1.0 and answered.fallback is None
+        if serving.watch and health and sampled and promised and fallback in WATCHED:
             asked = serving.watch, health.widen, request, target
             self._monitor.offer(*asked, answered.found, answered.plan)
         times = planned - started, ended - planned

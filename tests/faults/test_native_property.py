@@ -1,6 +1,6 @@
 """For any arguments: exactly what the database's own client gives or raises.
 
-Whenever the model has no say (it is switched off, it is broken, every cell is to be searched), a
+Whenever the model has no say (it is switched off, it is broken, every cell is named), a
 search through the router is the client's own call: the same ids, scores, fields and order, or the
 same error. The client is called here directly, without any of our adapters.
 """
@@ -225,7 +225,6 @@ def routers(engine: Engine, folder: Path) -> dict[str, tuple[LearnedRouter, dict
         "corrupt bundle": (refused, {}),
         "broken model": (LearnedRouter(engine.collection, hook=Hook(broken)), {}),
         "all cells": (all_cells, {"n_probes": N_CELLS}),
-        "recall of 1": (all_cells, {"recall": 1.0}),
     }
 
 

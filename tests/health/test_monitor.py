@@ -21,7 +21,7 @@ from amips_plugins.health.gate import SLACK, WIDENINGS, Health
 from amips_plugins.health.monitor import HealthMonitor, Watch
 from amips_plugins.health.shadow_search import ServedQuery, search_wider, shadow_search
 from amips_plugins.models.hooks import NativeHook, RouteHook
-from amips_plugins.plan import NATIVE, QueryPlan, Target
+from amips_plugins.plan import EXACT, NATIVE, QueryPlan, Target
 from amips_plugins.vectors import FloatArray
 from tests.support.routing_data import Hook, logged
 from tests.support.simulated_router import (
@@ -148,7 +148,7 @@ def test_widening_may_come_to_every_key() -> None:
     target, over = Target(K, recall=0.99), collection()
     (query,) = queries(19, 1)
     assert coarse().plan(query[None], target) is not NATIVE
-    assert coarse().plan(query[None], replace(target, widen=WIDENINGS[-1])) is NATIVE
+    assert coarse().plan(query[None], replace(target, widen=WIDENINGS[-1])) is EXACT
     watch = everything()
     driver = Driver(over, coarse(), watch)
     scramble(over)

@@ -26,7 +26,7 @@ from amips_plugins.models.hooks import (
     cells_above,
 )
 from amips_plugins.models.onnx_session import OnnxModel
-from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
+from amips_plugins.plan import EXACT, NATIVE, PreQueryHook, QueryPlan, Target
 from amips_plugins.vectors import FloatArray, Metric, native_scores
 from tests.support.bundles import DIM, N_CELLS, K, make_files, open_bundle, vectors, write_bundle
 
@@ -135,7 +135,7 @@ def test_a_batch_is_planned_as_its_queries(route: RouteHook, rewrite: RewriteHoo
 @pytest.mark.parametrize("n_probes", [N_CELLS, N_CELLS + 1, 10**9])
 def test_every_cell_is_the_native_search(route: RouteHook, n_probes: int) -> None:
     assert route.plan(QUERIES, Target(k=3, n_probes=n_probes)) is NATIVE
-    assert route.plan(QUERIES, Target(k=3, recall=1.0)) is NATIVE
+    assert route.plan(QUERIES, Target(k=3, recall=1.0)) is EXACT
 
 
 @pytest.mark.parametrize("recall", [0.3, 0.5, 0.8, 0.9, None])
@@ -174,7 +174,7 @@ def test_a_widened_plan_searches_so_many_times_the_share_of_the_keys(route: Rout
         assert (wider.cells >= 0).sum() > (planned.cells >= 0).sum()
         for few, more in zip(planned.cells.tolist(), wider.cells.tolist(), strict=True):
             assert set(few) <= {*more, -1}
-    assert route.plan(QUERIES, Target(K, 0.5, widen=100.0)) is NATIVE
+    assert route.plan(QUERIES, Target(K, 0.5, widen=100.0)) is EXACT
     assert route.plan(QUERIES, Target(K, widen=np.inf)) is NATIVE
 
 
@@ -199,7 +199,7 @@ def test_what_cannot_be_promised_is_the_native_search_and_says_so(
     assert bold.plan(QUERIES, Target(3, recall)) == QueryPlan(reason="target: not promised")
     deep = QueryPlan(reason="target: k not calibrated")
     assert route.plan(QUERIES, Target(K + 1, recall)) == deep
-    assert route.plan(QUERIES, Target(K + 1, 1.0)) is NATIVE  # as was asked for
+    assert route.plan(QUERIES, Target(K + 1, 1.0)) is EXACT  # as was asked for
     assert route.plan(QUERIES, Target(K + 1, n_probes=2)).cells is not None
 
 

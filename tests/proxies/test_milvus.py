@@ -307,6 +307,17 @@ def test_a_filter_that_nothing_is_known_of_leaves_the_callers_call(database: Dat
     assert names_cells(database.calls[0][1])
 
 
+def test_a_recall_of_one_asks_the_client_for_its_widest_search(database: Database) -> None:
+    asked: list[dict[str, Any]] = [{}, {"filter": "group == 1", "search_params": {"offset": 2}}]
+    for given in asked:
+        database.calls.clear()
+        found = database.search(database.router(), database.name, [QUERY], recall=1.0, **given)
+        assert_same(found, database.bare.search(database.name, [QUERY], **given))
+        ((_, kwargs),) = database.calls
+        assert kwargs["search_params"] == {**given.get("search_params", {}), "params": {}}
+        assert not names_cells(kwargs)
+
+
 @pytest.mark.parametrize("storage", ["partitions", "field"])
 def test_too_few_hits_are_made_up_for(built: Callable[..., Database], storage: str) -> None:
     database = built(storage)

@@ -224,15 +224,35 @@ def test_results_are_the_clients_own(
 def test_a_filter_that_nothing_is_known_of_leaves_the_callers_call(database: Database) -> None:
     router = database.router(database.every_cell(), watch=HealthMonitor(share=1.0))
     client = route(database.watched, router)
-    for given in ({"query_filter": GROUP}, {"query_filter": GROUP, "offset": 3}):
+    filtered: list[dict[str, Any]] = [
+        {"query_filter": GROUP},
+        {"query_filter": GROUP, "offset": 3},
+    ]
+    for given in filtered:
         found = done(client.query_points("docs", QUERY, **given))
         assert_same(found, database.bare.query_points("docs", QUERY, **given))
         assert database.watched.calls[-1] == (("docs", QUERY), given)
     assert router.fallbacks == {"filter: not measured": 2}
     # An empty filter, a later page and a least score keep no key from being among the best.
-    for plain in ({"query_filter": models.Filter(must=[])}, {"offset": 3}, {"score_threshold": 0}):
+    free: list[dict[str, Any]] = [
+        {"query_filter": models.Filter(must=[])},
+        {"offset": 3},
+        {"score_threshold": 0},
+    ]
+    for plain in free:
         done(client.query_points("docs", QUERY, **plain))
         assert names_cells(database.watched.calls[-1][1])
+
+
+@pytest.mark.filterwarnings("ignore:.*exact:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*search_params:UserWarning")
+def test_a_recall_of_one_asks_the_client_for_an_exact_search(database: Database) -> None:
+    client = route(database.watched, database.router(), recall=1.0)
+    asked: list[dict[str, Any]] = [{}, {"query_filter": GROUP, "offset": 3}]
+    for given in asked:
+        found = done(client.query_points("docs", QUERY, **given))
+        assert_same(found, database.bare.query_points("docs", QUERY, **given))
+        assert database.watched.calls[-1][1]["search_params"] == models.SearchParams(exact=True)
 
 
 def test_a_filter_is_measured_with_its_own_searches(database: Database) -> None:

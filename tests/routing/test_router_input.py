@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from amips_plugins import LearnedRouter
+from amips_plugins import LearnedRouter, MemoryCollection
+from amips_plugins.collection import Hit, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.models.hooks import NativeHook
+from amips_plugins.plan import NATIVE, QueryPlan
 from amips_plugins.routing.router import Trace
 from tests.support.bundles import (
     COUNT,
@@ -24,8 +27,11 @@ from tests.support.bundles import (
 )
 from tests.support.routing_data import (
     QUERIES,
+    DatabaseError,
     Spy,
     logged,
+    only,
+    pairs,
 )
 
 
@@ -108,6 +114,51 @@ def test_a_recall_without_a_promise_is_answered_natively_and_says_so(
     assert len(logged(caplog)) == 2
     assert "train with more queries" in logged(caplog)[0]
     assert router.search(QUERIES[0], k=K + 1, recall=1.0).trace.fallback is None
+
+
+class Graph(Spy):
+    """Its native search misses the best key, and an exact one need not look at every key."""
+
+    exhaustive = True
+
+    def search(self, request: SearchRequest, plan: QueryPlan = NATIVE) -> list[list[Hit]]:
+        found = super().search(replace(request, k=request.k + 1), plan)
+        return [hits[1:] for hits in found]
+
+    def exact(self, request: SearchRequest) -> list[list[Hit]]:
+        return MemoryCollection.search(self, request)
+
+
+@pytest.mark.parametrize("condition", [None, only(*range(0, COUNT, 2))])
+@pytest.mark.parametrize("exhaustive", [True, False])
+def test_a_recall_of_one_is_an_exact_search_or_says_otherwise(
+    folder: Path, exhaustive: bool, condition: Any
+) -> None:
+    graph = Graph(laid_out(folder))
+    graph.exhaustive = exhaustive
+    router = LearnedRouter(graph, bundle=folder, refresh=None)
+    for k in (3, K + 1, COUNT + 5):
+        found = router.search(QUERIES, k=k, recall=1.0, filter=condition)
+        request = SearchRequest(QUERIES, k, condition)
+        exact = MemoryCollection.search(graph, request)
+        assert [pairs(hits) for hits in found] == [pairs(hits) for hits in exact]
+        reason = None if exhaustive else "exact: as far as the index goes"
+        assert {(hits.trace.mode, hits.trace.fallback) for hits in found} == {("exact", reason)}
+    assert router.fallbacks.total() == (0 if exhaustive else 3)
+    router.enabled = False
+    hits = router.search(QUERIES[0], k=3, recall=1.0)
+    assert (hits.trace.mode, hits.trace.fallback) == ("native", "disabled")
+
+
+def test_an_exact_search_that_is_refused_is_answered_natively(folder: Path) -> None:
+    class Strict(Graph):
+        def exact(self, request: SearchRequest) -> list[list[Hit]]:
+            raise DatabaseError("exact searches are not allowed")
+
+    router = LearnedRouter(Strict(laid_out(folder)), bundle=folder, refresh=None)
+    hits = router.search(QUERIES[0], k=3, recall=1.0)
+    assert (hits.trace.mode, hits.trace.fallback) == ("native", "search: DatabaseError")
+    assert len(hits) == 3
 
 
 def test_a_rewrite_refuses_recall_targets(keynet: Path) -> None:

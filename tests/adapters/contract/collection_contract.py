@@ -153,6 +153,7 @@ class CollectionContract:
         for metric in self.metrics:
             for collection in (self.build(metric), self.laid_out(metric)):
                 found = collection.exact(SearchRequest(queries, k=7))
+                assert collection.exhaustive
                 expected = self.reference(metric).search(SearchRequest(queries, k=7))
                 for hits, wanted in zip(found, expected, strict=True):
                     assert [hit.id for hit in hits] == [hit.id for hit in wanted]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.adapters.milvus.opening import looks_at_all
 from amips_plugins.cell_layout import Storage
 from amips_plugins.collection import SearchRequest
 from amips_plugins.errors import (
@@ -381,3 +382,13 @@ def test_the_exact_search_goes_through_all_of_an_index(
     assert [[hit.id for hit in hits] for hits in collection.exact(request)] == wanted
     if narrow:  # else the test would show nothing
         assert [[hit.id for hit in hits] for hits in collection.search(request)] != wanted
+
+
+@pytest.mark.parametrize(
+    ("kind", "all_of_it"),
+    [("FLAT", True), ("IVF_FLAT", True), ("IVF_SQ8", False), ("HNSW", False), ("AUTOINDEX", False)],
+)
+def test_an_exact_search_looks_at_every_key_where_the_index_lets_it(
+    kind: str, all_of_it: bool
+) -> None:
+    assert looks_at_all({"index_type": kind}) is all_of_it

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 from amips_plugins.collection import CollectionInfo, Cursor, Id, KeyBatch
@@ -32,6 +33,11 @@ _POINTER = "amips_layout"  # metadata key, completed by the vector's name
 def cell_key(layout: str) -> str:
     """Name the payload key that holds the cells of a layout."""
     return f"amips_cell_{layout}"
+
+
+@lru_cache(maxsize=64)
+def _every(n_cells: int) -> tuple[int, ...]:
+    return tuple(range(n_cells))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +88,11 @@ class LayoutRecord:
 
     def all_but(self, cells: Sequence[int]) -> list[int]:
         """Return the other cells."""
-        chosen = frozenset(cells)
-        return [cell for cell in range(self.n_cells) if cell not in chosen]
+        others = list(_every(self.n_cells))
+        for cell in sorted({*cells}, reverse=True):
+            if 0 <= cell < self.n_cells:
+                del others[cell]
+        return others
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,14 +197,14 @@ class SearchedPoints(PointCollection):
         )
 
     def narrowed(
-        self, request: SearchRequest, plan: QueryPlan
+        self, request: SearchRequest, plan: QueryPlan, condition: models.Filter | None
     ) -> tuple[models.Filter | None, models.SearchParams | None]:
-        """Return the filter and the parameters of a search of one query in cells.
+        """Return filter and parameters of a search of one query in cells, under a condition.
 
         Raises ``InvalidInput`` as ``search`` does.
         """
         check_layout(plan, self.layout(), self._name)
-        cells, condition = self._found.cells, request.filter
+        cells = self._found.cells
         if plan.cells is not None and cells is not None:
             whole = plan.shares is not None and plan.shares[0] > self.break_even
             if not whole:

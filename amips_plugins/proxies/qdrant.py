@@ -126,8 +126,9 @@ class _Qdrant:
     """How ``query_points`` is asked."""
 
     def read(self, arguments: dict[str, Any]) -> RoutableCall | None:
-        if any(arguments[name] is not None for name in arguments.keys() - _KEPT):
-            return None
+        for name, value in arguments.items():
+            if value is not None and name not in _KEPT:
+                return None
         if not isinstance(arguments.get("query"), (list, tuple, np.ndarray)):
             return None
         params = arguments.get("search_params")
@@ -135,7 +136,9 @@ class _Qdrant:
             return None
         if not isinstance(arguments.get("query_filter"), models.Filter | None):
             return None
-        given = {name: value for name, value in params or () if value not in (None, False)}
+        given: dict[str, Any] = {}
+        if params is not None:
+            given = {name: value for name, value in params if value not in (None, False)}
         if not _PARAMS.issuperset(given):
             return None  # among them exact, which asks for no approximation at all
         return _QueryPoints(arguments, given)
@@ -248,12 +251,13 @@ class _QueryPoints:
         info = collection.info
         reader: Any = collection  # a QdrantCollection
         condition = self.arguments.get("query_filter")
-        asked = replace(request, filter=condition)
         changes: dict[str, Any] = {}
         if plan.rewritten is None:
-            changes["query_filter"], changes["search_params"] = reader.narrowed(asked, plan)
+            changes["query_filter"], changes["search_params"] = reader.narrowed(
+                request, plan, condition
+            )
         else:
-            (query,) = reader.queries(asked, plan)
+            (query,) = reader.queries(replace(request, filter=condition), plan)
             changes["query_filter"], changes["search_params"] = query.filter, query.params
             changes["prefetch"] = query.prefetch
         if request.timeout != self.arguments.get("timeout"):

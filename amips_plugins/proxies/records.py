@@ -13,20 +13,17 @@ RESERVED = "amips_"
 
 def of_others(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of a record without what is ours."""
-    return {key: value for key, value in record.items() if not _is_ours(key)}
+    ours = of_ours(record)
+    return {key: value for key, value in record.items() if key not in ours}
 
 
 def hide(record: dict[str, Any] | None) -> None:
     """Take what is ours out of a record that was made for the caller."""
-    if record is not None:
+    if record:
         for key in of_ours(record):
             del record[key]
 
 
 def of_ours(names: Iterable[Any]) -> list[Any]:
     """Return those of the names that are ours."""
-    return [name for name in names if _is_ours(name)]
-
-
-def _is_ours(key: object) -> bool:
-    return isinstance(key, str) and key.startswith(RESERVED)
+    return [name for name in names if isinstance(name, str) and name.startswith(RESERVED)]

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
+from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
+from amips_plugins.adapters.qdrant.search import in_cells
 from amips_plugins.adapters.qdrant.strict_mode import Limits
 from amips_plugins.collection import SearchRequest
 from amips_plugins.errors import InvalidInput
@@ -220,7 +222,7 @@ def test_every_search_of_cells_is_counted_against_the_limit_of_reads(
     plan, request = QueryPlan(cells=np.array([[0]]), layout="a1"), SearchRequest(KEYS[:1], k=1)
     built.search(request)
     built.search(request, plan)
-    built.narrowed(request, plan)  # for a proxy's own call
+    built.narrowed(request, plan, None)  # for a proxy's own call
     assert spent == [1, 2, 2]
 
 
@@ -319,3 +321,15 @@ def test_cells_with_most_of_the_keys_are_a_search_of_the_graph_where_there_is_on
     assert (wide["exact"], wide["hnsw_ef"]) == (None, 800)
     assert (narrow["exact"], narrow["hnsw_ef"]) == (True, 10)
     assert server.queries(request, plan)[0].filter is None
+
+
+@pytest.mark.parametrize(
+    ("chosen", "others"),
+    [([2, 0], [1, 3]), ([3, -1, 3, -1], [0, 1, 2]), ([4, 700], [0, 1, 2, 3]), ([0, 1, 2, 3], [])],
+)
+def test_the_cells_left_out_are_all_but_those_chosen(chosen: list[int], others: list[int]) -> None:
+    record = LayoutRecord("a1", "v1", 4)
+    assert [record.all_but(chosen) for _ in range(2)] == [others] * 2
+    assert in_cells(record, chosen, None) == models.Filter(
+        must_not=[models.FieldCondition(key=record.key, match=models.MatchAny(any=others))]
+    )

@@ -24,6 +24,7 @@ __all__ = [
     "AUDITED",
     "AssignCells",
     "BuildPlan",
+    "CellIndex",
     "Construction",
     "LayoutAudit",
     "LayoutSpec",
@@ -43,6 +44,8 @@ For cells that share keys (``LayoutSpec.shared``) also ``(n, width)``: all cells
 own first, which fills unused places."""
 
 Storage = Literal["partitions", "field", "payload", "copy"]
+
+CellIndex = Literal["flat", "auto", "hnsw", "ivf_flat"]
 
 AUDITED = 1000
 """Keys that a backfill looks at, whether their cells are still theirs."""
@@ -103,8 +106,9 @@ class LayoutSpec:
         where they are few enough. Qdrant: the payload in place, or that of a copy; left out, a copy
         where there is a graph and an alias to move.
     index
-        Milvus: the vector index inside the cells, ``"FLAT"`` (exact) or ``"source"`` (the kind
-        and parameters that the collection has now).
+        Milvus: the vector index inside the cells: ``"flat"`` (exact), ``"auto"`` (what the
+        collection has now), ``"hnsw"`` or ``"ivf_flat"`` (with the collection's parameters where
+        it has that kind).
     alias
         The alias to point at a copy when it is complete; left out, the one by which the collection
         was opened, if any.
@@ -113,6 +117,8 @@ class LayoutSpec:
         others apart; left out, memory.
     shared
         Whether a key may lie in more than one cell.
+    sizes
+        Keys that each cell had in the bundle's snapshot; empty where nobody knows.
     """
 
     layout: str
@@ -120,10 +126,11 @@ class LayoutSpec:
     assign: AssignCells
     version: str = ""
     storage: Storage | None = None
-    index: Literal["FLAT", "source"] = "FLAT"
+    index: CellIndex = "flat"
     alias: str | None = None
     work: Path | None = None
     shared: bool = False
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
+from amips_plugins.bundle.contents import CELLS, load
 from amips_plugins.bundle.identity import check_bundle
 from amips_plugins.bundle.loading import known_cells
 from amips_plugins.bundle.package import Bundle
-from amips_plugins.cell_layout import BuildPlan, LayoutSpec, Storage
+from amips_plugins.cell_layout import BuildPlan, CellIndex, LayoutSpec, Storage
 from amips_plugins.collection import Collection
 from amips_plugins.errors import InvalidInput
 from amips_plugins.progress import Progress, no_progress
@@ -22,7 +22,7 @@ def lay_out(
     progress: Progress = no_progress,
     *,
     storage: Storage | None = None,
-    index: Literal["FLAT", "source"] = "FLAT",
+    index: CellIndex = "flat",
     alias: str | None = None,
     work: Path | None = None,
 ) -> Collection:
@@ -67,7 +67,7 @@ def plan_layout(
     bundle: Bundle,
     *,
     storage: Storage | None = None,
-    index: Literal["FLAT", "source"] = "FLAT",
+    index: CellIndex = "flat",
     alias: str | None = None,
     work: Path | None = None,
 ) -> BuildPlan:
@@ -131,7 +131,7 @@ def _spec(
     collection: Collection,
     bundle: Bundle,
     storage: Storage | None,
-    index: Literal["FLAT", "source"],
+    index: CellIndex,
     alias: str | None,
     work: Path | None,
 ) -> LayoutSpec:
@@ -153,4 +153,5 @@ def _spec(
         alias,
         work,
         shared=manifest.copies > 0,
+        sizes=tuple(load(bundle)[CELLS].sizes.tolist()),
     )

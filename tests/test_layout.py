@@ -188,16 +188,14 @@ def test_options_reach_the_database(tmp_path: Path) -> None:
     collection = Remembers(vectors(), name="docs")
     collection.specs = []
     plan_layout(collection, bundle)
-    lay_out(
-        collection, bundle, storage="field", index="source", alias="live", work=tmp_path / "work"
-    )
+    lay_out(collection, bundle, storage="field", index="auto", alias="live", work=tmp_path / "work")
     plain, chosen = collection.specs
     manifest = bundle.manifest
     for spec in (plain, chosen):
         assert (spec.layout, spec.n_cells) == (manifest.layout, manifest.n_cells)
         assert spec.version == "v1"
-    assert (plain.storage, plain.index, plain.alias, plain.work) == (None, "FLAT", None, None)
-    assert (chosen.storage, chosen.index, chosen.alias) == ("field", "source", "live")
+    assert (plain.storage, plain.index, plain.alias, plain.work) == (None, "flat", None, None)
+    assert (chosen.storage, chosen.index, chosen.alias) == ("field", "auto", "live")
     assert chosen.work == tmp_path / "work"
     assert collection.layouts.status().version == "v1"
 

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from amips_plugins.adapters.milvus.cell_index import INDEXED_FROM, is_scanned, unindexed_cells
 from amips_plugins.adapters.milvus.cells import CELL_FIELD
+from amips_plugins.adapters.milvus.opening import describe_index
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.adapters.row_changes import encoded
 from amips_plugins.cell_layout import BuildPlan, LayoutSpec, Storage
@@ -42,7 +44,7 @@ def plan_copy(
     if folder is not None:
         _check_disk(folder, n_bytes)
     kind = "a partition for each" if storage == "partitions" else f"the field {CELL_FIELD!r}"
-    index = "a FLAT index" if spec.index == "FLAT" else "the same index"
+    index = "the same index" if spec.index == "auto" else f"a {spec.index.upper()} index"
     steps = [
         f"create {target!r} with {spec.n_cells} cells ({kind}) and {index}",
         f"copy {keys:,} keys of {table.name!r}, then what changed meanwhile, until equal",
@@ -51,7 +53,10 @@ def plan_copy(
     if alias is not None:
         steps.append(f"point alias {alias!r} at {target!r}, then copy what changed meanwhile")
     steps.append(f"keep {table.name!r} until it is dropped")
-    notes = _notes(table, spec, storage, alias, target)
+    notes = [
+        *_notes(table, spec, storage, alias, target),
+        *_index_notes(table, spec, storage, keys),
+    ]
     return BuildPlan(tuple(steps), keys, n_bytes, _PASSES * keys / rate, tuple(notes))
 
 
@@ -158,6 +163,24 @@ def _check_disk(folder: Path, n_bytes: int) -> None:
             f"The copy takes about {n_bytes / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; "
             f"make room first."
         )
+
+
+def _index_notes(table: Table, spec: LayoutSpec, storage: Storage, keys: int) -> Sequence[str]:
+    if spec.index == "flat" or (spec.index == "auto" and is_scanned(describe_index(table))):
+        return ()
+    notes = [
+        "an index inside the cells misses keys that a scan of them finds, which the bundle's "
+        "targets do not count: measure with amips evaluate, and search wider (params, ef or nprobe)"
+    ]
+    small = unindexed_cells(spec.sizes, keys, spec.n_cells)
+    if storage == "field":
+        notes.append("with the storage 'field' one index lies over all cells, and none in each")
+    elif small and not table.is_lite:
+        notes.append(
+            f"{small} of {spec.n_cells} cells hold fewer than {INDEXED_FROM:,} keys, for which "
+            f"Milvus builds no index: they are scanned"
+        )
+    return notes
 
 
 def _notes(

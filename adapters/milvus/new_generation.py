@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
+from amips_plugins.adapters.milvus.cell_index import INDEXED_FROM, index_arguments, is_scanned
 from amips_plugins.adapters.milvus.cells import (
     CELL_FIELD,
     SKETCH_FIELD,
@@ -14,6 +15,7 @@ from amips_plugins.adapters.milvus.cells import (
     read_cells,
 )
 from amips_plugins.adapters.milvus.layout_plan import choose_storage, has_clustering_keys
+from amips_plugins.adapters.milvus.opening import describe_index
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.cell_layout import LayoutSpec, Storage
 from amips_plugins.errors import CollectionError, InvalidInput, require
@@ -50,7 +52,7 @@ def prepare_copy(spec: LayoutSpec, source: Table) -> tuple[str, bool]:
         for cell in range(spec.n_cells):
             if cells.partition(cell) not in made:
                 client.create_partition(building, cells.partition(cell))
-    _create_indexes(source, building, spec.index)
+    _create_indexes(source, building, spec)
     client.load_collection(building)
     return building, new
 
@@ -88,9 +90,10 @@ def _create(source: Table, building: str, cells: CellProperties) -> None:
     )
 
 
-def _create_indexes(source: Table, building: str, kind: str) -> None:
+def _create_indexes(source: Table, building: str, spec: LayoutSpec) -> None:
     """Create those indexes that are missing."""
     client, info = source.client, source.info
+    rows = source.count() / spec.n_cells
     made = {
         client.describe_index(building, index)["field_name"]
         for index in client.list_indexes(building)
@@ -100,10 +103,11 @@ def _create_indexes(source: Table, building: str, kind: str) -> None:
         found = client.describe_index(source.name, index)
         if found["field_name"] in made or found["field_name"] in (CELL_FIELD, SKETCH_FIELD):
             continue
-        if found["field_name"] == info.field and kind == "FLAT":
-            indexes.add_index(
-                info.field, index_type="FLAT", index_name=info.field, metric_type=info.metric.name
+        if found["field_name"] == info.field:
+            wanted = index_arguments(
+                spec.index, found, info.field, info.metric, rows, is_lite=source.is_lite
             )
+            indexes.add_index(**wanted)
         else:
             indexes.add_index(**{k: v for k, v in found.items() if k not in _INDEX_STATE})
     fields = {field["name"] for field in client.describe_collection(building)["fields"]}
@@ -117,10 +121,13 @@ def finish_index(target: Table) -> None:
     """Write out what is in memory, and wait for the index, so that it is what is measured."""
     client = target.client
     client.flush(target.name)
-    if target.is_lite or target.cells is None or target.cells.index == "FLAT":
+    if target.is_lite or is_scanned(describe_index(target)):
         return
     deadline = time.monotonic() + _INDEX_SECONDS
-    while not all(part.index_name for part in client.list_loaded_segments(target.name)):
+    while any(
+        part.num_rows >= INDEXED_FROM and not part.index_name
+        for part in client.list_loaded_segments(target.name)
+    ):
         if time.monotonic() > deadline:
             raise CollectionError(
                 f"Milvus has not indexed {target.name!r} within the hour; look at its index "

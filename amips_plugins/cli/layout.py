@@ -69,10 +69,10 @@ class _Layout(click.Group):
 )
 @click.option(
     "--index",
-    type=click.Choice(["FLAT", "source"]),
-    default="FLAT",
+    type=click.Choice(["flat", "auto", "hnsw", "ivf_flat"], case_sensitive=False),
+    default="flat",
     show_default=True,
-    help="Milvus: the index inside the cells: exact, or the one the collection has now.",
+    help="Milvus: the index inside the cells: exact, the one the collection has now, or a kind.",
 )
 @click.option(
     "--alias",

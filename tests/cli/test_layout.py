@@ -225,17 +225,17 @@ def test_options_reach_the_database(amips: Amips, monkeypatch: pytest.MonkeyPatc
     amips("layout", URI, "--dry-run")
     amips("layout", URI.replace(":1", ":2"), "--dry-run")
     amips(
-        *("layout", "--storage", "field", "--index", "source", "--alias", "live"),
+        *("layout", "--storage", "field", "--index", "auto", "--alias", "live"),
         *("--work", "here", "--dry-run", "--registry", "registry", "--bundle", "v1", URI),
     )
     default, elsewhere, chosen = noting.specs
-    assert (default.storage, default.index, default.alias) == (None, "FLAT", None)
+    assert (default.storage, default.index, default.alias) == (None, "flat", None)
     # One folder for all generations of a collection, another one for another server.
     assert default.work is not None
     assert default.work.parent == Path(".amips")
     assert default.work.name.startswith(f"memory-docs-{default.layout}-")
     assert elsewhere.work != default.work
-    assert (chosen.storage, chosen.index, chosen.alias) == ("field", "source", "live")
+    assert (chosen.storage, chosen.index, chosen.alias) == ("field", "auto", "live")
     assert (chosen.work, chosen.version) == (Path("here"), "v1")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.adapters.milvus.layout_plan import choose_storage, has_clustering_keys
-from amips_plugins.cell_layout import Storage
+from amips_plugins.cell_layout import CellIndex, Storage
 from amips_plugins.collection import Id
 from amips_plugins.errors import CollectionError, InvalidInput
 from amips_plugins.vectors import FloatArray, IntArray
@@ -63,8 +63,21 @@ def test_a_copy_keeps_rows_ids_and_other_indexes(client: Any, storage: Storage) 
 
 
 def test_the_cells_may_keep_the_index(client: Any) -> None:
-    make(client).layouts.build(spec(index="source"))
-    assert client.describe_index("docs__g2", "embedding")["index_type"] == "HNSW"
+    make(client).layouts.build(spec(index="auto"))
+    kept, own = (client.describe_index(name, "embedding") for name in ("docs__g2", "docs"))
+    assert kept["index_type"] == "HNSW"
+    assert {name: kept.get(name) for name in own} == own
+
+
+@pytest.mark.parametrize("index", ["flat", "hnsw", "ivf_flat"])
+def test_the_cells_may_have_an_index_of_another_kind(client: Any, index: CellIndex) -> None:
+    source = make(client)
+    plan = source.layouts.plan(spec(index=index))
+    assert f"a {index.upper()} index" in plan.steps[0]
+    assert any("misses keys" in note for note in plan.notes) == (index != "flat")
+    copy = source.layouts.build(spec(index=index))
+    assert client.describe_index("docs__g2", "embedding")["index_type"] == index.upper()
+    assert copy.count() == COUNT
 
 
 def test_a_copy_through_connect_owns_its_client(client: Any, path: Path) -> None:

@@ -5,26 +5,17 @@ from __future__ import annotations
 import asyncio
 import bisect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.describe import with_cells
+from amips_plugins.adapters.given import GivenLayouts
+from amips_plugins.adapters.memory_layouts import MemoryLayouts, as_wide
 from amips_plugins.adapters.plain_ids import plain_ids
-from amips_plugins.cell_layout import (
-    AUDITED,
-    AssignCells,
-    BuildPlan,
-    Construction,
-    LayoutAudit,
-    LayoutSpec,
-    LayoutStatus,
-    check_assigned,
-    check_name,
-    find_stale,
-    warn_of_stale,
-)
+from amips_plugins.cell_layout import Construction
 from amips_plugins.collection import (
     CollectionInfo,
     Cursor,
@@ -37,8 +28,8 @@ from amips_plugins.collection import (
     check_layout,
 )
 from amips_plugins.errors import InvalidInput
+from amips_plugins.partitions import Partitions, Value, column
 from amips_plugins.plan import NATIVE, QueryPlan, searches_everything
-from amips_plugins.progress import Progress, no_progress
 from amips_plugins.sketch import sketch
 from amips_plugins.vectors import FloatArray, IntArray, Metric, native_scores
 
@@ -134,7 +125,7 @@ class MemoryCollection:
         self._ids = [ids_then[row] for row in order]
         self._fields = [[*self._fields, *stored][row] for row in order]
         self._vectors = np.concatenate([self._vectors, new])[order]
-        self._cells = np.concatenate(_as_wide(self._cells, placed))[order]
+        self._cells = np.concatenate(as_wide(self._cells, placed))[order]
         sketches = sketch(new, self._info.metric)
         self._sketches = np.concatenate([self._sketches, sketches])[order]
 
@@ -191,7 +182,7 @@ class MemoryCollection:
 
         A rewritten query chooses the candidates; the original query scores them.
         """
-        check_layout(plan, self._layout, self._info.name)
+        check_layout(plan, self.layout(), self._info.name)
         everything = searches_everything(plan, self.break_even)
         allowed = np.ones(len(self._ids), dtype=bool)
         if request.filter is not None:
@@ -228,7 +219,7 @@ class MemoryCollection:
         allowed: np.typing.NDArray[np.bool_],
     ) -> list[Hit]:
         if plan.cells is not None:
-            allowed = allowed & np.isin(self._cells, [OVERFLOW, *plan.cells[row]]).any(axis=1)
+            allowed = allowed & np.isin(self._row_cells(), [OVERFLOW, *plan.cells[row]]).any(axis=1)
         rows = np.flatnonzero(allowed)
         if plan.rewritten is not None:
             found = self._best(plan.rewritten[row], rows, max(plan.rescore, request.k))
@@ -270,6 +261,26 @@ class MemoryCollection:
         """Return the number of keys without a cell; 0 without a layout."""
         return 0 if self._layout is None else int((self._cells[:, 0] == OVERFLOW).sum())
 
+    def _row_cells(self) -> IntArray:
+        return self._cells
+
+    @property
+    def partitions(self) -> Partitions | None:
+        """The stored field that it takes for cells, or None."""
+        return None
+
+    def partitioned(self, partitions: Partitions | None) -> MemoryCollection:
+        """Return an object of the same rows whose cells are the values of a stored field."""
+        if partitions is None:
+            return self
+        field = partitions.field
+        if field is None or not any(field in fields for fields in self._fields):
+            raise InvalidInput(
+                f"{self._info.name!r} has no {'partitions' if field is None else repr(field)}; "
+                f"name a field that its keys have."
+            )
+        return _Partitioned(self, partitions)
+
     @property
     def layouts(self) -> MemoryLayouts:
         """Builds, shows, mends and takes back the cells."""
@@ -287,114 +298,55 @@ class MemoryCollection:
         """Do nothing: there is nothing to release."""
 
 
-class MemoryLayouts:
-    """The cells of a ``MemoryCollection``."""
+class _Partitioned(MemoryCollection):
+    """The same rows, whose cells are the values of a stored field."""
 
-    def __init__(self, collection: MemoryCollection) -> None:
-        self._of = collection
+    __slots__ = ("_given", "_whole")
 
-    def plan(self, spec: LayoutSpec) -> BuildPlan:
-        """Say what ``build`` would do."""
-        check_name(spec)
-        if spec.layout == self._of._layout:
-            raise InvalidInput(f"{self._of.info.name!r} has the cells {spec.layout!r} already.")
-        keys = self._of.count()
-        return BuildPlan((f"give {keys} keys one of {spec.n_cells} cells",), keys, 8 * keys, 0.0)
+    def __init__(self, whole: MemoryCollection, given: Partitions) -> None:
+        self.__dict__ = whole.__dict__  # what one of them writes, the other has
+        self._whole, self._given = whole, given
 
-    def build(self, spec: LayoutSpec, progress: Progress = no_progress) -> MemoryCollection:
-        """Give every key its cell, in place."""
-        of, plan = self._of, self.plan(spec)
-        ids, vectors, before = list(of._ids), of._vectors, of._placed()
-        with progress("cells", plan.keys, 0, "keys") as step:
-            found = check_assigned(
-                spec.assign(ids, vectors), len(ids), spec.n_cells, shared=spec.shared
-            )
-            step.advance(plan.keys)
-        of._before.append((of._layout, of._version, of._shared, before))
-        of._layout, of._version, of._shared = spec.layout, spec.version, spec.shared
-        wide = found.reshape(len(ids), -1 if found.size else 1)
-        pairs = zip(wide, sketch(vectors, of.info.metric).tolist(), strict=True)
-        of._place(dict(zip(ids, pairs, strict=True)))
-        return of
+    @property
+    def partitions(self) -> Partitions | None:
+        """What its cells are."""
+        return self._given
 
-    def status(self) -> LayoutStatus:
-        """Say which cells there are."""
-        of = self._of
-        older = tuple(layout for layout, *_ in of._before if layout is not None)
-        storage = None if of._layout is None else "memory"
-        version = of._version or None
-        return LayoutStatus(
-            of.info.name,
-            of._layout,
-            version,
-            storage,
-            of.count(),
-            of.overflow(),
-            older=older,
+    def partitioned(self, partitions: Partitions | None) -> MemoryCollection:
+        """Return the same rows in other cells."""
+        return self._whole.partitioned(partitions)
+
+    def layout(self) -> str | None:
+        """Return the identifier of the values."""
+        return self._given.layout
+
+    def overflow(self) -> int:
+        """Return the number of keys of other values, or of none."""
+        return int((self._row_cells() == OVERFLOW).sum())
+
+    def scan(self, batch_size: int, after: Cursor | None = None) -> Iterator[KeyBatch]:
+        """Read every key once, and where it belongs."""
+        for batch in super().scan(batch_size, after):
+            first = self._ids.index(batch.ids[0])
+            yield replace(batch, values=self._values()[first : first + len(batch.ids)])
+
+    def _values(self) -> list[Value | None]:
+        assert self._given.field is not None  # noqa: S101 - refused by ``partitioned``
+        return column(self._given.field, self._fields)
+
+    def _row_cells(self) -> IntArray:
+        return self._given.cells_of(self._values())[:, None]
+
+    @property
+    def layouts(self) -> MemoryLayouts:
+        """Says how many keys each value has."""
+        given = self._given
+        width = len(given.values) + 1
+        return GivenLayouts(  # type: ignore[return-value]  # has all of it
+            self,
+            given,
+            lambda: np.bincount(self._row_cells()[:, 0] + 1, minlength=width)[1:].tolist(),
         )
-
-    def roll_back(self, *, anyway: bool = False) -> MemoryCollection:  # noqa: ARG002 - all cells hold the same keys
-        """Serve the cells from before; keys written since are overflow."""
-        of = self._of
-        if not of._before:
-            raise InvalidInput(f"{of.info.name!r} has no earlier cells to roll back to.")
-        of._layout, of._version, of._shared, cells = of._before.pop()
-        of._place(cells)
-        return of
-
-    def drop_old(self, *, anyway: bool = False) -> list[str]:  # noqa: ARG002 - all cells hold the same keys
-        """Forget the cells from before."""
-        dropped = [layout for layout, *_ in self._of._before if layout is not None]
-        self._of._before.clear()
-        return dropped
-
-    def audit(self, sample: int, assign: AssignCells | None = None) -> LayoutAudit:
-        """Look whether keys lie in the cells of their own vectors; change nothing."""
-        judged, stale = self._stale(sample, assign)
-        return LayoutAudit(len(judged), len(stale))
-
-    def backfill(
-        self, assign: AssignCells, progress: Progress = no_progress, *, verify: bool = False
-    ) -> int:
-        """Give the overflow its cells; a sample of the others is looked at, or all of them."""
-        of = self._of
-        if verify:
-            of._cells[self._stale(of.count(), assign)[1]] = OVERFLOW
-        elif of._layout is None:
-            raise InvalidInput(f"{of.info.name!r} has no cells; lay it out first.")
-        rows = np.flatnonzero(of._cells[:, 0] == OVERFLOW)
-        with progress("backfill", len(rows), 0, "keys") as step:
-            given = assign([of._ids[row] for row in rows], of._vectors[rows])
-            of._cells, given = _as_wide(of._cells, given)
-            of._cells[rows] = given
-            of._sketches[rows] = sketch(of._vectors[rows], of.info.metric)
-            step.advance(len(rows))
-        if not verify:
-            judged, stale = self._stale(AUDITED, assign)
-            of._cells[stale] = OVERFLOW
-            warn_of_stale(of.info.name, LayoutAudit(len(judged), len(stale)))
-        return len(rows)
-
-    def _stale(self, sample: int, assign: AssignCells | None) -> tuple[IntArray, IntArray]:
-        """Return the rows judged and those of them that are stale."""
-        of = self._of
-        if of._layout is None:
-            raise InvalidInput(f"{of.info.name!r} has no cells; lay it out first.")
-        rows = np.flatnonzero(of._cells[:, 0] != OVERFLOW)
-        rows = np.random.default_rng().permutation(rows)[:sample]
-        beside = of._sketches[rows].tolist()
-        ids = [of._ids[row] for row in rows]
-        judged, stale = find_stale(
-            ids, of._vectors[rows], of._cells[rows, 0], beside, of.info.metric, assign
-        )
-        return rows[judged], rows[stale]
-
-
-def _as_wide(first: IntArray, second: IntArray) -> list[IntArray]:
-    """Give the cells of keys, ``(n,)`` or ``(n, width)``, one width."""
-    both = [np.asarray(one).reshape(len(one), -1 if one.size else 1) for one in (first, second)]
-    width = max(one.shape[1] for one in both)
-    return [np.hstack([one, one[:, :1].repeat(width - one.shape[1], axis=1)]) for one in both]
 
 
 def _shown(stored: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, Any]:

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from amips_plugins.observe.metrics import RouterMetrics
     from amips_plugins.observe.query_log import QueryLog
     from amips_plugins.observe.tracing import SearchSpans
+    from amips_plugins.partitions import Partitions
     from amips_plugins.plan import PreQueryHook, QueryPlan, Target
     from amips_plugins.proxies import route
     from amips_plugins.routing.async_router import AsyncLearnedRouter
@@ -86,6 +87,7 @@ _HOMES = {
     "observe.metrics": "RouterMetrics",
     "observe.query_log": "QueryLog",
     "observe.tracing": "SearchSpans",
+    "partitions": "Partitions",
     "plan": "PreQueryHook QueryPlan Target",
     "proxies": "route",
     "routing.async_router": "AsyncLearnedRouter",
@@ -124,6 +126,7 @@ __all__ = [
     "MetricNotSupported",
     "MilvusCollection",
     "MissingExtra",
+    "Partitions",
     "PreQueryHook",
     "QdrantCollection",
     "QdrantEdgeCollection",

@@ -174,6 +174,8 @@ class LayoutStatus:
         What an interrupted build left, to be finished by building again.
     older
         What is kept to roll back to, oldest first; ``drop_old`` removes it.
+    sizes
+        Keys of each of the users' own partitions that a router knows; empty for cells of ours.
     """
 
     name: str
@@ -184,6 +186,7 @@ class LayoutStatus:
     overflow: int
     unfinished: tuple[str, ...] = ()
     older: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

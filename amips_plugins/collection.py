@@ -12,6 +12,7 @@ import msgspec
 
 from amips_plugins.cell_layout import Construction, Layouts
 from amips_plugins.errors import InvalidInput
+from amips_plugins.partitions import Partitions, Value
 from amips_plugins.plan import NATIVE, QueryPlan
 from amips_plugins.vectors import FloatArray, IntArray, Metric
 
@@ -83,11 +84,14 @@ class KeyBatch:
         ``(n, dim)`` float32, as the database stores them.
     cursor
         Pass it as ``after`` to go on behind this batch, in another process too.
+    values
+        Where each key belongs, None for nowhere, if the collection is seen in its own partitions.
     """
 
     ids: Sequence[Id]
     vectors: FloatArray
     cursor: Cursor = ""
+    values: Sequence[Value | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +321,26 @@ class Collection(Protocol):
 
     def overflow(self) -> int:
         """Return the number of keys without a cell; 0 without a layout."""
+        ...
+
+    @property
+    def partitions(self) -> Partitions | None:
+        """The users' own partitions that this object takes for cells; None for cells of ours."""
+        ...
+
+    def partitioned(self, partitions: Partitions | None) -> Collection:
+        """Return another object of the same collection, whose cells are its users' own partitions.
+
+        Its ``layout`` is theirs, plans count their values, and ``scan`` tells where each key
+        belongs. Keys of other values, or of none, are overflow. Nothing is written. With None the
+        cells are those of a layout again.
+
+        Raises
+        ------
+        InvalidInput
+            The collection cannot be told apart so: there is no such field, or it holds neither
+            whole numbers nor texts.
+        """
         ...
 
     @property

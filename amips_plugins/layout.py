@@ -6,7 +6,7 @@ from pathlib import Path
 
 from amips_plugins.bundle.contents import CELLS, load
 from amips_plugins.bundle.identity import check_bundle
-from amips_plugins.bundle.loading import known_cells
+from amips_plugins.bundle.loading import given_cells, known_cells
 from amips_plugins.bundle.package import Bundle
 from amips_plugins.cell_layout import BuildPlan, CellIndex, LayoutSpec, Storage
 from amips_plugins.collection import Collection
@@ -142,6 +142,11 @@ def _spec(
         raise InvalidInput(
             f"Bundle {manifest.version} rewrites queries and has no cells: the collection stays as "
             f"it is."
+        )
+    if given_cells(bundle) is not None:
+        raise InvalidInput(
+            f"Bundle {manifest.version} chooses among the collection's own partitions: there is "
+            f"nothing to lay out, it serves as it is."
         )
     return LayoutSpec(
         manifest.layout,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from amips_plugins.bundle.loading import known_cells, load_reference
+from amips_plugins.bundle.loading import given_cells, known_cells, load_reference
 from amips_plugins.bundle.manifest import Manifest
 from amips_plugins.bundle.registry import Registry
 from amips_plugins.cell_layout import LayoutAudit
@@ -19,16 +19,39 @@ from amips_plugins.health.gate import Gate, Shadow, State
 from amips_plugins.health.recall import Recall, RecallWindow
 from amips_plugins.health.shadow_search import ServedQuery, search_wider, shadow_search, widens
 from amips_plugins.models.hooks import RewriteHook, RouteHook
+from amips_plugins.partitions import Value
 from amips_plugins.plan import PreQueryHook, Target
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.routing.serving import Serving, serve_latest
 from amips_plugins.vectors import FloatArray, IntArray
 
-__all__ = ["RouterStatus", "router_status"]
+__all__ = ["PartitionChanges", "RouterStatus", "router_status"]
 
 _AUDITED = 1_000  # keys that are read with their vectors, to judge their cells
 _MUCH_OVERFLOW = 0.05  # share of the keys; what a router warns of
 _SAMPLE = 300  # queries that are searched
+_GROWN = 2.0  # times its share of the keys
+
+
+class PartitionChanges(msgspec.Struct, frozen=True, kw_only=True):
+    """The users' own partitions that a router chooses among, against what it was trained on.
+
+    Attributes
+    ----------
+    field
+        What tells them apart; None for the database's own.
+    known
+        Number of values that the router knows.
+    gone
+        Those that no key has any more.
+    grown
+        Those with more than twice their share of the keys.
+    """
+
+    field: str | None
+    known: int
+    gone: tuple[Value, ...]
+    grown: tuple[Value, ...]
 
 
 class RouterStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +76,8 @@ class RouterStatus(msgspec.Struct, frozen=True, kw_only=True):
         Those queries against the bundle's reference; None without either.
     advice
         What to do, in a sentence.
+    partitions
+        How the users' own partitions have changed since training; None with cells of ours.
     """
 
     state: State
@@ -69,6 +94,7 @@ class RouterStatus(msgspec.Struct, frozen=True, kw_only=True):
     recall: Recall | None
     drift: Drift | None
     advice: str
+    partitions: PartitionChanges | None = None
 
 
 def router_status(
@@ -94,8 +120,6 @@ def router_status(
     progress
         Watches the work.
     """
-    keys = collection.count()
-    share = collection.overflow() / max(1, keys)
     obstacle, advice = None, ""
     serving = Serving(collection)
     try:
@@ -104,6 +128,10 @@ def router_status(
         advice = f"The cells are not those of the bundle; {serving.hint or 'run: amips layout'}."
     except BundleError as exc:
         obstacle, advice = str(exc), "Train and publish a bundle: amips train, amips publish."
+    collection = serving.collection
+    keys = collection.count()
+    share = collection.overflow() / max(1, keys)
+    changes = _changes(serving)
     audit = _audit(collection, serving)
     if obstacle is None and audit is not None and audit.too_stale:
         obstacle = "cells: stale"
@@ -127,7 +155,7 @@ def router_status(
             chosen = np.random.default_rng(0).permutation(len(queries))[:sample]
             k = min(serving.bundle.manifest.default_k, keys)
             recall = _weigh(gate, serving, hook, queries[np.sort(chosen)], k, progress)
-        advice = _advice(gate, share, measured=queries is not None)
+        advice = _advice(gate, share, changes, measured=queries is not None)
     health = gate.health
     return RouterStatus(
         state="native" if obstacle is not None else health.state,
@@ -144,6 +172,7 @@ def router_status(
         recall=recall,
         drift=drift,
         advice=advice,
+        partitions=changes,
     )
 
 
@@ -157,7 +186,7 @@ def _best_promise(hook: RouteHook, manifest: Manifest) -> str:
 
 def _audit(collection: Collection, serving: Serving) -> LayoutAudit | None:
     """Look at some keys' cells; None without cells, and where what laid them out is not at hand."""
-    if collection.layout() is None:
+    if collection.layout() is None or collection.partitions is not None:
         return None
     bundle = serving.bundle
 
@@ -168,6 +197,23 @@ def _audit(collection: Collection, serving: Serving) -> LayoutAudit | None:
 
     fits = bundle is not None and bundle.manifest.layout == collection.layout()
     return collection.layouts.audit(_AUDITED, assign if fits else None)
+
+
+def _changes(serving: Serving) -> PartitionChanges | None:
+    """Compare the users' own partitions with those that the bundle was trained on."""
+    seen, bundle = serving.collection.partitions, serving.bundle
+    given = None if bundle is None else given_cells(bundle)
+    if seen is None or given is None:
+        return None
+    before, now = given.sizes, np.array(serving.collection.layouts.status().sizes)
+    total = max(1, serving.collection.count()) / max(1, int(before.sum()) + given.overflow)
+    values = given.partitions.values
+    return PartitionChanges(
+        field=seen.field,
+        known=len(values),
+        gone=tuple(values[cell] for cell in np.flatnonzero((now == 0) & (before > 0))),
+        grown=tuple(values[cell] for cell in np.flatnonzero(now > _GROWN * total * before)),
+    )
 
 
 def _drift(serving: Serving, hook: PreQueryHook, queries: FloatArray) -> Drift | None:
@@ -223,7 +269,12 @@ def _examine(
     )
 
 
-def _advice(gate: Gate, share: float, *, measured: bool) -> str:
+def _advice(gate: Gate, share: float, changes: PartitionChanges | None, *, measured: bool) -> str:
+    if changes is not None and (changes.gone or changes.grown or share > _MUCH_OVERFLOW):
+        return (
+            "The collection's partitions are not what the router learned: train again, on a new "
+            "snapshot (amips snapshot --partitions)."
+        )
     if gate.state != "healthy" and share > _MUCH_OVERFLOW:
         return "Give the keys without a cell theirs, and look again: amips backfill."
     if gate.state != "healthy":

@@ -21,6 +21,7 @@ from amips_plugins.bundle.contents import (
     KEY_SAMPLE,
     KNOWN_CELLS,
     MODEL,
+    PARTITIONS,
     REFERENCE,
     BundleContents,
 )
@@ -41,6 +42,7 @@ from amips_plugins.export.spilling import first_cells
 from amips_plugins.export.to_onnx import to_onnx
 from amips_plugins.files import replace_file
 from amips_plugins.models.cells import further_cells
+from amips_plugins.models.given import GivenCells
 from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.report.training_record import CURVES
 from amips_plugins.sketch import sketch
@@ -61,6 +63,7 @@ def write_bundle(
     options: TrainOptions,
     candidates: list[Candidate],
     refit: Refit,
+    given: GivenCells | None = None,
 ) -> Manifest:
     """Write the files to a folder nobody looks at, then give it its name."""
     published = select_model(candidates, problem, options)
@@ -80,10 +83,13 @@ def write_bundle(
         priorities = _priorities(session, problem.test)
         measure = partial(_priorities, session)
         promised = promise(published, native, problem, measure, refit)
+        values[CALIBRATION] = promised.calibration
+    if given is not None:
+        values[PARTITIONS] = given
+    elif published.priority is not None:
         sketches = sketch(snapshot.vectors(), problem.metric)
         own_cells = first_cells(published.assignment)
         values |= {
-            CALIBRATION: promised.calibration,
             CELLS: published.cells,
             KNOWN_CELLS: np.stack([own_cells.astype(np.int32), sketches], axis=1),
             IDS: snapshot.ids_bytes(),
@@ -96,7 +102,9 @@ def write_bundle(
         for candidate in candidates
         for figure in figures(candidate.kind, candidate.measure(problem.test), ks, options.seed)
     ]
-    choice, reason, served_cost = recommend(published, native, problem, promised)
+    choice, reason, served_cost = recommend(
+        published, native, problem, promised, given=given is not None
+    )
     building = folder / "bundle.tmp"
     shutil.rmtree(building, ignore_errors=True)
     manifest = BundleContents(values).write(

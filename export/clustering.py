@@ -14,7 +14,14 @@ from amips_plugins.errors import TrainingError
 from amips_plugins.models.cells import Cells, View, place_keys
 from amips_plugins.vectors import FloatArray, IntArray, Metric, lift_keys, normalise
 
-__all__ = ["QueryAware", "centroid_weights", "k_means", "native_cells", "query_aware_cells"]
+__all__ = [
+    "QueryAware",
+    "cell_means",
+    "centroid_weights",
+    "k_means",
+    "native_cells",
+    "query_aware_cells",
+]
 
 _SAMPLE_PER_CELL = 256
 _SAMPLE_AT_LEAST = 100_000  # few cells of many keys come out better, and cost seconds
@@ -334,16 +341,19 @@ def centroid_weights(
         return unit
     lengths = np.zeros(cells.n_cells)
     for low in range(0, len(keys), _BLOCK):
-        block = np.linalg.norm(keys[low : low + _BLOCK], axis=1)
-        lengths += np.bincount(assignment[low : low + _BLOCK], block, cells.n_cells)
-    sizes = np.bincount(assignment, minlength=cells.n_cells)
+        own = assignment[low : low + _BLOCK]
+        block = np.linalg.norm(keys[low : low + _BLOCK], axis=1)[own >= 0]
+        lengths += np.bincount(own[own >= 0], block, cells.n_cells)
+    sizes = np.bincount(assignment[assignment >= 0], minlength=cells.n_cells)
     return unit * (lengths / np.maximum(sizes, 1)).astype(np.float32)[:, None]
 
 
 def cell_means(keys: FloatArray, assignment: IntArray, n_cells: int) -> FloatArray:
-    """Return the mean key of every cell, ``(n_cells, dim)`` float32."""
+    """Return the mean key of every cell, ``(n_cells, dim)`` float32; keys of none (-1) stay out."""
     sums = np.zeros((n_cells, keys.shape[1]), dtype=np.float64)
     for low in range(0, len(keys), _BLOCK):
-        np.add.at(sums, assignment[low : low + _BLOCK], keys[low : low + _BLOCK])
-    sizes = np.bincount(assignment, minlength=n_cells)
+        cells = assignment[low : low + _BLOCK]
+        placed = np.flatnonzero(cells >= 0)
+        np.add.at(sums, cells[placed], keys[low : low + _BLOCK][placed])
+    sizes = np.bincount(assignment[assignment >= 0], minlength=n_cells)
     return (sums / np.maximum(sizes, 1)[:, None]).astype(np.float32)

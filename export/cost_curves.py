@@ -125,7 +125,8 @@ def levels_by_threshold(priority: FloatArray, thresholds: FloatArray) -> IntArra
 
 def thresholds_for(priority: FloatArray, hit_cells: IntArray) -> FloatArray:
     """Choose falling thresholds that step through the useful recalls, finest where it is high."""
-    hits = _at_best(priority, hit_cells, np.max).ravel()
+    hits = _at_best(priority, hit_cells, np.max)
+    hits = hits.ravel() if hit_cells.ndim > 2 else hits[hit_cells >= 0]
     recalls = np.concatenate([np.arange(0.3, 0.7, 0.02), np.arange(0.7, 0.9999, 0.0025)])
     # Few queries leave gaps where recall is high: there the steps are even ones of cost.
     costs = np.quantile(priority, np.arange(1, _COST_STEPS) / _COST_STEPS)
@@ -141,20 +142,24 @@ def curve(
     model_keys: float,
     as_good: IntArray | None = None,
     n_keys: int | None = None,
+    always: int = 0,
 ) -> Curve:
     """Measure a router by the levels at which it searches each cell, and the hits' cells.
 
     Hits may have several cells, on a third axis; ``n_keys`` then says how many keys there are, for
-    ``sizes`` count their copies.
+    ``sizes`` count their copies. ``always`` keys have no cell (-1): every query searches them.
     """
-    count = float(sizes.sum()) if n_keys is None else float(n_keys)
+    count = float(sizes.sum()) + always if n_keys is None else float(n_keys)
     places = (levels + np.arange(len(levels))[:, None] * n_levels).ravel()
     total = len(levels) * n_levels
     keys = np.bincount(places, np.tile(sizes, len(levels)), total).reshape(-1, n_levels)
     cells = np.bincount(levels.ravel(), minlength=n_levels)
+    found = _at_best(levels, hit_cells, np.min)
+    if always:
+        found[hit_cells < 0] = 0
     return Curve(
-        found=_at_best(levels, hit_cells, np.min),
-        scanned=(keys.cumsum(axis=1) / count).astype(np.float32),
+        found=found,
+        scanned=((keys.cumsum(axis=1) + always) / count).astype(np.float32),
         probes=cells.cumsum() / len(levels),
         model=model_keys / count,
         as_good=as_good,

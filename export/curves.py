@@ -55,7 +55,7 @@ def record_curves(
             if candidate.history
         ],
         probes=probes,
-        demand=np.bincount(hit_cells.ravel(), minlength=published.cells.n_cells).tolist(),
+        demand=np.bincount(hit_cells[hit_cells >= 0], minlength=published.cells.n_cells).tolist(),
         promises=promises,
         flat=flat_map(task, published),
     )
@@ -82,8 +82,8 @@ def _promises(
     levels = levels_by_threshold(priorities, calibration.thresholds)
     hit_cells = published.assignment[task.test.hits]
     n_levels, sizes = len(calibration.thresholds), published.cells.sizes
-    n_keys = len(published.assignment)
-    measured = curve(levels, n_levels, hit_cells, sizes, 0.0, task.test.as_good, n_keys)
+    n_keys, always = len(published.assignment), int((published.assignment < 0).sum())
+    measured = curve(levels, n_levels, hit_cells, sizes, 0.0, task.test.as_good, n_keys, always)
     return Promises(
         k=task.k,
         promised=_short(calibration.guaranteed[task.k - 1]),

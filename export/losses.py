@@ -17,13 +17,17 @@ __all__ = [
 ]
 
 
-def routing(logits: Tensor, hit_cells: Tensor) -> Tensor:
-    """Cross-entropy against the cells that hold the query's top keys.
+def routing(logits: Tensor, hit_cells: Tensor, *, some: bool = False) -> Tensor:
+    """Cross-entropy against the cells that hold the query's top keys; ``some`` have none (-1).
 
     Keys with several cells, on a third axis that repeats the first in unused places, are found in
     any of them.
     """
     shares = functional.log_softmax(logits, dim=1)
+    if some:
+        placed = hit_cells >= 0
+        logs = shares.gather(1, hit_cells.clamp_min(0)) * placed
+        return -logs.sum() / placed.sum().clamp_min(1)
     if hit_cells.dim() == 2:
         return -shares.gather(1, hit_cells).mean()
     found = shares.gather(1, hit_cells.flatten(1)).view(hit_cells.shape)

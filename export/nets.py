@@ -1,4 +1,4 @@
-"""The three networks. All of them see a unit query u (lifted, divided by its length).
+"""The networks. All of them see a unit query u (lifted, divided by its length).
 
 A query's own length never changes which key is best, so the nets need not learn it: the exported
 graph divides it out, and multiplies support values by it again.
@@ -14,6 +14,7 @@ __all__ = [
     "KeyNet",
     "LinearRouter",
     "LowRankRouter",
+    "ManyHeads",
     "Net",
     "Router",
     "SupportNet",
@@ -103,6 +104,30 @@ class SupportNet(nn.Module):
             weights.clamp_(min=0.0)
 
 
+class ManyHeads(nn.Module):
+    """Several linear scores per cell, of which the largest counts.
+
+    That is what a support function is, with few keys for many: the maximum of products is convex
+    and 1-homogeneous in u by construction. Parts that people cut hold several topics, and each
+    head stands for one.
+    """
+
+    def __init__(self, dim: int, n_cells: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.weight = nn.Parameter(torch.zeros(n_cells * heads, dim))
+        self.bias = nn.Parameter(torch.zeros(n_cells * heads))
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Map ``(n, dim)`` unit queries to ``(n, n_cells)`` scores."""
+        scores = functional.linear(u, self.weight, self.bias)
+        largest: Tensor = scores.view(len(u), -1, self.heads).amax(dim=2)
+        return largest
+
+    def constrain(self) -> None:
+        """Do nothing: any weight is allowed."""
+
+
 class KeyNet(nn.Module):
     """Predicts the best key itself (paper, section 3): ``(n, dim)`` to ``(n, dim)``."""
 
@@ -143,7 +168,7 @@ class KeyNet(nn.Module):
         """Do nothing: any weight is allowed."""
 
 
-Router = LinearRouter | LowRankRouter | SupportNet
+Router = LinearRouter | LowRankRouter | ManyHeads | SupportNet
 Net = Router | KeyNet
 
 

@@ -105,5 +105,6 @@ def _at_thresholds(candidate: Candidate, split: Split, thresholds: FloatArray) -
     levels = levels_by_threshold(candidate.priority(split), thresholds)
     sizes, hit_cells = candidate.cells.sizes, candidate.assignment[split.hits]
     model_keys = candidate.parameters / split.unit.shape[1]
-    n_keys = len(candidate.assignment)
-    return curve(levels, len(thresholds), hit_cells, sizes, model_keys, split.as_good, n_keys)
+    n_keys, always = len(candidate.assignment), int((candidate.assignment < 0).sum())
+    n_levels, as_good = len(thresholds), split.as_good
+    return curve(levels, n_levels, hit_cells, sizes, model_keys, as_good, n_keys, always)

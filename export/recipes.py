@@ -24,6 +24,11 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         Number of cells; for a KeyNet the number of lists of the index it is measured on.
     layout
         How routers cut the keys: as queries see them, or plain k-means.
+    partitions
+        The field that says where keys belong, ``native`` for the database's own partitions: the
+        router chooses among these, and no cells are cut. None takes the snapshot's, if it has some.
+    count
+        What a search of given partitions is to save: searches, or keys that they hold.
     preset
         The recipe, one of ``PRESETS``.
     k, recall
@@ -52,6 +57,8 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     guesses: Annotated[int, msgspec.Meta(ge=0)] = 20_000
     spill: Annotated[float, msgspec.Meta(ge=0.0, le=3.0)] | Literal["auto"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    partitions: str | None = None
+    count: Literal["searches", "keys"] = "searches"
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,8 @@ class Preset:
         Hidden layers of the nets; a KeyNet of width 0 is linear.
     dropout
         Share of a KeyNet's hidden units left out while training.
+    heads
+        Linear scores per given partition.
     """
 
     schedule: Schedule
@@ -87,14 +96,17 @@ class Preset:
     width: int = 0
     depth: int = 1
     dropout: float = 0.0
+    heads: int = 1
 
 
 _LINEAR = Preset(Schedule(epochs=8, learning_rate=2e-2), routing=1.0)
+_HEADS = Preset(Schedule(epochs=10, learning_rate=1e-2), routing=1.0)
 
 PRESETS: dict[str, dict[str, Preset]] = {
     # Chosen on validation queries of npm2pypi; docs/method.md has the evidence.
     "default": {
         "linear": _LINEAR,
+        "heads": _HEADS,
         "supportnet": Preset(
             Schedule(epochs=12, learning_rate=2e-3), routing=1.0, scores=1.0, width=64
         ),
@@ -103,6 +115,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
     # The paper's objectives, noise and optimiser; it has no linear router.
     "paper": {
         "linear": _LINEAR,
+        "heads": _HEADS,
         "supportnet": Preset(Schedule(), scores=0.01, keys=1.0, copies=1, width=128, depth=2),
         "keynet": Preset(Schedule(), scores=0.01, keys=1.0, copies=1, width=512, depth=2),
     },

@@ -36,9 +36,9 @@ from amips_plugins.export.training_loop import fit
 from amips_plugins.models.cells import Cells
 from amips_plugins.vectors import FloatArray, IntArray, normalise
 
-__all__ = ["native_candidate", "train_router"]
+__all__ = ["INITIAL_SCALE", "native_candidate", "train_router"]
 
-_INITIAL_SCALE = 20.0  # turns cosines into logits as sharp as those of a trained router
+INITIAL_SCALE = 20.0  # turns cosines into logits as sharp as those of a trained router
 _SIZE_POWER = 0.75  # of a cell's size, that its share of the top keys has to pay for
 _MANY_CELLS = 1_024  # above this a linear router is of low rank
 _RANK = 128
@@ -72,18 +72,28 @@ def train_router(
     assignment: IntArray,
     *,
     graphs: bool = False,
+    begun: Router | None = None,
+    size_power: float | None = None,
+    name: str | None = None,
 ) -> Candidate:
-    """Train a router over cells; ``assignment`` may give keys several (``votes``).
+    """Train a router over cells; ``assignment`` may give keys several (``votes``), or none (-1).
 
     To scan a cell costs what it holds. With a graph in it every cell costs about the same, and no
-    cell has to pay for its size.
+    cell has to pay for its size. ``begun`` is a net to go on from, in place of one that orders
+    cells as their centroids do; ``size_power`` is that of a cell's size which its share of the top
+    keys has to pay for.
     """
     train = augmented(task, preset)
     first = first_cells(assignment)
-    centroids = centroid_weights(task.keys, first, cells, task.metric, task.centre)
+    always = int((first < 0).sum())  # keys that every query searches
     costs = np.full(cells.n_cells, len(first) / cells.n_cells) if graphs else cells.sizes
     powers = 0.0 if graphs else _SIZE_POWER
-    net = new_router(kind, preset, centroids, task.seed).to(task.device)
+    powers = powers if size_power is None else size_power
+    net = begun
+    if net is None:
+        centroids = centroid_weights(task.keys, first, cells, task.metric, task.centre)
+        net = new_router(kind, preset, centroids, task.seed)
+    net = net.to(task.device)
     unit = torch.from_numpy(train.unit).to(task.device)
     hit_cells = torch.from_numpy(assignment[train.hits[:, : task.k]]).to(task.device)
     support = (
@@ -96,7 +106,7 @@ def train_router(
         u = unit[rows]
         scores = model(u)
         scale = model.scale if isinstance(model, SupportNet) else 1.0
-        total = preset.routing * losses.routing(scale * scores, hit_cells[rows])
+        total = preset.routing * losses.routing(scale * scores, hit_cells[rows], some=always > 0)
         if support is not None and isinstance(model, SupportNet):
             if preset.scores:
                 values = support.values(rows)
@@ -131,6 +141,7 @@ def train_router(
             model_keys,
             split.as_good,
             len(first),
+            always,
         )
 
     history = fit(
@@ -140,8 +151,8 @@ def train_router(
         lambda _: score(measure(task.validate), task),
         preset.schedule,
         task.seed,
-        task.work / f"{kind}.safetensors",
-        f"train {kind}",
+        task.work / f"{name or kind}.safetensors",
+        f"train {name or kind}",
         task.progress,
     )
     parameters = multiplications(net)
@@ -154,11 +165,11 @@ def new_router(
     """Return an untrained router that orders cells as their centroids do."""
     torch.manual_seed(seed)
     n_cells, dim = centroids.shape
-    start = torch.from_numpy(_INITIAL_SCALE * normalise(centroids))
+    start = torch.from_numpy(INITIAL_SCALE * normalise(centroids))
     if kind == "supportnet":
         net = SupportNet(dim, n_cells, preset.width, preset.depth)
         net.skip[-1].data.copy_(torch.from_numpy(centroids))
-        net.log_scale.data.fill_(math.log(_INITIAL_SCALE))
+        net.log_scale.data.fill_(math.log(INITIAL_SCALE))
         return net
     if n_cells <= _MANY_CELLS or dim <= _RANK:
         linear = LinearRouter(dim, n_cells)

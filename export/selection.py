@@ -35,12 +35,18 @@ def select_model(
 
 
 def recommend(
-    published: Candidate, native: Candidate, task: TrainingTask, promised: Promise | None
+    published: Candidate,
+    native: Candidate,
+    task: TrainingTask,
+    promised: Promise | None,
+    *,
+    given: bool = False,
 ) -> tuple[str, str, float | None]:
     """Return what to use, why, and the cost of the published search at the default target.
 
     That cost is the one that will be served: with its guarantee, model and all. A learned search
-    has to beat the native one beyond the chance of the queries, and a full scan.
+    has to beat the native one beyond the chance of the queries, and a full scan. Over ``given``
+    partitions the native candidate is what permuted labels would do.
     """
     k, recall = task.k, task.recall
     target = f"recall@{k} {recall:.2f}"
@@ -68,12 +74,21 @@ def recommend(
         costs = resample_weights(len(scanned), task.seed) @ scanned + learned.model
     native_cost = without.cost(k, recall)
     shown = f"takes {native_cost:.1%}" if np.isfinite(native_cost) else "cannot reach it"
+    other = "to search the largest first" if given else "native search with as many cells"
     ratio = float(np.quantile(costs / _costs(without, task), 0.975))
     if published.kind != "native" and ratio < _WORTH and cost < 1.0:
         return (
             published.kind,
             f"{reached} {published.kind} reaches {target} at {cost:.1%} of the cost of a full "
-            f"scan, its own cost included; native search with as many cells {shown}.",
+            f"scan, its own cost included; {other} {shown}.",
+            cost,
+        )
+    if given:
+        return (
+            "native",
+            f"Search all of the partitions: at {target} the largest first {shown}, and "
+            f"{published.kind}, which takes {cost:.1%}, is not sure to be cheaper. They say "
+            f"nothing of the vectors.",
             cost,
         )
     why = "is dearer than a full scan" if cost >= 1.0 else "is not sure to be cheaper"

@@ -6,6 +6,8 @@
         snapshot.json   the manifest; replaced after every batch, so that a killed run resumes
         vectors.f32     count x dim float32, row-major, little-endian; memory-mapped when read
         ids.jsonl       one id a line, as JSON: ints stay ints, strings stay strings
+        values.jsonl    where each key belongs, in the same way, null for nowhere; of a collection
+                        that was copied with its own partitions
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -26,6 +29,7 @@ from amips_plugins.collection import Collection, CollectionKey, Id, KeyBatch, co
 from amips_plugins.errors import SnapshotError
 from amips_plugins.export.disk import says_when_full
 from amips_plugins.files import replace_file
+from amips_plugins.partitions import Value
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import FloatArray, Metric
 
@@ -35,6 +39,7 @@ _FORMAT = 1
 _MANIFEST = "snapshot.json"
 _VECTORS = "vectors.f32"
 _IDS = "ids.jsonl"
+_VALUES = "values.jsonl"
 
 
 class SnapshotManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -54,6 +59,11 @@ class SnapshotManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         Where to go on; None before the first batch.
     ids_bytes
         Length of the id file that belongs to ``count``.
+    partitions
+        The field that tells where keys belong, empty for the database's own partitions; None where
+        the snapshot does not say.
+    values_bytes
+        Length of the file of values that belongs to ``count``.
     count_before, count_after
         Keys the collection held when the copy began and ended.
     started, finished
@@ -80,6 +90,8 @@ class SnapshotManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     schema_fingerprint: str
     fingerprint: str
     tools: dict[str, str]
+    partitions: str | None = None
+    values_bytes: int = 0
 
     @property
     def moved(self) -> bool:
@@ -121,11 +133,14 @@ class Snapshot:
                 f"{manifest.count_before:,} keys); run the same amips snapshot again to resume it."
             )
         expected = manifest.count * manifest.dim * 4
+        wanted = {_VECTORS: expected, _IDS: manifest.ids_bytes}
+        if manifest.partitions is not None:
+            wanted[_VALUES] = manifest.values_bytes
         try:
-            sizes = (folder / _VECTORS).stat().st_size, (folder / _IDS).stat().st_size
+            sizes = {name: (folder / name).stat().st_size for name in wanted}
         except FileNotFoundError as exc:
             raise SnapshotError(f"{exc.filename} is missing; take the snapshot again.") from exc
-        if sizes != (expected, manifest.ids_bytes):
+        if sizes != wanted:
             raise SnapshotError(f"The files in {folder} are damaged; take the snapshot again.")
         return cls(folder, manifest)
 
@@ -140,6 +155,23 @@ class Snapshot:
         with (self.path / _IDS).open("rb") as file:
             for line in file:
                 yield decoder.decode(line)
+
+    def values(self) -> list[Value | None]:
+        """Return where the keys belong, in the order of the vectors.
+
+        Raises
+        ------
+        SnapshotError
+            The snapshot does not say.
+        """
+        if self.manifest.partitions is None:
+            raise SnapshotError(
+                f"The snapshot in {self.path} does not say where its keys belong; take one with "
+                f"amips snapshot --partitions FIELD."
+            )
+        decoder = msgspec.json.Decoder(int | str | None)
+        with (self.path / _VALUES).open("rb") as file:
+            return [decoder.decode(line) for line in file]
 
     def ids_bytes(self) -> bytes:
         """Return the id file as it is."""
@@ -158,7 +190,7 @@ def take_snapshot(
     batch_size: int = 5_000,
     progress: Progress = no_progress,
 ) -> Snapshot:
-    """Copy every id and vector of a collection to a folder.
+    """Copy every id and vector of a collection to a folder, and its own partitions if it has them.
 
     Memory stays at a few batches. An interrupted copy is resumed by the same call.
 
@@ -194,12 +226,17 @@ def _copy(
     with (
         (folder / _VECTORS).open("ab") as vectors,
         (folder / _IDS).open("ab") as ids,
+        (folder / _VALUES).open("ab")
+        if manifest.partitions is not None
+        else nullcontext() as values,
         progress("snapshot", manifest.count_before, manifest.count, "keys") as step,
     ):
         _cut(vectors, manifest.count * manifest.dim * 4, folder)
         _cut(ids, manifest.ids_bytes, folder)
+        if values is not None:
+            _cut(values, manifest.values_bytes, folder)
         for batch in collection.scan(batch_size, after=manifest.cursor):
-            manifest = _append(folder, manifest, batch, vectors, ids)
+            manifest = _append(folder, manifest, batch, vectors, ids, values)
             step.advance(len(batch.ids))
     finished = msgspec.structs.replace(
         manifest,
@@ -215,17 +252,19 @@ def _copy(
 def _resume(folder: Path, collection: Collection) -> SnapshotManifest:
     """Return the manifest to go on from, with its files there."""
     info = collection.info
-    key = collection_key(info)
+    key, seen = collection_key(info), collection.partitions
+    parted_by = None if seen is None else seen.field or ""
     found = _read_manifest(folder) if folder.exists() else None
     if found is not None:
         if found.complete:
             raise SnapshotError(
                 f"{folder} already holds a finished snapshot; delete it or name another folder."
             )
-        if (found.collection, found.metric, found.dim) != (key, info.metric, info.dim):
+        same = (found.collection, found.metric, found.dim) == (key, info.metric, info.dim)
+        if not same or found.partitions != parted_by:
             raise SnapshotError(
-                f"{folder} holds an unfinished snapshot of {found.collection.name!r}; delete it or "
-                f"name another folder."
+                f"{folder} holds an unfinished snapshot of {found.collection.name!r}"
+                f"{' with other partitions' if same else ''}; delete it or name another folder."
             )
         return found
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -251,6 +290,7 @@ def _resume(folder: Path, collection: Collection) -> SnapshotManifest:
         schema_fingerprint=hashlib.sha256(msgspec.json.encode(schema)).hexdigest(),
         fingerprint="",
         tools={"amips-plugins": version("amips-plugins"), "numpy": np.__version__},
+        partitions=parted_by,
     )
     _write_manifest(folder, manifest)
     return manifest
@@ -266,7 +306,12 @@ def _cut(file: BinaryIO, size: int, folder: Path) -> None:
 
 
 def _append(
-    folder: Path, manifest: SnapshotManifest, batch: KeyBatch, vectors: BinaryIO, ids: BinaryIO
+    folder: Path,
+    manifest: SnapshotManifest,
+    batch: KeyBatch,
+    vectors: BinaryIO,
+    ids: BinaryIO,
+    values: BinaryIO | None,
 ) -> SnapshotManifest:
     """Write a batch, make it durable, and only then count it."""
     data = np.ascontiguousarray(batch.vectors, dtype="<f4")
@@ -279,13 +324,19 @@ def _append(
     vectors.write(data.tobytes())
     lines = b"".join(msgspec.json.encode(key) + b"\n" for key in batch.ids)
     ids.write(lines)
-    for file in (vectors, ids):
-        file.flush()
-        os.fsync(file.fileno())
+    belongs = b""
+    if values is not None:
+        belongs = b"".join(msgspec.json.encode(value) + b"\n" for value in batch.values or ())
+        values.write(belongs)
+    for file in (vectors, ids, values):
+        if file is not None:
+            file.flush()
+            os.fsync(file.fileno())
     manifest = msgspec.structs.replace(
         manifest,
         count=manifest.count + len(batch.ids),
         ids_bytes=manifest.ids_bytes + len(lines),
+        values_bytes=manifest.values_bytes + len(belongs),
         cursor=batch.cursor,
     )
     _write_manifest(folder, manifest)
@@ -294,7 +345,8 @@ def _append(
 
 def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
-    for name in (_IDS, _VECTORS):
+    parted = (_VALUES,) if (folder / _VALUES).exists() else ()
+    for name in (_IDS, _VECTORS, *parted):
         with (folder / name).open("rb") as file:
             while chunk := file.read(1 << 22):
                 digest.update(chunk)

@@ -22,7 +22,14 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from amips_plugins.export.nets import KeyNet, LinearRouter, LowRankRouter, Net, SupportNet
+from amips_plugins.export.nets import (
+    KeyNet,
+    LinearRouter,
+    LowRankRouter,
+    ManyHeads,
+    Net,
+    SupportNet,
+)
 from amips_plugins.vectors import FloatArray, Metric
 
 __all__ = ["Order", "to_onnx"]
@@ -94,6 +101,9 @@ def to_onnx(
     unit_times = _int8_unit(graph, query) if int8 else _float_unit(graph, query)
     if isinstance(net, LinearRouter):
         scores = unit_times(scale * net.weight, scale * net.bias)
+    elif isinstance(net, ManyHeads):
+        every = unit_times(scale * net.weight, scale * net.bias)
+        scores = graph.largest_of(every, net.heads)
     elif isinstance(net, LowRankRouter):
         scores = graph.affine(unit_times(net.down), scale * net.up, scale * net.bias)
     else:
@@ -131,6 +141,11 @@ class _Graph:
         """``x W^T + b`` as one operator."""
         terms = [x, self.constant(weight)] + ([] if bias is None else [self.constant(bias)])
         return self.add("Gemm", *terms, transB=1)
+
+    def largest_of(self, x: str, group: int) -> str:
+        """Take the largest of every ``group`` neighbouring columns."""
+        shape = self.constant(np.array([0, -1, group]), np.int64)
+        return self.add("ReduceMax", self.add("Reshape", x, shape), axes=[2], keepdims=0)
 
     def slice_columns(self, x: str, stop: int) -> str:
         bounds = [self.constant(np.array([at]), np.int64) for at in (0, stop, 1)]

@@ -32,6 +32,7 @@ from amips_plugins.export.clustering import (
 )
 from amips_plugins.export.dataset import TrainingTask, choose_device, pose
 from amips_plugins.export.disk import check_room, says_when_full
+from amips_plugins.export.given import Given, refit_given, train_given
 from amips_plugins.export.keynet import train_keynet
 from amips_plugins.export.queries import QuerySplits, guess_queries, split_queries
 from amips_plugins.export.recipes import PRESETS, Preset, TrainOptions
@@ -107,6 +108,7 @@ def train(
     _check(snapshot, options)
     if queries is not None:
         queries, _ = as_queries(queries, snapshot.manifest.dim)
+    given = _given(snapshot, options)
     folder = RunFolder(Path(out), _asked(snapshot, queries, options))
     folder.check()
     if not folder.finished:
@@ -117,10 +119,16 @@ def train(
             task = _pose(snapshot, splits, options, folder, progress)
             if options.spill == "auto" and snapshot.manifest.collection.database == "milvus":
                 options = msgspec.structs.replace(options, spill=0.0)
-            work = _train_keynet if options.model == "keynet" else _train_routers
-            candidates = work(task, options)
-            refit = partial(_refit, options, share_of_copies(candidates[-1].assignment))
-            write_bundle(folder.path, snapshot, splits, task, options, candidates, refit)
+            if given is None:
+                work = _train_keynet if options.model == "keynet" else _train_routers
+                candidates = work(task, options)
+                refit = partial(_refit, options, share_of_copies(candidates[-1].assignment))
+            else:
+                presets = _recipes(options)
+                candidates = train_given(task, given, options, presets)
+                refit = partial(refit_given, given, options, presets, candidates)
+            cells = None if given is None else given.cells
+            write_bundle(folder.path, snapshot, splits, task, options, candidates, refit, cells)
     return Run(folder.path, Bundle.in_folder(folder.path / "bundle").manifest)
 
 
@@ -131,7 +139,8 @@ def _check(snapshot: Snapshot, options: TrainOptions) -> None:
         raise InvalidInput(f"The training options cannot be used: {exc}.") from exc
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InvalidInput("torch sees no CUDA device; train on 'cpu', or leave it to 'auto'.")
-    check_enough_keys(snapshot.manifest.count, options.n_cells)
+    if options.partitions is None and snapshot.manifest.partitions is None:
+        check_enough_keys(snapshot.manifest.count, options.n_cells)
     if options.preset not in PRESETS:
         raise InvalidInput(
             f"There is no preset {options.preset!r}; there are: {', '.join(PRESETS)}."
@@ -165,6 +174,18 @@ def _check(snapshot: Snapshot, options: TrainOptions) -> None:
                 f"different lengths: it predicts a direction, and the lengths would decide. "
                 f"Train --model linear or supportnet."
             )
+
+
+def _given(snapshot: Snapshot, options: TrainOptions) -> Given | None:
+    """Return the partitions to choose among, or None to cut cells."""
+    if options.partitions is None and snapshot.manifest.partitions is None:
+        return None
+    if options.model == "keynet":
+        raise InvalidInput(
+            "A KeyNet rewrites queries and chooses no partitions; train --model linear or "
+            "supportnet."
+        )
+    return Given.of(snapshot, options.partitions)
 
 
 def _asked(snapshot: Snapshot, queries: FloatArray | None, options: TrainOptions) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.milvus.cells import BUILDING, is_ours
 from amips_plugins.adapters.milvus.describe import describe_milvus
 from amips_plugins.adapters.milvus.failures import failure_of_search
+from amips_plugins.adapters.milvus.given import InPartitions, scan_given
 from amips_plugins.adapters.milvus.layouts import MilvusLayouts
 from amips_plugins.adapters.milvus.opening import (
     describe_index,
@@ -65,7 +66,7 @@ _AT_ONCE = 8  # calls of one search: a batch is not to push everybody else aside
 _PAGE_BYTES = 32 << 20  # well under the 100 MB of one answer
 
 
-class MilvusCollection:
+class MilvusCollection(InPartitions):
     """A vector field of a Milvus collection. Constructing it asks the database nothing.
 
     An alias is followed once, at the first use: the object then stays on that collection, so that
@@ -156,7 +157,8 @@ class MilvusCollection:
     def table(self) -> Table:
         """Return the physical collection, found out at the first use."""
         if self._table is None:
-            self._table = open_table(self.client, self._name, self._field)
+            found = open_table(self.client, self._name, self._field)
+            self._table = replace(found, given=self._given)
         return self._table
 
     @property
@@ -165,6 +167,8 @@ class MilvusCollection:
         table = self.table()
         if table.is_lite:  # it loops over the rows in scope, so fewer are always cheaper
             return 1.0
+        if table.given is not None:  # the native search goes through all of the partitions, too
+            return 1.0 if table.by_partitions or table.has_partition_key else 0.1
         return 0.1 if table.cells is not None and table.cells.storage == "field" else 0.5
 
     @property
@@ -214,7 +218,9 @@ class MilvusCollection:
         same = ("collection_name", "collection_id", "fields")
         if all(found[what] == table.raw[what] for what in same):
             return self
-        return type(self)(self.client, self._name, self.info.field)
+        other = type(self)(self.client, self._name, self.info.field)
+        other._given = self._given
+        return other
 
     def sibling(self, name: str) -> MilvusCollection:
         """Return another collection of this database."""
@@ -240,6 +246,9 @@ class MilvusCollection:
             ``batch_size`` is under 1, or ``after`` is not an id of this collection's kind.
         """
         table = self.table()
+        if table.given is not None:
+            yield from scan_given(table, table.given, batch_size, _PAGE_BYTES, after)
+            return
         for rows in table.pages(batch_size, _PAGE_BYTES, [table.key, table.info.field], after):
             keys = [row for row in rows if table.has_vector(row)]
             if keys:
@@ -296,7 +305,7 @@ class MilvusCollection:
     def _plain(self, ids: Sequence[Id]) -> list[Id]:
         return plain_ids(ids, [""] if self.table().string_keys else [0])
 
-    def partitions(self, name: str | None = None, timeout: float | None = None) -> list[str]:
+    def partition_names(self, name: str | None = None, timeout: float | None = None) -> list[str]:
         """Return the partitions, on a server as of a second ago; none where they do not matter.
 
         Milvus Lite is asked by the ``name`` to be searched: nothing else there sees an alias move.
@@ -310,12 +319,16 @@ class MilvusCollection:
 
     def layout(self) -> str | None:
         """Return the identifier of the cells, or None."""
+        if self._given is not None:
+            return self._given.layout
         cells = self.table().cells
         return None if cells is None or BUILDING in self.table().name else cells.layout
 
     @property
     def layouts(self) -> MilvusLayouts:
         """Builds, shows, mends and takes back the cells."""
+        if self._given is not None:
+            return self.given_layouts(self._given)  # type: ignore[return-value]  # has all of it
         return MilvusLayouts(self)
 
     def search(self, request: SearchRequest, plan: QueryPlan = NATIVE) -> list[list[Hit]]:
@@ -337,7 +350,7 @@ class MilvusCollection:
         started = time.monotonic()
         there = None
         if plan.cells is not None:
-            there = self.partitions(timeout=time_left(request.timeout, started))
+            there = self.partition_names(timeout=time_left(request.timeout, started))
         calls = plan_calls(request, plan, table, self.break_even, there)
 
         def ask(asked: Sequence[Call]) -> list[Any]:
@@ -383,9 +396,9 @@ class MilvusCollection:
         if plan.cells is not None:
             left = time_left(request.timeout, started)
             if self._recent.asks(table):
-                there = await asyncio.to_thread(self.partitions, timeout=left)
+                there = await asyncio.to_thread(self.partition_names, timeout=left)
             else:
-                there = self.partitions()
+                there = self.partition_names()
         calls = plan_calls(request, plan, table, self.break_even, there)
 
         async def ask_one(call: Call) -> Any:

@@ -44,4 +44,4 @@ class Recent:
     def asks(self, table: Table) -> bool:
         """Tell whether the next reading of the partitions waits for the database."""
         age = time.monotonic() - self._partitions[0]
-        return table.in_partitions and (table.is_lite or age > _PARTITIONS_STAY)
+        return table.by_partitions and (table.is_lite or age > _PARTITIONS_STAY)

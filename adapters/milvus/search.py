@@ -117,7 +117,7 @@ def plan_calls(
     others = table.overflow_partitions(there) if there else []
     calls = []
     for cells, rows in _groups(len(vectors), plan, break_even):
-        condition, partitions = _scope(request.filter or "", cells, table, others)
+        condition, partitions = _scope(request.filter or "", cells, table, others, there or ())
         scope = {"filter": condition, "partition_names": partitions}
         arguments = {**fixed, **scope, "data": vectors[list(rows)]}
         calls.append(Call(rows, arguments, with_vectors))
@@ -182,9 +182,15 @@ def _groups(
 
 
 def _scope(
-    condition: str, cells: Sequence[int] | None, table: Table, others: Sequence[str]
+    condition: str,
+    cells: Sequence[int] | None,
+    table: Table,
+    others: Sequence[str],
+    there: Sequence[str],
 ) -> tuple[str, list[str] | None]:
     """Return the filter and the partitions of a search of these cells."""
+    if cells is not None and table.given is not None:
+        return _given_scope(condition, cells, table, others, there)
     if cells is None or table.cells is None:
         return condition, None
     if table.cells.storage == "partitions":
@@ -192,6 +198,21 @@ def _scope(
         return condition, list(dict.fromkeys([*named, *(others if OVERFLOW in cells else ())]))
     inside = f"{CELL_FIELD} in {list(cells)}"
     return (f"({condition}) and {inside}" if condition else inside), None
+
+
+def _given_scope(
+    condition: str, cells: Sequence[int], table: Table, others: Sequence[str], there: Sequence[str]
+) -> tuple[str, list[str] | None]:
+    assert table.given is not None  # noqa: S101 - for the type checker
+    chosen = table.given.chosen(cells)
+    if table.by_partitions:
+        # One that is gone has lost its keys with it. Naming none would search all of them.
+        named = [str(value) for value in chosen if value in there]
+        return condition, [*named, *(others if OVERFLOW in cells or not named else ())]
+    ways = [table.has_values(chosen)] if chosen else []
+    ways += [table.has_others(table.given.values)] if OVERFLOW in cells else []
+    inside = " or ".join(ways)
+    return (f"({condition}) and ({inside})" if condition else inside), None
 
 
 def _search_params(params: Mapping[str, Any] | None, table: Table) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from amips_plugins.adapters.milvus.cells import (
 from amips_plugins.adapters.row_changes import encoded
 from amips_plugins.collection import CollectionInfo, Cursor, Id
 from amips_plugins.errors import CollectionError, InvalidInput
+from amips_plugins.partitions import Partitions, Value
 from amips_plugins.vectors import FloatArray
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class Table:
     """One physical collection; every answer includes what was acknowledged before the call.
 
     ``raw`` is Milvus' own description of it, ``key`` the primary key's name, ``is_lite`` whether
-    it lies in a file, ``cells`` its cells, complete or being built.
+    it lies in a file, ``cells`` its cells, complete or being built, ``given`` what is taken for
+    cells in place of them.
     """
 
     client: MilvusClient
@@ -50,6 +52,7 @@ class Table:
     string_keys: bool
     is_lite: bool
     cells: CellProperties | None
+    given: Partitions | None = None
 
     @property
     def name(self) -> str:
@@ -62,6 +65,10 @@ class Table:
 
     def overflow_partitions(self, there: Sequence[str] | None = None) -> list[str]:
         """Return those of the partitions that hold no cell: Milvus' default, and others' own."""
+        if self.given is not None:
+            known = {DEFAULT_PARTITION, *self.given.values}
+            found = self.partitions() if there is None else there
+            return [DEFAULT_PARTITION, *sorted(set(found) - known)]
         if self.cells is None:
             return [DEFAULT_PARTITION]
         return list(
@@ -107,13 +114,30 @@ class Table:
 
     def overflow(self) -> int:
         """Count the rows without a cell."""
-        return self.count(*self.overflow_scope()) if self.cells else 0
+        return self.count(*self.overflow_scope()) if self.given or self.cells else 0
 
     def overflow_scope(self) -> tuple[str, list[str] | None]:
         """Return the filter and the partitions that hold the overflow, and nothing else."""
-        if self.cells is None or self.cells.storage == "partitions":
+        if self.given is not None and self.given.field is not None:
+            return self.has_others(self.given.values), None
+        if self.given or self.cells is None or self.cells.storage == "partitions":
             return "", self.overflow_partitions()
         return f"{CELL_FIELD} == {OVERFLOW}", None
+
+    def has_values(self, values: Sequence[Value]) -> str:
+        """Write a filter for rows with one of these values of the field that is given."""
+        assert self.given is not None  # noqa: S101 - for the type checker
+        return f"{self.given.key} in [{', '.join(map(self.literal, values))}]"
+
+    def has_others(self, values: Sequence[Value]) -> str:
+        """Write a filter for rows with none of these values, also without any."""
+        assert self.given is not None  # noqa: S101 - for the type checker
+        name = self.given.key
+        others = f"{name} not in [{', '.join(map(self.literal, values))}]"
+        field = next((one for one in self.raw["fields"] if one["name"] == name), None)
+        if field is None:  # a dynamic one, which a row need not have
+            return f"{others} or not exists {name}"
+        return f"{others} or {name} is null" if field.get("nullable") else others
 
     def where_ids(self, ids: Sequence[Id]) -> str:
         """Write a filter for ids."""
@@ -204,6 +228,18 @@ class Table:
         some = rows[:: max(1, len(rows) // 32)]
         size = sum(len(encoded(row)) for row in some) // len(some)
         return max(size - 5 * self.info.dim, 1)  # vectors travel as 4 bytes a number, not 9
+
+    @property
+    def has_partition_key(self) -> bool:
+        """Whether Milvus itself assigns the partitions, by a field."""
+        return any(field.get("is_partition_key") for field in self.raw["fields"])
+
+    @property
+    def by_partitions(self) -> bool:
+        """Whether a search of cells names partitions."""
+        if self.given is not None:
+            return self.given.field is None
+        return self.in_partitions
 
     @property
     def in_partitions(self) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from amips_plugins.collection import CollectionInfo, Cursor, Id, KeyBatch
 from amips_plugins.errors import CollectionError
+from amips_plugins.partitions import Value
 from amips_plugins.vectors import IntArray
 
 __all__ = [
@@ -147,6 +148,10 @@ class CellStore(Protocol):
 
     def overflow(self, record: LayoutRecord) -> int:
         """Count the points without a cell."""
+        ...
+
+    def count_values(self, key: str, values: Sequence[Value], *, others: bool = False) -> int:
+        """Count the points with one of these values under a payload key; or all ``others``."""
         ...
 
     def create_index(self, key: str) -> None:

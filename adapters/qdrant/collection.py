@@ -118,6 +118,7 @@ class QdrantCollection(WrittenPoints):
         self._shard_key = shard_key
         # Local mode is always exact, has no indexes and warns about both.
         self._local = is_local(client)
+        self._indexed_only = not self._local
         self._owns_client = False
         self._server = "The Qdrant server"
         self._kept = None
@@ -255,6 +256,7 @@ class QdrantCollection(WrittenPoints):
             self._client, self._name, found.info.field, shard_key=self._shard_key
         )
         other._kept, other._server, other._local = found, self._server, self._local
+        other._given = self._given
         other._owns_client = self._owns_client
         return other
 
@@ -268,7 +270,12 @@ class QdrantCollection(WrittenPoints):
         Integer ids come first, then UUIDs. A cursor is the last id read; it stays good when that
         point is deleted. A batch may hold fewer keys than ``batch_size`` before the end.
         """
-        field = self.info.field
+        return self._with_values(self._scanned(batch_size, after))
+
+    def _scanned(
+        self, batch_size: int, after: Cursor | None
+    ) -> Iterator[tuple[KeyBatch, Sequence[models.Record]]]:
+        field, given = self.info.field, self._given
         limit = self._found.limits.points(batch_size)
         offset: Any = after
         while True:
@@ -277,14 +284,14 @@ class QdrantCollection(WrittenPoints):
                     self._name,
                     limit=limit,
                     offset=offset,
-                    with_payload=False,
+                    with_payload=False if given is None else [given.key],
                     with_vectors=[field],
                     shard_key_selector=self._shard_key,
                 )
             # The offset is inclusive: on going on, the first record is the cursor's own.
             batch = key_batch([record for record in records if record.id != after], field)
             if batch is not None:
-                yield batch
+                yield batch, records
             if offset is None:
                 return
 
@@ -313,6 +320,8 @@ class QdrantCollection(WrittenPoints):
     @property
     def layouts(self) -> QdrantLayouts:
         """Builds, shows, mends and takes back the cells."""
+        if self._given is not None:
+            return self._given_layouts(self._given)  # type: ignore[return-value]  # has all of it
         if self._local:
             return QdrantLayouts(self, self._store)
         copied = CopiedLayouts(self._client, self._name, self.info, self._server)

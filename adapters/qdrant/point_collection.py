@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from amips_plugins.adapters.given import GivenLayouts
 from amips_plugins.adapters.qdrant.cells import CellStore, LayoutRecord
-from amips_plugins.adapters.qdrant.points import unroutable
-from amips_plugins.collection import CollectionInfo, Failure, Hit, SearchRequest
+from amips_plugins.adapters.qdrant.points import listed, plain_id, unroutable
+from amips_plugins.collection import CollectionInfo, Failure, Hit, KeyBatch, SearchRequest
+from amips_plugins.errors import InvalidInput
+from amips_plugins.partitions import Partitions, column
 from amips_plugins.plan import NATIVE, QueryPlan
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["Found", "PointCollection"]
+
+_TELLING = ("integer", "keyword", "uuid")  # indexes of values that tell partitions apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +36,8 @@ class PointCollection:
     """The common part of ``QdrantCollection`` and ``QdrantEdgeCollection``."""
 
     _kept: Found | None = None
+    _given: Partitions | None = None
+    _indexed_only = True  # whether a filter by what has no index reads every payload
 
     def _look(self) -> Found:
         raise NotImplementedError
@@ -72,6 +81,10 @@ class PointCollection:
         """Say why a plan would change what a request means, or None."""
         return unroutable(request.params)
 
+    def count(self) -> int:
+        """Return the exact number of points that have this vector."""
+        raise NotImplementedError
+
     def search(self, request: SearchRequest, plan: QueryPlan = NATIVE) -> list[list[Hit]]:
         """Search by a plan."""
         raise NotImplementedError
@@ -80,15 +93,77 @@ class PointCollection:
         """Search by comparing with every point, unquantised; strict mode may refuse it."""
         return self.search(replace(request, params={"exact": True}))
 
+    @property
+    def _cells(self) -> LayoutRecord | Partitions | None:
+        """What the cells of a plan are."""
+        return self._given or self._found.cells
+
     def layout(self) -> str | None:
         """Return the identifier of the complete cells of this vector, or None."""
-        cells = self._found.cells
+        cells = self._cells
         return None if cells is None else cells.layout
 
     def overflow(self) -> int:
         """Return the number of points without a cell; 0 without a layout."""
+        if self._given is not None:
+            return self._store.count_values(self._given.key, self._given.values, others=True)
         cells = self._found.cells
         return 0 if cells is None else self._store.overflow(cells)
+
+    @property
+    def partitions(self) -> Partitions | None:
+        """The payload key whose values it takes for cells, or None."""
+        return self._given
+
+    def partitioned(self, partitions: Partitions | None) -> Self:
+        """Return an object of the same points whose cells are the values of a payload key.
+
+        Raises
+        ------
+        InvalidInput
+            No key is named, or it has no index by which to find keywords or whole numbers.
+        """
+        if partitions is not None:
+            self._check_field(partitions.field)
+        view = copy.copy(self)
+        view._given = partitions
+        return view
+
+    def _check_field(self, field: str | None) -> None:
+        schema, name = self.info.schema, self.info.name
+        telling = [key for key, kind in schema.items() if kind in _TELLING]
+        if field is None:
+            raise InvalidInput(
+                f"The points of {name!r} are told apart by a payload key; name one that has an "
+                f"index: {listed(telling)}."
+            )
+        if field in schema or self._indexed_only:
+            kind = schema.get(field)
+            if kind not in _TELLING:
+                raise InvalidInput(
+                    f"The payload key {field!r} of {name!r} has "
+                    f"{'no index' if kind is None else f'an index of the kind {kind!r}'}, and "
+                    f"partitions need one of keywords or integers; create it, or name one of "
+                    f"{listed(telling)}."
+                )
+
+    def _with_values(self, batches: Iterator[tuple[KeyBatch, Sequence[Any]]]) -> Iterator[KeyBatch]:
+        """Say of keys that were read where they belong, if it is asked for."""
+        for batch, records in batches:
+            if self._given is None:
+                yield batch
+                continue
+            payloads = {plain_id(one.id): one.payload for one in records}
+            values = column(self._given.key, [payloads[key] for key in batch.ids])
+            yield replace(batch, values=values)
+
+    def _given_layouts(self, given: Partitions) -> GivenLayouts:
+        store = self._store
+
+        def sizes() -> list[int]:
+            return [store.count_values(given.key, [value]) for value in given.values]
+
+        return GivenLayouts(self, given, sizes)
 
     def close(self) -> None:
         """Release what this object opened; safe to call twice."""

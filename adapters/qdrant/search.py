@@ -11,6 +11,7 @@ from amips_plugins.adapters.qdrant.codes import Codes
 from amips_plugins.adapters.qdrant.points import RESERVED, listed, plain_id
 from amips_plugins.collection import Hit, Id, SearchRequest
 from amips_plugins.errors import InvalidInput, require
+from amips_plugins.partitions import Partitions, Value
 from amips_plugins.plan import QueryPlan, searches_everything
 
 if TYPE_CHECKING:
@@ -23,11 +24,14 @@ __all__ = [
     "among",
     "as_arguments",
     "as_hits",
+    "both",
     "empty",
     "group_by_cell",
     "has_cell",
+    "has_value",
     "has_vector",
     "in_cells",
+    "others_than",
     "plan_queries",
     "search_params",
     "unplaced",
@@ -42,7 +46,7 @@ def plan_queries(
     request: SearchRequest,
     plan: QueryPlan,
     field: str,
-    record: LayoutRecord | None,
+    record: LayoutRecord | Partitions | None,
     break_even: float,
     *,
     exact: bool,
@@ -197,12 +201,14 @@ def as_hits(answers: Sequence[models.QueryResponse]) -> list[list[Hit]]:
 
 
 def in_cells(
-    record: LayoutRecord, cells: Sequence[int], condition: models.Filter | None
+    record: LayoutRecord | Partitions, cells: Sequence[int], condition: models.Filter | None
 ) -> models.Filter:
     """Leave out the other cells: one condition, and whatever is no cell of theirs is searched.
 
     Where cells share keys, one in another cell may lie in these too, which takes two conditions.
     """
+    if isinstance(record, Partitions):
+        return in_values(record, cells, condition)
     here = models.Filter(must_not=[_of_any(record, record.all_but(() if record.shared else cells))])
     if record.shared:
         here = models.Filter(should=[_of_any(record, [cell for cell in cells if cell >= 0]), here])
@@ -212,6 +218,35 @@ def in_cells(
 def _of_any(record: LayoutRecord, cells: list[int]) -> models.FieldCondition:
     # Pydantic would look at every number; its few defaults it fills in faster by itself.
     return models.FieldCondition(key=record.key, match=models.MatchAny.model_construct(any=cells))
+
+
+def in_values(
+    given: Partitions, cells: Sequence[int], condition: models.Filter | None
+) -> models.Filter:
+    """Points of some values, and all of values that are not known: of none, too."""
+    chosen, known = given.chosen(cells), given.values
+    ways = [has_value(given.key, chosen), others_than(given.key, known)]
+    return both(condition, models.Filter.model_construct(should=ways))
+
+
+def both(condition: models.Filter | None, here: models.Filter) -> models.Filter:
+    """Write "and"; merged clause by clause two ``should`` would become one."""
+    return here if condition is None else models.Filter.model_construct(must=[condition, here])
+
+
+def has_value(key: str, values: Sequence[Value]) -> models.FieldCondition:
+    """Points with one of these values under the key."""
+    if len(values) == 1:
+        return models.FieldCondition(key=key, match=models.MatchValue(value=values[0]))
+    # Built here with the right types: pydantic would try both kinds of list on each of them.
+    return models.FieldCondition.model_construct(
+        key=key, match=models.MatchAny.model_construct(any=list(values))
+    )
+
+
+def others_than(key: str, values: Sequence[Value]) -> models.Filter:
+    """Points with none of these values under the key, or nothing at all."""
+    return models.Filter.model_construct(must_not=[has_value(key, values)])
 
 
 def without_cell(record: LayoutRecord) -> models.Filter:

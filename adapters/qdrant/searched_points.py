@@ -15,8 +15,11 @@ from amips_plugins.adapters.qdrant.read_budget import ReadBudget
 from amips_plugins.adapters.qdrant.search import (
     as_arguments,
     as_hits,
+    both,
     group_by_cell,
+    has_value,
     in_cells,
+    others_than,
     plan_queries,
     search_params,
 )
@@ -24,10 +27,12 @@ from amips_plugins.adapters.qdrant.strict_mode import Limits
 from amips_plugins.adapters.qdrant.tenants import by_value
 from amips_plugins.collection import Hit, SearchRequest, check_layout
 from amips_plugins.errors import require
+from amips_plugins.partitions import Partitions
 from amips_plugins.plan import NATIVE, QueryPlan
 
 if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient, QdrantClient, models
+    from typing_extensions import Self
 else:
     models = require("qdrant_client.models", "qdrant")
 
@@ -73,7 +78,9 @@ class SearchedPoints(PointCollection):
         """Say why a plan would change what a request means, or what it may not ask for, or None."""
         found = self._found
         if found.limits.strict is not None:
-            refused = found.limits.refused_search(0 if found.cells is None else found.cells.n_cells)
+            n_cells = 0 if found.cells is None else found.cells.n_cells
+            n_cells = n_cells if self._given is None else len(self._given.values)
+            refused = found.limits.refused_search(n_cells)
             if refused is not None:
                 return refused
         if not rewritten and self._budget.near():
@@ -189,7 +196,7 @@ class SearchedPoints(PointCollection):
             request,
             plan,
             found.info.field,
-            found.cells,
+            self._cells,
             self.break_even,
             exact=not self._local,
             has_graph=found.has_graph,
@@ -204,7 +211,7 @@ class SearchedPoints(PointCollection):
         Raises ``InvalidInput`` as ``search`` does.
         """
         check_layout(plan, self.layout(), self._name)
-        cells = self._found.cells
+        cells = self._cells
         if plan.cells is not None and cells is not None:
             whole = plan.shares is not None and plan.shares[0] > self.break_even
             if not whole:
@@ -217,9 +224,14 @@ class SearchedPoints(PointCollection):
         self, request: SearchRequest, plan: QueryPlan
     ) -> tuple[list[int], list[models.QueryRequest], int | None]:
         """Return a search as queries, the row of each, and its timeout."""
-        queries = self.queries(request, plan)
+        given, by_value = self._given, False
+        if given is not None and plan.cells is not None and plan.rewritten is None:
+            by_value = given.key in (self._found.tenant_keys or ())
+        queries = self.queries(request, NATIVE if by_value else plan)
         rows = list(range(len(queries)))
-        if self._groups(request, plan):
+        if by_value and given is not None:
+            rows, queries = self._value_by_value(request, plan, given, queries)
+        elif self._groups(request, plan):
             assert self._found.cells is not None  # noqa: S101 - for the type checker
             rows, queries = group_by_cell(
                 queries, request, plan, self._found.cells, self.break_even
@@ -241,11 +253,45 @@ class SearchedPoints(PointCollection):
         """
         if plan.cells is None or plan.rewritten is not None or self._local:
             return False
-        if self._found.cells is None:
+        if self._given is not None or self._found.cells is None:
             return False
         searches = int((plan.cells >= 0).sum()) + len(request.queries)
         fits = searches <= _SEARCHES_EACH * len(request.queries)
         return len(request.queries) >= _BATCH and fits and not self._found.limits.counts_searches
+
+    def _value_by_value(
+        self,
+        request: SearchRequest,
+        plan: QueryPlan,
+        given: Partitions,
+        queries: list[models.QueryRequest],
+    ) -> tuple[list[int], list[models.QueryRequest]]:
+        """Ask the graph of each value by itself, and exactly for points in none of them."""
+        check_layout(plan, self.layout(), self._name)
+        assert plan.cells is not None  # noqa: S101 - for the type checker
+        rows: list[int] = []
+        parts: list[models.QueryRequest] = []
+        exact = search_params(request, plan, exact=self._found.limits.allows_exact)
+        elsewhere = both(request.filter, others_than(given.key, given.values))
+        for row, cells in enumerate(plan.cells.tolist()):
+            query = queries[row]
+            for value in given.chosen(cells):
+                here = models.Filter(must=[has_value(given.key, [value])])
+                parts.append(_part(query, both(request.filter, here), query.params))
+            parts.append(_part(query, elsewhere, exact))
+            rows += [row] * (len(parts) - len(rows))
+        self._budget.spend(len(parts) - len(queries))
+        return rows, parts
+
+    def partitioned(self, partitions: Partitions | None) -> Self:
+        """Return an object of the same points whose cells are the values of a payload key."""
+        view = super().partitioned(partitions)
+        tenants = self._found.tenant_keys or ()
+        if partitions is not None and partitions.key in tenants:
+            view.break_even = 1.0  # natively, every value is searched, too, or every point
+        else:
+            view.break_even = type(self).break_even
+        return view
 
     def _spread(self, query: models.QueryRequest) -> list[models.QueryRequest]:
         if query.prefetch is None:

@@ -16,13 +16,16 @@ from amips_plugins.adapters.qdrant.search import (
     among,
     empty,
     has_cell,
+    has_value,
     has_vector,
+    others_than,
     unplaced,
     without_cell,
 )
 from amips_plugins.adapters.qdrant.strict_mode import Limits
 from amips_plugins.collection import Cursor, Id, KeyBatch
 from amips_plugins.errors import CollectionError, require
+from amips_plugins.partitions import Value
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient, models
@@ -152,6 +155,10 @@ class ServerStore:
     def overflow(self, record: LayoutRecord) -> int:
         """Count the points without a cell."""
         return self.count(without_cell(record))
+
+    def count_values(self, key: str, values: Sequence[Value], *, others: bool = False) -> int:
+        """Count the points with one of these values under a payload key; or all ``others``."""
+        return self.count(others_than(key, values) if others else has_value(key, values))
 
     def count(self, *conditions: models.Condition) -> int:
         """Count exactly; where strict mode refuses that, by going through the points."""

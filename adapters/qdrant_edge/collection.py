@@ -49,6 +49,7 @@ from amips_plugins.collection import (
     check_layout,
 )
 from amips_plugins.errors import CollectionError, InvalidInput, require
+from amips_plugins.partitions import Partitions
 from amips_plugins.plan import NATIVE, QueryPlan, searches_everything
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import FloatArray, IntArray
@@ -214,7 +215,8 @@ class QdrantEdgeCollection(PointCollection):
         Integer ids come first, then UUIDs. A cursor is the last id read; it stays good when that
         point is deleted. A batch may hold fewer keys than ``batch_size`` before the end.
         """
-        return self._store.scroll(batch_size, after)
+        payload = () if self._given is None else (self._given.key,)
+        return self._with_values(self._store.scroll(batch_size, after, payload))
 
     def search(self, request: SearchRequest, plan: QueryPlan = NATIVE) -> list[list[Hit]]:
         """Search by a plan.
@@ -234,7 +236,7 @@ class QdrantEdgeCollection(PointCollection):
             check_layout(plan, self.layout(), self.info.name)
         everything = searches_everything(plan, self.break_even)
         shard = self._found
-        search = EdgeSearch(request, plan, shard.info.field, shard.cells, everything, shard.codes)
+        search = EdgeSearch(request, plan, shard.info.field, self._cells, everything, shard.codes)
         found: list[list[Hit]] = []
         for start in range(0, len(request.queries), _QUERIES):
             rows = range(start, min(start + _QUERIES, len(request.queries)))
@@ -261,7 +263,7 @@ class QdrantEdgeCollection(PointCollection):
             for parts in by_row.values()
         ]
 
-    def _placed(self, record: LayoutRecord | None) -> bool:
+    def _placed(self, record: LayoutRecord | Partitions | None) -> bool:
         return record is not None and self._store.everything_placed(record)
 
     def _answers(self, requests: list[edge.QueryRequest]) -> list[list[edge.ScoredPoint]]:
@@ -317,6 +319,7 @@ class QdrantEdgeCollection(PointCollection):
     def current(self) -> QdrantEdgeCollection:
         """Look at the shard again: another object of the same shard where its cells changed."""
         again = type(self)._of(self._shard, self.info.field)
+        again._given = self._given
         if again._found != self._found:
             return again
         self._kept = again._kept
@@ -325,6 +328,8 @@ class QdrantEdgeCollection(PointCollection):
     @property
     def layouts(self) -> QdrantEdgeLayouts:
         """Builds, shows, mends and takes back the cells."""
+        if self._given is not None:
+            return self._given_layouts(self._given)  # type: ignore[return-value]  # has all of it
         return QdrantEdgeLayouts(self, self._store)
 
     def optimize(self) -> None:

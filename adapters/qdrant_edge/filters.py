@@ -9,6 +9,7 @@ from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.collection import Id
 from amips_plugins.errors import require
+from amips_plugins.partitions import Partitions, Value
 
 if TYPE_CHECKING:
     import qdrant_edge as edge
@@ -18,8 +19,10 @@ else:
 __all__ = ["among", "both", "exactly", "in_cells", "unplaced", "without_cell"]
 
 
-def in_cells(record: LayoutRecord, cells: Sequence[int]) -> edge.Filter:
+def in_cells(record: LayoutRecord | Partitions, cells: Sequence[int]) -> edge.Filter:
     """Points of some cells; ``OVERFLOW`` among them means all that have none, whatever is there."""
+    if isinstance(record, Partitions):
+        return _in_values(record, cells)
     if OVERFLOW not in cells:
         return edge.Filter(must=[exactly(record.key, cells)])
     if not record.shared:
@@ -27,6 +30,14 @@ def in_cells(record: LayoutRecord, cells: Sequence[int]) -> edge.Filter:
     nowhere = edge.Filter(must_not=[exactly(record.key, record.all_but(()))])
     chosen = [cell for cell in cells if cell != OVERFLOW]
     return edge.Filter(should=[exactly(record.key, chosen), nowhere]) if chosen else nowhere
+
+
+def _in_values(given: Partitions, cells: Sequence[int]) -> edge.Filter:
+    chosen = exactly(given.key, given.chosen(cells))
+    if OVERFLOW not in cells:
+        return edge.Filter(must=[chosen])
+    others = edge.Filter(must_not=[exactly(given.key, given.values)])
+    return edge.Filter(should=[chosen, others])
 
 
 def without_cell(record: LayoutRecord) -> edge.Filter:
@@ -52,6 +63,6 @@ def among(ids: Sequence[Id]) -> edge.HasIdCondition:
     return edge.HasIdCondition(set(ids))
 
 
-def exactly(key: str, cells: Sequence[int]) -> edge.FieldCondition:
-    """Points with one of these integers under the key."""
-    return edge.FieldCondition(key, match=edge.MatchAny(list(cells)))
+def exactly(key: str, cells: Sequence[Value]) -> edge.FieldCondition:
+    """Points with one of these values under the key."""
+    return edge.FieldCondition(key, match=edge.MatchAny(list(cells)))  # type: ignore[arg-type]  # of one kind

@@ -12,6 +12,7 @@ from amips_plugins.adapters.qdrant.points import RESERVED, listed
 from amips_plugins.adapters.qdrant_edge.filters import both, in_cells
 from amips_plugins.collection import SearchRequest
 from amips_plugins.errors import InvalidInput, require
+from amips_plugins.partitions import Partitions
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import BoolArray, FloatArray
 
@@ -31,7 +32,7 @@ class EdgeSearch:
         request: SearchRequest,
         plan: QueryPlan,
         field: str,
-        record: LayoutRecord | None,
+        record: LayoutRecord | Partitions | None,
         everything: BoolArray,
         codes: Codes | None = None,
     ) -> None:

@@ -13,6 +13,7 @@ from amips_plugins.adapters.qdrant_edge.filters import among, exactly, unplaced,
 from amips_plugins.adapters.qdrant_edge.shard import OpenShard
 from amips_plugins.collection import Cursor, Id, KeyBatch
 from amips_plugins.errors import require
+from amips_plugins.partitions import Partitions, Value
 
 if TYPE_CHECKING:
     import qdrant_edge as edge
@@ -74,12 +75,19 @@ class EdgeStore:
         whole = edge.Filter(must=[self._has_vector, *conditions])
         return self._shard.engine.count(edge.CountRequest(exact=True, filter=whole))
 
-    def scroll(self, batch_size: int, after: Cursor | None = None) -> Iterator[KeyBatch]:
+    def count_values(self, key: str, values: Sequence[Value], *, others: bool = False) -> int:
+        """Count the points with one of these values under a payload key; or all ``others``."""
+        here = exactly(key, values)
+        return self.count(edge.Filter(must_not=[here]) if others else here)
+
+    def scroll(
+        self, batch_size: int, after: Cursor | None = None, payload: Sequence[str] = ()
+    ) -> Iterator[tuple[KeyBatch, Sequence[edge.Record]]]:
         """Read the points that have the vector, in the order of the ids."""
-        for records in self._pages(batch_size, after=after):
+        for records in self._pages(batch_size, after=after, payload=payload):
             batch = key_batch(records, self._field)
             if batch is not None:
-                yield batch
+                yield batch, records
 
     def retrieve(self, ids: Sequence[Id]) -> KeyBatch | None:
         """Read those of the points that are there."""
@@ -197,8 +205,8 @@ class EdgeStore:
             if offset is None:
                 return
 
-    def everything_placed(self, record: LayoutRecord) -> bool:
-        """Tell in microseconds whether every point has an integer that is a cell, or a list.
+    def everything_placed(self, record: LayoutRecord | Partitions) -> bool:
+        """Tell in microseconds whether every point has a value that is a cell, or a list.
 
         False where the engine does not know. A filter that also looks for points without a cell
         costs as much as scanning a tenth of the vectors.
@@ -207,5 +215,6 @@ class EdgeStore:
         index = info.payload_schema.get(record.key)
         if index is None or index.points != info.points_count:
             return False
-        others = edge.MatchExcept(list(range(record.n_cells)))
+        known = record.values if isinstance(record, Partitions) else range(record.n_cells)
+        others = edge.MatchExcept(list(known))  # type: ignore[arg-type]  # of one kind
         return self.count(edge.FieldCondition(record.key, match=others)) == 0

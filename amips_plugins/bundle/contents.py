@@ -22,6 +22,7 @@ from amips_plugins.bundle.reference import REFERENCE_LIMIT, Reference
 from amips_plugins.files import replace_file
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.models.cells import Cells
+from amips_plugins.models.given import GivenCells
 
 if TYPE_CHECKING:
     from amips_plugins.bundle.package import Bundle
@@ -35,6 +36,7 @@ __all__ = [
     "KEY_SAMPLE",
     "KNOWN_CELLS",
     "MODEL",
+    "PARTITIONS",
     "REFERENCE",
     "BundleContents",
     "BundleFile",
@@ -100,6 +102,8 @@ _FILES: tuple[BundleFile[Any], ...] = (
     REFERENCE := _of("reference.npz", REFERENCE_LIMIT, Reference),
     KEY_SAMPLE := _of("key_sample.json", 1 << 20, KeySample),
     CELLS := _of("cells.npz", 512 << 20, Cells),
+    # In place of cells of ours: those that the collection's users have cut.
+    PARTITIONS := _of("partitions.json", 64 << 20, GivenCells),
     CALIBRATION := _of("calibration.npz", 64 << 20, Calibration),
     # The snapshot's keys, one a line, and (n, 2) int32: cell and sketch of each of them.
     IDS := BundleFile("ids.jsonl", 64 << 30, bytes, bytes, kept=False),
@@ -148,7 +152,11 @@ class BundleContents:
 
 def write_files(folder: Path, files: Mapping[str, bytes], **about: Any) -> Manifest:
     """Do what ``BundleContents.write`` does with files as they are."""
-    cells = Cells.from_bytes(files[CELLS]) if CELLS in files else None
+    cells: Cells | GivenCells | None = None
+    if CELLS in files:
+        cells = Cells.from_bytes(files[CELLS])
+    elif PARTITIONS in files:
+        cells = GivenCells.from_bytes(files[PARTITIONS])
     created = datetime.now(timezone.utc)
     content = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()
     known: dict[str, Any] = {

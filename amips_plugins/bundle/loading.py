@@ -17,6 +17,7 @@ from amips_plugins.bundle.contents import (
     KEY_SAMPLE,
     KNOWN_CELLS,
     MODEL,
+    PARTITIONS,
     REFERENCE,
     load,
 )
@@ -24,11 +25,12 @@ from amips_plugins.bundle.package import Bundle
 from amips_plugins.bundle.reference import Reference
 from amips_plugins.errors import BundleCorrupt
 from amips_plugins.models.cells import KnownCells
+from amips_plugins.models.given import GivenCells
 from amips_plugins.models.hooks import RewriteHook, RouteHook
 from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.plan import PreQueryHook
 
-__all__ = ["check_loads", "known_cells", "load_hook", "load_reference"]
+__all__ = ["check_loads", "given_cells", "known_cells", "load_hook", "load_reference"]
 
 
 def check_loads(bundle: Bundle) -> None:
@@ -36,8 +38,18 @@ def check_loads(bundle: Bundle) -> None:
     load_hook(bundle)
     load_reference(bundle)
     load(bundle)[KEY_SAMPLE]
-    if bundle.manifest.layout:
+    if bundle.manifest.layout and given_cells(bundle) is None:
         known_cells(bundle)
+
+
+def given_cells(bundle: Bundle) -> GivenCells | None:
+    """Read which of the users' own partitions a bundle chooses among; None for cells of ours."""
+    if PARTITIONS not in bundle.manifest.files:
+        return None
+    given = load(bundle)[PARTITIONS]
+    if (given.n_cells, given.layout()) != (bundle.manifest.n_cells, bundle.manifest.layout):
+        raise BundleCorrupt(f"The partitions of {bundle.location} do not fit its manifest.")
+    return given
 
 
 def known_cells(bundle: Bundle) -> KnownCells:
@@ -68,13 +80,16 @@ def load_hook(bundle: Bundle, threads: int = 1) -> PreQueryHook:
         _check(model, bundle, "rewritten")
         return RewriteHook(model)
     _check(model, bundle, "priority")
-    sizes = contents[CELLS].sizes
+    given = given_cells(bundle)
+    sizes = contents[CELLS].sizes if given is None else given.sizes
     if len(sizes) != manifest.n_cells:
         raise BundleCorrupt(f"The cells of {bundle.location} do not fit its manifest.")
-    n_keys = max(1, int(sizes.sum()) - manifest.copies)  # copies are scanned, but are no keys
+    # Copies are scanned, but are no keys; the overflow is keys in no cell.
+    overflow = 0 if given is None else given.overflow
+    n_keys = max(1, int(sizes.sum()) - manifest.copies + overflow)
     shares = np.append(sizes / n_keys, 0.0).astype(np.float32)
-    calibration = contents[CALIBRATION]
-    return RouteHook(model, calibration, manifest.layout, manifest.default_recall, shares)
+    calibration, recall = contents[CALIBRATION], manifest.default_recall
+    return RouteHook(model, calibration, manifest.layout, recall, shares, overflow / n_keys)
 
 
 def load_reference(bundle: Bundle) -> Reference:

@@ -23,17 +23,27 @@ __all__ = ["command"]
     show_default=True,
     help="Keys read at once.",
 )
+@click.option(
+    "--partitions",
+    metavar="FIELD",
+    help="Copy this field, too: it says where a key belongs, and a router chooses among its "
+    "values. 'native' are the partitions of Milvus, or the shard keys of Qdrant.",
+)
 @json_option
-def command(uri: str, out: Path, batch_size: int, as_json: bool) -> None:
+def command(uri: str, out: Path, batch_size: int, partitions: str | None, as_json: bool) -> None:
     """Copy every id and vector of the collection URI to a folder.
 
     Interrupted, the same command goes on where it stopped. The collection is only read.
     """
     from amips_plugins.adapters.connect import connect
     from amips_plugins.export.snapshot import take_snapshot
+    from amips_plugins.partitions import Partitions
 
     with connect(uri) as collection:
-        taken = take_snapshot(collection, out, batch_size, show_progress)
+        seen = collection
+        if partitions is not None:
+            seen = collection.partitioned(Partitions.named(partitions))
+        taken = take_snapshot(seen, out, batch_size, show_progress)
     manifest = taken.manifest
     if as_json:
         shown = ("count", "dim", "metric", "fingerprint", "count_before", "count_after", "moved")

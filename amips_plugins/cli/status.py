@@ -89,6 +89,14 @@ def _show(name: str, found: RouterStatus) -> str:
         f"overflow  {share(found.overflow)} of {found.keys:,} keys have no cell; from "
         f"{share(found.break_even)} on routing does not pay"
     )
+    if found.partitions is not None:
+        changes = found.partitions
+        named = "its own partitions" if changes.field is None else f"the field {changes.field!r}"
+        lines[-1:] = [
+            f"parts     {changes.known} values of {named}: {len(changes.gone)} of them gone, "
+            f"{len(changes.grown)} grown to twice their share",
+            f"overflow  {share(found.overflow)} of {found.keys:,} keys are in none of these",
+        ]
     if found.misplaced is not None:
         lines.append(
             f"placed    at most {found.misplaced:.1%} of the keys are in a wrong cell (95 % "

@@ -41,6 +41,19 @@ def _spill(ctx: click.Context, param: click.Parameter, value: str) -> float | st
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder to fill.")
 @click.option("--cells", default=64, show_default=True, help="Number of cells.")
 @click.option(
+    "--partitions",
+    metavar="FIELD",
+    help="Choose among the values of this field, which the snapshot has, and cut no cells; "
+    "'native' are the database's own partitions.  [default: the snapshot's, if any]",
+)
+@click.option(
+    "--count",
+    type=click.Choice(["searches", "keys"]),
+    default="searches",
+    show_default=True,
+    help="What a search of partitions is to save.",
+)
+@click.option(
     "--layout",
     type=click.Choice(["query-aware", "native"]),
     default="query-aware",

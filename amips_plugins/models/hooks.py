@@ -88,6 +88,8 @@ class RouteHook:
     shares
         ``(n_cells + 1,)`` share of the keys in every cell, and 0 at the end, where the -1 of
         unused places points.
+    always
+        Share of the keys that every search looks at, whatever is chosen.
     """
 
     model: OnnxModel
@@ -95,6 +97,7 @@ class RouteHook:
     layout: str
     default_recall: float
     shares: FloatArray
+    always: float = 0.0
 
     def plan(self, queries: FloatArray, target: Target) -> QueryPlan:
         """Choose the cells.
@@ -118,7 +121,10 @@ class RouteHook:
             cells = cells_above(priority, threshold)
         else:
             cells = best_cells(priority, n_probes)
-        return QueryPlan(cells=cells, layout=self.layout, shares=self.shares[cells].sum(axis=1))
+        shares = self.shares[cells].sum(axis=1)
+        if self.always:
+            shares += np.float32(self.always)
+        return QueryPlan(cells=cells, layout=self.layout, shares=shares)
 
     def unpromised(self, target: Target) -> str | None:
         """Say why a target is not what the calibration promises, or None."""

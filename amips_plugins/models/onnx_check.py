@@ -26,25 +26,29 @@ __all__ = ["IR_VERSION", "OPERATORS", "OPSET", "check_onnx"]
 OPSET = 17
 IR_VERSION = 8
 
-OPERATORS: Mapping[str, Mapping[str, int | tuple[int, ...]]] = {
-    "Abs": {},
-    "Add": {},
-    "Cast": {"to": 1},
-    "Concat": {"axis": 1},
-    "Div": {},
-    "Gemm": {"transB": 1},
-    "Identity": {},
-    "LogSoftmax": {"axis": 1},
-    "MatMulInteger": {},
-    "Max": {},
-    "Mul": {},
-    "QuantizeLinear": {},
-    "ReduceL2": {"axes": (1,), "keepdims": 1},
-    "ReduceMax": {"axes": (1,), "keepdims": 1},
-    "Relu": {},
-    "Slice": {},
+OPERATORS: Mapping[str, tuple[Mapping[str, int | tuple[int, ...]], ...]] = {
+    "Abs": ({},),
+    "Add": ({},),
+    "Cast": ({"to": 1},),
+    "Concat": ({"axis": 1},),
+    "Div": ({},),
+    "Gemm": ({"transB": 1},),
+    "Identity": ({},),
+    "LogSoftmax": ({"axis": 1},),
+    "MatMulInteger": ({},),
+    "Max": ({},),
+    "Mul": ({},),
+    "QuantizeLinear": ({},),
+    "ReduceL2": ({"axes": (1,), "keepdims": 1},),
+    "ReduceMax": ({"axes": (1,), "keepdims": 1}, {"axes": (2,), "keepdims": 0}),
+    "Relu": ({},),
+    "Reshape": ({},),
+    "Slice": ({},),
 }
-"""The operators that ``export.to_onnx`` writes, each with the only attributes it writes."""
+"""The operators that ``export.to_onnx`` writes, each with the only attributes it writes.
+
+Of two the latter is for groups of columns, behind a Reshape.
+"""
 
 _MOST_FIELDS = 20_000  # of the protobuf message
 _MOST_NODES = 256
@@ -171,7 +175,7 @@ def _check_graph(graph: Mapping[str, Any]) -> int:
         value = _result(node["op_type"], inputs)
         if node["op_type"] in ("Gemm", "MatMulInteger"):
             multiplications += inputs[0].shape[1] * value.shape[1]
-        columns += value.shape[-1] if len(value.shape) == 2 else 1
+        columns += math.prod(value.shape[1:])
         if columns > _MOST_COLUMNS:
             raise Malformed(f"its values have more than {_MOST_COLUMNS} columns")
         if multiplications > _MOST_MULTIPLICATIONS:
@@ -238,14 +242,17 @@ def _inputs_of(node: Mapping[str, Any], values: Mapping[str, _Value]) -> list[_V
     if operator not in OPERATORS:
         raise Malformed(f"it has the operator {operator!r}, which is not allowed")
     attributes = {item.get("name", ""): _attribute(item) for item in node["attribute"]}
-    if len(attributes) < len(node["attribute"]) or attributes != OPERATORS[operator]:
-        raise Malformed(f"its {operator} has attributes that are not allowed")
     missing = [name for name in node["input"] if name not in values]
     if missing:
         raise Malformed(f"its {operator} takes {missing[0]!r}, which nothing before it gives")
     if len(node["output"]) != 1:
         raise Malformed(f"its {operator} has {len(node['output'])} outputs")
-    return [values[name] for name in node["input"]]
+    inputs = [values[name] for name in node["input"]]
+    grouped = any(len(value.shape) == 3 for value in inputs)
+    allowed = OPERATORS[operator][-1 if grouped else 0]
+    if len(attributes) < len(node["attribute"]) or attributes != allowed:
+        raise Malformed(f"its {operator} has attributes that are not allowed")
+    return inputs
 
 
 def _attribute(item: Mapping[str, Any]) -> int | tuple[int, ...] | None:
@@ -265,7 +272,11 @@ def _result(operator: str, inputs: Sequence[_Value]) -> _Value:
     matrices = floats and all(len(shape) == 2 for shape in shapes)
     result: tuple[int, ...] | None = None
     dtype = _FLOAT
-    if operator in ("Abs", "Identity", "Relu"):
+    if operator == "ReduceMax" and len(first) == 3:
+        result = first[:2] if floats and len(shapes) == 1 else None
+    elif any(len(shape) == 3 for shape in shapes):
+        result = None  # groups of columns are there to be reduced
+    elif operator in ("Abs", "Identity", "Relu"):
         result = first if floats and len(shapes) == 1 else None
     elif operator in ("Add", "Div", "Max", "Mul"):
         result = _broadcast(first, others[0]) if floats and len(shapes) == 2 else None
@@ -286,6 +297,8 @@ def _result(operator: str, inputs: Sequence[_Value]) -> _Value:
         result = (first[0], first[1] + others[0][1]) if fits else None
     elif operator == "Slice":
         result = _slice(inputs)
+    elif operator == "Reshape":
+        result = _grouped(inputs)
     if result is None or result[:1] != (_N,):  # what comes out is a row for each query
         raise Malformed(f"its {operator} takes the shapes {[list(shape) for shape in shapes[:4]]}")
     return _Value(result, dtype)
@@ -334,6 +347,18 @@ def _integer_product(inputs: Sequence[_Value]) -> tuple[int, ...] | None:
 
 def _is_number(value: _Value, dtype: int) -> bool:
     return value.constant is not None and value.dtype == dtype and value.shape == ()
+
+
+def _grouped(inputs: Sequence[_Value]) -> tuple[int, ...] | None:
+    """Return the shape of a matrix whose columns are cut into groups of one size."""
+    if len(inputs) != 2 or inputs[0].dtype != _FLOAT or len(inputs[0].shape) != 2:
+        return None
+    wanted, (rows, columns) = inputs[1].constant, inputs[0].shape
+    if wanted is None or wanted.dtype != np.int64 or wanted.shape != (3,):
+        return None
+    same, rest, group = wanted.tolist()
+    fits = (same, rest) == (0, -1) and group > 0 and columns % group == 0
+    return (rows, columns // group, group) if fits else None
 
 
 def _slice(inputs: Sequence[_Value]) -> tuple[int, ...] | None:

@@ -205,12 +205,12 @@ class _Searched:
         asked = replace(request, filter=condition, params=None)
         there = None
         if plan.cells is not None:
-            there = yield InThread(partial(collection.partitions, self.name, request.timeout))
+            there = yield InThread(partial(collection.partition_names, self.name, request.timeout))
         calls = plan_calls(asked, plan, table, collection.break_even, there)
         scope = {name: calls[0].arguments[name] for name in ("filter", "partition_names")}
         # By the caller's name: where an alias has moved, the cells' partitions are not there, and
         # the native search answers. The values of a field say nothing of that.
-        if plan.cells is not None and not table.in_partitions and self.name != table.name:
+        if plan.cells is not None and not table.by_partitions and self.name != table.name:
             look = partial(table.client.describe_collection, self.name, timeout=request.timeout)
             found = yield InThread(look)
             if found["collection_name"] != table.name:

@@ -26,7 +26,8 @@ def writes(routed: RoutedCollection) -> dict[str, Method]:
         collection = None if router is None else router.collection
         if router is None or not isinstance(collection, MilvusCollection):
             return None
-        return (router, collection.table()) if collection.layout() else None
+        laid_out = collection.partitions is None and collection.layout()
+        return (router, collection.table()) if laid_out else None
 
     def insert(_: Any, __: Call, given: dict[str, Any]) -> Effects[dict[str, Any]]:
         yield from ()

@@ -40,7 +40,7 @@ def writes(routed: RoutedCollection) -> dict[str, Method]:
         look = can_wait and routed.router is not None
         router = yield from routed.of(str(name), look=look)
         layout = None if router is None else router.collection.layout()
-        if router is None or layout is None:
+        if router is None or layout is None or router.collection.partitions is not None:
             return {}, None
         return {cell_key(layout): OVERFLOW}, router.collection.info.field
 

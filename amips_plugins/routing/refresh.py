@@ -86,11 +86,14 @@ class ServingFollower:
         self.overflow_share = share
         crossed, self._overflows = not self._overflows, share > self._overflow_warning
         if self._overflows and crossed:
+            given = collection.partitions is not None
             _log.warning(
-                "%.1f %% of the keys of %r have no cell and are searched by every query; to give "
-                "them theirs: amips backfill.",
+                "%.1f %% of the keys of %r have no cell and are searched by every query; %s.",
                 100 * share,
                 collection.info.name,
+                "train again, on a new snapshot"
+                if given
+                else "to give them theirs: amips backfill",
             )
         self._monitor.add_overflow(share, collection.break_even)
         return share

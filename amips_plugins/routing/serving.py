@@ -7,14 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from amips_plugins.bundle.identity import check_bundle
-from amips_plugins.bundle.loading import load_hook, load_reference
+from amips_plugins.bundle.loading import given_cells, load_hook, load_reference
 from amips_plugins.bundle.manifest import MANIFEST, Manifest
 from amips_plugins.bundle.package import Bundle
 from amips_plugins.bundle.reference import Reference
 from amips_plugins.bundle.registry import Registry
 from amips_plugins.collection import Collection, collection_key
-from amips_plugins.errors import BundleMismatch
+from amips_plugins.errors import BundleMismatch, InvalidInput
 from amips_plugins.health.monitor import Watch
+from amips_plugins.partitions import Partitions
 from amips_plugins.plan import PreQueryHook
 from amips_plugins.routing.circuit_breaker import Breaker
 from amips_plugins.routing.fallbacks import Fallbacks
@@ -129,7 +130,7 @@ class Serving:
     def has_cells_of_bundle(self) -> bool:
         """Ask the collection whether it is laid out in the bundle's cells."""
         manifest = self.manifest
-        if manifest is None or not manifest.layout:
+        if manifest is None or not manifest.layout or self.collection.partitions is not None:
             return False
         return self.collection.layout() == manifest.layout
 
@@ -158,6 +159,8 @@ def serve_bundle(
     collection: Collection, bundle: Bundle, threads: int, running: Serving | None = None
 ) -> Serving:
     """Load a bundle, or raise ``BundleError``; a hook of the same one that runs stays."""
+    given = given_cells(bundle)
+    collection = _seen(collection, None if given is None else given.partitions)
     check_bundle(collection, bundle)
     if running is not None and running.hook is not None and running.manifest == bundle.manifest:
         hook, reference = running.hook, running.reference
@@ -170,7 +173,7 @@ def serve_bundle(
 
 def serve_latest(running: Serving, registry: Registry, threads: int) -> Serving:
     """Load what the registry has, or raise ``BundleError``; the same object if nothing is new."""
-    collection = running.collection
+    collection = _seen(running.collection, None)  # in which cells, the bundle says
     latest = registry.current(collection_key(collection.info))
     if running.hook is not None and latest == running.latest and running.obstacle is None:
         return running
@@ -180,6 +183,18 @@ def serve_latest(running: Serving, registry: Registry, threads: int) -> Serving:
     if same == (running.manifest, running.layout, running.latest, running.obstacle):
         return running
     return serving
+
+
+def _seen(collection: Collection, partitions: Partitions | None) -> Collection:
+    """Return a collection in these partitions, or in cells of ours."""
+    if collection.partitions == partitions:
+        return collection
+    try:
+        return collection.partitioned(partitions)
+    except InvalidInput as exc:
+        raise BundleMismatch(
+            f"The bundle's partitions are none of the collection's: {exc}"
+        ) from exc
 
 
 def _obstacle(collection: Collection, bundle: Bundle, layout: str | None) -> str | None:
@@ -207,6 +222,8 @@ def serving_bundle(
     """
     key, name = collection_key(collection.info), collection.info.name
     latest = registry.open(key, latest_version)
+    if given_cells(latest) is not None:
+        return latest
     layout = collection.layout() if latest.manifest.layout else None
     if layout is None or layout == latest.manifest.layout:
         return latest

@@ -238,10 +238,15 @@ def fill_milvus(home: Path, keys: Any) -> None:
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=keys.shape[1])
     schema.add_field("title", DataType.VARCHAR, max_length=512)
     schema.add_field("year", DataType.INT64, default_value=2024)
+    schema.add_field("topic", DataType.VARCHAR, max_length=16, default_value="")
     index = client.prepare_index_params()
     index.add_index("vector", index_type="IVF_FLAT", metric_type="COSINE", params={"nlist": 64})
     client.create_collection("docs", schema=schema, index_params=index)
-    rows = [{"id": n, "vector": v, "title": f"text {n}", "year": 2024} for n, v in enumerate(keys)]
+    topics = (keys[:, :4] > 0) @ np.array([1, 2, 4, 8])
+    rows = [
+        {"id": n, "vector": v, "title": f"text {n}", "year": 2024, "topic": f"t{topics[n]}"}
+        for n, v in enumerate(keys)
+    ]
     client.insert("docs", rows)
     client.flush("docs")
     client.close()

@@ -23,7 +23,7 @@ ORDER = Order(1.7, np.linspace(-0.5, 0.5, CELLS, dtype=np.float32))
 # What a runtime in another language has to know.
 OPERATORS = {
     *("Add", "Concat", "Div", "Gemm", "Identity", "LogSoftmax", "Max", "Mul", "ReduceL2", "Relu"),
-    *("Abs", "Cast", "MatMulInteger", "QuantizeLinear", "ReduceMax", "Slice"),
+    *("Abs", "Cast", "MatMulInteger", "QuantizeLinear", "ReduceMax", "Reshape", "Slice"),
 }
 
 

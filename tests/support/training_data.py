@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from amips_plugins.export.nets import KeyNet, LinearRouter, LowRankRouter, Net, SupportNet
+from amips_plugins.export.nets import (
+    KeyNet,
+    LinearRouter,
+    LowRankRouter,
+    ManyHeads,
+    Net,
+    SupportNet,
+)
 from amips_plugins.vectors import FloatArray
 
 
@@ -50,6 +57,7 @@ def every_net(dim: int, n_cells: int) -> dict[str, Net]:
     return {
         "linear": shake(LinearRouter(dim, n_cells)),
         "low-rank": shake(LowRankRouter(dim, n_cells, 3)),
+        "heads": shake(ManyHeads(dim, n_cells, 3)),
         "supportnet-1": shake(SupportNet(dim, n_cells, width=8, depth=1)),
         "supportnet-3": shake(SupportNet(dim, n_cells, width=8, depth=3)),
         "keynet-linear": shake(KeyNet(dim, 0)),

@@ -17,6 +17,7 @@ from amips_plugins.adapters.memory import MemoryCollection
 from amips_plugins.cell_layout import AssignCells, LayoutSpec, Storage
 from amips_plugins.collection import Collection, Hit, Id, SearchRequest
 from amips_plugins.errors import InvalidInput
+from amips_plugins.partitions import Partitions
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, IntArray, Metric, normalise
 
@@ -695,3 +696,109 @@ class CollectionContract:
             assert entered is collection
             assert not closed
         assert closed == [True]
+
+    def in_groups(self, collection: Collection, *groups: str) -> Collection:
+        """The same collection in the values of its field ``group``, of which these are known."""
+        return collection.partitioned(Partitions("group", groups or ("g0", "g1", "g2")))
+
+    def test_the_values_of_a_field_are_cells(self) -> None:
+        for metric in self.metrics:
+            built = self.build(metric)
+            seen = self.in_groups(built)
+            layout = seen.layout()
+            assert (built.layout(), built.partitions) == (None, None)
+            assert layout is not None
+            assert seen.overflow() == 0
+            for cell in range(3):
+                found = found_in(seen, cell, layout)
+                assert sorted(found) == list(range(cell, COUNT, 3))
+                (everything,) = built.search(SearchRequest(vectors(1, 1), k=COUNT))
+                scores = {hit.id: hit.score for hit in everything}
+                for key, score in found.items():
+                    assert score == pytest.approx(scores[key], rel=1e-4, abs=1e-5)
+
+    def test_keys_of_other_values_are_always_found(self) -> None:
+        seen = self.in_groups(self.build(), "g2", "g0")
+        layout = seen.layout()
+        assert layout is not None
+        assert seen.overflow() == COUNT // 3
+        others = set(range(1, COUNT, 3))
+        assert set(found_in(seen, 0, layout)) == others | set(range(2, COUNT, 3))
+        assert set(found_in(seen, 1, layout)) == others | set(range(0, COUNT, 3))
+
+    def test_keys_that_came_later_are_always_found(self) -> None:
+        collection = self.fresh()
+        seen = self.in_groups(collection)
+        layout = seen.layout()
+        assert layout is not None
+        self.add_without_cell(collection, [100, 0], vectors(9, 2))
+        assert seen.current() is seen
+        assert seen.overflow() == 2
+        assert set(found_in(seen, 1, layout)) == {100, 0, *range(1, COUNT, 3)}
+        sizes = seen.layouts.status().sizes
+        assert sizes == (COUNT // 3 - 1, COUNT // 3, COUNT // 3)
+
+    def test_a_filter_of_the_same_field_is_an_intersection(self) -> None:
+        seen = self.in_groups(self.build())
+        layout = seen.layout()
+        plan = QueryPlan(cells=np.array([[0, 1], [2, -1]]), layout=layout)
+        request = SearchRequest(vectors(1, 2), COUNT, filter=self.group_filter("g1"))
+        one, other = seen.search(request, plan)
+        assert sorted(hit.id for hit in one) == list(range(1, COUNT, 3))
+        assert other == []
+
+    def test_a_batch_searches_the_values_of_each_query(self) -> None:
+        seen = self.in_groups(self.build())
+        rng = np.random.default_rng(0)
+        cells = np.stack([rng.permutation(3)[:2] for _ in range(20)])
+        cells[::3, 1] = -1
+        plan = QueryPlan(cells=cells, layout=seen.layout())
+        found = seen.search(SearchRequest(vectors(1, 20), COUNT), plan)
+        for hits, row in zip(found, cells.tolist(), strict=True):
+            assert {int(hit.id) % 3 for hit in hits} == {cell for cell in row if cell >= 0}
+
+    def test_reading_says_where_each_key_belongs(self) -> None:
+        for ids in (list(range(COUNT)), list(self.string_ids)):
+            seen = self.in_groups(self.build(ids=ids))
+            batches = list(seen.scan(7))
+            belongs = {
+                key: value
+                for batch in batches
+                for key, value in zip(batch.ids, batch.values or (), strict=True)
+            }
+            assert belongs == {key: f"g{row % 3}" for row, key in enumerate(ids)}
+            after = [b.ids for b in seen.scan(7, after=batches[1].cursor)]
+            assert after[0][0] == batches[2].ids[0]
+            plain = next(iter(self.build(ids=ids).scan(7)))
+            assert plain.values is None
+
+    def test_given_partitions_are_nothing_to_lay_out(self) -> None:
+        built = self.build()
+        seen = self.in_groups(built)
+        assert seen.layouts.audit(10).sampled == 0
+        assert seen.layouts.drop_old() == []
+        for refused in (
+            lambda: seen.layouts.build(self.spec()),
+            lambda: seen.layouts.plan(self.spec()),
+            lambda: seen.layouts.backfill(lambda ids, _: cells_of(ids)),
+            seen.layouts.roll_back,
+        ):
+            with pytest.raises(InvalidInput, match="nothing to lay out"):
+                refused()
+        assert seen.partitioned(None).layout() == built.layout()
+        plan = QueryPlan(cells=np.array([[0]]), layout="x")
+        with pytest.raises(InvalidInput, match="layout"):
+            seen.search(SearchRequest(vectors(1, 1), 3), plan)
+
+    def test_there_is_nothing_to_tell_apart_without_a_name(self) -> None:
+        with pytest.raises(InvalidInput, match="name"):
+            self.build().partitioned(Partitions(None, ("a",)))
+
+    def test_values_are_searched_through_an_asynchronous_client(self) -> None:
+        seen = self.in_groups(self.build())
+        plan = QueryPlan(cells=np.array([[0, 2]]), layout=seen.layout())
+        request = SearchRequest(vectors(1, 1), COUNT)
+        (found,) = self.search_async(seen, request, plan)
+        wanted = seen.search(request, plan)[0]
+        assert [hit.id for hit in found] == [hit.id for hit in wanted]
+        assert {int(hit.id) % 3 for hit in found} == {0, 2}

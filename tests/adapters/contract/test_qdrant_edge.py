@@ -50,6 +50,8 @@ class TestQdrantEdge(CollectionContract):
             ),
         )
         self.shards.append(self.shard)
+        kind = edge.PayloadSchemaType.Keyword
+        self.shard.update(edge.UpdateOperation.create_field_index("group", kind))
         self.upsert(ids, keys, groups)
         return QdrantEdgeCollection(self.shard, folder)
 

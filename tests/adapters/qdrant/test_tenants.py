@@ -12,6 +12,8 @@ from qdrant_client import QdrantClient, models
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.adapters.qdrant.tenants import by_value, tenant_keys
 from amips_plugins.collection import SearchRequest
+from amips_plugins.errors import InvalidInput
+from amips_plugins.partitions import Partitions
 from amips_plugins.plan import QueryPlan
 from tests.support.qdrant_data import KEYS, fill
 
@@ -175,3 +177,29 @@ def test_the_description_claims_no_exactness(
     collection._local = False
     assert collection.native_parts(None, None) is None  # what is not allowed is not asked
     assert np.isfinite(collection.break_even)
+
+
+@pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning")
+def test_partitions_with_graphs_are_asked_one_by_one(
+    client: QdrantClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = QdrantCollection(client, "docs").partitioned(Partitions("group", (0, 1)))
+    server = Tenants(monkeypatch, client)
+    opened = QdrantCollection(client, "docs")
+    opened._local, opened._indexed_only = False, True
+    seen = opened.partitioned(Partitions("group", (0, 1)))
+    assert (opened.break_even, seen.break_even) == (0.4, 1.0)
+    plan = QueryPlan(cells=np.array([[0, 1], [1, -1]]), layout=seen.layout())
+    mine = models.Filter(must=[models.FieldCondition(key="row", range=models.Range(lt=30))])
+    for condition in (None, mine):
+        server.asked.clear()
+        request = SearchRequest(KEYS[:2], k=9, filter=condition)
+        found = seen.search(request, plan)
+        params = [one and one.exact for _, one in server.asked]
+        assert params == [None, None, True, None, True]  # at last those of no known value
+        expected = truth.search(request, plan)
+        assert [[hit.id for hit in hits] for hits in found] == [
+            [hit.id for hit in hits] for hits in expected
+        ]
+    with pytest.raises(InvalidInput, match="no index"):
+        opened.partitioned(Partitions("row"))

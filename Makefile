@@ -74,6 +74,7 @@ nightly: test ## what takes longer: kills, both demos, a soak, short benchmarks
 	AMIPS_FUZZ=100000 $(BIN)/python -m pytest tests/faults/test_bundle_fuzz.py
 	$(BIN)/python benchmarks/routing.py pydocs --quick --limit 5000
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/proxied.py
 	$(BIN)/python benchmarks/serving.py pydocs --quick --limit 5000 --keys 20000
 
 LOCK_FRAMEWORKS := --universal --python-version 3.10 --no-emit-index-url --no-annotate --no-header \

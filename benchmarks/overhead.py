@@ -3,10 +3,7 @@
     python benchmarks/overhead.py [--json overhead.json]
 
 ``plan`` is the hook alone: ONNX Runtime on one thread, and the choice of the cells. The others are
-measured against the bare call in the same run, each search against its own (``added``: the CPU of
-the calling thread that a routed client adds to a call that waits a millisecond, as one for a server
-does, so that the same Python runs with cold caches; also where there is no bundle, where the router
-is switched off, and for another collection): ``search`` is what
+measured against the bare call in the same run, each search against its own: ``search`` is what
 ``LearnedRouter.search`` adds to the call of a collection that answers at once, with the same plan;
 ``client`` is all that happens outside the client's own call when the collection is a real one,
 Qdrant's local mode with a hundred points, and ``ratio`` the whole search over that call.
@@ -32,7 +29,7 @@ from qdrant_client import QdrantClient, models
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a file
 
-from amips_plugins import LearnedRouter, route
+from amips_plugins import LearnedRouter
 from amips_plugins.adapters.memory import MemoryCollection
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.cell_layout import LayoutSpec
@@ -85,13 +82,6 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     ratio: float
 
 
-class Added(msgspec.Struct, frozen=True, kw_only=True):
-    """CPU of the calling thread that a routed client adds to one call that waits, microseconds."""
-
-    situation: str
-    added: float
-
-
 class Instant(MemoryCollection):
     """A collection that has the answer ready."""
 
@@ -115,56 +105,6 @@ class TimedClient(QdrantClient):
         response = super().query_points(*args, **more)
         self.took = (time.perf_counter_ns() - started) / 1e3
         return response
-
-
-class WaitingClient(QdrantClient):
-    """Answers at once what it is told to, but for a millisecond of waiting."""
-
-    answer: models.QueryResponse | None = None
-
-    def query_points(self, *args: Any, **more: Any) -> models.QueryResponse:
-        """Wait, and answer."""
-        if self.answer is None:
-            return super().query_points(*args, **more)
-        time.sleep(1e-3)
-        return self.answer
-
-
-def around_a_waiting_client(
-    of_kind: dict[str, PreQueryHook], queries: FloatArray, n_cells: int, calls: int, rounds: int
-) -> list[Added]:
-    """Measure what a routed client adds to the thread's CPU in a call; the best round counts."""
-    client = WaitingClient(":memory:")
-    collection = real_collection(client, queries[:_KEYS], n_cells)
-    client.answer = client.query_points("overhead", queries[0].tolist(), limit=_K)
-    vectors = queries.tolist()
-
-    def routed(**more: Any) -> Any:
-        return route(client, LearnedRouter(collection, refresh=None, **more))
-
-    off = routed(hook=of_kind["linear"])
-    off.amips_router.enabled = False
-    situations = {
-        **{kind: (routed(hook=hook), "overhead") for kind, hook in of_kind.items()},
-        "no bundle": (routed(registry="nowhere"), "overhead"),
-        "switched off": (off, "overhead"),
-        "another collection": (off, "another"),
-    }
-
-    def cpu(asked: Any, name: str) -> float:
-        taken = np.empty(calls, dtype=np.float32)
-        for at in range(calls):
-            started = time.thread_time_ns()
-            asked.query_points(name, query=vectors[at % len(vectors)], limit=_K)
-            taken[at] = (time.thread_time_ns() - started) / 1e3
-        return _median(taken)
-
-    found: dict[str, list[float]] = {situation: [] for situation in situations}
-    for _ in range(rounds):
-        bare = cpu(client, "overhead")
-        for situation, (asked, name) in situations.items():
-            found[situation].append(cpu(asked, name) - bare)
-    return [Added(situation=name, added=min(values)) for name, values in found.items()]
 
 
 def real_collection(client: QdrantClient, keys: FloatArray, n_cells: int) -> QdrantCollection:
@@ -321,15 +261,8 @@ def main(
         lines[-1] += [f"{row.client_p50:.1f}", f"{row.client_p99:.1f}", f"{row.ratio:.2f}"]
     for line in lines:
         click.echo("| " + " | ".join(line) + " |")
-    added = around_a_waiting_client(
-        hooks(queries, cells, probes), queries, cells, max(calls // 10, 2), rounds
-    )
-    click.echo("\nCPU of the calling thread that a routed client adds to a call that waits 1 ms\n")
-    click.echo("| situation | microseconds |\n| --- | --- |")
-    for one in added:
-        click.echo(f"| {one.situation} | {one.added:.0f} |")
     if json_file is not None:
-        replace_file(json_file, msgspec.json.format(msgspec.json.encode([*rows, *added]), indent=2))
+        replace_file(json_file, msgspec.json.format(msgspec.json.encode(rows), indent=2))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from benchmarks import overhead
+from benchmarks import overhead, proxied
 from benchmarks.protocols import PROTOCOLS
 from benchmarks.routing import REWRITERS, ROUTERS, main
 from tests.support.training_data import clustered_keys, narrow_queries
@@ -146,7 +146,7 @@ def test_a_file_of_something_else_is_refused(folder: Path, tmp_path: Path) -> No
     assert "holds no rows of this benchmark" in result.output
 
 
-@pytest.mark.parametrize("name", ["routing", "overhead"])
+@pytest.mark.parametrize("name", ["routing", "overhead", "proxied"])
 def test_it_runs_as_a_file(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--help"]
     shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)  # noqa: S603 - our own file
@@ -166,6 +166,18 @@ def test_overhead_prints_a_row_for_every_hook(tmp_path: Path) -> None:
         assert 0 < row["client_p50"] <= row["client_p99"]
         assert row["ratio"] > 1
     assert rows[0]["batch"] < min(row["batch"] for row in rows[1:])
+
+
+@pytest.mark.slow
+def test_a_routed_client_is_measured_in_every_situation(tmp_path: Path) -> None:
+    path = tmp_path / "proxied.json"
+    result = CliRunner().invoke(
+        proxied.main, ["--calls", "20", "--rounds", "1", "--json", str(path)]
+    )
+    assert result.exit_code == 0, result.output
+    rows = json.loads(path.read_text())
+    assert len({row["situation"] for row in rows}) == len(rows) == 4
+    assert {row["checkout"] for row in rows} == {ROOT.name}
 
 
 def test_overhead_takes_each_figure_from_its_best_round() -> None:

@@ -14,15 +14,10 @@ OVERFLOW = -1
 
 
 def group_by_cells(cells: IntArray) -> list[tuple[list[int], list[int]]]:
-    """Cover every query's cells, and the overflow, by few calls that search nothing else.
+    """Cover cells, ``(n_queries, n_probes)`` with -1 for none, and the overflow, by few calls.
 
     Queries with the same set of cells share a call. Where the sets differ so much that this takes
     more calls than there are cells, each cell is one call for all queries that want it.
-
-    Parameters
-    ----------
-    cells
-        ``(n_queries, n_probes)`` int64, -1 for unused places.
     """
     by_set: dict[tuple[int, ...], list[int]] = {}
     by_cell: dict[int, list[int]] = {OVERFLOW: list(range(len(cells)))}

@@ -117,10 +117,7 @@ def connect(uri: str) -> Collection:
 def read_filter(collection: Collection, text: str) -> Any:
     """Make a collection's own filter of what was typed: an expression, or Qdrant's JSON.
 
-    Raises
-    ------
-    InvalidInput
-        It is no filter of this database, or cannot be typed.
+    Raises ``InvalidInput`` where it is none of this database, or cannot be typed.
     """
     database = collection.info.database
     if database == "milvus":

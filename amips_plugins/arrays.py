@@ -49,13 +49,7 @@ def write_npz(**arrays: npt.ArrayLike) -> bytes:
 
 
 def read_npy(data: bytes) -> npt.NDArray[Any]:
-    """Read what ``numpy.save`` wrote of an array of numbers; it cannot be written to.
-
-    Raises
-    ------
-    ValueError
-        It is no such file.
-    """
+    """Read an array that ``numpy.save`` wrote, not to be changed, or raise ``ValueError``."""
     stream = io.BytesIO(data)
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("an array of another format version")
@@ -74,13 +68,10 @@ def read_npy(data: bytes) -> npt.NDArray[Any]:
 
 
 def read_npz(data: bytes, names: Collection[str]) -> dict[str, npt.NDArray[Any]]:
-    """Read the arrays of these names that ``numpy.savez`` wrote.
+    """Read the arrays of these names, and nothing else, that ``numpy.savez`` wrote.
 
-    Raises
-    ------
-    ValueError, zipfile.BadZipFile
-        It is no such archive, or it has anything else in it. (A damaged archive makes ``zipfile``
-        raise a few others.)
+    Raises ``ValueError`` or ``zipfile.BadZipFile``; a damaged archive makes ``zipfile`` raise
+    others.
     """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()

@@ -191,15 +191,7 @@ class LayoutStatus:
 
 @dataclass(frozen=True, slots=True)
 class LayoutAudit:
-    """What a look at some keys with a cell, drawn at random, found.
-
-    Attributes
-    ----------
-    sampled
-        Keys that were judged.
-    stale
-        Those of them whose cell is another vector's: somebody changed the vector and left the cell.
-    """
+    """Random keys with a cell: how many were judged, how many lie in that of another vector."""
 
     sampled: int
     stale: int
@@ -239,17 +231,10 @@ def check_name(spec: LayoutSpec) -> None:
 
 
 def check_assigned(cells: IntArray, n_keys: int, n_cells: int, *, shared: bool = False) -> IntArray:
-    """Refuse what cannot be the cells of some keys, and return it as int64.
+    """Return the cells of some keys as int64, ``(n_keys,)`` or with ``shared`` ``(n_keys, width)``.
 
-    Returns
-    -------
-    numpy.ndarray
-        ``(n_keys,)``, or with ``shared`` also ``(n_keys, width)``.
-
-    Raises
-    ------
-    InvalidInput
-        Not one integer a key (or a row of them), or not from -1 to ``n_cells - 1``.
+    Raises ``InvalidInput`` where they are not integers from -1 to ``n_cells - 1``, one (or a row)
+    each.
     """
     array = np.asarray(cells)
     fits = array.shape[:1] == (n_keys,) and (array.ndim == 1 or (shared and array.ndim == 2))
@@ -276,16 +261,7 @@ def find_stale(
 ) -> tuple[BoolArray, BoolArray]:
     """Tell which keys with a cell could be judged, and which of these are stale.
 
-    Parameters
-    ----------
-    ids, vectors, cells
-        The keys as they are now.
-    sketches
-        What lies beside each cell; None (older layouts) is judged by recomputing the cell.
-    metric
-        The collection's.
-    assign
-        Recomputes cells; left out, keys without a sketch are not judged.
+    By the sketches beside the cells; without one (older layouts) by the cell that ``assign`` gives.
     """
     judged = np.array([one is not None for one in sketches], dtype=np.bool_)
     stale = np.zeros(len(ids), dtype=np.bool_)

@@ -408,13 +408,7 @@ def check_keys(
 
 
 def check_layout(plan: QueryPlan, layout: str | None, name: str) -> None:
-    """Refuse a plan whose cells are not the collection's own.
-
-    Raises
-    ------
-    InvalidInput
-        The plan counts the cells of another layout.
-    """
+    """Raise ``InvalidInput`` for a plan that counts the cells of another layout."""
     if plan.cells is not None and plan.layout != layout:
         raise InvalidInput(
             f"The plan searches cells of layout {plan.layout!r}, but collection {name!r} has "

@@ -108,13 +108,7 @@ class BundleUnsigned(BundleError):
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional dependency.
-
-    Raises
-    ------
-    MissingExtra
-        The module is not installed.
-    """
+    """Import an optional dependency, or raise ``MissingExtra``."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as exc:

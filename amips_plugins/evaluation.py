@@ -69,23 +69,9 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
 def exact_neighbours(
     collection: Collection, queries: FloatArray, k: int, progress: Progress = no_progress
 ) -> list[list[Id]]:
-    """Find the true top keys by reading every key once, in bounded memory.
+    """Find the k true top keys by reading every key once, in bounded memory.
 
-    Parameters
-    ----------
-    collection
-        The collection.
-    queries
-        ``(n_queries, dim)`` float32.
-    k
-        Keys wanted for each query.
-    progress
-        Watches the work.
-
-    Returns
-    -------
-    list
-        For each query the ids of its k best keys, best first; of all keys where there are fewer.
+    Queries are ``(n_queries, dim)`` float32. Returns each one's ids, best first; of fewer keys all.
     """
     metric = collection.info.metric
     centre = queries.mean(axis=0)  # near the keys, where 32 bits tell L2 distances apart

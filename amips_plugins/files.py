@@ -33,10 +33,7 @@ def held(lock: Path, mode: int = 0o666) -> Iterator[None]:
 def read_file(path: Path, limit: int) -> bytes:
     """Read a file, and no more than one byte past a limit of it.
 
-    Raises
-    ------
-    OSError
-        It cannot be read, or is no plain file: a pipe would never end.
+    Raises ``OSError`` where it cannot be read, or is no plain file: a pipe would never end.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise IsADirectoryError(f"{path} is no file.")

@@ -107,12 +107,9 @@ class PreQueryHook(Protocol):
 
 
 def searches_everything(plan: QueryPlan, break_even: float) -> BoolArray:
-    """Tell which queries of a plan are cheaper answered by a full, exact scan.
+    """Tell which queries, ``(n_queries,)``, are cheaper answered by a full, exact scan.
 
-    Returns
-    -------
-    numpy.ndarray
-        ``(n_queries,)`` bool; all False where the plan does not say what its cells hold.
+    All False where the plan does not say what its cells hold.
     """
     if plan.cells is None or plan.shares is None:
         return np.zeros(0 if plan.cells is None else len(plan.cells), dtype=np.bool_)

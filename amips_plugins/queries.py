@@ -15,20 +15,7 @@ __all__ = ["load_queries", "load_query_log"]
 
 
 def load_queries(path: str | Path, dim: int) -> FloatArray:
-    """Read queries from a ``.npy`` file.
-
-    Parameters
-    ----------
-    path
-        A ``(n, dim)`` array of any float type.
-    dim
-        Dimension of the keys.
-
-    Raises
-    ------
-    InvalidInput
-        No such file, not an array, of another dimension, or with NaN.
-    """
+    """Read queries, ``(n, dim)``, from a ``.npy`` file, or raise ``InvalidInput``."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as exc:
@@ -50,23 +37,12 @@ def load_queries(path: str | Path, dim: int) -> FloatArray:
 def load_query_log(
     path: str | Path, collection: CollectionKey, metric: Metric, dim: int
 ) -> FloatArray:
-    """Read what query logs sampled, merged into one uniform sample of all they have seen.
+    """Read what query logs sampled, merged into one uniform sample: ``(n, dim)``, repeats included.
 
     A file stands for the queries it has seen, however few it kept. So every file gives the same
     share of what it has seen: the share that the file which kept the least of them can give. The
-    choice is the same at every reading.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(n, dim)`` float32, repeats included.
-
-    Raises
-    ------
-    InvalidInput
-        There is no log, a file is none, or it is of another collection, metric or dimension.
-    MissingExtra
-        pyarrow is not installed.
+    choice is the same at every reading. Raises ``InvalidInput`` where there is no log, or a file is
+    none, or of another collection, metric or dimension.
     """
     home = Path(path)
     files = sorted(home.glob("*.parquet")) if home.is_dir() else [home]

@@ -63,26 +63,11 @@ class Metric(str, Enum):
 def as_queries(
     queries: Any, dim: int, noun: tuple[str, str] = ("Query", "Queries")
 ) -> tuple[FloatArray, bool]:
-    """Check query vectors, or other vectors, and bring them into one form.
+    """Check vectors, ``(dim,)`` or ``(n, dim)`` of any numbers, and bring them into one form.
 
-    Parameters
-    ----------
-    queries
-        ``(dim,)`` or ``(n_queries, dim)``, anything numpy can turn into float32.
-    dim
-        Dimension of the collection's vectors.
-    noun
-        What to call one and several of them in a message.
-
-    Returns
-    -------
-    tuple
-        ``(n_queries, dim)`` C-contiguous float32, and whether a single vector came in.
-
-    Raises
-    ------
-    InvalidInput
-        Not numeric, of another dimension, empty, or with a NaN or infinite entry.
+    Returns ``(n, dim)`` C-contiguous float32, and whether a single vector came in. Raises
+    ``InvalidInput``, by the ``noun`` for one and for several, where they are not numeric, of
+    another dimension, empty, or not finite.
     """
     one, many = noun
     try:
@@ -126,13 +111,7 @@ def as_good_as(score: Any) -> Any:
 
 
 def normalise(vectors: FloatArray) -> FloatArray:
-    """Scale rows to unit length; rows of zeros stay zero.
-
-    Parameters
-    ----------
-    vectors
-        ``(n, dim)`` float32.
-    """
+    """Scale rows, ``(n, dim)`` float32, to unit length; rows of zeros stay zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: FloatArray = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
     return unit
@@ -148,18 +127,8 @@ def lift_queries(
 ) -> FloatArray:
     """Map queries to the inner-product problem of this metric (see the module's table).
 
-    Parameters
-    ----------
-    queries
-        ``(n, dim)`` float32.
-    centre
-        ``(dim,)`` where L2 counts from, the same for keys; None for the origin. It changes no
-        distance, but far from the keys 32 bits cannot tell distances apart.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(n, lifted_dim)`` float32.
+    The result is ``(n, lifted_dim)``. L2 counts from ``centre``, ``(dim,)``, for keys too, or the
+    origin. It changes no distance, but far from the keys 32 bits cannot tell distances apart.
     """
     if metric is Metric.COSINE:
         return normalise(queries)
@@ -170,20 +139,7 @@ def lift_queries(
 
 
 def lift_keys(keys: FloatArray, metric: Metric, centre: FloatArray | None = None) -> FloatArray:
-    """Map keys to the inner-product problem of this metric (see the module's table).
-
-    Parameters
-    ----------
-    keys
-        ``(n, dim)`` float32.
-    centre
-        As of ``lift_queries``.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(n, lifted_dim)`` float32.
-    """
+    """Map keys to the inner-product problem, ``(n, lifted_dim)``; as ``lift_queries``."""
     if metric is Metric.COSINE:
         return normalise(keys)
     if metric is Metric.L2:
@@ -194,19 +150,9 @@ def lift_keys(keys: FloatArray, metric: Metric, centre: FloatArray | None = None
 
 
 def native_scores(query: FloatArray, keys: FloatArray, metric: Metric) -> FloatArray:
-    """Score keys as a database does: inner product, cosine, or *squared* Euclidean distance.
+    """Score keys, ``(n, dim)``, as a database does: inner product, cosine, or *squared* distance.
 
-    Parameters
-    ----------
-    query
-        ``(dim,)`` float32.
-    keys
-        ``(n, dim)`` float32.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(n,)`` float32; for ``Metric.L2`` smaller is better.
+    For ``Metric.L2`` smaller is better.
     """
     if metric is Metric.L2:
         difference = keys - query

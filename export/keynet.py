@@ -110,14 +110,8 @@ def as_query(rewritten: FloatArray, metric: Metric) -> FloatArray:
 class Partition:
     """One way to cut the keys, as the routing loss needs it.
 
-    Attributes
-    ----------
-    centroids
-        ``(n_cells, lifted_dim)``.
-    log_sizes
-        ``(n_cells,)``.
-    cells
-        ``(n_queries, k)`` cells of the training queries' top keys.
+    ``centroids`` are ``(n_cells, lifted_dim)``, ``log_sizes`` ``(n_cells,)``; ``cells``,
+    ``(n_queries, k)``, are those of the training queries' top keys.
     """
 
     centroids: Tensor

@@ -77,12 +77,8 @@ def split_queries(
 ) -> QuerySplits:
     """Split by distinct query: a query's own bytes decide where it goes.
 
-    Repeats of a query therefore share a split, and a query keeps its split when the log grows.
-
-    Raises
-    ------
-    TrainingError
-        There are too few distinct queries to fill every split.
+    Repeats of a query therefore share a split, and a query keeps its split when the log grows. Too
+    few raise ``TrainingError``.
     """
     # Adding zero makes one number of the two zeros.
     distinct, counts = np.unique(queries + np.float32(0.0), axis=0, return_counts=True)

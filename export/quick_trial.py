@@ -87,10 +87,7 @@ def run_trial(
 ) -> Trial:
     """Train a linear router quickly, and compare it with centroids and a perfect router.
 
-    Raises
-    ------
-    TrainingError
-        Too few keys or queries.
+    Raises ``TrainingError`` where there are too few keys or queries.
     """
     splits = _splits(keys, metric, queries, wanted.seed)
     with tempfile.TemporaryDirectory(prefix="amips-doctor-") as work:

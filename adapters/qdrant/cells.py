@@ -234,13 +234,7 @@ class LayoutState:
 
     @classmethod
     def read(cls, metadata: Mapping[str, Any], info: CollectionInfo) -> LayoutState:
-        """Read the entry; without one there are no layouts.
-
-        Raises
-        ------
-        CollectionError
-            The entry is not ours.
-        """
+        """Read the entry, or raise ``CollectionError`` if it is not ours; without it no layouts."""
         found = metadata.get(_pointer_key(info))
         if found is None:
             return cls()

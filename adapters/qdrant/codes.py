@@ -32,14 +32,9 @@ _HALF = 0.5  # the engine guesses how many keys a filter leaves
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """How a collection's codes are to be searched.
+    """How a collection's codes are searched: with how many candidates for every hit.
 
-    Attributes
-    ----------
-    oversampling
-        Candidates for every hit.
-    share
-        Share of the keys up to which cells are scanned; above, the engine may follow its graph.
+    Above a ``share`` of the keys in its cells the engine may follow its graph, and is not scanned.
     """
 
     oversampling: float

@@ -28,15 +28,7 @@ def open_server(address: str, token: str | None) -> QdrantClient:
 
 
 def open_folder(folder: str) -> QdrantClient:
-    """Open the local database in a folder.
-
-    Raises
-    ------
-    CollectionNotFound
-        There is none.
-    DatabaseUnreachable
-        Another process holds it.
-    """
+    """Open the local database in a folder, unless there is none or another process holds it."""
     # The client would make an empty database out of any folder.
     if not Path(folder, "meta.json").is_file():
         raise CollectionNotFound(

@@ -64,10 +64,8 @@ def choose_vector(
 ) -> tuple[str, DenseVector]:
     """Choose the vector to serve: by its name, the unnamed one, or the only one.
 
-    Raises
-    ------
-    FieldNotFound, CollectionError, MetricNotSupported
-        There is no such vector, or it cannot be served.
+    Raises ``FieldNotFound``, ``CollectionError`` or ``MetricNotSupported`` where none can be
+    served.
     """
     dense = sorted(key for key, vector in named.items() if not vector.multi)
     if field is None and ("" in dense or len(dense) == 1):

@@ -182,13 +182,7 @@ class SearchedPoints(PointCollection):
         return [(condition, models.SearchParams(**changed))]
 
     def queries(self, request: SearchRequest, plan: QueryPlan) -> list[models.QueryRequest]:
-        """Write a search as the client's own queries, one a row.
-
-        Raises
-        ------
-        InvalidInput
-            As for ``search``.
-        """
+        """Write a search as the client's own queries, one a row; raise as ``search`` does."""
         check_layout(plan, self.layout(), self._name)
         found = self._found
         self._budget.spend(len(request.queries) * (1 if plan.cells is None else 2))

@@ -35,13 +35,7 @@ _FLUSH_EVERY = 10_000  # keys: the log grows, and takes time to read again, unti
 
 
 class OpenShard:
-    """A shard that is open, shared by the collection objects of this process.
-
-    Attributes
-    ----------
-    writes
-        How many were begun, to tell whether one came between two calls.
-    """
+    """A shard that is open, shared by this process' collection objects; counts its ``writes``."""
 
     def __init__(self, shard: edge.EdgeShard, folder: Path) -> None:
         self._engine = shard
@@ -55,14 +49,8 @@ class OpenShard:
     def load(cls, folder: Path) -> OpenShard:
         """Open a shard, which ``close`` closes.
 
-        Raises
-        ------
-        CollectionNotFound
-            There is no shard in the folder.
-        CollectionError
-            The shard has no write-ahead log.
-        DatabaseUnreachable
-            The shard is open elsewhere.
+        Raises ``CollectionNotFound``, ``CollectionError`` for one without a write-ahead log, or
+        ``DatabaseUnreachable`` for one that is open elsewhere.
         """
         # The engine would make a shard's folders in whatever it is asked to load.
         if not (folder / _CONFIG).is_file():
@@ -90,13 +78,9 @@ class OpenShard:
 
     @property
     def engine(self) -> edge.EdgeShard:
-        """The engine's own object.
+        """The engine's own object, in the process that opened it.
 
-        Raises
-        ------
-        CollectionError
-            This process is a fork of the one that opened the shard: it would hang, or write where
-            the other one writes.
+        Raises ``CollectionError`` in a fork, which would hang, or write where the other one writes.
         """
         if os.getpid() != self._process:
             raise CollectionError(

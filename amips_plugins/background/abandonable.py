@@ -60,13 +60,7 @@ _workers = _Workers()
 
 
 def run_abandonable(job: Callable[[], _T]) -> Future[_T]:
-    """Start a job on a thread of its own; whoever waits for it may stop to.
-
-    Raises
-    ------
-    RuntimeError
-        There is no thread to be had.
-    """
+    """Start a job that may be abandoned on its own thread; without one raise ``RuntimeError``."""
     return _workers.submit(job)
 
 

@@ -15,16 +15,9 @@ _SOONEST = 1.0  # seconds from one run to the next, however many searches fail
 
 
 class SingleFlight:
-    """Runs a job on a daemon thread that lives no longer than the job; never two at a time.
+    """Runs a job, which must not raise, on a daemon thread that ends with it; never two at a time.
 
-    Parameters
-    ----------
-    job
-        What to do; it must not raise.
-    name
-        Of the thread.
-    waits
-        Tells, when a run has ended, whether more has come meanwhile.
+    ``waits`` tells, when a run has ended, whether more has come meanwhile.
     """
 
     def __init__(
@@ -75,15 +68,7 @@ class SingleFlight:
 
 
 class PeriodicJob(SingleFlight):
-    """A job whose time comes again and again, but only runs when somebody asks.
-
-    Parameters
-    ----------
-    job
-        What to do; it must not raise.
-    every
-        Seconds from the end of one run to the next; None to never run it.
-    """
+    """A job that runs when somebody asks ``every`` seconds after its last end; None is never."""
 
     def __init__(self, job: Callable[[], object], every: float | None) -> None:
         super().__init__(job, "amips-refresh")

@@ -23,15 +23,7 @@ _TOLERANCE = 1e-3  # of the largest output: two processors differ by a hundredth
 
 @dataclass(frozen=True)
 class GoldenOutputs:
-    """Queries, and what the model gave for them.
-
-    Attributes
-    ----------
-    queries
-        ``(n, dim)`` float32.
-    outputs
-        ``(n, n_outputs)`` float32.
-    """
+    """Queries, ``(n, dim)`` float32, and what the model gave for them, ``(n, n_outputs)``."""
 
     queries: FloatArray
     outputs: FloatArray

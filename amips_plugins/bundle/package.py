@@ -70,16 +70,9 @@ class Bundle:
         fetch: Fetch,
         check: Callable[[str, bytes, Fetch], None] | None = None,
     ) -> Bundle:
-        """Read and check the manifest; no other file is touched.
+        """Read and check the manifest alone, or raise ``BundleNotFound`` or ``BundleCorrupt``.
 
         ``check`` may refuse its bytes before they are decoded: see ``signing.signature_check``.
-
-        Raises
-        ------
-        BundleNotFound
-            There is no manifest at the location.
-        BundleCorrupt
-            The manifest is not one, or of a newer format than this version reads.
         """
         try:
             data = fetch(MANIFEST, MANIFEST_LIMIT)

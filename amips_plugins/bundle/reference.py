@@ -25,13 +25,7 @@ _HEADERS = 4096  # bytes of the archive that are no numbers
 
 @dataclass(frozen=True)
 class Reference:
-    """What a model says of held-out queries.
-
-    Attributes
-    ----------
-    outputs
-        ``(n_queries, n_outputs)`` float32, every column sorted by itself.
-    """
+    """What a model says of held-out queries, ``(n_queries, n_outputs)``, each column sorted."""
 
     outputs: FloatArray
 

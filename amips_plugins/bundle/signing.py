@@ -95,16 +95,8 @@ def signature_check(
 def sign_with_key(folder: Path, key: Path) -> None:
     """Sign the bundle in a folder with a private key of an elliptic curve, in PEM.
 
-    Its password, if it has one, is ``$AMIPS_SIGNING_PASSWORD``.
-
-    Raises
-    ------
-    BundleNotFound, BundleCorrupt
-        The folder holds no sound bundle; nothing is signed.
-    InvalidInput
-        The key cannot be used.
-    MissingExtra
-        model-signing is not installed.
+    Its password, if it has one, is ``$AMIPS_SIGNING_PASSWORD``. An unsound bundle is not signed,
+    but raises ``BundleError``; a key that cannot be used raises ``InvalidInput``.
     """
     config = _signing()
     password = os.environ.get("AMIPS_SIGNING_PASSWORD")
@@ -124,16 +116,9 @@ def sign_with_sigstore(folder: Path) -> None:
     """Sign the bundle in a folder without a key, by the public instance of Sigstore.
 
     Identity is that of the CI job, where Sigstore knows its provider, or else of whoever logs in by
-    the browser that opens. **It is published**, with the manifest's checksum, in a public log.
-
-    Raises
-    ------
-    BundleNotFound, BundleCorrupt
-        The folder holds no sound bundle; nothing is signed.
-    InvalidInput
-        Sigstore does not sign, or cannot be reached.
-    MissingExtra
-        model-signing is not installed.
+    the browser that opens. **It is published**, with the manifest's checksum, in a public log. An
+    unsound bundle is not signed, but raises ``BundleError``; ``InvalidInput`` says that Sigstore
+    does not sign, or cannot be reached.
     """
     config = _signing()
     try:

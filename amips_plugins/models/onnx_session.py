@@ -15,16 +15,11 @@ __all__ = ["OnnxModel"]
 
 
 class OnnxModel:
-    """A model loaded from bytes that ``onnx_check`` has passed.
+    """A model loaded from bytes that ``onnx_check`` has passed; a query costs ``multiplications``.
 
     With one thread there is no pool: the model runs on the thread that calls, and any number of
     workers can share it; that is fastest for single queries too. With more, all calls share one
     pool, which sleeps between calls, so that it takes no core from a database beside it.
-
-    Attributes
-    ----------
-    multiplications
-        What one query costs: multiplications in the matrix products of the whole file.
     """
 
     def __init__(self, data: bytes, threads: int = 1) -> None:

@@ -23,17 +23,10 @@ class Malformed(ValueError):
 
 @dataclass(frozen=True)
 class Field:
-    """A field of a message.
+    """A field of a message, by the name that the result or a refusal calls it.
 
-    Attributes
-    ----------
-    name
-        What it is called in the result, or in the refusal.
-    kind
-        ``int`` (64 bits with sign), ``text``, ``bytes`` (a view, not copied), ``refused``, or the
-        fields of a message by number.
-    repeated
-        Whether it may come more than once; the result is a list then.
+    ``kind`` is ``int`` (64 bits with sign), ``text``, ``bytes`` (a view, not copied), ``refused``,
+    or the fields of a message by number; if it is ``repeated``, the result is a list.
     """
 
     name: str

@@ -108,13 +108,7 @@ class QueryLog:
         _LIVE.add(self)
 
     def __call__(self, observation: Observation) -> None:
-        """Show the sample the queries of one search.
-
-        Raises
-        ------
-        InvalidInput
-            They were asked of another collection than the first ones.
-        """
+        """Show the sample a search's queries; raise ``InvalidInput`` for another collection."""
         if not self._lock.acquire(blocking=False):
             return  # the sample is being copied: no search waits, and what it asks says no more
         try:

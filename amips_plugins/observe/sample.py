@@ -31,18 +31,6 @@ class Reservoir:
     """Keeps each row seen with the same probability (K.-H. Li 1994, algorithm L).
 
     Once it is full, most rows cost a comparison: the algorithm draws how many to skip.
-
-    Parameters
-    ----------
-    capacity, dim
-        Most rows kept, and their length.
-    rng
-        Where chance comes from.
-
-    Attributes
-    ----------
-    seen
-        Rows added so far.
     """
 
     def __init__(self, capacity: int, dim: int, rng: random.Random) -> None:
@@ -115,15 +103,7 @@ class SampleHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 @dataclass(frozen=True)
 class Sample:
-    """Queries drawn uniformly from those seen.
-
-    Attributes
-    ----------
-    header
-        What they are.
-    queries
-        ``(n, dim)`` float32.
-    """
+    """Queries drawn uniformly from those seen, ``(n, dim)``, and what the file says of them."""
 
     header: SampleHeader
     queries: FloatArray
@@ -150,15 +130,7 @@ def encode_sample(sample: Sample) -> bytes:
 
 
 def read_sample(path: Path) -> Sample:
-    """Read a file.
-
-    Raises
-    ------
-    InvalidInput
-        It is no sample of queries, or of another format.
-    MissingExtra
-        pyarrow is not installed.
-    """
+    """Read a file, or raise ``InvalidInput`` where it is no sample of this format."""
     pyarrow = require("pyarrow", "query-log")
     parquet = require("pyarrow.parquet", "query-log")
     try:

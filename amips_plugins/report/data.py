@@ -50,12 +50,8 @@ class ReportData:
 def read_report(path: Path) -> ReportData:
     """Read a run's folder, or a bundle's.
 
-    Raises
-    ------
-    BundleNotFound, BundleCorrupt
-        There is no bundle, or it is not what its manifest says.
-    InvalidInput
-        What the training kept is damaged, or of another bundle.
+    Raises ``BundleError`` without a sound bundle, ``InvalidInput`` where the training's record is
+    damaged or of another one.
     """
     folder = path if (path / MANIFEST).is_file() else path / "bundle"
     bundle = Bundle.in_folder(folder)

@@ -31,10 +31,7 @@ def measure_timings(
 ) -> Timings:
     """Time the first 300 queries natively and routed, in turns; compare both with the exact search.
 
-    Raises
-    ------
-    BundleMismatch
-        The bundle was made for another collection, or for other cells.
+    Raises ``BundleMismatch`` where the bundle is of another collection, or of other cells.
     """
     manifest = bundle.manifest
     k = min(manifest.default_k, collection.count())

@@ -71,13 +71,7 @@ class Curves(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 def read_curves(path: Path) -> Curves | None:
-    """Read the file of a run; None where there is none.
-
-    Raises
-    ------
-    InvalidInput
-        It is damaged, or of a newer format.
-    """
+    """Read the file of a run, or None; raise ``InvalidInput`` where it is damaged, or newer."""
     try:
         data = read_file(path, _LIMIT)
     except (FileNotFoundError, NotADirectoryError):

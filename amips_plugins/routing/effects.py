@@ -61,13 +61,7 @@ class PlanEffect:
     seconds: float
 
     def perform(self) -> Any:
-        """Plan.
-
-        Raises
-        ------
-        TimeoutError
-            It took too long, and goes on in vain.
-        """
+        """Plan, or raise ``TimeoutError``; what takes too long goes on in vain."""
         return run_abandonable(self._job()).result(self.seconds)
 
     async def perform_async(self, client: Any) -> Any:  # noqa: ARG002 - effects have one signature

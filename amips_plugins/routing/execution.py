@@ -22,22 +22,11 @@ _SWITCHES = 10  # generations that one search follows: more in a row is a fault
 
 @dataclass(slots=True)
 class Outcome:
-    """What a search found.
+    """What a search found: each query's hits, and the plan that found them.
 
-    Attributes
-    ----------
-    found
-        Each query's hits.
-    plan
-        The plan that found them.
-    fallback
-        Why the native search answered in place of the model, or None.
-    completed
-        Rows that the native search answered because the plan found fewer than k hits.
-    notes
-        What went otherwise than planned: reasons, and the error behind each or None.
-    blameless
-        Whether the plan failed for a reason that says nothing of other searches.
+    ``fallback`` is why the native search answered in the model's place, ``completed`` the rows
+    where it did since the plan found fewer than k hits, ``notes`` are reasons with the error behind
+    each; a plan is ``blameless`` that failed for a reason which says nothing of other searches.
     """
 
     found: list[Any]

@@ -13,13 +13,7 @@ _log = logging.getLogger("amips_plugins")
 
 
 class Fallbacks:
-    """Reasons and how often they came, for any number of threads.
-
-    Attributes
-    ----------
-    counts
-        How often each reason came.
-    """
+    """Counts reasons, for any number of threads."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()

@@ -74,13 +74,7 @@ Observer = Callable[[Observation], object]
 
 
 class Observers:
-    """The observers of one router. What they raise is logged once and never reaches a search.
-
-    Raises
-    ------
-    InvalidInput
-        One of them cannot be called.
-    """
+    """The observers of one router; what they raise is logged once and never reaches a search."""
 
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
         if callable(observers):

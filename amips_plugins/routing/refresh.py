@@ -26,12 +26,8 @@ _AT_MOST_BUSY = 0.01  # of the time, with counting and with looking at cells
 class ServingFollower:
     """Follows a collection and a registry.
 
-    Attributes
-    ----------
-    serving
-        What serves now. A search takes it once, so that a look meanwhile is the next search's.
-    overflow_share
-        What ``count_overflow`` last found; None before the first.
+    A search takes ``serving`` once, so that a look meanwhile is the next search's;
+    ``overflow_share`` is what ``count_overflow`` last found.
     """
 
     def __init__(

@@ -71,6 +71,8 @@ nightly: test ## what takes longer: kills, both demos, a soak, short benchmarks
 	$(BIN)/amips demo --database milvus
 	$(BIN)/amips demo --database qdrant
 	$(BIN)/python benchmarks/soak.py --json build/soak.json
+	AMIPS_NIGHTLY=1 $(BIN)/python -m pytest tests/export/test_promises.py tests/routing/test_router_filters.py \
+	  -k "over_populations or any_filter" --timeout 3600
 	AMIPS_FUZZ=100000 $(BIN)/python -m pytest tests/faults/test_bundle_fuzz.py
 	$(BIN)/python benchmarks/routing.py pydocs --quick --limit 5000
 	$(BIN)/python benchmarks/overhead.py

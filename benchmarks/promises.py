@@ -196,6 +196,11 @@ def _live(
             yield from traffic(world, test, n_asked)
 
 
+def _write(out: Path | None, rows: list[Row]) -> None:
+    if out is not None:
+        out.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=2))
+
+
 @click.command()
 @click.argument("data")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write the rows here.")
@@ -231,14 +236,13 @@ def main(
         for situation in situations(keys, shuffled, dataset.test[:n_test], counts):
             if situation.name.startswith(only):
                 rows += measure(situation, cells, Path(work))
+        served = keys[:: max(1, len(keys) // n_served)][:n_served]
         if only in ("", "live") or only.startswith(("filter", "traffic")):
-            for row in _live(
-                keys[:n_served], shuffled, dataset.test, cells, Path(work), only, n_asked
-            ):
+            for row in _live(served, shuffled, dataset.test, cells, Path(work), only, n_asked):
                 rows.append(row)
                 click.echo(show(row))
-        if out is not None:
-            out.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=2))
+                _write(out, rows)
+        _write(out, rows)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from amips_plugins.report.costs import (  # noqa: E402
 )
 from amips_plugins.report.data import ReportData  # noqa: E402
 from amips_plugins.report.epochs import training  # noqa: E402
+from amips_plugins.report.filtered import filtered_recall  # noqa: E402
 from amips_plugins.report.searched import cell_sizes, flat_map  # noqa: E402
 from amips_plugins.report.style import COLOURS, Chart, to_png, to_svg  # noqa: E402
 
@@ -106,7 +107,16 @@ counted as the keys that would cost as many.</p></footer>
 """
 
 _GROUPS = (
-    ("What it costs", ("recall-against-cost", "promised-recall", "cells-searched", "latency")),
+    (
+        "What it costs",
+        (
+            "recall-against-cost",
+            "promised-recall",
+            "cells-searched",
+            "filtered-recall",
+            "latency",
+        ),
+    ),
     ("What it searches", ("cell-sizes", "map")),
     ("How it was trained", ("training",)),
 )
@@ -160,6 +170,9 @@ def all_charts(data: ReportData) -> list[Chart]:
     curves, timings = data.curves, data.timings
     if curves is not None and curves.probes:
         charts.append(probes(data, curves))
+    filtered = filtered_recall(data)
+    if filtered is not None:
+        charts.append(filtered)
     if timings is not None and timings.native_ms:
         charts.append(latency(timings))
     if data.cells is not None:

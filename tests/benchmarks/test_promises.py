@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.live_promises import World, filtered, traffic
 from benchmarks.promises import Situation, measure, situations
 from tests.support.training_data import clustered_keys, narrow_queries
 
@@ -36,3 +37,23 @@ def test_situations_name_each_population_once() -> None:
     assert len(np.unique(repeated.keys, axis=0)) == len(repeated.keys) // 5
     popular = next(s for s in made if "popular" in s.name)
     assert len(popular.train) > len(np.unique(popular.train, axis=0))
+
+
+@pytest.mark.slow
+def test_rows_of_what_is_served(tmp_path: Path) -> None:
+    pytest.importorskip("qdrant_edge")
+    keys, queries = clustered_keys(1_200, 8), narrow_queries(900, 8)
+    with World.built(keys, queries[:600], 8, tmp_path) as world:
+        rows = list(filtered(world, queries[600:660], queries[860:880]))
+        assert len(rows) == 18  # nine classes, as they are answered and as if always routed
+        for row, at_once in zip(rows[::2], rows[1::2], strict=True):
+            assert at_once.situation == f"{row.situation}, routed at once"
+            assert row.recall >= row.target - 0.05
+            assert row.answered_by == "native"  # sixty searches prove nothing
+            assert row.cost_ratio > 0.0
+        served = list(traffic(world, queries[600:860], 300))
+    assert len({row.situation for row in served}) == len(served) == 5
+    for row in served:
+        assert row.answered_by == "learned"
+        assert row.cost_ratio == pytest.approx(1.0, abs=0.2)
+        assert row.recall >= row.target - 0.1

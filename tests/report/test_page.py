@@ -32,6 +32,7 @@ ALL = [
     "recall-against-cost",
     "promised-recall",
     "cells-searched",
+    "filtered-recall",
     "latency",
     "cell-sizes",
     "map",
@@ -185,7 +186,12 @@ def test_a_bundle_alone_says_what_it_lacks(run: Run, tmp_path: Path) -> None:
     alone = read_report(tmp_path / "alone")
     assert alone.curves is None
     names = [chart.name for chart in all_charts(alone)]
-    assert names == ["recall-against-cost", "promised-recall", "cell-sizes"]
+    assert names == [
+        "recall-against-cost",
+        "promised-recall",
+        "filtered-recall",
+        "cell-sizes",
+    ]
     text = Page(render(alone)).text
     assert "kept in curves.json" in text.replace("\n", " ")
     assert "Times are not shown" in text
@@ -291,7 +297,7 @@ def test_the_command(
     main(["report", str(run.path), "--png", "png"])
     out = capsys.readouterr().out
     assert "The report is in report.html" in out
-    assert "6 charts are in png." in out
+    assert "7 charts are in png." in out
     assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     for arguments, message in (
         ([str(run.path), "--queries", "q.npy"], "both --collection and --queries"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from amips_plugins import LearnedRouter
@@ -118,6 +120,52 @@ def test_a_class_goes_back_when_its_recall_falls(monkeypatch: pytest.MonkeyPatch
     assert ask(router, watch, half, 1, 1) == [("route", None)]
     world.scramble(collection)
     assert ask(router, watch, half, 2, 100)[-1] == ("native", MISSES)
+
+
+def drawn_filter(rng: np.random.Generator) -> Condition:
+    """Some of the keys, whatever their vectors, or those of some of the cells, or all but those."""
+    kind, share = rng.choice(["any", "cells", "not cells"]), float(rng.choice([0.5, 0.2, 0.05]))
+    if kind == "any":
+        passing = rng.random(world.COUNT) < share
+    else:
+        cells = rng.random(world.CELLS) < share
+        passing = cells[world.cells()] == (kind == "cells")
+    allowed: set[int] = set(np.flatnonzero(passing).tolist())
+
+    def drawn(key: Id, _: Mapping[str, Any]) -> bool:
+        return key in allowed
+
+    return drawn
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_under_any_filter_the_target_is_kept_or_the_native_search_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draws = 200 if "AMIPS_NIGHTLY" in os.environ else 20
+    rng, broken, dear, routed = np.random.default_rng(3), [], [], 0
+    for draw in range(draws):
+        condition, ratio = drawn_filter(rng), float(rng.choice([0.3, 0.6, 1.2]))
+        k, target = int(rng.choice([5, 10])), float(rng.choice([0.7, 0.9]))
+        router, watch, collection = watched(monkeypatch, routed=ratio)
+        recalls = []
+        for number, query in enumerate(world.queries(1_000 + draw, 600)):
+            hits = router.search(query, k, recall=target, filter=condition)
+            assert watch.idle(SEEN)
+            if hits.trace.mode == "native":
+                assert str(hits.trace.fallback).startswith(("filter: ", "cells: fewer"))
+            if number >= 400 and hits.trace.fallback is None:
+                request = SearchRequest(query[None], k, condition)
+                exact = collection.exact(request)[0]
+                recalls.append(len({h.id for h in hits} & {h.id for h in exact}) / len(exact))
+        if len(recalls) > 100:
+            routed += 1
+            broken += [(draw, target, np.mean(recalls))] if np.mean(recalls) < target - 0.02 else []
+            dear += [draw] if ratio > 1.0 else []
+    assert routed >= draws // 10  # where it holds and pays
+    assert len(broken) <= draws // 20, broken
+    assert not dear
 
 
 def test_what_is_answered_is_what_the_native_search_finds(folder: Path) -> None:

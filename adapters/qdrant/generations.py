@@ -26,22 +26,11 @@ GENERATION_KEY = "amips_generation"
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One of them, as its metadata keep it.
+    """One of them, number 1 the ``family``'s first, as its metadata keep it.
 
-    Attributes
-    ----------
-    family
-        Name of the first one.
-    number
-        1 for that, 2 for its first copy.
-    source
-        What it was copied from; empty for the first one.
-    layout
-        The cells that it was made for.
-    complete
-        Whether it has served, or may.
-    draining
-        Whether what was written to the source shortly before the switch may still be missing.
+    ``source`` is what it was copied from, ``layout`` the cells that it was made for; ``complete``,
+    it has served, or may. While ``draining``, what was written to the source shortly before the
+    switch may be missing.
     """
 
     family: str

@@ -80,12 +80,8 @@ class QdrantLayouts:
         """Give every key its cell, in place, while others go on reading and writing.
 
         Run again after an interruption it goes on: keys that have a cell are not written again.
-
-        Raises
-        ------
-        InvalidInput, CollectionError
-            As for ``plan``; and too many cells are not there at the end. The layout in force is
-            then unchanged.
+        Raises as ``plan`` does, and where too many cells are not there at the end; the layout in
+        force is then unchanged.
         """
         known = spec.layout in self._check(spec).kept()
         record = _record(spec)
@@ -164,10 +160,7 @@ class QdrantLayouts:
     ) -> int:
         """Give the overflow its cells, and return how many keys got one.
 
-        Raises
-        ------
-        InvalidInput
-            The collection has no cells, or others than when this object was opened.
+        Raises ``InvalidInput`` without cells, or with others than when this object was opened.
         """
         here, opened = self._state().serving, self._collection.layout()
         if here is None and opened is None:

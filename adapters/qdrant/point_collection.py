@@ -118,10 +118,8 @@ class PointCollection:
     def partitioned(self, partitions: Partitions | None) -> Self:
         """Return an object of the same points whose cells are the values of a payload key.
 
-        Raises
-        ------
-        InvalidInput
-            No key is named, or it has no index by which to find keywords or whole numbers.
+        Raises ``InvalidInput`` where no key is named, or it has no index of keywords or whole
+        numbers.
         """
         if partitions is not None:
             self._check_field(partitions.field)

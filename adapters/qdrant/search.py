@@ -144,7 +144,7 @@ def _one_cell(record: LayoutRecord, cell: int, condition: models.Filter | None) 
         here = without_cell(record)
     else:
         here = models.Filter.model_construct(must=[has_cell(record.key, [cell])])
-    return here if condition is None else models.Filter.model_construct(must=[condition, here])
+    return both(condition, here)
 
 
 def search_params(
@@ -212,7 +212,7 @@ def in_cells(
     here = models.Filter(must_not=[_of_any(record, record.all_but(() if record.shared else cells))])
     if record.shared:
         here = models.Filter(should=[_of_any(record, [cell for cell in cells if cell >= 0]), here])
-    return here if condition is None else models.Filter(must=[condition, here])
+    return both(condition, here)
 
 
 def _of_any(record: LayoutRecord, cells: list[int]) -> models.FieldCondition:

@@ -41,13 +41,9 @@ class ServerLayouts(QdrantLayouts):
     def build(self, spec: LayoutSpec, progress: Progress = no_progress) -> Collection:
         """Give every key its cell, in place or in a copy, while others go on reading and writing.
 
-        Of a copy, readers of the alias never fail and never see two generations.
-
-        Raises
-        ------
-        InvalidInput, CollectionError
-            As for ``plan``; and too many cells are not there at the end, or the copy is not what
-            its source is. What serves is then unchanged.
+        Of a copy, readers of the alias never fail and never see two generations. Raises as ``plan``
+        does, and where too many cells are not there at the end, or the copy is not what its source
+        is; what serves is then unchanged.
         """
         if not self._copies(spec):
             return super().build(spec, progress)

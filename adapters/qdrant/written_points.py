@@ -48,14 +48,9 @@ class WrittenPoints(SearchedPoints):
     ) -> None:
         """Write points, in place of those with the same ids, whose payload is replaced too.
 
-        Without ``fields`` a point has no payload but ours, and without ``cells`` it is
-        overflow. Cells are those of the layout this object is pinned to.
-
-        Raises
-        ------
-        InvalidInput
-            As for every collection; an id or a cell cannot be; or the collection has other vectors
-            beside this one, which the points would lose.
+        Without ``fields`` a point has no payload but ours, and without ``cells`` it is overflow.
+        Cells are those of the layout this object is pinned to. Raises ``InvalidInput`` also where
+        points have other vectors, which they would lose.
         """
         found, keys = self._found, as_ids(ids)
         written = payloads(found.info, found.cells, keys, vectors, fields, cells)

@@ -35,26 +35,16 @@ def betting_bound(
     *,
     stop: bool = True,
 ) -> npt.NDArray[np.float64]:
-    """Lower confidence bounds of the means of columns of independent values in [0, 1].
+    """Lower confidence bounds of the means of columns, ``(n, columns)``, of values in [0, 1].
 
-    A gambler bets on the mean being above m, with stakes that only look back; were the mean m or
-    less, the fortune would exceed 1/delta with probability delta at most (Ville). The bound is the
-    largest m that the fortune refutes (Waudby-Smith and Ramdas, 2024, arXiv 2010.09686, section 4),
-    and never more than the mean that was seen.
+    The values of a column are independent. A gambler bets on the mean being above m, with stakes
+    that only look back; were the mean m or less, the fortune would exceed 1/delta with probability
+    delta at most (Ville). The bound is the largest m that the fortune refutes (Waudby-Smith and
+    Ramdas, 2024, arXiv 2010.09686, section 4), and never more than the mean that was seen.
 
-    Parameters
-    ----------
-    values
-        ``(n, columns)``.
-    delta
-        Probability that one bound is wrong.
-    guess
-        What the first stakes go by.
-    weights
-        ``(n,)`` in (0, 1]: how much each value counts in the mean; None for all alike.
-    stop
-        Whether the gambler may stop while ahead. It makes the bound narrower, and lets a lucky
-        beginning decide.
+    The first stakes go by ``guess``; ``weights``, ``(n,)`` in (0, 1], say how much each value
+    counts. A gambler who may ``stop`` while ahead makes the bound narrower, and lets a lucky
+    beginning decide.
     """
     n = len(values)
     counts = np.ones((n, 1)) if weights is None else np.asarray(weights, dtype=float)[:, None]

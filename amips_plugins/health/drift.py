@@ -31,15 +31,10 @@ WINDOW = 500
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """One window of live queries against the reference.
+    """One window of ``n`` live queries against the reference.
 
-    Attributes
-    ----------
-    p_value
-        Probability of outputs at least as different were both samples from one distribution,
-        corrected for the number of outputs.
-    n
-        Live queries in the window.
+    ``p_value`` is the probability of outputs at least as different were both samples from one
+    distribution, corrected for the number of outputs.
     """
 
     p_value: float

@@ -125,16 +125,9 @@ _remembered = lru_cache(1024)(_without_values)
 class FilterTrial:
     """One filtered query, searched natively and as a router would, off the caller's path.
 
-    Attributes
-    ----------
-    recall, target
-        Recall of the routed answer against the exact filtered one, and what it has to be.
-    cost_ratio
-        Time of the routed search over the native one's.
-    widen
-        How many times the planned share of the keys was searched.
-    relative
-        Whether the target was taken from what the native search found for the same query.
+    Recall of the routed answer against the exact filtered one, and its ``target`` (``relative`` to
+    what the native search found for the same query, or not); the time of the routed search over the
+    native one's; how many times the planned share of the keys was searched.
     """
 
     recall: float
@@ -153,19 +146,10 @@ class FilterVerdict(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FilterClass:
-    """What is known of one class of filters.
+    """What is known of one class of filters: fields and operators, without values.
 
-    Attributes
-    ----------
-    shape
-        The fields and operators, without values.
-    widen
-        How many times the planned share of the keys its searches look at; None while the native
-        search answers.
-    reason
-        Why the native search answers; None while searches are routed.
-    samples
-        How many searches have been looked at.
+    Its searches look at ``widen`` times the planned share of the keys, or go native for a
+    ``reason``; ``samples`` have been looked at.
     """
 
     shape: str
@@ -201,16 +185,8 @@ class _Evidence:
 class FilterClasses:
     """What is known of each class of filters; the least recently sampled are forgotten.
 
-    Any number of threads may share it.
-
-    Parameters
-    ----------
-    known
-        Filters whose classes are routed from the start, and watched as the others are.
-    widens
-        Whether more of the keys can be searched than planned.
-    most
-        How many classes are remembered; any other is searched natively.
+    Any number of threads may share it. Filters that are ``known`` are routed from the start, and
+    watched as the others are; beyond ``most`` classes any other is searched natively.
     """
 
     def __init__(

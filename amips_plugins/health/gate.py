@@ -75,14 +75,7 @@ _BACK = 0.9  # of the break-even: overflow around it must not switch to and fro
 class RecallAgainstTarget:
     """Recall of one answer, and what it has to be on average.
 
-    Attributes
-    ----------
-    recall
-        What was found.
-    target
-        What has to be.
-    relative
-        Whether the target was taken from what the native search found for the same query.
+    That is ``relative`` where it was taken from what the native search found for the same query.
     """
 
     recall: float
@@ -92,16 +85,9 @@ class RecallAgainstTarget:
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """What one sampled query showed.
+    """What one sampled query showed, searched so wide (infinity natively), and as served.
 
-    Attributes
-    ----------
-    widen
-        How wide the search was that answered it: 1 as planned, infinity natively.
-    served
-        The answer that the caller got.
-    better
-        What the next narrower search would have given; None where it was not tried.
+    ``better`` is what the next narrower search would have given; None where it was not tried.
     """
 
     widen: float
@@ -161,12 +147,7 @@ def state_of(widen: float) -> State:
 class Gate:
     """Takes evidence and says which way to search. It asks nobody and knows no time but a date.
 
-    Attributes
-    ----------
-    widen
-        How wide to search now: 1 as planned, infinity natively.
-    measured
-        Whether recall is measured, so that drift can wait for it.
+    ``widen`` is 1 as planned, infinity natively; drift waits for recall where that is ``measured``.
     """
 
     def __init__(

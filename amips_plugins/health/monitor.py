@@ -41,15 +41,7 @@ Listener = Callable[[Health], object]
 
 
 class Watch:
-    """How one model does over one generation of a collection, from when it begins to serve.
-
-    Attributes
-    ----------
-    health
-        How it does.
-    filters
-        What is known of filtered searches.
-    """
+    """How one model does over one generation of a collection, from when it begins to serve."""
 
     def __init__(
         self, collection: Collection, hook: PreQueryHook, reference: Reference | None = None

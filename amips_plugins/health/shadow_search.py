@@ -32,27 +32,11 @@ GIVE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class ServedQuery:
-    """One query that was answered, without ``n_probes`` of the caller's.
+    """One query, ``(dim,)``, that was answered, without ``n_probes`` of the caller's.
 
-    Attributes
-    ----------
-    collection, hook
-        What was searched, and what planned.
-    query
-        ``(dim,)`` float32.
-    target
-        What the caller asked for.
-    found
-        What the caller got.
-    mode
-        ``route``, ``rewrite`` or ``native``: the kind of the plan that answered, also where it
-        found too few and was completed natively.
-    widen
-        How wide the gate had it planned: 1 as planned, infinity natively.
-    params
-        The caller's own search parameters.
-    filter
-        The caller's own filter; None where every key may be found.
+    ``found`` is what the caller got, ``mode`` the kind of the plan that answered, also where it
+    found too few and was completed natively; ``widen`` is how wide the gate had it planned,
+    infinity natively. Parameters and filter are the caller's own.
     """
 
     collection: Collection

@@ -84,13 +84,7 @@ class StatusFile:
         self._written: tuple[int, str] | None = None  # process and state
 
     def __call__(self, health: Health) -> None:
-        """Write it, if its time has come.
-
-        Raises
-        ------
-        OSError
-            The folder cannot be written to.
-        """
+        """Write it, if its time has come, or raise ``OSError`` where the folder refuses."""
         now, pid, host = time.monotonic(), os.getpid(), socket.gethostname()
         if now < self._due and self._written == (pid, health.state):
             return
@@ -110,13 +104,7 @@ class StatusFile:
 
 
 def read_status(folder: str | Path) -> list[RunningStatus]:
-    """Read what the processes of a folder said, the latest first.
-
-    Raises
-    ------
-    InvalidInput
-        There is no such folder, or a file in it is no status.
-    """
+    """Read what a folder's processes said, the latest first, or raise ``InvalidInput``."""
     home = Path(folder)
     if not home.is_dir():
         raise InvalidInput(f"There is no folder {folder}; pass the one given to StatusFile.")

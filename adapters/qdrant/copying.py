@@ -151,8 +151,11 @@ class PointReplica(Replica):
                 for name in self._vectors if not new else ():
                     if name not in vectors:
                         lacking.setdefault(name, []).append(row.id)
+                # What a database has handed out has the right types.
                 points.append(
-                    models.PointStruct(id=row.id, vector=_as_vector(vectors), payload=payload)
+                    models.PointStruct.model_construct(
+                        id=row.id, vector=_as_vector(vectors), payload=payload
+                    )
                 )
             bare = [] if new else [point.id for point in points if not point.payload]
             self._put(points, bare, lacking)

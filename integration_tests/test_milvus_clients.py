@@ -16,6 +16,7 @@ from amips_plugins import AsyncLearnedRouter, LearnedRouter, MilvusCollection, r
 from amips_plugins.collection import collection_key
 from amips_plugins.layout import lay_out
 from tests.support.bundles import COUNT, DIM, N_CELLS, open_bundle, vectors, write_bundle
+from tests.support.known_filters import KnowsEveryFilter
 
 pymilvus = pytest.importorskip("pymilvus")
 
@@ -32,7 +33,8 @@ class Served:
     bundle: Path
 
     def router(self) -> LearnedRouter:
-        return LearnedRouter(MilvusCollection(self.client, self.alias), bundle=self.bundle)
+        collection = MilvusCollection(self.client, self.alias)
+        return LearnedRouter(collection, bundle=self.bundle, watch=KnowsEveryFilter())
 
 
 @pytest.fixture(scope="module")

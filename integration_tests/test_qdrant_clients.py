@@ -33,6 +33,7 @@ from integration_tests.qdrant_data import (
 )
 from integration_tests.servers import QdrantAddress, QdrantServer
 from tests.handmade import publish
+from tests.support.known_filters import KnowsEveryFilter
 
 COUNT = 1500
 
@@ -96,7 +97,8 @@ def test_every_call_answers_as_the_bare_client_where_all_cells_are_searched(
         def plan(self, asked: FloatArray, target: Target) -> QueryPlan:
             return QueryPlan(cells=np.tile(np.arange(8), (len(asked), 1)), layout=layout)
 
-    routed = route(client, LearnedRouter(collection, hook=All(), refresh=None))
+    knowing = KnowsEveryFilter()
+    routed = route(client, LearnedRouter(collection, hook=All(), refresh=None, watch=knowing))
     few = models.Filter(must=[models.FieldCondition(key="row", range=models.Range(lt=300))])
     options: list[dict[str, Any]] = [
         {},

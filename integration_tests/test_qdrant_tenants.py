@@ -36,6 +36,7 @@ from integration_tests.qdrant_data import (
 )
 from integration_tests.servers import QdrantAddress
 from tests.handmade import publish
+from tests.support.known_filters import KnowsEveryFilter
 
 COUNT = 1500
 
@@ -263,7 +264,10 @@ def test_a_bundle_of_a_collection_of_tenants(qdrant: QdrantAddress, tmp_path: Pa
     publish(QdrantCollection(client, name), queries(300), tmp_path, n_cells=8)
     wait_until_indexed(client, name, COUNT // 2)
     router = LearnedRouter(
-        QdrantCollection(client, name), registry=tmp_path / "registry", refresh=None
+        QdrantCollection(client, name),
+        registry=tmp_path / "registry",
+        refresh=None,
+        watch=KnowsEveryFilter(),
     )
     few = models.Filter(must=[models.FieldCondition(key="row", range=models.Range(lt=200))])
     for query in queries(20):

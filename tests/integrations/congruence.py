@@ -212,6 +212,8 @@ class Congruence:
                 world.write_again(by, key, document, f"{text} {before}", "another title")
                 _, after, changed = world.read(store, key)
                 assert after == f"{text} {before}"
+                # A bare store of Haystack's takes a cell for the document's own metadata.
+                changed = changed if by is store else of_others(changed)
                 assert {**of_others(known), "title": "another title"} == changed
                 if by is not store:
                     world.collection().layouts.backfill(assign, verify=True)

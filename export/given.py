@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +22,7 @@ from amips_plugins.export.targets import cell_order, top_keys
 from amips_plugins.export.to_onnx import Order
 from amips_plugins.models.cells import Cells, place_keys
 from amips_plugins.models.given import GivenCells
-from amips_plugins.partitions import NATIVE_PARTITIONS, Partitions
+from amips_plugins.partitions import NATIVE_PARTITIONS, Partitions, Value
 from amips_plugins.vectors import FloatArray, IntArray, Metric, lift_keys, lift_queries, normalise
 
 __all__ = ["Given", "largest_first", "many_heads", "refit_given", "train_given"]
@@ -53,13 +54,19 @@ class Given:
             There is nothing to choose among.
         """
         field = snapshot.manifest.partitions
-        values = snapshot.values()
         name = field or NATIVE_PARTITIONS
+        values = snapshot.values()
         if asked is not None and Partitions.named(asked).field != (field or None):
             raise InvalidInput(
                 f"The snapshot in {snapshot.path} has the partitions {name!r}, not {asked!r}; take "
                 f"another one: amips snapshot --partitions {asked}."
             )
+        return cls.from_values(values, field or None)
+
+    @classmethod
+    def from_values(cls, values: Sequence[Value | None], field: str | None) -> Given:
+        """Tell partitions apart by the value of each key, or raise ``TrainingError``."""
+        name = field or NATIVE_PARTITIONS
         known = [value for value in values if value is not None]
         if len({type(value) for value in known}) > 1:
             raise TrainingError(
@@ -71,7 +78,7 @@ class Given:
                 f"The keys have {len(distinct)} different values of {name!r}, and a router chooses "
                 f"among several; name another field."
             )
-        partitions = Partitions(field or None, tuple(distinct.tolist()))
+        partitions = Partitions(field, tuple(distinct.tolist()))
         cells = GivenCells(partitions, counts.astype(np.int64), len(values) - len(known))
         return cls(cells, partitions.cells_of(values))
 

@@ -36,11 +36,11 @@ from amips_plugins.export.trial_result import SearchCost, Trial
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import FloatArray, IntArray, Metric, lift_keys, normalise
 
-__all__ = ["TrialOptions", "run_trial"]
+__all__ = ["EPOCHS", "TrialOptions", "pose_trial", "run_trial"]
 
 _MOST_QUERIES = 20_000
 _GUESSES = 5_000
-_EPOCHS = 4
+EPOCHS = 4
 _PER_LIST = 16  # keys of the sample in one list of an index at least, or its lists mean nothing
 _COMPARED = 1_000  # keys whose nearest neighbour is looked up
 
@@ -95,6 +95,25 @@ def run_trial(
         return _measure(task, splits, wanted)
 
 
+def pose_trial(
+    keys: FloatArray,
+    metric: Metric,
+    queries: FloatArray | None,
+    wanted: TrialOptions,
+    work: Path,
+    progress: Progress,
+) -> tuple[TrainingTask, QuerySplits]:
+    """Look up the exact answers that a trial learns from and is measured by.
+
+    Raises
+    ------
+    TrainingError
+        Too few queries.
+    """
+    splits = _splits(keys, metric, queries, wanted.seed)
+    return _pose(keys, metric, splits, wanted, work, progress), splits
+
+
 def _splits(keys: FloatArray, metric: Metric, queries: FloatArray | None, seed: int) -> QuerySplits:
     if queries is None:
         centre = centre_of(keys, metric)
@@ -146,7 +165,7 @@ def _measure(task: TrainingTask, splits: QuerySplits, wanted: TrialOptions) -> T
             curves["index"] = n_lists, lists.measure(task.test)
             step.advance()
     preset = PRESETS["default"]["linear"]
-    quick = replace(preset, schedule=replace(preset.schedule, epochs=_EPOCHS))
+    quick = replace(preset, schedule=replace(preset.schedule, epochs=EPOCHS))
     linear = train_router("linear", quick, task, aware, aware_cells)
     centroids = native_candidate(task, plain, plain_cells)
     curves["centroids"] = plain.n_cells, centroids.measure(task.test)

@@ -13,6 +13,7 @@ from amips_plugins.cli.progress import show_progress
 
 if TYPE_CHECKING:
     from amips_plugins.doctor.findings import Diagnosis
+    from amips_plugins.doctor.partitions import PartitionDiagnosis
     from amips_plugins.export.trial_result import Trial
 
 __all__ = ["command"]
@@ -40,9 +41,21 @@ _NAMES = {
     metavar="GB",
     help="Memory the database may use for this collection; says how to keep it there (Qdrant).",
 )
+@click.option(
+    "--partitions",
+    metavar="FIELD",
+    help="Ask whether a router over the values of this field would pay, or over the 'native' "
+    "partitions of the database, and not one over cells.",
+)
 @json_option
 def command(
-    uri: str, queries: QueryFiles, cells: int, sample: int, memory: float | None, as_json: bool
+    uri: str,
+    queries: QueryFiles,
+    cells: int,
+    sample: int,
+    memory: float | None,
+    partitions: str | None,
+    as_json: bool,
 ) -> None:
     """Say whether routing would pay for the collection URI.
 
@@ -60,6 +73,7 @@ def command(
     from amips_plugins.adapters.connect import connect
     from amips_plugins.collection import collection_key
     from amips_plugins.doctor.diagnose import diagnose
+    from amips_plugins.doctor.partitions import diagnose_partitions
     from amips_plugins.errors import require
 
     require("torch", "train")
@@ -67,6 +81,15 @@ def command(
     with connect(uri) as collection:
         info = collection.info
         rows = queries.read(collection_key(info), info.metric, info.dim)
+        if partitions is not None:
+            parted = diagnose_partitions(
+                collection, partitions, rows, sample=sample, progress=show_progress
+            )
+            if as_json:
+                echo_json(parted)
+            else:
+                click.echo(_show_partitions(parted))
+            sys.exit(_EXIT[parted.verdict.answer])
         found = diagnose(
             collection,
             rows,
@@ -80,6 +103,20 @@ def command(
     else:
         click.echo(_show(found))
     sys.exit(_EXIT[found.verdict.answer])
+
+
+def _show_partitions(found: PartitionDiagnosis) -> str:
+    trial = found.trial
+    if trial is None:
+        return found.verdict.text
+    rows = [
+        [one.search, f"{one.recall:.2f}", f"{one.searches:.1f}", share(one.keys)]
+        for one in trial.costs
+    ]
+    shown = table(
+        ["search", f"recall@{trial.k}", f"of {trial.partitions} partitions", "keys"], rows
+    )
+    return f"{shown}\n\n{found.verdict.text}"
 
 
 def _show(found: Diagnosis) -> str:

@@ -161,6 +161,7 @@ def test_status_rollback_and_drop_old(collection: MemoryCollection, amips: Amips
         "overflow": 2,
         "unfinished": [],
         "older": [first],
+        "sizes": [],
     }
     out, _ = amips("layout", "rollback", URI)
     assert out == f"'docs' serves, in the cells {first}.\n"

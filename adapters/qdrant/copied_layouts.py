@@ -121,10 +121,11 @@ class CopiedLayouts:
             generation = generations.read(name)
         copied_indexes(self.client, source, name, record)
         copy = self._replica((source, name), record, spec.assign, progress)
-        copy.catch_up(new=new)
+        # Nobody else writes to the copy yet: from here on only the source has to be read.
+        base = copy.run(None, new=new)
         wait_for_graph(self.client, name, progress)
         self._limit(source, name)
-        base = copy.verify(copy.catch_up())
+        base = copy.verify(copy.catch_up(base))
         if spec.work is not None:
             base.save(_base_file(spec.work, name))
         self._switch(generation, alias, source, name)
@@ -207,7 +208,7 @@ class CopiedLayouts:
             )
         state = LayoutState.read(self._metadata(earlier), self.info)
         copy = self._replica((name, earlier), state.serving, None, no_progress)
-        base = copy.catch_up()
+        base = copy.catch_up(copy.run(None))
         back = replace(generations.read(earlier), source=name, draining=True)
         self._note(earlier, back)
         generations.point(alias, earlier)

@@ -190,7 +190,7 @@ class Meanwhile:
 def test_what_others_write_during_the_copy_is_in_it(
     client: QdrantClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    meanwhile = Meanwhile(client, monkeypatch, "count", nth=4)  # before the comparison
+    meanwhile = Meanwhile(client, monkeypatch, "count", nth=2)  # of the second pass
 
     def work() -> None:
         write(client, "live", 100, new=1)

@@ -117,6 +117,8 @@ class LayoutSpec:
         others apart; left out, memory.
     shared
         Whether a key may lie in more than one cell.
+    graphs
+        Whether the bundle's targets count what graphs inside the cells miss.
     sizes
         Keys that each cell had in the bundle's snapshot; empty where nobody knows.
     """
@@ -130,6 +132,7 @@ class LayoutSpec:
     alias: str | None = None
     work: Path | None = None
     shared: bool = False
+    graphs: bool = False
     sizes: tuple[int, ...] = ()
 
 

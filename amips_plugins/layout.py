@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from amips_plugins.bundle.contents import CELLS, load
+from amips_plugins.bundle.contents import CALIBRATION, CELLS, load
 from amips_plugins.bundle.identity import check_bundle
 from amips_plugins.bundle.loading import given_cells, known_cells
 from amips_plugins.bundle.package import Bundle
@@ -22,7 +22,7 @@ def lay_out(
     progress: Progress = no_progress,
     *,
     storage: Storage | None = None,
-    index: CellIndex = "flat",
+    index: CellIndex | None = None,
     alias: str | None = None,
     work: Path | None = None,
 ) -> Collection:
@@ -39,7 +39,7 @@ def lay_out(
     progress
         Watches the work.
     storage, index, alias, work
-        As in ``LayoutSpec``.
+        As in ``LayoutSpec``; without ``index`` cells get what the bundle was trained for.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def plan_layout(
     bundle: Bundle,
     *,
     storage: Storage | None = None,
-    index: CellIndex = "flat",
+    index: CellIndex | None = None,
     alias: str | None = None,
     work: Path | None = None,
 ) -> BuildPlan:
@@ -131,7 +131,7 @@ def _spec(
     collection: Collection,
     bundle: Bundle,
     storage: Storage | None,
-    index: CellIndex,
+    index: CellIndex | None,
     alias: str | None,
     work: Path | None,
 ) -> LayoutSpec:
@@ -148,15 +148,18 @@ def _spec(
             f"Bundle {manifest.version} chooses among the collection's own partitions: there is "
             f"nothing to lay out, it serves as it is."
         )
+    # Targets that count the misses of graphs hold without any, too, but cost more than need be.
+    graphs = load(bundle)[CALIBRATION].efforts is not None
     return LayoutSpec(
         manifest.layout,
         manifest.n_cells,
         known_cells(bundle),
         manifest.version,
         storage,
-        index,
+        index or ("hnsw" if graphs else "flat"),
         alias,
         work,
         shared=manifest.copies > 0,
+        graphs=graphs,
         sizes=tuple(load(bundle)[CELLS].sizes.tolist()),
     )

@@ -54,6 +54,9 @@ class QueryPlan:
     shares
         ``(n_queries,)`` share of the keys in each query's cells. Above the collection's
         ``break_even`` a query is answered by a full, exact scan, which is then the cheaper one.
+    effort
+        How far to search the graph inside a cell (HNSW's ef), where there is one; None leaves it to
+        the database.
     exact
         Whether every key is to be looked at (``Collection.exact``), in place of an index.
     reason
@@ -66,6 +69,7 @@ class QueryPlan:
     cells: IntArray | None = None
     layout: str | None = None
     shares: FloatArray | None = None
+    effort: int | None = None
     exact: bool = False
     reason: str | None = None
 

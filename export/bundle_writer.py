@@ -82,7 +82,8 @@ def write_bundle(
     if published.priority is not None:
         priorities = _priorities(session, problem.test)
         measure = partial(_priorities, session)
-        promised = promise(published, native, problem, measure, refit)
+        graphs = options.index == "hnsw" and given is None
+        promised = promise(published, native, problem, measure, refit, graphs=graphs)
         values[CALIBRATION] = promised.calibration
     if given is not None:
         values[PARTITIONS] = given

@@ -26,6 +26,7 @@ from amips_plugins.export.cost_curves import (
     thresholds_for,
 )
 from amips_plugins.export.dataset import ENOUGH, Split, TrainingTask
+from amips_plugins.export.efforts import effort_levels
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.vectors import FloatArray, IntArray
 
@@ -62,20 +63,29 @@ def promise(
     task: TrainingTask,
     priorities: Callable[[Split], FloatArray],
     refit: Refit,
+    *,
+    graphs: bool = False,
 ) -> Promise:
     """Calibrate the router that serves, whose ``priorities`` are the served model's own.
 
-    The validation split chooses the thresholds.
+    The validation split chooses the thresholds. With ``graphs`` every threshold has an effort, and
+    what graphs miss counts; few queries then promise little, for nothing is cross-fitted.
     """
     validated = published.assignment[task.validate.hits[:, : task.k]]
     thresholds = thresholds_for(priorities(task.validate), validated)
+    depth = min(max(MAX_K, task.k), task.calibrate.hits.shape[1])
+    if graphs:
+        levels = effort_levels(published, task, priorities, thresholds)
+        found = levels.measure(task.calibrate, task)
+        calibration = calibrate(found, levels.thresholds, depth, asked=task.calibrate.asked)
+        calibration = replace(calibration, efforts=levels.efforts)
+        return Promise(calibration, found, native.measure(task.calibrate))
     measured = [(replace(published, priority=priorities), task.calibrate)]
     if len(task.calibrate.queries) < ENOUGH:
         if published.kind == "native":
             measured.append((measured[0][0], task.train))  # centroids have learned from no query
         else:
             measured += _folds(task, partial(refit, published.kind))
-    depth = min(max(MAX_K, task.k), task.calibrate.hits.shape[1])
     curves = [_at_thresholds(candidate, split, thresholds) for candidate, split in measured]
     natives = [native.measure(split) for _, split in measured]
     learned = joined(curves)

@@ -117,7 +117,8 @@ def train(
         # Only now is there nothing left to complain of: the folder belongs to this question.
         with folder.claimed(), says_when_full(folder.path):
             task = _pose(snapshot, splits, options, folder, progress)
-            if options.spill == "auto" and snapshot.manifest.collection.database == "milvus":
+            copies = snapshot.manifest.collection.database != "milvus" and options.index == "flat"
+            if options.spill == "auto" and not copies:
                 options = msgspec.structs.replace(options, spill=0.0)
             if given is None:
                 work = _train_keynet if options.model == "keynet" else _train_routers
@@ -148,6 +149,10 @@ def _check(snapshot: Snapshot, options: TrainOptions) -> None:
     if not 1 <= options.k <= snapshot.manifest.count:
         raise InvalidInput(
             f"k={options.k} does not fit the {snapshot.manifest.count} keys of the snapshot."
+        )
+    if options.index == "hnsw" and options.model in ("keynet", "native"):
+        raise InvalidInput(
+            f"A model of the kind {options.model!r} chooses no graphs; leave --index out."
         )
     if options.spill not in ("auto", 0.0):
         if options.model in ("keynet", "native"):
@@ -265,7 +270,8 @@ def _train_routers(task: TrainingTask, options: TrainOptions) -> list[Candidate]
             stacklevel=3,
         )
     presets = _recipes(options)
-    linear = partial(train_router, "linear", presets["linear"], task)
+    graphs = options.index == "hnsw"
+    linear = partial(train_router, "linear", presets["linear"], task, graphs=graphs)
     if options.spill == "auto":
         trained = [linear(cells, assignment)]
         if options.model != "native":
@@ -274,7 +280,9 @@ def _train_routers(task: TrainingTask, options: TrainOptions) -> list[Candidate]
         trained = [linear(*spilled(task, cells, assignment, options.spill))]
     cells, assignment = trained[0].cells, trained[0].assignment
     if options.model in ("auto", "supportnet"):
-        trained.append(train_router("supportnet", presets["supportnet"], task, cells, assignment))
+        recipe = presets["supportnet"]
+        net = train_router("supportnet", recipe, task, cells, assignment, graphs=graphs)
+        trained.append(net)
     return [baseline, *trained]
 
 

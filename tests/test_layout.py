@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 
 from amips_plugins import LearnedRouter, MemoryCollection, Registry
 from amips_plugins.adapters.memory_layouts import MemoryLayouts
-from amips_plugins.bundle.contents import CELLS, IDS, KNOWN_CELLS
+from amips_plugins.bundle.contents import CALIBRATION, CELLS, IDS, KNOWN_CELLS, load
 from amips_plugins.bundle.loading import known_cells
 from amips_plugins.cell_layout import BuildPlan, LayoutSpec
 from amips_plugins.collection import CollectionKey, SearchRequest
 from amips_plugins.errors import BundleCorrupt, BundleMismatch, BundleNotFound, InvalidInput
 from amips_plugins.layout import backfill, lay_out, plan_layout
+from amips_plugins.models.calibration import Calibration
 from amips_plugins.models.cells import Cells
 from amips_plugins.plan import QueryPlan
 from amips_plugins.routing.serving import serving_bundle
@@ -282,3 +284,24 @@ def test_cells_that_no_bundle_knows_are_refused(tmp_path: Path) -> None:
     collection.layouts.build(spec)
     with pytest.raises(BundleNotFound):
         serving_bundle(collection, registry)
+
+
+def test_cells_get_what_the_bundle_was_trained_for(tmp_path: Path) -> None:
+    def with_efforts(files: dict[str, bytes]) -> None:
+        whole = Calibration.from_bytes(files[CALIBRATION])
+        efforts = np.full(len(whole.thresholds), 32)
+        files[CALIBRATION] = replace(whole, efforts=efforts).to_bytes()
+
+    collection = Remembers(vectors(), name="docs")
+    collection.specs = []
+    bundle = open_bundle(write_bundle(tmp_path / "graphs", change=with_efforts))
+    plan_layout(collection, bundle)
+    plan_layout(collection, bundle, index="flat")
+    plan_layout(collection, open_bundle(write_bundle(tmp_path / "scans")))
+    assert [(one.index, one.graphs) for one in collection.specs] == [
+        ("hnsw", True),
+        ("flat", True),
+        ("flat", False),
+    ]
+    sizes = load(bundle)[CELLS].sizes
+    assert collection.specs[0].sizes == tuple(sizes)

@@ -168,10 +168,15 @@ def _check_disk(folder: Path, n_bytes: int) -> None:
 def _index_notes(table: Table, spec: LayoutSpec, storage: Storage, keys: int) -> Sequence[str]:
     if spec.index == "flat" or (spec.index == "auto" and is_scanned(describe_index(table))):
         return ()
-    notes = [
-        "an index inside the cells misses keys that a scan of them finds, which the bundle's "
-        "targets do not count: measure with amips evaluate, and search wider (params, ef or nprobe)"
-    ]
+    notes = (
+        []
+        if spec.graphs
+        else [
+            "an index inside the cells misses keys that a scan of them finds, which the bundle's "
+            "targets do not count: measure with amips evaluate, and search wider (ef, nprobe), or "
+            "train with --index hnsw"
+        ]
+    )
     small = unindexed_cells(spec.sizes, keys, spec.n_cells)
     if storage == "field":
         notes.append("with the storage 'field' one index lies over all cells, and none in each")

@@ -105,6 +105,8 @@ def plan_calls(
         more = [*fields, table.info.field] if with_vectors else [table.key]
         fields = list(dict.fromkeys(more))
     params = _search_params(request.params, table)
+    if plan.effort is not None and _has_graphs(table):
+        params = _with_effort(params, max(plan.effort, limit))
     if offset:
         del params["offset"]
     fixed: dict[str, Any] = {
@@ -225,6 +227,21 @@ def _search_params(params: Mapping[str, Any] | None, table: Table) -> dict[str, 
                 f"{table.name!r} compares by {metric}; leave metric_type out."
             )
     return {**asked, "metric_type": metric}
+
+
+def _has_graphs(table: Table) -> bool:
+    cells = table.cells
+    if cells is None or cells.storage != "partitions" or table.is_lite:
+        return False
+    return cells.index in ("auto", "hnsw")
+
+
+def _with_effort(params: dict[str, Any], effort: int) -> dict[str, Any]:
+    """Search graphs so far, unless the caller says how far."""
+    inner = dict(params.get("params") or {})
+    if "ef" in params or "ef" in inner:
+        return params
+    return {**params, "params": {**inner, "ef": effort}}
 
 
 def _check_partitions(calls: Sequence[Call], there: Sequence[str], name: str) -> None:

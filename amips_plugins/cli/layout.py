@@ -70,9 +70,8 @@ class _Layout(click.Group):
 @click.option(
     "--index",
     type=click.Choice(["flat", "auto", "hnsw", "ivf_flat"], case_sensitive=False),
-    default="flat",
-    show_default=True,
-    help="Milvus: the index inside the cells: exact, the one the collection has now, or a kind.",
+    help="Milvus: the index inside the cells: exact, the one the collection has now, or a kind.  "
+    "[default: what the bundle was trained for, mostly flat]",
 )
 @click.option(
     "--alias",

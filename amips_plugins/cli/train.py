@@ -76,6 +76,13 @@ def _spill(ctx: click.Context, param: click.Parameter, value: str) -> float | st
     show_default=True,
     help="Give keys further cells, up to this share of the keys; 0 for none.",
 )
+@click.option(
+    "--index",
+    type=click.Choice(["flat", "hnsw"]),
+    default="flat",
+    show_default=True,
+    help="What cells will hold: keys to scan, or a graph, whose misses the targets then count.",
+)
 @click.option("--epochs", type=int, help="Passes over the queries.  [default: the recipe's]")
 @click.option("--seed", default=0, show_default=True)
 @click.option(

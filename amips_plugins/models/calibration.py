@@ -22,11 +22,12 @@ import numpy.typing as npt
 
 from amips_plugins.arrays import read_npz, readable, write_npz
 from amips_plugins.errors import BundleCorrupt, InvalidInput
-from amips_plugins.vectors import FloatArray
+from amips_plugins.vectors import FloatArray, IntArray
 
 __all__ = ["Calibration"]
 
 _ARRAYS = ("thresholds", "recall", "guaranteed", "scanned")
+_MOST_EFFORT = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ class Calibration:
         ``(n_levels,)`` float32: mean share of the keys in the cells above the threshold.
     confidence
         Probability, over the calibration queries, that a bound holds.
+    efforts
+        ``(n_levels,)`` int64, rising: how far the graph inside a cell is searched (HNSW's ef) for
+        the recalls to hold; None where cells are scanned.
     """
 
     thresholds: FloatArray
@@ -53,6 +57,7 @@ class Calibration:
     guaranteed: FloatArray
     scanned: FloatArray
     confidence: float
+    efforts: IntArray | None = None
 
     @property
     def max_k(self) -> int:
@@ -91,6 +96,12 @@ class Calibration:
         rising: list[list[float]] = np.maximum.accumulate(self.guaranteed, axis=1).tolist()
         return rising
 
+    def effort(self, threshold: float) -> int | None:
+        """Return how far graphs are searched at a threshold; None where cells are scanned."""
+        if self.efforts is None:
+            return None
+        return int(self.efforts[int((self.thresholds <= threshold).argmax())])
+
     def default_threshold(self, k: int, recall: float) -> float:
         """Like ``threshold``, but search every cell where nothing can be promised."""
         try:
@@ -111,7 +122,9 @@ class Calibration:
 
     def to_bytes(self) -> bytes:
         """Serialise as an npz archive (plain arrays, no pickle)."""
+        more = {} if self.efforts is None else {"efforts": self.efforts}
         return write_npz(
+            **more,
             thresholds=self.thresholds,
             recall=self.recall,
             guaranteed=self.guaranteed,
@@ -123,11 +136,13 @@ class Calibration:
     def from_bytes(cls, data: bytes) -> Calibration:
         """Read what ``to_bytes`` wrote, or raise ``BundleCorrupt`` where its shapes do not fit."""
         with readable("The bundle's calibration"):
-            archive = read_npz(data, (*_ARRAYS, "confidence"))
+            archive = read_npz(data, (*_ARRAYS, "confidence", "efforts"))
             arrays: list[npt.NDArray[np.float32]] = [
                 np.asarray(archive[name], dtype=np.float32) for name in _ARRAYS
             ]
             confidence = float(archive["confidence"][0])
+            efforts = archive.get("efforts")
+            efforts = None if efforts is None else np.asarray(efforts, dtype=np.int64)
         thresholds, recall, guaranteed, scanned = arrays
         per_level = thresholds.shape
         if (
@@ -135,9 +150,11 @@ class Calibration:
             or guaranteed.shape != recall.shape
             or not per_level == scanned.shape == recall.shape[1:]
             or not np.isneginf(thresholds[-1:]).any()  # nor is there none
+            or (efforts is not None and efforts.shape != per_level)
         ):
             raise BundleCorrupt("The bundle's calibration has unfitting shapes; publish it again.")
         finite = all(np.isfinite(array).all() for array in (thresholds[:-1], *arrays[1:]))
-        if not finite or not 0.0 <= confidence <= 1.0:
+        possible = efforts is None or bool(((efforts > 0) & (efforts < _MOST_EFFORT)).all())
+        if not finite or not possible or not 0.0 <= confidence <= 1.0:
             raise BundleCorrupt("The bundle's calibration has impossible values; publish it again.")
-        return cls(thresholds, recall, guaranteed, scanned, confidence)
+        return cls(thresholds, recall, guaranteed, scanned, confidence, efforts)

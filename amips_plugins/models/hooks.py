@@ -112,13 +112,13 @@ class RouteHook:
         if not np.isfinite(priority).all():
             raise ModelFault("The router's priorities are not finite.")
         if n_probes is None:
-            cells = cells_above(priority, threshold)
+            cells, effort = cells_above(priority, threshold), self.calibration.effort(threshold)
         else:
-            cells = best_cells(priority, n_probes)
+            cells, effort = best_cells(priority, n_probes), self.calibration.effort(-np.inf)
         shares = self.shares[cells].sum(axis=1)
         if self.always:
             shares += np.float32(self.always)
-        return QueryPlan(cells=cells, layout=self.layout, shares=shares)
+        return QueryPlan(cells=cells, layout=self.layout, shares=shares, effort=effort)
 
     def unpromised(self, target: Target) -> str | None:
         """Say why a target is not what the calibration promises, or None."""

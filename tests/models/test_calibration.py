@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -188,3 +189,20 @@ def test_a_look_up_is_a_walk_down_the_levels(bounds: list[int], recall: float) -
         assert calibration.default_threshold(1, recall) == -np.inf
     else:
         assert calibration.threshold(1, recall) == thresholds[reaching[0]]
+
+
+def test_efforts_stand_beside_the_thresholds() -> None:
+    efforts = np.array([16, 24, 24, 100])
+    with_efforts = replace(CALIBRATION, efforts=efforts)
+    read = Calibration.from_bytes(with_efforts.to_bytes())
+    assert [read.effort(float(one)) for one in THRESHOLDS] == efforts.tolist()
+    assert read.effort(-3.0) == 24
+    assert CALIBRATION.effort(-2.0) is None
+    assert Calibration.from_bytes(CALIBRATION.to_bytes()).efforts is None
+
+
+@pytest.mark.parametrize("efforts", [[1, 2, 3], [0, 1, 2, 3], [1, 2, 3, 1 << 20], [[1, 2, 3, 4]]])
+def test_efforts_that_cannot_be_are_refused(efforts: list[Any]) -> None:
+    damaged = replace(CALIBRATION, efforts=np.array(efforts))
+    with pytest.raises(BundleCorrupt):
+        Calibration.from_bytes(damaged.to_bytes())

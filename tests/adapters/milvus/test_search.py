@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.adapters.milvus.search import plan_calls
+from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.collection import SearchRequest
 from amips_plugins.plan import QueryPlan
 from tests.support.milvus_collection import COUNT, make, pymilvus, search, spec, vectors
@@ -151,3 +154,32 @@ def test_a_server_scores_candidates_by_a_second_search(
         assert [hit.score for hit in hits[0]] == pytest.approx(scores, rel=1e-5)
     assert len(asked) == 5
     assert not any("embedding" in call["output_fields"] for call in asked)
+
+
+@pytest.mark.parametrize(
+    ("params", "k", "ef"),
+    [
+        (None, 5, 24),
+        ({"nprobe": 4}, 5, 24),
+        (None, 40, 40),  # a graph gives no more than it keeps
+        ({"params": {"ef": 9}}, 5, 9),  # what the caller says
+        ({"offset": 30}, 5, 35),
+    ],
+)
+def test_graphs_in_cells_are_searched_as_far_as_the_plan_says(
+    client: Any, monkeypatch: pytest.MonkeyPatch, params: dict[str, Any] | None, k: int, ef: int
+) -> None:
+    table = make(client).layouts.build(spec(index="hnsw")).table()
+    plan = QueryPlan(cells=np.array([[0, 1], [1, 2]]), layout="abc", effort=24)
+    request = SearchRequest(vectors()[:2], k, params=params)
+    for call in plan_calls(request, plan, table, 1.0):  # Lite searches no graph
+        assert "ef" not in call.arguments["search_params"].get("params", {}) or ef == 9
+    monkeypatch.setattr(Table, "is_lite", False)
+    calls = plan_calls(request, plan, table, 1.0)
+    assert len(calls) == 2
+    for call in calls:
+        assert call.arguments["search_params"]["params"]["ef"] == ef
+        assert call.arguments["search_params"].get("nprobe") == (params or {}).get("nprobe")
+    plain = plan_calls(request, replace(plan, effort=None), table, 1.0)
+    if params is None:
+        assert "params" not in plain[0].arguments["search_params"]

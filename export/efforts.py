@@ -1,0 +1,144 @@
+"""Threshold and effort together: how far to search the graphs of the cells that are chosen.
+
+A graph misses keys that a scan of its cell finds, so thresholds that were calibrated on cells
+promise too much of graphs. Every level of a router gets an effort (HNSW's ef) beside its threshold,
+both chosen on validation queries to be cheap together; what they find is then measured on the
+calibration queries in graphs like those that will be laid out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from amips_plugins.export.candidates import Candidate
+from amips_plugins.export.cell_graphs import CellGraphs, joint_curves
+from amips_plugins.export.cost_curves import Curve, curve, levels_by_threshold
+from amips_plugins.export.dataset import Split, TrainingTask
+from amips_plugins.vectors import FloatArray, IntArray
+
+__all__ = ["EffortLevels", "choose_efforts", "effort_levels"]
+
+EFFORTS = (16, 24, 32, 48, 64, 100, 128, 192)
+_PROMISED = 100  # of the best keys
+_VALIDATED = 500  # queries
+_CALIBRATED = 2_000
+# Cells are looked into until this share of the k best, and of all that are promised, lies in them.
+_FAR_ENOUGH, _ALL_FAR_ENOUGH = 0.996, 0.985
+
+
+@dataclass(frozen=True)
+class EffortLevels:
+    """The levels of a router over cells with graphs.
+
+    Attributes
+    ----------
+    thresholds, efforts
+        ``(n_levels,)``: what a cell has to reach, falling to minus infinity, and how far its graph
+        is searched, rising.
+    graphs
+        What will be laid out, as far as it is known.
+    candidate
+        The router.
+    """
+
+    thresholds: FloatArray
+    efforts: IntArray
+    graphs: CellGraphs
+    candidate: Candidate
+
+    def measure(self, split: Split, task: TrainingTask) -> Curve:
+        """Measure on a split what is found, the graphs' own misses counted.
+
+        ``scanned`` is still the share of the keys that lie in the cells.
+        """
+        assert self.candidate.priority is not None  # noqa: S101 - for the type checker
+        split = split.take(np.arange(min(_CALIBRATED, len(split.queries))))
+        n_levels, members = len(self.thresholds), _members(self.candidate)
+        levels = levels_by_threshold(self.candidate.priority(split), self.thresholds)
+        used, place = np.unique(self.efforts, return_inverse=True)
+        visited = levels < n_levels - 1
+        grid = np.union1d(used, [effort for effort in EFFORTS if effort <= _PROMISED])
+        finds = self.graphs.search(split.unit, split.hits, visited, grid.tolist(), task.progress)
+        # From which level on every effort that is still to come finds a key.
+        misses = np.zeros(finds.found.shape[1:], dtype=np.int64)
+        ranks = np.arange(1, split.hits.shape[1] + 1)
+        for number, effort in enumerate(used):
+            # Who asks for k keys, the last of them of rank k, searches graphs at least so far.
+            wanted = np.minimum(np.maximum(effort, ranks), grid[-1])
+            here = np.searchsorted(grid, wanted, side="left")
+            found = finds.found[here, :, ranks - 1].swapaxes(0, 1)
+            last = int(np.flatnonzero(place == number).max())
+            misses = np.maximum(misses, np.where(found, 0, last + 1))
+        hit_cells = members[split.hits]
+        flat = np.take_along_axis(levels, hit_cells.reshape(len(levels), -1), axis=1)
+        found = np.maximum(flat.reshape(hit_cells.shape), misses).min(axis=2)
+        whole = curve(
+            levels,
+            n_levels,
+            hit_cells,
+            self.candidate.cells.sizes,
+            self.candidate.parameters / split.unit.shape[1],
+            split.as_good,
+            len(members),
+        )
+        return replace(whole, found=np.minimum(found, n_levels - 1))
+
+
+def effort_levels(
+    published: Candidate,
+    task: TrainingTask,
+    priority: Callable[[Split], FloatArray],
+    thresholds: FloatArray,
+) -> EffortLevels:
+    """Build the graphs and choose the effort of every level on validation queries."""
+    candidate = replace(published, priority=priority)
+    split = task.validate.take(np.arange(min(_VALIDATED, len(task.validate.queries))))
+    members, priorities = _members(candidate), priority(split)
+    hit_cells = members[split.hits]
+    flat = np.take_along_axis(priorities, hit_cells.reshape(len(priorities), -1), axis=1)
+    best = flat.reshape(hit_cells.shape).max(axis=2)
+    lowest = min(
+        float(np.quantile(best[:, : task.k], 1.0 - _FAR_ENOUGH)),
+        float(np.quantile(best[:, :_PROMISED], 1.0 - _ALL_FAR_ENOUGH)),
+    )
+    split = replace(split, hits=split.hits[:, : task.k])
+    hit_cells = hit_cells[:, : task.k]
+    kept = thresholds[thresholds >= lowest]
+    graphs = CellGraphs(task.lifted, members, candidate.cells.n_cells, progress=task.progress)
+    levels = levels_by_threshold(priorities, kept)
+    finds = graphs.search(split.unit, split.hits, levels < len(kept), EFFORTS, task.progress)
+    curves = joint_curves(finds, levels, len(kept), hit_cells, 0.0, len(members))
+    chosen = choose_efforts(curves, EFFORTS, task.k)
+    return EffortLevels(
+        np.append(kept, np.float32(-np.inf)), np.append(chosen, max(EFFORTS)), graphs, candidate
+    )
+
+
+def choose_efforts(curves: Sequence[Curve], efforts: Sequence[int], k: int) -> IntArray:
+    """Return an effort for every level, rising: the cheapest way to each recall.
+
+    Parameters
+    ----------
+    curves
+        The same levels with each effort; what they cost is ``scanned``.
+    efforts
+        Rising.
+    k
+        Which recall@k.
+    """
+    places = np.zeros(curves[0].n_levels, dtype=np.int64)
+    for recall in np.linspace(0.5, 0.999, 200):
+        costs = [one.cost(k, float(recall)) for one in curves]
+        if not np.isfinite(min(costs)):
+            break
+        cheapest = int(np.argmin(costs))
+        level = int((curves[cheapest].mean_recall(k) >= recall).argmax())
+        places[level] = max(int(places[level]), cheapest)
+    return np.asarray(efforts, dtype=np.int64)[np.maximum.accumulate(places)]
+
+
+def _members(candidate: Candidate) -> IntArray:
+    return candidate.assignment.reshape(len(candidate.assignment), -1)

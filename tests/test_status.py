@@ -21,6 +21,7 @@ from amips_plugins.cli import main
 from amips_plugins.collection import CollectionKey, collection_key
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.drift import Drift
+from amips_plugins.health.filters import FilterClass
 from amips_plugins.health.gate import Health, State
 from amips_plugins.health.monitor import HealthMonitor, Watch
 from amips_plugins.health.recall import Recall
@@ -50,6 +51,11 @@ HEALTH = Health(
     recall=Recall(n=100, mean=0.92, low=0.9, high=0.94, p5=0.7),
     drift=Drift(p_value=0.25, n=500),
     overflow=0.01,
+    filters=(
+        FilterClass("a == ?", 1.5, None, 300),
+        FilterClass("b == ?", None, "filter: not measured", 3),
+    ),
+    widening=2.5,
 )
 QUERIES = vectors(seed=11, count=300)  # of the same distribution as the reference's
 AWAY = np.abs(vectors(seed=6, count=300))
@@ -224,6 +230,7 @@ def test_the_command(
     assert "Queries differ from those trained on, and too few" in shown
     assert f"/{os.getpid()}" in shown
     assert "0.920 (0.900)" in shown
+    assert "1 of 2" in shown  # classes of filters are routed
     assert status(tmp_path, uri, *options, *running, "--json") == 0
     content = json.loads(capsys.readouterr().out)
     assert content["status"]["state"] == "healthy"

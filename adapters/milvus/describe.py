@@ -9,11 +9,12 @@ from amips_plugins.adapters.milvus.opening import describe_index
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.cell_layout import Construction
 
-__all__ = ["describe_milvus"]
+__all__ = ["describe_milvus", "fan_out_notes"]
 
 _SERVER_FROM = 100_000  # keys: below, a call costs more than what cells save
 _LITE_FROM = 1_000
 _LITE_LISTS = 128
+_MANY_GRAPHS = 8  # below, a search of all of them is cheap enough (docs/performance.md)
 _STATES = ("index_type", "metric_type", "field_name", "index_name")
 _PROGRESS = ("total_rows", "indexed_rows", "pending_index_rows", "state")
 
@@ -40,6 +41,9 @@ def describe_milvus(table: Table) -> Construction:
             f"{unindexed:,} of {rows:,} rows are in segments without an index, and every search "
             f"scans them: flush, and wait for the index.",
         )
+    segments = sum(bool(part.index_name) for part in table.client.list_loaded_segments(table.name))
+    if table.cells is None:
+        notes += fan_out_notes(segments)
     if unindexed > rows / 2:
         return Construction(facts, worth_from=_SERVER_FROM, notes=notes)
     if kind.startswith(("IVF", "SCANN")):
@@ -49,10 +53,24 @@ def describe_milvus(table: Table) -> Construction:
         )
     if kind == "DISKANN":
         return Construction(facts, "graph", worth_from=_SERVER_FROM, notes=notes)
-    obstacle = "its index is a graph in memory, which beat cells in every comparison"
+    which = "which beat cells in every comparison"
+    if table.cells is None and segments >= _MANY_GRAPHS:
+        which = f"which beat cells that are scanned; for its {segments} segments see the note"
+    obstacle = f"its index is a graph in memory, {which}"
     if kind == "AUTOINDEX":
-        obstacle = "AUTOINDEX is a graph in memory by default, which beat cells in every comparison"
+        obstacle = f"AUTOINDEX is a graph in memory by default, {which}"
     return Construction(facts, "graph", None, _SERVER_FROM, obstacle, notes)
+
+
+def fan_out_notes(segments: int) -> tuple[str, ...]:
+    """Say what a search of many indexed segments costs, and the cheaper cure first."""
+    if segments < _MANY_GRAPHS:
+        return ()
+    return (
+        f"Every search asks all {segments} indexed segments, and costs that many times what one "
+        f"takes: first let Milvus make larger ones (dataCoord.segment.maxSize, then compact); "
+        f"cells with an index each (amips train --index hnsw) are for what is left.",
+    )
 
 
 def _lite(kind: str, facts: tuple[tuple[str, str], ...]) -> Construction:

@@ -8,11 +8,13 @@ from pathlib import Path
 import msgspec
 
 from amips_plugins.bundle.contents import CALIBRATION, CELLS, load
+from amips_plugins.bundle.loading import given_cells
 from amips_plugins.bundle.manifest import MANIFEST, Manifest
 from amips_plugins.bundle.package import Bundle
 from amips_plugins.errors import InvalidInput
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.models.cells import Cells
+from amips_plugins.models.given import GivenCells
 from amips_plugins.report.training_record import CURVES, Curves, read_curves
 
 __all__ = ["ReportData", "Timings", "read_report"]
@@ -36,7 +38,7 @@ class ReportData:
     """All that there is; None where a run, a KeyNet or the command line has none of it."""
 
     bundle: Bundle
-    cells: Cells | None
+    cells: Cells | GivenCells | None
     calibration: Calibration | None
     curves: Curves | None
     timings: Timings | None = None
@@ -62,8 +64,10 @@ def read_report(path: Path) -> ReportData:
             f"{folder.parent / CURVES} is of bundle {curves.version}, not "
             f"{bundle.manifest.version}; delete it to report without."
         )
-    cells = calibration = None
+    cells: Cells | GivenCells | None = None
+    calibration = None
     if bundle.manifest.model != "keynet":
-        cells = load(bundle)[CELLS]
+        given = given_cells(bundle)
+        cells = load(bundle)[CELLS] if given is None else given
         calibration = load(bundle)[CALIBRATION]
     return ReportData(bundle, cells, calibration, curves)

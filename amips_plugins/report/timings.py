@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from amips_plugins.bundle.loading import given_cells
 from amips_plugins.bundle.package import Bundle
 from amips_plugins.collection import Collection, SearchRequest
 from amips_plugins.errors import BundleMismatch
@@ -36,7 +37,8 @@ def measure_timings(
     manifest = bundle.manifest
     k = min(manifest.default_k, collection.count())
     larger_is_better = collection.info.metric.larger_is_better
-    if manifest.layout and collection.layout() != manifest.layout:
+    laid_out = manifest.layout and given_cells(bundle) is None
+    if laid_out and collection.layout() != manifest.layout:
         raise BundleMismatch(
             f"Collection {collection.info.name!r} is not laid out in the cells of bundle "
             f"{manifest.version}; lay it out first, or report without --collection."

@@ -11,6 +11,7 @@ import pytest
 from amips_plugins import LearnedRouter, MemoryCollection, Registry
 from amips_plugins.bundle.contents import PARTITIONS, load, write_files
 from amips_plugins.bundle.registry import Registry as Published
+from amips_plugins.cli import main
 from amips_plugins.collection import SearchRequest
 from amips_plugins.errors import BundleCorrupt, BundleMismatch
 from amips_plugins.evaluation import evaluate
@@ -18,6 +19,8 @@ from amips_plugins.export.train import Run
 from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.models.given import GivenCells
 from amips_plugins.partitions import Partitions
+from amips_plugins.report.data import read_report
+from amips_plugins.report.timings import measure_timings
 from amips_plugins.routing.serving import bundle_in
 from amips_plugins.status import router_status
 from tests.support import given_data
@@ -183,3 +186,16 @@ def test_live_queries_are_watched_as_everywhere(registry: Published) -> None:
     assert router.health.recall.n >= 20
     assert router.health.state == "healthy"
     assert watch.failures == {}
+
+
+@pytest.mark.slow
+def test_a_report_shows_partitions_as_cells(run: Run, tmp_path: Path) -> None:
+    data = read_report(run.path)
+    assert data.cells is not None
+    assert data.cells.sizes.sum() == sum(value is not None for value in given_data.values())
+    timed = measure_timings(given_data.collection(), data.bundle, FRESH[:20])
+    assert timed.routed_recall > 0.8
+    assert timed.fallbacks == 0
+    out = tmp_path / "report.html"
+    main(["report", str(run.path), "-o", str(out)])
+    assert f"{given_data.PARTS}, layout {run.manifest.layout}" in out.read_text()

@@ -136,7 +136,7 @@ def search_wider(
     request: SearchRequest,
 ) -> list[Hit] | None:
     """Answer one query as a router does that searches so wide; None where it asks no model."""
-    if hook.plan(request.queries, replace(target, widen=1.0)).mode == "native":
+    if hook.plan(request.queries, replace(target, widen=1.0)).mode in ("native", "exact"):
         return None
     plan = hook.plan(request.queries, replace(target, widen=widen))
     (found,) = collection.exact(request) if plan.exact else collection.search(request, plan)

@@ -98,7 +98,7 @@ def scramble(of: MemoryCollection, share: float = 1.0) -> None:
 
 
 def mend(of: MemoryCollection) -> None:
-    of._cells = cells()
+    of._cells = cells()[:, None]
 
 
 class Driver:

@@ -79,13 +79,13 @@ class Writer:
         self._client, self._name = client, name
         self._rng = np.random.default_rng(seed)
         self.expected: dict[Any, FloatArray] = dict(enumerate(keys(COUNT)))
-        self.doubtful: list[int] = []
-        """Whether these came through, only an acknowledgement would tell."""
+        self.doubtful: set[int] = set()
+        """Of the last write of these, no acknowledgement tells whether it came through."""
 
     def write(self) -> None:
         ids = [int(one) for one in self._rng.choice(COUNT + 500, 5, replace=False)]
         vectors = self._rng.standard_normal((len(ids), DIM)).astype(np.float32)
-        self.doubtful = ids
+        self.doubtful.update(ids)
         if self._rng.random() < 0.3:
             self._client.delete(self._name, models.PointIdsList(points=list(ids)), wait=True)
             for one in ids:
@@ -97,7 +97,7 @@ class Writer:
             ]
             self._client.upsert(self._name, points, wait=True)
             self.expected |= dict(zip(ids, vectors, strict=True))
-        self.doubtful = []
+        self.doubtful.difference_update(ids)
 
     def forget_the_doubtful(self) -> None:
         if self.doubtful:

@@ -88,10 +88,11 @@ class ServerLayouts(QdrantLayouts):
             raise InvalidInput(f"{self._name!r} cannot be copied: {reason}.")
         if reason is not None:
             return False
-        if spec.storage == "copy" or self._copied.begun(spec.layout):
+        if spec.storage == "copy":
             return True
         named = spec.alias is not None or self._copied.alias is not None
-        return named and self._server_collection.is_built()
+        begun = self._copied.begun(spec.layout)
+        return named and (begun or self._server_collection.is_built())
 
     def _obstacle(self) -> str | None:
         """Say why there can be no copy, or None."""

@@ -348,6 +348,22 @@ def test_a_rollback_killed_anywhere_goes_on(
     assert {hit.id for hit in client.scroll("live", limit=1000)[0]} == {*range(COUNT), 100}
 
 
+def test_a_copy_that_was_begun_is_in_nobodys_way(
+    client: QdrantClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened by its own name the collection is laid out in place, whatever waits beside it."""
+    for done, _ in enumerate(boundaries(client, monkeypatch)):
+        with suppress(Killed):
+            served(client).layouts.build(spec())
+        if done == 5:
+            break
+    monkeypatch.undo()
+    assert served(client).layouts.status().unfinished == ("docs__g2",)
+    plain = served(client, "docs").layouts.build(LayoutSpec("a1", 4, by_row, version="v1"))
+    assert plain.layout() == "a1"
+    assert served(client).layouts.drop_old() == ["docs__g2"]
+
+
 # --- the way back ----------------------------------------------------------------------------
 
 

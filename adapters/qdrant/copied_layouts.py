@@ -24,9 +24,9 @@ from amips_plugins.adapters.qdrant.copying import PointReplica
 from amips_plugins.adapters.qdrant.failures import translated_errors
 from amips_plugins.adapters.qdrant.generations import Generation, Generations
 from amips_plugins.adapters.qdrant.new_generation import (
+    build_graph,
     copied_indexes,
     create_copy,
-    wait_for_graph,
 )
 from amips_plugins.adapters.row_changes import SourceBaseline
 from amips_plugins.cell_layout import AssignCells, BuildPlan, LayoutSpec, check_name
@@ -123,7 +123,7 @@ class CopiedLayouts:
         copy = self._replica((source, name), record, spec.assign, progress)
         # Nobody else writes to the copy yet: from here on only the source has to be read.
         base = copy.run(None, new=new)
-        wait_for_graph(self.client, name, progress)
+        build_graph(self.client, source, name, progress)
         self._limit(source, name)
         base = copy.verify(copy.catch_up(base))
         if spec.work is not None:

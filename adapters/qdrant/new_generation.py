@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 else:
     models = require("qdrant_client.models", "qdrant")
 
-__all__ = ["copied_indexes", "create_copy", "wait_for_graph"]
+__all__ = ["build_graph", "copied_indexes", "create_copy"]
 
+_NO_GRAPH = 0  # as a threshold it means that no segment is ever indexed
+_CALM = 4  # looks at a collection that is green
 _LOOK = 0.5  # seconds between two looks at what the server optimises
 _STUCK = 3600.0  # seconds in which nothing changed
 
@@ -31,7 +33,7 @@ def create_copy(
     record: LayoutRecord,
     info: CollectionInfo,
 ) -> None:
-    """Create it as the source is, with the index of the cells before there are points."""
+    """Create it as the source is, but for graphs, which would be built again as points come."""
     found = client.get_collection(source)
     config, params = found.config, found.config.params
     metadata = {
@@ -48,7 +50,9 @@ def create_copy(
             write_consistency_factor=params.write_consistency_factor,
             on_disk_payload=params.on_disk_payload,
             hnsw_config=models.HnswConfigDiff(**config.hnsw_config.model_dump()),
-            optimizers_config=models.OptimizersConfigDiff(**config.optimizer_config.model_dump()),
+            optimizers_config=models.OptimizersConfigDiff(
+                **{**config.optimizer_config.model_dump(), "indexing_threshold": _NO_GRAPH}
+            ),
             wal_config=_diff(models.WalConfigDiff, config.wal_config),
             quantization_config=config.quantization_config,
             metadata=metadata,
@@ -76,13 +80,17 @@ def _create_index(client: QdrantClient, name: str, key: str, params: Any) -> Non
     patiently(lambda: client.create_payload_index(name, key, params, wait=True))
 
 
-def wait_for_graph(client: QdrantClient, name: str, progress: Progress) -> None:
-    """Wait until the server has built what searches of everything need."""
+def build_graph(client: QdrantClient, source: str, name: str, progress: Progress) -> None:
+    """Have the server build graphs as it does of the source, and wait until it has."""
+    wanted = client.get_collection(source).config.optimizer_config
+    diff = models.OptimizersConfigDiff(**wanted.model_dump())
+    patiently(lambda: client.update_collection(name, optimizers_config=diff))
     found = client.get_collection(name)
     total = found.points_count or 0
-    moved, last = time.monotonic(), -1
+    moved, last, calm = time.monotonic(), -1, 0
     with progress("graph", total, 0, "keys") as step:
-        while found.status is not models.CollectionStatus.GREEN:
+        # It takes the server a moment to see that there is something to do.
+        while (calm := calm + 1 if found.status is models.CollectionStatus.GREEN else 0) < _CALM:
             if found.status is models.CollectionStatus.RED:
                 raise CollectionError(
                     f"Qdrant cannot optimise {name!r} ({found.optimizer_status}); look at the "

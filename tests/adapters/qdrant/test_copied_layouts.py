@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
-from amips_plugins.adapters.qdrant import copied_layouts
+from amips_plugins.adapters.qdrant import copied_layouts, new_generation
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.adapters.qdrant.generations import Generation, generation_of
 from amips_plugins.cell_layout import LayoutSpec
@@ -36,6 +36,7 @@ COUNT = len(KEYS)
 @pytest.fixture(autouse=True)
 def _no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copied_layouts, "GRACE", 0.0)
+    monkeypatch.setattr(new_generation, "_LOOK", 0.0)
 
 
 @pytest.fixture
@@ -237,6 +238,8 @@ def test_who_writes_after_the_switch_has_the_last_word(
     switching.work = before
 
     def after(_: float) -> None:
+        if not switching.done:
+            return
         write(client, "live", 3, word=2)
         writer = served(client)
         writer.upsert([200], np.ones((1, DIM), dtype=np.float32), [{"word": 2}])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,28 +14,20 @@ from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.milvus.cells import BUILDING, is_ours
 from amips_plugins.adapters.milvus.describe import describe_milvus
 from amips_plugins.adapters.milvus.failures import failure_of_search
-from amips_plugins.adapters.milvus.given import InPartitions, scan_given
+from amips_plugins.adapters.milvus.given import scan_given
 from amips_plugins.adapters.milvus.layouts import MilvusLayouts
 from amips_plugins.adapters.milvus.opening import (
-    describe_index,
     draining_source,
     looks_at_all,
     open_client,
     open_table,
-    widest_params,
 )
 from amips_plugins.adapters.milvus.recent import Recent
 from amips_plugins.adapters.milvus.search import (
     MAX_CANDIDATES,
-    Call,
-    all_or_none,
-    as_hits,
     changed_meaning,
-    plan_calls,
-    score_calls,
-    scored_by_ids,
-    time_left,
 )
+from amips_plugins.adapters.milvus.searched_table import SearchedTable
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.adapters.milvus.writing import write_rows
 from amips_plugins.adapters.plain_ids import plain_ids
@@ -46,15 +36,12 @@ from amips_plugins.collection import (
     CollectionInfo,
     Cursor,
     Failure,
-    Hit,
     Id,
     KeyBatch,
     SearchRequest,
     check_keys,
-    check_layout,
 )
 from amips_plugins.errors import CollectionNotFound
-from amips_plugins.plan import NATIVE, QueryPlan
 from amips_plugins.vectors import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -62,11 +49,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MilvusCollection"]
 
-_AT_ONCE = 8  # calls of one search: a batch is not to push everybody else aside
 _PAGE_BYTES = 32 << 20  # well under the 100 MB of one answer
 
 
-class MilvusCollection(InPartitions):
+class MilvusCollection(SearchedTable):
     """A vector field of a Milvus collection. Constructing it asks the database nothing.
 
     An alias is followed once, at the first use: the object then stays on that collection, so that
@@ -305,14 +291,6 @@ class MilvusCollection(InPartitions):
     def _plain(self, ids: Sequence[Id]) -> list[Id]:
         return plain_ids(ids, [""] if self.table().string_keys else [0])
 
-    def partition_names(self, name: str | None = None, timeout: float | None = None) -> list[str]:
-        """Return the partitions, on a server as of a second ago; none where they do not matter.
-
-        Milvus Lite is asked by the ``name`` to be searched: nothing else there sees an alias move.
-        """
-        table = self.table()
-        return self._recent.partitions(table, name or table.name, timeout)
-
     def overflow(self) -> int:
         """Return the number of keys without a cell; 0 without a layout."""
         return self.table().overflow() if self.layout() else 0
@@ -330,93 +308,6 @@ class MilvusCollection(InPartitions):
         if self._given is not None:
             return self.given_layouts(self._given)  # type: ignore[return-value]  # has all of it
         return MilvusLayouts(self)
-
-    def search(self, request: SearchRequest, plan: QueryPlan = NATIVE) -> list[list[Hit]]:
-        """Search by a plan, in one call for all queries that search the same cells.
-
-        ``request.filter`` is a Milvus expression; ``request.params`` are search parameters such
-        as ``{"nprobe": 16}``. Milvus Lite ignores ``request.timeout``.
-
-        Raises
-        ------
-        InvalidInput
-            The filter is no expression, ``params`` name another metric than the index, or the
-            plan counts the cells of another layout.
-        CollectionError
-            Milvus Lite has lost a cell's partition; a server says so by an error of its own.
-        """
-        table = self.table()
-        check_layout(plan, self.layout(), table.name)
-        started = time.monotonic()
-        there = None
-        if plan.cells is not None:
-            there = self.partition_names(timeout=time_left(request.timeout, started))
-        calls = plan_calls(request, plan, table, self.break_even, there)
-
-        def ask(asked: Sequence[Call]) -> list[Any]:
-            return [
-                self.client.search(**call.arguments, timeout=time_left(request.timeout, started))
-                for call in asked
-            ]
-
-        answers = ask(calls)
-        if scored_by_ids(plan, table):
-            calls = score_calls(request, plan, table, calls, answers, self.recent_index())
-            answers = ask(calls)
-        return as_hits(request, plan, table, calls, answers)
-
-    def exact(self, request: SearchRequest) -> list[list[Hit]]:
-        """Search as widely as the index can, all partitions of a layout included.
-
-        That is exact for FLAT and for IVF with whole vectors. Graphs (HNSW, DISKANN) and compressed
-        vectors get the longest list of candidates that a server takes.
-        """
-        offset = {k: v for k, v in (request.params or {}).items() if k == "offset"}
-        table = self.table()
-        params = widest_params(describe_index(table), request.k, is_lite=table.is_lite)
-        return self.search(replace(request, params={**offset, "params": params}))
-
-    def recent_index(self) -> Mapping[str, Any]:
-        """Return what Milvus says of the index, as of some seconds ago."""
-        return self._recent.index(self.table())
-
-    async def search_async(
-        self, client: Any, request: SearchRequest, plan: QueryPlan = NATIVE
-    ) -> list[list[Hit]]:
-        """Search as ``search`` does, through a ``pymilvus.AsyncMilvusClient``.
-
-        Calls for different cells are under way at the same time, up to eight of them.
-        """
-        if self._table is None:
-            await asyncio.to_thread(self.table)
-        table = self.table()
-        check_layout(plan, self.layout(), table.name)
-        started, turns = time.monotonic(), asyncio.Semaphore(_AT_ONCE)
-        there = None
-        if plan.cells is not None:
-            left = time_left(request.timeout, started)
-            if self._recent.asks(table):
-                there = await asyncio.to_thread(self.partition_names, timeout=left)
-            else:
-                there = self.partition_names()
-        calls = plan_calls(request, plan, table, self.break_even, there)
-
-        async def ask_one(call: Call) -> Any:
-            async with turns:
-                left = time_left(request.timeout, started)
-                return await client.search(**call.arguments, timeout=left)
-
-        async def ask(asked: Sequence[Call]) -> list[Any]:
-            if len(asked) == 1:
-                return [await ask_one(asked[0])]
-            return await all_or_none(ask_one(call) for call in asked)
-
-        answers = await ask(calls)
-        if scored_by_ids(plan, table):
-            index = await asyncio.to_thread(self.recent_index)
-            calls = score_calls(request, plan, table, calls, answers, index)
-            answers = await ask(calls)
-        return as_hits(request, plan, table, calls, answers)
 
     def __enter__(self) -> MilvusCollection:
         """Return the collection itself; leaving the block closes it."""

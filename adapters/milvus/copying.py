@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
+from amips_plugins.adapters.copies.replica import Replica, found_again, found_enough
+from amips_plugins.adapters.copies.row_changes import Row, SourceBaseline, digest
 from amips_plugins.adapters.milvus.failures import failure_of
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.adapters.milvus.writing import write_rows
-from amips_plugins.adapters.replica import Replica, found_again, found_enough
-from amips_plugins.adapters.row_changes import Row, SourceBaseline, digest
 from amips_plugins.cell_layout import AssignCells, check_assigned
 from amips_plugins.collection import Failure, Id
 from amips_plugins.errors import CollectionError

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from amips_plugins.adapters.copies.row_changes import encoded
 from amips_plugins.adapters.milvus.cell_index import INDEXED_FROM, is_scanned, unindexed_cells
 from amips_plugins.adapters.milvus.cells import CELL_FIELD
 from amips_plugins.adapters.milvus.opening import describe_index
 from amips_plugins.adapters.milvus.table import Table
-from amips_plugins.adapters.row_changes import encoded
 from amips_plugins.cell_layout import BuildPlan, LayoutSpec, Storage
 from amips_plugins.errors import CollectionError, InvalidInput
 

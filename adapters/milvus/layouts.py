@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amips_plugins.adapters.copies.row_changes import SourceBaseline
 from amips_plugins.adapters.milvus.cells import (
     BUILDING,
     CELL_FIELD,
@@ -30,7 +31,6 @@ from amips_plugins.adapters.milvus.new_generation import finish_index, prepare_c
 from amips_plugins.adapters.milvus.opening import open_table
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.adapters.milvus.upkeep import audit, backfill
-from amips_plugins.adapters.row_changes import SourceBaseline
 from amips_plugins.cell_layout import (
     AssignCells,
     BuildPlan,

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
+from amips_plugins.adapters.copies.row_changes import encoded
 from amips_plugins.adapters.milvus.cells import (
     CELL_FIELD,
     DEFAULT_PARTITION,
     SKETCH_FIELD,
     CellProperties,
 )
-from amips_plugins.adapters.row_changes import encoded
 from amips_plugins.collection import CollectionInfo, Cursor, Id
 from amips_plugins.errors import CollectionError, InvalidInput
 from amips_plugins.partitions import Partitions, Value

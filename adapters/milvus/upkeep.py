@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
+from amips_plugins.adapters.copies.row_changes import digest
 from amips_plugins.adapters.milvus.cells import CELL_FIELD, SKETCH_FIELD, CellProperties
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.adapters.milvus.writing import write_rows
-from amips_plugins.adapters.row_changes import digest
 from amips_plugins.cell_layout import (
     AUDITED,
     AssignCells,

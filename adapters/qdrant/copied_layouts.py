@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amips_plugins.adapters.copies.row_changes import SourceBaseline
 from amips_plugins.adapters.qdrant.cells import LayoutRecord, LayoutState
 from amips_plugins.adapters.qdrant.copying import PointReplica
 from amips_plugins.adapters.qdrant.failures import translated_errors
@@ -28,7 +29,6 @@ from amips_plugins.adapters.qdrant.new_generation import (
     copied_indexes,
     create_copy,
 )
-from amips_plugins.adapters.row_changes import SourceBaseline
 from amips_plugins.cell_layout import AssignCells, BuildPlan, LayoutSpec, check_name
 from amips_plugins.collection import CollectionInfo, Id
 from amips_plugins.errors import CollectionError, InvalidInput

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
+from amips_plugins.adapters.copies.replica import Replica, found_again, found_enough
+from amips_plugins.adapters.copies.row_changes import Row, SourceBaseline, digest
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant.failures import patiently
 from amips_plugins.adapters.qdrant.points import as_ids, plain_id
 from amips_plugins.adapters.qdrant.search import all_of, among
-from amips_plugins.adapters.replica import Replica, found_again, found_enough
-from amips_plugins.adapters.row_changes import Row, SourceBaseline, digest
 from amips_plugins.cell_layout import AssignCells, check_assigned
 from amips_plugins.collection import CollectionInfo, Id
 from amips_plugins.errors import require

@@ -50,9 +50,9 @@ def command(
     query that the filter lets pass.
     """
     from amips_plugins.adapters.connect import connect, read_filter
+    from amips_plugins.cli.queries import load_queries
     from amips_plugins.evaluation import evaluate
     from amips_plugins.health.monitor import HealthMonitor
-    from amips_plugins.queries import load_queries
     from amips_plugins.routing.router import LearnedRouter
 
     with connect(uri) as collection:

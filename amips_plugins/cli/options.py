@@ -51,7 +51,7 @@ class QueryFiles:
 
     def read(self, key: CollectionKey, metric: Metric, dim: int) -> FloatArray | None:
         """Read the queries for this collection; None where none are named."""
-        from amips_plugins.queries import load_queries, load_query_log
+        from amips_plugins.cli.queries import load_queries, load_query_log
 
         if self.vectors is not None:
             return load_queries(self.vectors, dim)

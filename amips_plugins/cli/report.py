@@ -55,7 +55,7 @@ def command(
     data = read_report(run)
     if collection is not None and queries is not None:
         from amips_plugins.adapters.connect import connect
-        from amips_plugins.queries import load_queries
+        from amips_plugins.cli.queries import load_queries
         from amips_plugins.report.timings import measure_timings
 
         with connect(collection) as opened:

@@ -21,11 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amips_plugins import LearnedRouter, MemoryCollection
+from amips_plugins.cli.queries import load_query_log
 from amips_plugins.collection import CollectionKey
 from amips_plugins.errors import InvalidInput
 from amips_plugins.observe.query_log import QueryLog
 from amips_plugins.observe.sample import Reservoir, Sample, SampleHeader, encode_sample, read_sample
-from amips_plugins.queries import load_query_log
 from amips_plugins.vectors import FloatArray, Metric
 from tests.support.bundles import memory
 from tests.support.observed_router import numbered, observed

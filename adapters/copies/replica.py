@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from amips_plugins.adapters.row_changes import Change, Row, SourceBaseline, diff_rows
+from amips_plugins.adapters.copies.row_changes import Change, Row, SourceBaseline, diff_rows
 from amips_plugins.collection import Id
 from amips_plugins.errors import CollectionError
 from amips_plugins.progress import Progress, Step

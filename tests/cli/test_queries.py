@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from amips_plugins.cli.queries import load_queries
 from amips_plugins.errors import InvalidInput
-from amips_plugins.queries import load_queries
 from amips_plugins.vectors import FloatArray
 from tests.support.training_data import gaussian
 

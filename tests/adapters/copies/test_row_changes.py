@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amips_plugins.adapters.row_changes import Row, SourceBaseline, diff_rows, digest
+from amips_plugins.adapters.copies.row_changes import Row, SourceBaseline, diff_rows, digest
 from amips_plugins.collection import Id
 from amips_plugins.errors import InvalidInput
 

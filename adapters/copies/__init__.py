@@ -1,0 +1,1 @@
+"""Copies of a collection that are kept equal to it while others write."""

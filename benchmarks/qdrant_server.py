@@ -320,7 +320,7 @@ def scored_by(bench: Bench, name: str, query: list[float]) -> float:
 def layouts(bench: Bench, routing: Routing, split: Split) -> QdrantCollection:
     """Measure a first load, and cells by a copy and in place; return what has cells."""
     built = None
-    queries = split.queries
+    queries = split.queries[:100]
     for storage in ("copy", "payload"):
         name = f"docs_{storage}"
         if storage == "copy":
@@ -329,10 +329,10 @@ def layouts(bench: Bench, routing: Routing, split: Split) -> QdrantCollection:
         else:
             bench.fill(name)
         alias = bench.alias(name)
-        quiet = max(scored_by(bench, alias, one.tolist()) for one in queries[:50])
+        quiet = max(scored_by(bench, alias, one.tolist()) for one in queries)
         kind: Storage = "copy" if storage == "copy" else "payload"
         spec = LayoutSpec(routing.layout, routing.n_cells, routing.assign, "bench", storage=kind)
-        with bench.work("layout", storage), Bystander(bench, alias, queries[50:]) as others:
+        with bench.work("layout", storage), Bystander(bench, alias, queries) as others:
             collection = QdrantCollection(bench.client, alias).layouts.build(spec, show_progress)
             bench.wait(alias)
         click.echo(

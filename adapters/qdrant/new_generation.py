@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from amips_plugins.adapters.qdrant.cells import LayoutRecord, LayoutState
 from amips_plugins.adapters.qdrant.failures import patiently
 from amips_plugins.adapters.qdrant.generations import GENERATION_KEY, Generation
+from amips_plugins.adapters.qdrant.search import index_of_cells
 from amips_plugins.collection import CollectionInfo
 from amips_plugins.errors import CollectionError, require
 from amips_plugins.progress import Progress
@@ -67,8 +68,7 @@ def _diff(kind: Any, config: Any) -> Any:
 def copied_indexes(client: QdrantClient, source: str, name: str, record: LayoutRecord) -> None:
     """Create those payload indexes that the copy lacks, the one of the cells first."""
     there = set(client.get_collection(name).payload_schema)
-    cells = models.IntegerIndexParams(type=models.IntegerIndexType.INTEGER, is_principal=True)
-    wanted: dict[str, Any] = {record.key: cells}
+    wanted: dict[str, Any] = {record.key: index_of_cells()}
     for key, index in client.get_collection(source).payload_schema.items():
         wanted.setdefault(key, index.params or index.data_type)
     for key, params in wanted.items():

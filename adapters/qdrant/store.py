@@ -18,6 +18,7 @@ from amips_plugins.adapters.qdrant.search import (
     has_cell,
     has_value,
     has_vector,
+    index_of_cells,
     others_than,
     unplaced,
     without_cell,
@@ -179,10 +180,9 @@ class ServerStore:
 
     def create_index(self, key: str) -> None:
         """Create the index; before the cells, for segments are built by the cells after it."""
-        params = models.IntegerIndexParams(type=models.IntegerIndexType.INTEGER, is_principal=True)
         self._ask(
             lambda: self._client.create_payload_index(
-                self._name, key, params, wait=True, timeout=self._patience
+                self._name, key, index_of_cells(), wait=True, timeout=self._patience
             ),
             "write to",
         )

@@ -104,7 +104,9 @@ class EdgeStore:
 
     def create_index(self, key: str) -> None:
         """Index the integers under the key; points of one cell will lie together."""
-        params = edge.IntegerIndexParams(lookup=True, range=True, is_principal=True)
+        params = edge.IntegerIndexParams(
+            lookup=True, range=True, is_principal=True, enable_hnsw=False
+        )
         self._shard.update(edge.UpdateOperation.create_field_index(key, params))
         self._scattered = True  # by this build, or by one that was killed
 

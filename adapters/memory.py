@@ -182,7 +182,7 @@ class MemoryCollection:
 
         A rewritten query chooses the candidates; the original query scores them.
         """
-        check_layout(plan, self.layout(), self._info.name)
+        check_layout(plan, self._cells_here(), self._info.name)
         everything = searches_everything(plan, self.break_even)
         allowed = np.ones(len(self._ids), dtype=bool)
         if request.filter is not None:
@@ -242,6 +242,9 @@ class MemoryCollection:
 
     def layout(self) -> str | None:
         """Return the identifier of the cells, or None."""
+        return self._cells_here()
+
+    def _cells_here(self) -> str | None:
         return self._layout
 
     def _place(self, cells: Mapping[Id, tuple[IntArray, int]]) -> None:
@@ -316,8 +319,7 @@ class _Partitioned(MemoryCollection):
         """Return the same rows in other cells."""
         return self._whole.partitioned(partitions)
 
-    def layout(self) -> str | None:
-        """Return the identifier of the values."""
+    def _cells_here(self) -> str | None:
         return self._given.layout
 
     def overflow(self) -> int:

@@ -99,5 +99,5 @@ def test_score_tells_apart_what_costs_the_same_at_the_target(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_every_preset_has_a_recipe_for_every_net(name: str) -> None:
-    assert set(PRESETS[name]) == {"linear", "supportnet", "keynet"}
+    assert set(PRESETS[name]) == {"linear", "supportnet", "keynet", "heads"}
     assert all(any((p.routing, p.scores, p.keys)) for p in PRESETS[name].values())

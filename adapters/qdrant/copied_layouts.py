@@ -41,7 +41,7 @@ __all__ = ["CopiedLayouts"]
 
 GRACE = 5.0  # seconds that a write may be on its way when the alias has moved
 _PER_POINT = 200  # bytes beside the vectors: ids, cell, sketch, links of the graph
-_CPU_PER_POINT = 1.0e-3  # seconds of the server's, measured (docs/operations.md)
+_CPU_PER_POINT = 0.9e-3  # seconds of the server's, measured (docs/operations.md)
 _SAMPLE = 100  # ids that show that some are missing
 _PAGE = 10_000  # ids
 

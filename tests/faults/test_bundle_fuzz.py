@@ -130,7 +130,10 @@ def nothing_is_written(
     monkeypatch.chdir(inside)
     yield
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "a", inside]
-    assert capfd.readouterr() == ("", "")
+    out, err = capfd.readouterr()
+    # Channels that other tests have left open in this process tell of their end when they like.
+    assert [line for line in err.splitlines() if "chttp2_transport" not in line] == []
+    assert out == ""
 
 
 def opened(changed: str, data: bytes) -> Bundle:

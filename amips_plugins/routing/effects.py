@@ -112,8 +112,11 @@ def search_collection(
     collection: Collection, request: SearchRequest, plan: QueryPlan
 ) -> Effects[list[Any]]:
     """Search through the collection's own client: the way to search unless another is handed in."""
-    exactly = InThread(partial(collection.exact, request))
-    found: list[Any] = yield exactly if plan.exact else Search(collection, request, plan)
+    found: list[Any]
+    if plan.exact:
+        found = yield InThread(partial(collection.exact, request))
+    else:
+        found = yield Search(collection, request, plan)
     return found
 
 

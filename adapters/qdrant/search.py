@@ -132,10 +132,7 @@ def group_by_cell(
                 by_cell.setdefault(cell, []).append(row)
     for cell, wanted in sorted(by_cell.items()):
         condition = _one_cell(record, cell, request.filter)
-        for row in wanted:
-            query = queries[row]
-            fields = {name: getattr(query, name) for name in query.model_fields_set}
-            found.append(models.QueryRequest.model_construct(**{**fields, "filter": condition}))
+        found += [queries[row].model_copy(update={"filter": condition}) for row in wanted]
         rows += wanted
     return rows, found
 

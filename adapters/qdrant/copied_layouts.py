@@ -31,11 +31,13 @@ from amips_plugins.adapters.qdrant.new_generation import (
 )
 from amips_plugins.cell_layout import AssignCells, BuildPlan, LayoutSpec, check_name
 from amips_plugins.collection import CollectionInfo, Id
-from amips_plugins.errors import CollectionError, InvalidInput
+from amips_plugins.errors import CollectionError, InvalidInput, require
 from amips_plugins.progress import Progress, no_progress
 
 if TYPE_CHECKING:
-    from qdrant_client import QdrantClient
+    from qdrant_client import QdrantClient, models
+else:
+    models = require("qdrant_client.models", "qdrant")
 
 __all__ = ["CopiedLayouts"]
 
@@ -97,19 +99,19 @@ class CopiedLayouts:
             ),
         )
 
-    def build(self, spec: LayoutSpec, progress: Progress) -> str:
-        """Copy, switch, and return the name of what serves."""
+    def build(self, spec: LayoutSpec, progress: Progress) -> None:
+        """Copy the collection, and have the alias name the copy."""
         with translated_errors(self.server, "write to"):
-            return self._build(spec, progress)
+            self._build(spec, progress)
 
-    def _build(self, spec: LayoutSpec, progress: Progress) -> str:
+    def _build(self, spec: LayoutSpec, progress: Progress) -> None:
         check_name(spec)
         alias, source, generations = self._alias_for(spec), self.here, self.generations
         own = generations.read(source)
         if own.draining and own.layout == spec.layout:
             self._drain(own.source, source, spec.assign, progress, self._noted(spec, source))
             self._forget(spec, source)
-            return source
+            return
         self._check(spec, source)
         record = LayoutRecord(spec.layout, spec.version, spec.n_cells, shared=spec.shared)
         name = self._begun(spec.layout, source)
@@ -131,7 +133,6 @@ class CopiedLayouts:
         self._switch(generation, alias, source, name)
         self._drain(source, name, spec.assign, progress, base)
         self._forget(spec, name)
-        return name
 
     def _limit(self, source: str, name: str) -> None:
         """Set the source's strict mode, which would have slowed the copying, in the copy."""

@@ -23,11 +23,12 @@ __all__ = ["ServerLayouts"]
 class ServerLayouts(QdrantLayouts):
     """The cells of one vector of a collection on a server (see ``Layouts``)."""
 
+    _collection: QdrantCollection
+
     def __init__(
         self, collection: QdrantCollection, store: CellStore, copied: CopiedLayouts
     ) -> None:
         super().__init__(collection, store)
-        self._server_collection = collection
         self._copied = copied
 
     def plan(self, spec: LayoutSpec) -> BuildPlan:
@@ -48,11 +49,11 @@ class ServerLayouts(QdrantLayouts):
         if not self._copies(spec):
             return super().build(spec, progress)
         self._store.check(LayoutRecord(spec.layout, spec.version, spec.n_cells))
-        name = self._copied.build(spec, progress)
-        alias = spec.alias or self._copied.alias
-        if alias in (None, self._name):
-            return self._collection.current()
-        return self._server_collection.sibling(alias or name)
+        self._copied.build(spec, progress)
+        alias = spec.alias or self._name
+        return (
+            self._collection.current() if alias == self._name else self._collection.sibling(alias)
+        )
 
     def status(self) -> LayoutStatus:
         """Say which cells there are; ``older`` also names a layout that was rolled back from."""
@@ -92,16 +93,16 @@ class ServerLayouts(QdrantLayouts):
             return True
         named = spec.alias is not None or self._copied.alias is not None
         begun = self._copied.begun(spec.layout)
-        return named and (begun or self._server_collection.is_built())
+        return named and (begun or self._collection.is_built())
 
     def _obstacle(self) -> str | None:
         """Say why there can be no copy, or None."""
-        if self._server_collection.custom_shards:
+        if self._collection.custom_shards:
             return "its custom shard keys are its owner's to make"
         return None
 
     def _why_in_place(self, spec: LayoutSpec) -> Sequence[str]:
-        if spec.storage == "payload" or not self._server_collection.is_built():
+        if spec.storage == "payload" or not self._collection.is_built():
             return ()
         return (
             f"{self._obstacle() or 'it was opened by its own name'}, so cells are written in "

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from qdrant_client import QdrantClient, models
 
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.cell_layout import LayoutSpec
 from amips_plugins.cli import main
-from amips_plugins.collection import Id
+from amips_plugins.collection import Id, SearchRequest
 from amips_plugins.plan import QueryPlan, Target
 from amips_plugins.vectors import FloatArray, IntArray
 
@@ -33,6 +34,7 @@ __all__ = [
     "TRANSPORTS",
     "Background",
     "EveryCell",
+    "Reader",
     "amips",
     "by_sign",
     "check",
@@ -201,6 +203,24 @@ def amips(*arguments: object) -> tuple[int, str]:
         except SystemExit as exc:
             return int(exc.code or 0), said.getvalue()
     return 0, said.getvalue()
+
+
+class Reader:
+    """Searches every cell, natively where there are none, for a key that is always the best."""
+
+    def __init__(self, collection: QdrantCollection, best: int) -> None:
+        self._collection = collection
+        self._best = best
+
+    def __call__(self) -> None:
+        self._collection = self._collection.current()
+        plan = QueryPlan()
+        if self._collection.layout() is not None:
+            plan = QueryPlan(cells=np.arange(N_CELLS)[None], layout=LAYOUT)
+        ones = np.ones((1, DIM), dtype=np.float32)
+        (hits,) = self._collection.search(SearchRequest(ones, k=10), plan)
+        assert len({hit.id for hit in hits}) == 10
+        assert hits[0].id == self._best
 
 
 class Background:

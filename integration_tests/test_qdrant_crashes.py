@@ -22,16 +22,13 @@ from qdrant_client.http.exceptions import ApiException, ResponseHandlingExceptio
 
 from amips_plugins import LearnedRouter
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
-from amips_plugins.collection import SearchRequest
 from amips_plugins.errors import AmipsError
-from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray
 from integration_tests.qdrant_data import (
     DIM,
-    LAYOUT,
-    N_CELLS,
     Background,
     EveryCell,
+    Reader,
     by_sign,
     check,
     create,
@@ -238,18 +235,7 @@ def test_two_writers_and_a_reader_during_a_build(
 
         return write
 
-    reading = qdrant_to_break.address.client()
-    readers = [QdrantCollection(reading, name)]
-
-    def read() -> None:
-        readers[0] = readers[0].current()
-        plan = QueryPlan()
-        if readers[0].layout() is not None:
-            plan = QueryPlan(cells=np.arange(N_CELLS)[None], layout=LAYOUT)
-        ones = np.ones((1, DIM), dtype=np.float32)
-        (hits,) = readers[0].search(SearchRequest(ones, k=10), plan)
-        assert len({hit.id for hit in hits}) == 10
-        assert hits[0].id == 99_999
+    read = Reader(QdrantCollection(qdrant_to_break.address.client(), name), 99_999)
 
     with Background(writer(0)) as one, Background(writer(1)) as other, Background(read) as seen:
         live = QdrantCollection(client, name).layouts.build(spec())

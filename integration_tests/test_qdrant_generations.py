@@ -22,9 +22,7 @@ from qdrant_client.http.exceptions import ApiException, ResponseHandlingExceptio
 
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.cell_layout import LayoutSpec
-from amips_plugins.collection import SearchRequest
 from amips_plugins.errors import AmipsError, InvalidInput
-from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray
 from integration_tests.qdrant_data import (
     DIM,
@@ -32,6 +30,7 @@ from integration_tests.qdrant_data import (
     LAYOUT,
     N_CELLS,
     Background,
+    Reader,
     by_sign,
     check,
     create,
@@ -164,18 +163,7 @@ def test_two_writers_and_a_reader_notice_nothing(
 
         return write
 
-    reading = qdrant_to_break.address.client()
-    readers = [QdrantCollection(reading, alias)]
-
-    def read() -> None:
-        readers[0] = readers[0].current()
-        plan = QueryPlan()
-        if readers[0].layout() is not None:
-            plan = QueryPlan(cells=np.arange(N_CELLS)[None], layout=LAYOUT)
-        ones = np.ones((1, DIM), dtype=np.float32)
-        (hits,) = readers[0].search(SearchRequest(ones, k=10), plan)
-        assert len({hit.id for hit in hits}) == 10
-        assert hits[0].id == 99_999
+    read = Reader(QdrantCollection(qdrant_to_break.address.client(), alias), 99_999)
 
     with Background(writer(0)) as one, Background(writer(1)) as other, Background(read) as seen:
         live = QdrantCollection(client, alias).layouts.build(spec(tmp_path))

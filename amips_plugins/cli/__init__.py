@@ -29,6 +29,7 @@ _COMMANDS = {
     "backfill": "Give the keys that others have written their cells.",
     "status": "Say how a collection's router does, and what to do about it.",
     "evaluate": "Compare native and learned search on your own queries.",
+    "export-cells": "Write a bundle's cells and router as plain tensors, for other programs.",
     "registry": "List, pin and roll back published bundles.",
     "completion": "Let bash, zsh or fish complete commands and options.",
 }
@@ -49,7 +50,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        found: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
+        module = cmd_name.replace("-", "_")
+        found: click.Command = importlib.import_module(f"{__name__}.{module}").command
         return found
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:

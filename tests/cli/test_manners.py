@@ -109,6 +109,7 @@ def test_json_is_all_there_is_and_its_keys_are_documented(home: Path, amips: Ami
         "train", "snap", "--queries", "queries.npy", "-o", "run2", *TRAIN, "--seed", "1"
     )["version"]
     check("publish", "run2", "--anyway")
+    check("export-cells", "run2", "-o", "cells")
     assert check("registry list", KEY)["versions"] == [first, second]
     assert check("registry rollback", KEY, "--dry-run")["current"] == second
     assert check("registry rollback", KEY)["current"] == first

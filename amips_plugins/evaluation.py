@@ -147,7 +147,8 @@ def evaluate(
     if not router.learned:
         return result
     targets = {"learned": Target(k)}
-    if router.manifest is not None and router.manifest.layout:
+    manifest = router.manifest
+    if manifest is not None and (manifest.layout or manifest.model == "tuned"):
         targets = {f"learned, recall {recall:.2f}": Target(k, recall) for recall in recalls}
     if probes:
         targets = {f"learned, {count} cells": Target(k, n_probes=count) for count in probes}

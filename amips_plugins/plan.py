@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -59,9 +60,13 @@ class QueryPlan:
         the database.
     exact
         Whether every key is to be looked at (``Collection.exact``), in place of an index.
+    params
+        The database's own search parameters to set, such as ``{"hnsw_ef": 64}``, where nothing else
+        is changed; None leaves them as they are.
     reason
         Of an empty plan: why the hook leaves the search to the database, in a few words that are
-        counted and stand in the trace; None where that is what was asked for.
+        counted and stand in the trace; None where that is what was asked for. Beside ``params``:
+        why they are not known to do.
     """
 
     rewritten: FloatArray | None = None
@@ -71,16 +76,19 @@ class QueryPlan:
     shares: FloatArray | None = None
     effort: int | None = None
     exact: bool = False
+    params: Mapping[str, Any] | None = None
     reason: str | None = None
 
     @property
     def mode(self) -> str:
-        """``route``, ``rewrite``, ``exact`` or ``native``: what it does to a search."""
+        """``route``, ``rewrite``, ``exact``, ``tuned`` or ``native``: what it does to a search."""
         if self.cells is not None:
             return "route"
         if self.exact:
             return "exact"
-        return "native" if self.rewritten is None else "rewrite"
+        if self.rewritten is not None:
+            return "rewrite"
+        return "native" if self.params is None else "tuned"
 
 
 NATIVE = QueryPlan()

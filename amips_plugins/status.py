@@ -17,8 +17,9 @@ from amips_plugins.errors import BundleError, InvalidInput
 from amips_plugins.health.drift import WINDOW, Drift, compare, outputs_of
 from amips_plugins.health.gate import Gate, Shadow, State
 from amips_plugins.health.recall import Recall, RecallWindow
-from amips_plugins.health.shadow_search import ServedQuery, search_wider, shadow_search, widens
+from amips_plugins.health.shadow_search import ServedQuery, gate_of, search_wider, shadow_search
 from amips_plugins.models.hooks import RewriteHook, RouteHook
+from amips_plugins.models.tuned import TunedHook
 from amips_plugins.partitions import Value
 from amips_plugins.plan import PreQueryHook, Target
 from amips_plugins.progress import Progress, no_progress
@@ -142,10 +143,10 @@ def router_status(
         obstacle = collection.unroutable(asked, rewritten=isinstance(hook, RewriteHook))
         if obstacle is not None:
             advice = "Change that setting of the database, or leave its searches native."
-    if obstacle is None and manifest is not None and isinstance(hook, RouteHook):
+    if obstacle is None and manifest is not None and isinstance(hook, (RouteHook, TunedHook)):
         obstacle = hook.unpromised(Target(manifest.default_k))
         advice = _best_promise(hook, manifest) if obstacle is not None else advice
-    gate, recall, drift = Gate(widens=hook is not None and widens(hook)), None, None
+    gate, recall, drift = gate_of(hook), None, None
     gate.add_overflow(share, collection.break_even)
     if serving.bundle is not None and hook is not None and obstacle is None:
         if queries is not None:
@@ -156,6 +157,11 @@ def router_status(
             k = min(serving.bundle.manifest.default_k, keys)
             recall = _weigh(gate, serving, hook, queries[np.sort(chosen)], k, progress)
         advice = _advice(gate, share, changes, measured=queries is not None)
+        if isinstance(hook, TunedHook) and gate.state != "healthy":
+            advice = (
+                "Tune again, on the queries that come now: amips tune; until then running routers "
+                "search further."
+            )
     health = gate.health
     return RouterStatus(
         state="native" if obstacle is not None else health.state,
@@ -176,7 +182,7 @@ def router_status(
     )
 
 
-def _best_promise(hook: RouteHook, manifest: Manifest) -> str:
+def _best_promise(hook: RouteHook | TunedHook, manifest: Manifest) -> str:
     try:
         hook.calibration.threshold(manifest.default_k, manifest.default_recall)
     except InvalidInput as exc:
@@ -263,7 +269,7 @@ def _examine(
     if found is None:
         return None
     # Only a healthy state has to know how; the model had a part in the answer, or could have.
-    mode = "native" if widen == math.inf else "route"
+    mode = "native" if widen == math.inf else hook.plan(query[None], target).mode
     return shadow_search(
         ServedQuery(collection, hook, query, target, found, mode, widen), better, None
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from amips_plugins.vectors import FloatArray, IntArray
 __all__ = [
     "TARGETS",
     "Curve",
+    "Measured",
     "calibrate",
     "curve",
     "expected",
@@ -263,8 +264,26 @@ def expected(k: int) -> Guess:
     return Guess(mean=0.95, variance=max(0.0475 / k**0.8, 0.005), values=5.0, most=0.95)
 
 
+class Measured(Protocol):
+    """Recall and cost of the same queries, level by level; at the last one every key is found."""
+
+    @property
+    def n_levels(self) -> int:
+        """Number of levels."""
+        ...
+
+    @property
+    def scanned(self) -> Any:
+        """Cost of each query at each level, ``(n_queries, n_levels)``, at most 1."""
+        ...
+
+    def recall(self, k: int) -> npt.NDArray[np.float64]:
+        """Return ``(n_queries, n_levels)``: recall@k."""
+        ...
+
+
 def calibrate(
-    measured: Curve,
+    measured: Measured,
     thresholds: FloatArray,
     max_k: int,
     confidence: float = 0.95,

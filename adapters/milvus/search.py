@@ -29,6 +29,7 @@ __all__ = [
     "score_calls",
     "scored_by_ids",
     "time_left",
+    "with_params",
 ]
 
 MAX_CANDIDATES = 16_384
@@ -104,7 +105,7 @@ def plan_calls(
         limit = max(min(plan.rescore, MAX_CANDIDATES), limit)
         more = [*fields, table.info.field] if with_vectors else [table.key]
         fields = list(dict.fromkeys(more))
-    params = _search_params(request.params, table)
+    params = with_params(_search_params(request.params, table), plan.params)
     if plan.effort is not None and _has_graphs(table):
         params = _with_effort(params, max(plan.effort, limit))
     if offset:
@@ -227,6 +228,14 @@ def _search_params(params: Mapping[str, Any] | None, table: Table) -> dict[str, 
                 f"{table.name!r} compares by {metric}; leave metric_type out."
             )
     return {**asked, "metric_type": metric}
+
+
+def with_params(params: Mapping[str, Any], planned: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Put a plan's own search parameters in place of the caller's."""
+    if planned is None:
+        return dict(params)
+    kept = {name: value for name, value in params.items() if name not in planned}
+    return {**kept, "params": {**(kept.get("params") or {}), **planned}}
 
 
 def _has_graphs(table: Table) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
@@ -152,17 +152,20 @@ def search_params(
     codes: Codes | None = None,
     share: float | None = None,
 ) -> models.SearchParams | None:
-    """Return the caller's parameters; cells, with a share of the keys, are scanned.
+    """Return the caller's parameters and the plan's; cells, with a share of the keys, are scanned.
 
     By their codes where the engine does not follow its graph then, else exactly.
     """
-    params = dict(request.params or {})
+    planned = (plan.params or {}) if exact else {}  # local mode is exact, and warns of any
+    params = {**(request.params or {}), **planned}
     for name in params:
         if name not in models.SearchParams.model_fields:
             raise InvalidInput(
                 f"{name!r} is not a search parameter of Qdrant; it has "
                 f"{listed(sorted(models.SearchParams.model_fields))}."
             )
+    if isinstance(params.get("quantization"), Mapping):  # a plan's own, in plain values
+        params["quantization"] = models.QuantizationSearchParams(**params["quantization"])
     if plan.cells is not None and exact:
         if codes is not None and codes.scan(share):
             params.setdefault(

@@ -46,7 +46,9 @@ class EdgeSearch:
         self._plan = plan
         self._everything = everything
         self._using = field or None
-        asked = dict(request.params or {})
+        asked = {**(request.params or {}), **(plan.params or {})}
+        if isinstance(asked.get("quantization"), Mapping):  # a plan's own, in plain values
+            asked["quantization"] = edge.QuantizationSearchParams(**asked["quantization"])
         self._params = _search_params(asked)
         # HNSW under the filter of a cell loses keys.
         self._exact = _search_params({**asked, "exact": True})

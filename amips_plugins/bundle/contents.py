@@ -23,6 +23,7 @@ from amips_plugins.files import replace_file
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.models.cells import Cells
 from amips_plugins.models.given import GivenCells
+from amips_plugins.models.tuned import EffortParameter
 
 if TYPE_CHECKING:
     from amips_plugins.bundle.package import Bundle
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CALIBRATION",
     "CELLS",
+    "EFFORT",
     "FURTHER_CELLS",
     "GOLDEN_OUTPUTS",
     "IDS",
@@ -105,6 +107,8 @@ _FILES: tuple[BundleFile[Any], ...] = (
     # In place of cells of ours: those that the collection's users have cut.
     PARTITIONS := _of("partitions.json", 64 << 20, GivenCells),
     CALIBRATION := _of("calibration.npz", 64 << 20, Calibration),
+    # In place of a model: which search parameter the calibration speaks of.
+    EFFORT := _of("effort.json", 1 << 16, EffortParameter),
     # The snapshot's keys, one a line, and (n, 2) int32: cell and sketch of each of them.
     IDS := BundleFile("ids.jsonl", 64 << 30, bytes, bytes, kept=False),
     KNOWN_CELLS := BundleFile("known_cells.npy", 16 << 30, write_npy, read_npy, kept=False),

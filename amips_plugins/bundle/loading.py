@@ -11,6 +11,7 @@ from amips_plugins.arrays import readable
 from amips_plugins.bundle.contents import (
     CALIBRATION,
     CELLS,
+    EFFORT,
     FURTHER_CELLS,
     GOLDEN_OUTPUTS,
     IDS,
@@ -28,6 +29,7 @@ from amips_plugins.models.cells import KnownCells
 from amips_plugins.models.given import GivenCells
 from amips_plugins.models.hooks import RewriteHook, RouteHook
 from amips_plugins.models.onnx_session import OnnxModel
+from amips_plugins.models.tuned import TunedHook, check_tuned
 from amips_plugins.plan import PreQueryHook
 
 __all__ = ["check_loads", "given_cells", "known_cells", "load_hook", "load_reference"]
@@ -75,6 +77,9 @@ def known_cells(bundle: Bundle) -> KnownCells:
 def load_hook(bundle: Bundle, threads: int = 1) -> PreQueryHook:
     """Load and check the hook of a bundle."""
     manifest, contents = bundle.manifest, load(bundle)
+    if manifest.model == "tuned":
+        check_tuned(contents[CALIBRATION], bundle.location)
+        return TunedHook(contents[EFFORT], contents[CALIBRATION], manifest.default_recall)
     model = OnnxModel(contents[MODEL], threads)
     if manifest.model == "keynet":
         _check(model, bundle, "rewritten")
@@ -92,8 +97,13 @@ def load_hook(bundle: Bundle, threads: int = 1) -> PreQueryHook:
     return RouteHook(model, calibration, manifest.layout, recall, shares, overflow / n_keys)
 
 
-def load_reference(bundle: Bundle) -> Reference:
-    """Read what a bundle's model said of held-out queries, or raise ``BundleCorrupt``."""
+def load_reference(bundle: Bundle) -> Reference | None:
+    """Read what a bundle's model said of held-out queries, or raise ``BundleCorrupt``.
+
+    None of a bundle without a model.
+    """
+    if bundle.manifest.model == "tuned":
+        return None
     reference = load(bundle)[REFERENCE]
     if reference.outputs.shape[1] != _width(bundle):
         raise BundleCorrupt(f"The reference of {bundle.location} does not fit its model.")

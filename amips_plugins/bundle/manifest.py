@@ -28,7 +28,7 @@ MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 1 << 20  # bytes
 SIGNATURE = "manifest.sig"  # beside the manifest, which cannot hold a checksum of it
 
-ModelKind = Literal["native", "linear", "supportnet", "keynet"]
+ModelKind = Literal["native", "linear", "supportnet", "keynet", "tuned"]
 
 _Size = Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)]
 _Positive = Annotated[int, msgspec.Meta(ge=1, lt=1 << 40)]
@@ -86,13 +86,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     snapshot, count
         Fingerprint and number of keys of the snapshot it was trained on.
     model
-        Kind of the model in ``model.onnx``.
+        Kind of the model in ``model.onnx``; ``tuned`` has none, and sets search parameters.
     preset
         Name of the training recipe.
     parameters
         Number of weights the model multiplies with for each query.
     n_cells, layout
-        Number of cells and their identifier; 0 and empty for a KeyNet.
+        Number of cells and their identifier; 0 and empty without cells.
     copies
         Further cells of keys that lie in more than one.
     queries

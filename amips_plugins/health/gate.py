@@ -20,7 +20,9 @@ Three things are looked at, and the worst of them decides:
 - **Overflow** above the collection's break-even: then every routed search costs more than a full
   one, and the native search answers until there is less.
 
-A KeyNet has nothing to widen: with it the gate has two states, healthy and native.
+A KeyNet has nothing to widen: with it the gate has two states, healthy and native. A tuned bundle
+searches natively in every state: its widest search has nothing behind it, and where that misses the
+target, the gate says so.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from amips_plugins.health.recall import Recall, RecallWindow
 __all__ = [
     "FALSE_FALL",
     "FALSE_RISE",
+    "NATIVE_FELL",
     "SLACK",
     "WIDENINGS",
     "Gate",
@@ -65,6 +68,9 @@ while the queries differ from those trained on."""
 SLACK = 0.01
 """Recall by which a better state may miss the target and still count as good: proving a recall to
 be on a target that it just reaches would take for ever."""
+
+NATIVE_FELL = "the database's own search misses the target, however far it is searched"
+"""The reason of a tuned bundle's router at its widest, where not even that does."""
 
 _LATEST, _SUDDEN = 50, 20  # answers that say how much is missed, also where it began just now
 _LEAST_LOSS = 0.01  # for a target of 1, which nothing can exceed
@@ -147,24 +153,37 @@ def state_of(widen: float) -> State:
 class Gate:
     """Takes evidence and says which way to search. It asks nobody and knows no time but a date.
 
-    ``widen`` is 1 as planned, infinity natively; drift waits for recall where that is ``measured``.
+    ``widen`` is 1 as planned, infinity natively, which is no way out where the plan is ``native``
+    itself; drift waits for recall where that is ``measured``.
     """
 
     def __init__(
         self,
         *,
         widens: bool,
+        native: bool = False,
         now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
     ) -> None:
-        self._steps: tuple[float, ...] = (1.0, *(WIDENINGS if widens else ()), math.inf)
+        last: tuple[float, ...] = () if native else (math.inf,)
+        self._steps: tuple[float, ...] = (1.0, *(WIDENINGS if widens else ()), *last)
         self._now = now
         self._recall_asks = 1.0
-        self._drifts = self._proven = self._overflows = False
+        self._drifts = self._proven = self._overflows = self._fell = False
         self._drift: Drift | None = None
         self._overflow: float | None = None
         self.measured = True
         self.widen = 1.0
         self._begin()
+
+    def _begin(self) -> None:
+        """Start a state: what was seen in the one before says nothing of it."""
+        self._since = self._now().isoformat(timespec="seconds")
+        self._falls = Detector(FALSE_FALL)
+        self._rises = Detector(FALSE_RISE)
+        self._recovers = Detector(FALSE_RISE)
+        self._fell = False
+        self._window = RecallWindow()
+        self._latest: deque[RecallAgainstTarget] = deque(maxlen=_LATEST)
 
     @property
     def state(self) -> State:
@@ -187,7 +206,8 @@ class Gate:
     def health(self) -> Health:
         """What there is to say now."""
         reasons = (
-            ("recall is below its target", self._recall_asks > 1.0),
+            ("recall is below its target", self._recall_asks > 1.0 and not self._fell),
+            (NATIVE_FELL, self._fell),
             ("queries differ from those trained on", self._drifts and self.widen > 1.0),
             ("keys without a cell make routing dearer than a full scan", self._overflows),
         )
@@ -212,10 +232,17 @@ class Gate:
             # The bound of a bet has to be known before the value it is made on.
             most = 1.0 if served.relative else max(1.0 - served.target, _LEAST_LOSS)
             if self._falls.add(served.target - served.recall, most):
+                if self.widen == self._steps[-1]:
+                    self._fell = True
+                    self._falls = Detector(FALSE_FALL)
+                    self._recovers = Detector(FALSE_RISE)
+                    return
                 self._recall_asks = self._wide_enough()
                 self._proven = False
                 self._settle()
                 return
+        if self._fell and self._recovers.add(*_gain(served)):
+            self._fell = False
         if self._drifts and not self._proven and self.widen == 1.0:
             self._proven = self._rises.add(*_gain(served))
         elif better is not None and self.better is not None and self._rises.add(*_gain(better)):
@@ -236,7 +263,8 @@ class Gate:
     def add_overflow(self, share: float, break_even: float) -> None:
         """Weigh the share of keys without a cell."""
         self._overflow = share
-        self._overflows = share > (_BACK * break_even if self._overflows else break_even)
+        if self._steps[-1] == math.inf:  # else cells have no part in a search
+            self._overflows = share > (_BACK * break_even if self._overflows else break_even)
         self._settle()
 
     def _wide_enough(self) -> float:
@@ -248,6 +276,8 @@ class Gate:
             wanted = max(wanted, self.widen * missed / allowed)
         wider = self._steps[self._steps.index(self.widen) + 1 :]
         enough = [step for step in wider if step >= wanted]
+        if self._steps[-1] < math.inf:
+            return enough[0] if enough else wider[-1]
         # Natively only where nothing wider is left: how much wider helps has yet to be seen.
         return min(enough[0], wider[-2]) if len(wider) > 1 else wider[0]
 
@@ -257,18 +287,10 @@ class Gate:
         if self._drifts and not self.measured:
             asked.append(self._steps[1])
         if self._overflows:
-            asked.append(math.inf)
+            asked.append(self._steps[-1])
         if max(asked) != self.widen:
             self.widen = max(asked)
             self._begin()
-
-    def _begin(self) -> None:
-        """Start a state: what was seen in the one before says nothing of it."""
-        self._since = self._now().isoformat(timespec="seconds")
-        self._falls = Detector(FALSE_FALL)
-        self._rises = Detector(FALSE_RISE)
-        self._window = RecallWindow()
-        self._latest: deque[RecallAgainstTarget] = deque(maxlen=_LATEST)
 
 
 def _gain(of: RecallAgainstTarget) -> tuple[float, float]:

@@ -21,10 +21,11 @@ from amips_plugins.collection import Collection, Hit, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.drift import WINDOW, compare, outputs_of
 from amips_plugins.health.filters import FilterClasses, FilterTrial, narrows, shape_of
-from amips_plugins.health.gate import Gate, Health
+from amips_plugins.health.gate import NATIVE_FELL, Gate, Health
 from amips_plugins.health.shadow_search import (
     ServedQuery,
     filter_trial,
+    gate_of,
     shadow_search,
     widens,
 )
@@ -49,7 +50,7 @@ class Watch:
         self.collection = collection
         self.hook = hook
         self.reference = reference
-        self.gate = Gate(widens=widens(hook))
+        self.gate = gate_of(hook)
         self.filters = FilterClasses(widens=widens(hook))
         self.health = self.gate.health
         self.live: dict[bytes, FloatArray] = {}  # a repeated query says nothing new of all queries
@@ -306,7 +307,8 @@ class HealthMonitor:
             watch.health = replace(watch.gate.health, filters=watch.filters.summary())
         if watch is not self._watch:
             return  # it has been replaced: what it shows is nobody's news
-        if watch.health.widen != before.widen:
+        fell = [NATIVE_FELL in health.reasons for health in (before, watch.health)]
+        if watch.health.widen != before.widen or fell[0] != fell[1]:
             self._announce(watch, before)
         self._tell("on_health", watch.health)
 
@@ -314,13 +316,17 @@ class HealthMonitor:
         """Log a change of state, with the recall that was measured in the state before."""
         name, health = watch.collection.info.name, watch.health
         times = f" {health.widening:g} times" if health.state == "widened" else ""
+        seen = before.recall
+        fell = NATIVE_FELL in health.reasons and seen is not None
+        better = health.widen < before.widen or NATIVE_FELL in before.reasons
         _log.log(
-            logging.INFO if health.widen < before.widen else logging.WARNING,
-            "The router of %r is %s%s%s.",
+            logging.INFO if better else logging.WARNING,
+            "The router of %r is %s%s%s%s.",
             name,
             health.state,
             times,
             "".join(f"; {reason}" for reason in health.reasons),
+            f": recall {seen.mean:.3f} of {seen.n} sampled searches" if fell and seen else "",
             extra={
                 "amips_collection": name,
                 "amips_state": health.state,

@@ -5,6 +5,7 @@ What recall has to be, on average:
 - Cells, as planned: the recall that the search asked for, which calibration promises.
 - Cells, widened: the same, or what the native search finds where that is less. The next state down
   is the native search, and going there must not make things worse.
+- A tuned bundle's search: the recall asked for, however wide; natively nothing would be better.
 - A rewritten query: what the native search finds with the original one, less ``GIVE``.
 """
 
@@ -18,13 +19,22 @@ from typing import Any
 
 from amips_plugins.collection import Collection, Hit, SearchRequest
 from amips_plugins.health.filters import FilterTrial
-from amips_plugins.health.gate import RecallAgainstTarget, Shadow
+from amips_plugins.health.gate import Gate, RecallAgainstTarget, Shadow
 from amips_plugins.health.recall import recall_at_k
 from amips_plugins.models.hooks import RouteHook
+from amips_plugins.models.tuned import TunedHook
 from amips_plugins.plan import PreQueryHook, Target
 from amips_plugins.vectors import FloatArray
 
-__all__ = ["GIVE", "ServedQuery", "filter_trial", "search_wider", "shadow_search", "widens"]
+__all__ = [
+    "GIVE",
+    "ServedQuery",
+    "filter_trial",
+    "gate_of",
+    "search_wider",
+    "shadow_search",
+    "widens",
+]
 
 GIVE = 0.02
 """Recall below the native search's that a rewritten query may have: it promised no figure."""
@@ -52,7 +62,12 @@ class ServedQuery:
 
 def widens(hook: PreQueryHook) -> bool:
     """Tell whether a hook knows of ``Target.widen``: a bundle's router does."""
-    return isinstance(hook, RouteHook)
+    return isinstance(hook, (RouteHook, TunedHook))
+
+
+def gate_of(hook: PreQueryHook | None) -> Gate:
+    """Return the gate for what plans."""
+    return Gate(widens=hook is not None and widens(hook), native=isinstance(hook, TunedHook))
 
 
 def shadow_search(
@@ -75,8 +90,9 @@ def shadow_search(
 
     recall_served = recall(served.found)
     promised = _promised(served)
+    tuned = isinstance(served.hook, TunedHook)
     fixed = served.widen == 1.0 and promised is not None and widens(served.hook)
-    if served.widen == math.inf or (fixed and better is None):
+    if served.widen == math.inf or tuned or (fixed and better is None):
         native = recall_served  # not looked at where the target is a fixed one
     else:
         native = recall(collection.search(request)[0])
@@ -85,8 +101,8 @@ def shadow_search(
         found = search_wider(better, collection, served.hook, served.target, request)
         if found is None:
             return None
-        tried = _against_target(recall(found), better, promised, native, widens(served.hook))
-    trial = _against_target(recall_served, served.widen, promised, native, widens(served.hook))
+        tried = _against_target(recall(found), better, promised, native, served.hook)
+    trial = _against_target(recall_served, served.widen, promised, native, served.hook)
     return Shadow(served.widen, trial, tried)
 
 
@@ -140,22 +156,22 @@ def search_wider(
         return None
     plan = hook.plan(request.queries, replace(target, widen=widen))
     (found,) = collection.exact(request) if plan.exact else collection.search(request, plan)
-    if len(found) < request.k and plan.mode in ("route", "rewrite"):
+    if len(found) < request.k and plan.mode in ("route", "rewrite", "tuned"):
         (found,) = collection.search(request)
     return found
 
 
 def _promised(served: ServedQuery) -> float | None:
-    if served.target.recall is None and isinstance(served.hook, RouteHook):
+    if served.target.recall is None and isinstance(served.hook, (RouteHook, TunedHook)):
         return served.hook.default_recall
     return served.target.recall
 
 
 def _against_target(
-    recall: float, widen: float, promised: float | None, native: float, widening: bool
+    recall: float, widen: float, promised: float | None, native: float, hook: PreQueryHook
 ) -> RecallAgainstTarget:
     if promised is None:
         return RecallAgainstTarget(recall, max(native - GIVE, 0.0), relative=True)
-    if widen == 1.0 and widening:
+    if isinstance(hook, TunedHook) or (widen == 1.0 and widens(hook)):
         return RecallAgainstTarget(recall, promised)
     return RecallAgainstTarget(recall, min(promised, native), relative=True)

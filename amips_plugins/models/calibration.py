@@ -102,6 +102,21 @@ class Calibration:
             return None
         return int(self.efforts[int((self.thresholds <= threshold).argmax())])
 
+    def unpromised(self, k: int, recall: float) -> str | None:
+        """Say in a few words why a recall@k is not promised, or None; a share is refused if none.
+
+        Raises ``InvalidInput`` where the target is no share.
+        """
+        if k > self.max_k and 0.0 < recall < 1.0:
+            return "target: k not calibrated"
+        try:
+            self.threshold(k, recall)
+        except InvalidInput:
+            if not 0.0 < recall <= 1.0:
+                raise
+            return "target: not promised"
+        return None
+
     def default_threshold(self, k: int, recall: float) -> float:
         """Like ``threshold``, but search every cell where nothing can be promised."""
         try:

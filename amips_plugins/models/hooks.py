@@ -20,6 +20,7 @@ import numpy as np
 from amips_plugins.errors import InvalidInput
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.models.onnx_session import OnnxModel
+from amips_plugins.models.tuned import TunedHook
 from amips_plugins.plan import EXACT, NATIVE, PreQueryHook, QueryPlan, Target
 from amips_plugins.vectors import FloatArray, IntArray
 
@@ -131,14 +132,10 @@ class RouteHook:
                 raise InvalidInput(f"n_probes={target.n_probes} searches nothing; pass 1 or more.")
             return 0.0, None
         recall = self.default_recall if target.recall is None else target.recall
-        if target.k > self.calibration.max_k and 0.0 < recall < 1.0:
-            return -np.inf, "target: k not calibrated"
-        try:
-            threshold = self.calibration.threshold(target.k, recall)
-        except InvalidInput:
-            if not 0.0 < recall <= 1.0:
-                raise
-            return -np.inf, "target: not promised"
+        reason = self.calibration.unpromised(target.k, recall)
+        if reason is not None:
+            return -np.inf, reason
+        threshold = self.calibration.threshold(target.k, recall)
         return self.calibration.widen(threshold, target.widen), None
 
 
@@ -184,4 +181,4 @@ def is_quick(hook: PreQueryHook, n_queries: int) -> bool:
     """
     if isinstance(hook, (RouteHook, RewriteHook)):
         return hook.model.multiplications * n_queries <= _QUICK
-    return isinstance(hook, NativeHook)
+    return isinstance(hook, (NativeHook, TunedHook))

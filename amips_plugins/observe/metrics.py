@@ -25,6 +25,7 @@ __all__ = ["RouterMetrics"]
 _PLAN = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1)
 _SEARCH = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1, 1.0, 2.0, 5.0, 10.0)
 _STATES: Mapping[State, float] = {"healthy": 0.0, "widened": 1.0, "native": 2.0}
+_MODES = ("route", "rewrite", "tuned", "exact", "native")
 _LABELS = ("database", "collection", "field")
 _GAUGES = {
     "amips_overflow_share": "Share of keys without a cell.",
@@ -138,9 +139,7 @@ class _Searches:
 
     def counting(self, labels: _Labels) -> Callable[[Observation], None]:
         """Return an observer that counts the searches of one collection."""
-        modes = {
-            m: self._queries.labels(*labels, m) for m in ("route", "rewrite", "exact", "native")
-        }
+        modes = {mode: self._queries.labels(*labels, mode) for mode in _MODES}
         probes, scanned = self._probes.labels(*labels), self._scanned.labels(*labels)
         plan, search = self._plan.labels(*labels), self._search.labels(*labels)
 

@@ -121,6 +121,12 @@ class RoutableCall(Protocol):
         """Make the caller's call, changed by a plan."""
         ...
 
+    def tuned(
+        self, plain: Call, collection: Collection, request: SearchRequest, plan: QueryPlan
+    ) -> Effects[Any]:
+        """Make the caller's call with a plan's search parameters."""
+        ...
+
     def exactly(self, plain: Call, collection: Collection, request: SearchRequest) -> Effects[Any]:
         """Make the caller's call with parameters by which every key is looked at."""
         ...
@@ -223,7 +229,7 @@ def search(routed: RoutedCollection, call: RoutableCall, plain: Call) -> Effects
         router = yield from routed.of(call.name)
         asked = None if router is None else call.request(router.collection)
         if router is not None and asked is not None:
-            timeout = asked.timeout
+            timeout, whole = asked.timeout, call.whole(router.collection)
 
             def by_client(
                 collection: Collection, request: SearchRequest, plan: QueryPlan
@@ -231,6 +237,12 @@ def search(routed: RoutedCollection, call: RoutableCall, plain: Call) -> Effects
                 nonlocal response
                 if plan.cells is not None or plan.rewritten is not None:
                     found = yield from call.routed(plain, collection, request, plan)
+                elif plan.params is not None:
+                    answer = yield from call.tuned(plain, collection, request, plan)
+                    hits = call.hits(answer)
+                    if not whole:  # what a threshold or a last page leaves out is not missing
+                        hits += [None] * (request.k - len(hits))
+                    found = Found(answer, hits)
                 elif plan.exact:
                     answer = yield from call.exactly(plain, collection, request)
                     found = Found(answer, call.hits(answer))
@@ -242,7 +254,7 @@ def search(routed: RoutedCollection, call: RoutableCall, plain: Call) -> Effects
                 response = found.response
                 return [found.hits]
 
-            target, whole = Target(k=asked.k, recall=routed.recall), call.whole(router.collection)
+            target = Target(k=asked.k, recall=routed.recall)
             yield from router.search_effects(asked, target, search=by_client, sampled=whole)
     except Exception as exc:
         if plain.raised(exc):

@@ -11,7 +11,12 @@ import numpy as np
 
 from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.adapters.milvus.opening import widest_params
-from amips_plugins.adapters.milvus.search import MAX_CANDIDATES, plan_calls, scored_by_ids
+from amips_plugins.adapters.milvus.search import (
+    MAX_CANDIDATES,
+    plan_calls,
+    scored_by_ids,
+    with_params,
+)
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.collection import (
     Collection,
@@ -297,6 +302,16 @@ class _Searched:
                 del hit["entity"][info.field]
             rescored.append((key, score, hit))
         return rescored
+
+    def tuned(
+        self,
+        plain: Call,
+        collection: Collection,  # noqa: ARG002 - Qdrant's asks it
+        request: SearchRequest,
+        plan: QueryPlan,
+    ) -> Effects[Any]:
+        params = with_params(self.params, plan.params)
+        return (yield plain.instead({**self.natively(request.timeout), "search_params": params}))
 
     def exactly(self, plain: Call, collection: Collection, request: SearchRequest) -> Effects[Any]:
         reader: Any = collection  # a MilvusCollection

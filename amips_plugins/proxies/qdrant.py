@@ -211,6 +211,15 @@ class _QueryPoints:
     def natively(self, timeout: float | None) -> Mapping[str, Any]:
         return {**self.arguments, "timeout": _seconds(timeout)}
 
+    def tuned(
+        self, plain: Call, collection: Collection, request: SearchRequest, plan: QueryPlan
+    ) -> Effects[Any]:
+        reader: Any = collection  # a QdrantCollection
+        _, params = reader.narrowed(request, plan, None)
+        changes = {"search_params": params, "timeout": _seconds(request.timeout)}
+        changed = replace(self, arguments={**self.arguments, **changes})
+        return (yield from changed.plainly(self.changed(plain, changes), collection))
+
     def exactly(self, plain: Call, collection: Collection, request: SearchRequest) -> Effects[Any]:  # noqa: ARG002 - Milvus' asks it
         exact = models.SearchParams(exact=True)
         timeout = _seconds(request.timeout)

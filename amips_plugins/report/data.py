@@ -57,6 +57,11 @@ def read_report(path: Path) -> ReportData:
     """
     folder = path if (path / MANIFEST).is_file() else path / "bundle"
     bundle = Bundle.in_folder(folder)
+    if bundle.manifest.model == "tuned":
+        raise InvalidInput(
+            f"Nothing was trained for {folder}, a bundle that sets search parameters; amips tune "
+            f"says what it measured, and amips evaluate measures again."
+        )
     # A bundle that still lies in its run has the curves beside it.
     curves = read_curves(folder.parent / CURVES) if folder.name == "bundle" else None
     if curves is not None and curves.version != bundle.manifest.version:

@@ -47,7 +47,7 @@ def execute(
 ) -> Effects[Outcome]:
     """Search by a plan. Where the generation is gone, the one that serves now answers instead."""
     outcome = None
-    routed = plan.cells is not None or plan.rewritten is not None
+    routed = plan.mode in ("route", "rewrite", "tuned")
     try:
         asked = request
         if routed and request.timeout is not None and time.perf_counter() - started > _NOTICED:

@@ -18,7 +18,8 @@ class Trace:
     Attributes
     ----------
     mode
-        ``route``, ``rewrite``, ``exact`` (every key was looked at) or ``native``.
+        ``route``, ``rewrite``, ``tuned`` (natively, with calibrated parameters), ``exact`` (every
+        key was looked at) or ``native``.
     n_probes
         Cells the model chose; None without cells.
     version

@@ -25,6 +25,9 @@ GATED = "health: native"
 WATCHED = (None, GATED, NOT_MEASURED, MISSES, DEARER)
 """Why the native search answers whose searches are sampled all the same, to see if they change."""
 
+OWN_PARAMS = "params: the caller's own"
+"""The reason where a search brings the parameter that a tuned bundle would set, and no target."""
+
 NOT_EXHAUSTIVE = "exact: as far as the index goes"
 """The reason where every key is asked for, and the database looks only where its index leads."""
 
@@ -70,7 +73,7 @@ def plan_search(
         else:
             plan = yield PlanEffect(hook, queries, target, _patience(request, plan_timeout))
         check_plan(plan, queries)
-        reason = _unroutable(serving.collection, request, plan)
+        reason = _unroutable(serving.collection, request, target, plan)
     except InvalidInput:
         raise  # the caller's own argument
     except Exception as exc:  # noqa: BLE001 - whatever a model does, the native search answers
@@ -79,6 +82,8 @@ def plan_search(
     serving.planned(good=True)
     if reason is not None:
         return NATIVE, serving.note(fallbacks, reason, _HINTS.get(reason))
+    if plan.mode == "tuned" and plan.reason is not None:  # the widest search, yet no promise
+        return plan, serving.note(fallbacks, plan.reason, _HINTS.get(plan.reason))
     if plan.exact and not (yield InThread(partial(getattr, serving.collection, "exhaustive"))):
         return plan, serving.note(fallbacks, NOT_EXHAUSTIVE)
     most = serving.collection.max_candidates
@@ -93,7 +98,9 @@ def _has_to_be_known(hook: PreQueryHook, request: SearchRequest, target: Target)
     return not free and narrows(request.filter)
 
 
-def _unroutable(collection: Collection, request: SearchRequest, plan: QueryPlan) -> str | None:
+def _unroutable(
+    collection: Collection, request: SearchRequest, target: Target, plan: QueryPlan
+) -> str | None:
     """Say why the plan is empty, would change what is meant, or find less than is asked for."""
     rewritten = plan.rewritten is not None
     if plan.mode == "native":
@@ -101,7 +108,12 @@ def _unroutable(collection: Collection, request: SearchRequest, plan: QueryPlan)
     most = collection.max_candidates
     if rewritten and most is not None and request.k > most:
         return "k: more than there may be candidates"
-    return collection.unroutable(request, rewritten=rewritten)
+    reason = collection.unroutable(request, rewritten=rewritten)
+    if reason is None and plan.params is not None and target.recall is None:
+        asked = request.params or {}
+        own = {*asked, *(asked.get("params") or {})}
+        return None if own.isdisjoint(plan.params) else OWN_PARAMS
+    return reason
 
 
 def _patience(request: SearchRequest, plan_timeout: float) -> float:

@@ -10,6 +10,7 @@ import pytest
 
 from amips_plugins.health.drift import Drift
 from amips_plugins.health.gate import (
+    NATIVE_FELL,
     SLACK,
     WIDENINGS,
     Gate,
@@ -27,9 +28,9 @@ def clock() -> Iterable[datetime]:
     return (start + timedelta(seconds=second) for second in itertools.count())
 
 
-def gate(*, widens: bool = True) -> Gate:
+def gate(*, widens: bool = True, native: bool = False) -> Gate:
     times = iter(clock())
-    return Gate(widens=widens, now=lambda: next(times))
+    return Gate(widens=widens, native=native, now=lambda: next(times))
 
 
 def state(watched: Gate) -> str:
@@ -69,6 +70,27 @@ class Traffic:
 GOOD: dict[State, float] = {"healthy": 0.95, "widened": 0.99, "native": 1.0}
 WORSE: dict[State, float] = {"healthy": 0.75, "widened": 0.97, "native": 1.0}
 BAD: dict[State, float] = {"healthy": 0.3, "widened": 0.5, "native": 1.0}
+
+
+def test_a_native_plan_is_widened_as_far_as_there_is_and_then_an_alarm() -> None:
+    watched = gate(native=True)
+    traffic = Traffic(watched)
+    traffic.run(50, BAD, "widened")
+    traffic.run(400, BAD)
+    before = watched.health
+    assert (before.state, before.widening) == ("widened", WIDENINGS[-1])
+    assert before.reasons == (NATIVE_FELL,)
+    traffic.run(600, {**GOOD, "healthy": 0.5})  # only as far as this it holds again
+    assert NATIVE_FELL not in watched.health.reasons
+    assert state(watched) == "widened"
+    traffic.run(3000, GOOD, "healthy")
+    assert watched.health.reasons == ()
+
+
+def test_overflow_is_none_of_a_native_plans_business() -> None:
+    watched = gate(native=True)
+    watched.add_overflow(0.9, 0.3)
+    assert (watched.state, watched.health.overflow) == ("healthy", 0.9)
 
 
 def test_a_good_router_stays_healthy() -> None:

@@ -1,0 +1,1 @@
+"""From a collection to its cheapest settings: what ``amips tune`` does."""

@@ -9,6 +9,8 @@
     qdrant://localhost:6333?collection=docs         Qdrant server
     qdrant+https://host:6333?collection=docs        the same over TLS
     qdrant-edge:///folder?collection=docs           Qdrant Edge, the shard in /folder/docs
+    cells:///folder/docs.cells                      a cell file, which knows its collection's name
+    cells+s3://bucket/docs.cells                    the same in a store that fsspec reads
 
 ``&field=NAME`` names the vector field where there are several, ``&db=NAME`` a database of Milvus
 other than the default one, ``&shard_key=NAME`` one custom shard key of Qdrant. Credentials do not
@@ -27,6 +29,8 @@ from amips_plugins.errors import InvalidInput
 __all__ = ["connect", "read_filter"]
 
 _HINT = "write for example milvus:///path/docs.db?collection=docs or qdrant://localhost:6333?collection=docs"
+
+_CELLS = "write for example cells:///folder/docs.cells or cells+s3://bucket/docs.cells"
 
 
 def connect(uri: str) -> Collection:
@@ -59,6 +63,8 @@ def connect(uri: str) -> Collection:
     except ValueError:
         raise InvalidInput(f"A port is a number up to 65535; {_HINT}.") from None
     scheme, _, tls = parts.scheme.partition("+")
+    if scheme == "cells":
+        return _open_cells(uri, tls)
     known = scheme in ("milvus", "qdrant") and tls in ("", "http", "https")
     known = known or parts.scheme == "qdrant-edge"
     if "@" in uri and (parts.netloc or not known):  # in a local path it is just a letter
@@ -112,6 +118,29 @@ def connect(uri: str) -> Collection:
         collection = QdrantCollection.connect(address, name, field, token, shard_key)
     _ = collection.info  # a wrong name or field shows here, not at the first search
     return collection
+
+
+def _open_cells(uri: str, protocol: str) -> Collection:
+    """Open a cell file: on a disk, or where fsspec reads this protocol."""
+    from amips_plugins.adapters.cell_file.collection import CellFileCollection
+
+    parts = urlsplit(uri)
+    options = parse_qs(parts.query)
+    unknown = sorted(set(options) - {"collection", "field"})
+    if unknown:
+        raise InvalidInput(f"Unknown option {unknown[0]!r} in the URI of a cell file; {_CELLS}.")
+    if "@" in parts.netloc:
+        raise InvalidInput(
+            "Credentials do not belong into a collection URI, where logs would show them; give "
+            "them to the store, by its own environment variables or fsspec's configuration."
+        )
+    path = unquote(parts.path)
+    nowhere = path in ("", "/") and not (protocol and parts.netloc)
+    if nowhere or (parts.netloc and not protocol):
+        raise InvalidInput(f"The URI of a cell file names a file on this machine; {_CELLS}.")
+    address = f"{protocol}://{parts.netloc}{path}" if protocol else path
+    name, field = (options.get(one, [None])[0] for one in ("collection", "field"))
+    return CellFileCollection.connect(address, name, field)
 
 
 def read_filter(collection: Collection, text: str) -> Any:

@@ -32,6 +32,7 @@ from amips_plugins.errors import (
 )
 
 if TYPE_CHECKING:
+    from amips_plugins.adapters.cell_file.collection import CellFileCollection
     from amips_plugins.adapters.connect import connect
     from amips_plugins.adapters.memory import MemoryCollection
     from amips_plugins.adapters.milvus.collection import MilvusCollection
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from amips_plugins.vectors import Metric
 
 _HOMES = {
+    "adapters.cell_file.collection": "CellFileCollection",
     "adapters.connect": "connect",
     "adapters.memory": "MemoryCollection",
     "adapters.milvus.collection": "MilvusCollection",
@@ -105,6 +107,7 @@ __all__ = [
     "BundleMismatch",
     "BundleNotFound",
     "BundleUnsigned",
+    "CellFileCollection",
     "Collection",
     "CollectionError",
     "CollectionInfo",

@@ -43,7 +43,7 @@ class CollectionInfo:
     Attributes
     ----------
     database
-        ``"milvus"``, ``"qdrant"``, ``"qdrant-edge"`` or ``"memory"``.
+        ``"milvus"``, ``"qdrant"``, ``"qdrant-edge"``, ``"cell-file"`` or ``"memory"``.
     name
         Name of the collection.
     field
@@ -60,6 +60,8 @@ class CollectionInfo:
     family
         The name that the generations and aliases of a collection share, as the adapter knows it;
         "" where that is ``name``.
+    origin
+        The collection that this one is a copy of, by whose bundles it is searched; None for itself.
     """
 
     database: str
@@ -70,6 +72,7 @@ class CollectionInfo:
     schema: Mapping[str, str] = dataclasses.field(default_factory=dict)
     namespace: str = ""
     family: str = ""
+    origin: CollectionKey | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,8 +420,8 @@ def check_layout(plan: QueryPlan, layout: str | None, name: str) -> None:
 
 
 def collection_key(info: CollectionInfo) -> CollectionKey:
-    """Return the key of a collection, which its generations and aliases share."""
-    return CollectionKey(
+    """Return the key of a collection, which its generations, aliases and copies share."""
+    return info.origin or CollectionKey(
         database=info.database,
         namespace=info.namespace,
         name=info.family or info.name,

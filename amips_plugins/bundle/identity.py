@@ -5,12 +5,15 @@ Two servers, or two files, may have collections of one name, metric and dimensio
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from amips_plugins.bundle.contents import KEY_SAMPLE, PARTITIONS, load
 from amips_plugins.bundle.package import Bundle
-from amips_plugins.collection import Collection, collection_key
+from amips_plugins.collection import Collection, CollectionKey, Id, KeyBatch, collection_key
 from amips_plugins.errors import BundleMismatch
+from amips_plugins.vectors import Metric
 
-__all__ = ["check_bundle"]
+__all__ = ["check_bundle", "check_made_for"]
 
 _LEAST = 0.5  # of the sample has to be there: with less, what was calibrated says nothing either
 
@@ -22,15 +25,29 @@ def check_bundle(collection: Collection, bundle: Bundle) -> None:
     change as they like. Partitions of its users' own say nothing of whose it is.
     """
     info, manifest = collection.info, bundle.manifest
-    manifest.check_serves(collection_key(info), info.metric, info.dim)
-    sample = load(bundle)[KEY_SAMPLE]  # verified, whether it is needed or not
     given = PARTITIONS in manifest.files
-    if manifest.layout and not given and collection.layout() == manifest.layout:
+    laid_out = manifest.layout and not given and collection.layout() == manifest.layout
+    fetch = None if laid_out else collection.fetch
+    check_made_for(bundle, collection_key(info), info.metric, info.dim, fetch)
+
+
+def check_made_for(
+    bundle: Bundle,
+    key: CollectionKey,
+    metric: Metric,
+    dim: int,
+    fetch: Callable[[Sequence[Id]], KeyBatch] | None,
+) -> None:
+    """Raise ``BundleMismatch`` for other names, or too few of its keys in what ``fetch`` reads."""
+    manifest = bundle.manifest
+    manifest.check_serves(key, metric, dim)
+    sample = load(bundle)[KEY_SAMPLE]  # verified, whether it is needed or not
+    if fetch is None:
         return
-    same = sample.count_same(collection.fetch(sample.ids), manifest.metric)
+    same = sample.count_same(fetch(sample.ids), manifest.metric)
     if same < _LEAST * len(sample.ids):
         raise BundleMismatch(
-            f"Bundle {manifest.version} was made for other keys than those of {info.name!r}: of "
+            f"Bundle {manifest.version} was made for other keys than those of {key.name!r}: of "
             f"{len(sample.ids)} keys of its snapshot {same} are there with the same vector; train "
             f"one on a snapshot of this collection."
         )

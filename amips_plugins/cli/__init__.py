@@ -26,6 +26,7 @@ _COMMANDS = {
     "report": "Show a training, or a bundle, as one HTML page.",
     "publish": "Put a trained bundle into a registry.",
     "layout": "Put a collection into the cells of its bundle; status, rollback, drop-old.",
+    "cell-file": "Write a snapshot into a cell file, for collections bigger than memory.",
     "backfill": "Give the keys that others have written their cells.",
     "status": "Say how a collection's router does, and what to do about it.",
     "evaluate": "Compare native and learned search on your own queries.",
@@ -93,6 +94,7 @@ def command(ctx: click.Context, debug: bool) -> None:
       qdrant:///path/folder?collection=docs       Qdrant, embedded
       qdrant://localhost:6333?collection=docs     Qdrant server
       qdrant-edge:///path/folder?collection=docs  Qdrant Edge, embedded
+      cells:///path/docs.cells                    a cell file, or cells+s3://bucket/docs.cells
 
     Quote it, since shells read ? and &. Add &field=NAME where there are several vector fields, and
     +https to the scheme for TLS. Credentials come from AMIPS_MILVUS_TOKEN and AMIPS_QDRANT_API_KEY.

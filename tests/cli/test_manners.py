@@ -124,6 +124,7 @@ def test_json_is_all_there_is_and_its_keys_are_documented(home: Path, amips: Ami
     assert check("layout status", where) == built
     assert check("backfill", where, "--dry-run") == {"placed": 0, "overflow": 0}
     assert check("backfill", where)["placed"] == 0
+    assert check("cell-file", "snap", "-o", "docs.cells")["keys"] == COUNT
     check("evaluate", where, "--queries", "test.npy")
     check("status", where)
     assert check("layout rollback", where)["layout"] is None

@@ -48,6 +48,7 @@ STANDS_FOR = {  # what a page names, and what it is here
     'MilvusClient("docs.db")': 'MilvusClient("{home}/docs.db")',  # one name for one file
     "qdrant://localhost:6333": "qdrant://{home}/qdrant",
     "/srv/shards": "{home}/shards",
+    "/srv/docs.cells": "{home}/docs.cells",
     "s3://bucket/registry": "{home}/registry",
     "start_http_server(9464": "start_http_server(0",
     'QdrantClient("http://localhost:6333")': 'QdrantClient(path="{home}/qdrant")',

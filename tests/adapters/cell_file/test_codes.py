@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from amips_plugins.adapters.cell_file.codes import Coder, Scorer
+from amips_plugins.adapters.cell_file.collection import CellFileCollection
+from amips_plugins.adapters.cell_file.file_format import Bits
+from amips_plugins.collection import SearchRequest
+from amips_plugins.plan import QueryPlan
+from amips_plugins.vectors import Metric, lift_keys, lift_queries
+from tests.adapters.cell_file.made import clustered, queries, write
+
+EVERY = get_args(Bits)
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("bits", EVERY)
+def test_codes_score_about_as_vectors_do(bits: Bits, metric: Metric) -> None:
+    keys, asked = clustered()[0][:1500], queries(5)  # more than are decoded at once
+    coder = Coder(metric, keys.shape[1], bits)
+    run = coder.encode(keys)
+    assert len(run) == coder.n_bytes(len(keys))
+    wanted = lift_queries(asked, metric) @ lift_keys(keys, metric).T
+    placed = lift_queries(asked, metric)[:, : keys.shape[1]]
+    found = Scorer(coder, placed).score(run, len(keys), [3, 1])
+    off = np.std(found - wanted[[3, 1]]) / np.std(wanted[[3, 1]])
+    assert off < {2: 0.5, 4: 0.15, 8: 0.02}[bits]
+    assert off > 1e-5  # codes they are
+
+
+@pytest.mark.parametrize("bits", EVERY)
+def test_a_dimension_that_fills_no_byte(bits: Bits) -> None:
+    keys = np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32)
+    coder = Coder(Metric.IP, 5, bits)
+    scores = Scorer(coder, keys[:3]).score(coder.encode(keys), 40, [0, 1, 2])
+    assert np.corrcoef(scores.ravel(), (keys[:3] @ keys.T).ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("bits", EVERY)
+def test_equal_keys_and_a_single_one(bits: Bits) -> None:
+    coder = Coder(Metric.IP, 4, bits)
+    keys = np.full((3, 4), 0.5, dtype=np.float32)
+    for some in (keys, keys[:1]):
+        scores = Scorer(coder, keys[:1]).score(coder.encode(some), len(some), [0])
+        np.testing.assert_allclose(scores, 1.0, rtol=1e-6)
+    assert coder.encode(keys[:0]) == b""
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("bits", EVERY)
+def test_cells_are_searched_by_codes_as_exactly_as_by_vectors(
+    tmp_path: Path, bits: Bits, metric: Metric
+) -> None:
+    collection = CellFileCollection(write(tmp_path / "docs.cells", bits, metric))
+    asked, (keys, cells) = queries(), clustered()
+    plan = QueryPlan(cells=np.tile([[1, 2, 5]], (len(asked), 1)), layout="abc")
+    found = collection.search(SearchRequest(asked, k=10), plan)
+    inside = np.flatnonzero(np.isin(cells, [1, 2, 5]))
+    scores = lift_queries(asked, metric) @ lift_keys(keys[inside], metric).T
+    best = inside[np.argsort(-scores, axis=1)[:, :10]]
+    agree = [len({h.id for h in hits} & set(b)) / 10 for hits, b in zip(found, best, strict=True)]
+    assert np.mean(agree) > {2: 0.96, 4: 0.98, 8: 0.995}[bits]
+    # The scores are those of the vectors, not of the codes.
+    (exact,) = collection.exact(SearchRequest(asked[:1], k=3000))
+    by_vector = {hit.id: hit.score for hit in exact}
+    for hit in found[0]:
+        assert hit.score == pytest.approx(by_vector[hit.id], abs=1e-5)

@@ -20,23 +20,36 @@ belong into a URI: set ``AMIPS_MILVUS_TOKEN`` or ``AMIPS_QDRANT_API_KEY``.
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from amips_plugins.adapters.several.collection import SeveralCollections
+from amips_plugins.adapters.several.members import member_name
 from amips_plugins.collection import Collection
 from amips_plugins.errors import InvalidInput
 
 __all__ = ["connect", "read_filter"]
 
+_NAMED = re.compile(r"([\w.-]+)=(\w[\w+-]*://.*)")  # a URI with a name in front
 _HINT = "write for example milvus:///path/docs.db?collection=docs or qdrant://localhost:6333?collection=docs"
 
 _CELLS = "write for example cells:///folder/docs.cells or cells+s3://bucket/docs.cells"
 
 
-def connect(uri: str) -> Collection:
+def connect(uri: str, *others: str, name: str = "all") -> Collection:
     """Open the collection that a URI names (see the module for the forms).
 
     The collection owns its connection: close it, or use it for the life of the process.
+
+    Parameters
+    ----------
+    uri
+        The collection. With ``others`` it may be written ``NAME=URI``.
+    others
+        More of them, to search all as one (``LearnedRouter.over``).
+    name
+        What several are called together.
 
     Raises
     ------
@@ -54,6 +67,46 @@ def connect(uri: str) -> Collection:
     ...
     amips_plugins.errors.InvalidInput: 'docs.db' is not a collection URI; write for example ...
     """
+    if not others:
+        return _connect(uri)
+    opened: dict[str, Collection] = {}
+    folders: dict[str, Collection] = {}  # of local Qdrant databases: each has one client at a time
+    try:
+        for given in (uri, *others):
+            named = _NAMED.fullmatch(given)
+            own = given if named is None else named[2]
+            place, _, options = own.partition("?")
+            if place in folders:
+                found = _beside(folders[place], parse_qs(options))
+            else:
+                found = _connect(own)
+            if place.startswith("qdrant:///"):
+                folders[place] = found
+            called = member_name(found) if named is None else named[1]
+            if called in opened:
+                found.close()
+                raise InvalidInput(
+                    f"Two of the collections are called {called!r}; write NAME=URI, with names of "
+                    f"your own."
+                )
+            opened[called] = found
+        return SeveralCollections(opened, name=name)
+    except BaseException:
+        for found in opened.values():
+            found.close()
+        raise
+
+
+def _beside(other: Any, options: dict[str, list[str]]) -> Collection:
+    """Open another collection through the client of one that is open."""
+    if "collection" not in options:
+        raise InvalidInput(f"The collection URI names no collection; {_HINT}.")
+    found: Collection = other.beside(options["collection"][0], options.get("field", [None])[0])
+    _ = found.info
+    return found
+
+
+def _connect(uri: str) -> Collection:
     try:
         parts = urlsplit(uri)
     except ValueError:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from amips_plugins.adapters.milvus.collection import MilvusCollection
     from amips_plugins.adapters.qdrant.collection import QdrantCollection
     from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
+    from amips_plugins.adapters.several.collection import SeveralCollections
     from amips_plugins.bundle.registry import Registry
     from amips_plugins.cell_layout import LayoutSpec
     from amips_plugins.collection import (
@@ -75,6 +76,7 @@ _HOMES = {
     "adapters.milvus.collection": "MilvusCollection",
     "adapters.qdrant.collection": "QdrantCollection",
     "adapters.qdrant_edge.collection": "QdrantEdgeCollection",
+    "adapters.several.collection": "SeveralCollections",
     "bundle.registry": "Registry",
     "cell_layout": "LayoutSpec",
     "collection": "AsyncCollection Collection CollectionInfo CollectionKey Hit KeyBatch "
@@ -139,6 +141,7 @@ __all__ = [
     "RouterMetrics",
     "SearchRequest",
     "SearchSpans",
+    "SeveralCollections",
     "Snapshot",
     "SnapshotError",
     "StatusFile",

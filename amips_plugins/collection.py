@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol, runtime_checkable
@@ -25,6 +26,7 @@ __all__ = [
     "Failure",
     "Hit",
     "Id",
+    "Incomplete",
     "KeyBatch",
     "SearchRequest",
     "check_keys",
@@ -43,7 +45,8 @@ class CollectionInfo:
     Attributes
     ----------
     database
-        ``"milvus"``, ``"qdrant"``, ``"qdrant-edge"``, ``"cell-file"`` or ``"memory"``.
+        ``"milvus"``, ``"qdrant"``, ``"qdrant-edge"``, ``"cell-file"``, ``"memory"`` or
+        ``"several"``.
     name
         Name of the collection.
     field
@@ -139,11 +142,33 @@ class Hit:
         distance (squared in Milvus and in memory, not squared in Qdrant).
     fields
         The stored fields asked for.
+    collection
+        Where several collections are searched as one, the name of the one that it is of.
     """
 
     id: Id
     score: float
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    collection: str = ""
+
+    @property
+    def key(self) -> Id:
+        """Its id among all that is searched: with its collection, as JSON, if it names one."""
+        return json.dumps([self.collection, self.id]) if self.collection else self.id
+
+
+class Incomplete(list[Hit]):
+    """The hits of a query that some of several collections gave no answer to.
+
+    Attributes
+    ----------
+    left_out
+        Their names.
+    """
+
+    def __init__(self, hits: Iterable[Hit], left_out: tuple[str, ...]) -> None:
+        super().__init__(hits)
+        self.left_out = left_out
 
 
 class Failure(Enum):

@@ -173,9 +173,9 @@ class _Asked:
             request = SearchRequest(query[None], max(k, _NEAR))
             (there,) = collection.exact(replace(request, filter=self.filter))
             (near,) = collection.exact(replace(request, k=_NEAR))
-            passed += len({hit.id for hit in there} & {hit.id for hit in near})
+            passed += len({hit.key for hit in there} & {hit.key for hit in near})
             best += len(near)
-            self.truth.append([hit.id for hit in there[:k]])
+            self.truth.append([hit.key for hit in there[:k]])
         self.passing = passed / max(1, best)
 
 
@@ -236,8 +236,8 @@ def _recalls(
     metric = collection.info.metric
     looked_at = []
     for true, hits in zip(truth, answers, strict=True):
-        false = [hit.id for hit in hits if hit.id not in true]
-        looked_at.append(dict.fromkeys([*true[:1], *true[-1:], *(h.id for h in hits[:1]), *false]))
+        false = [hit.key for hit in hits if hit.key not in true]
+        looked_at.append(dict.fromkeys([*true[:1], *true[-1:], *(h.key for h in hits[:1]), *false]))
     wanted = list(dict.fromkeys(key for keys in looked_at for key in keys))
     vectors: dict[Id, FloatArray] = {}
     for low in range(0, len(wanted), _FETCHED):
@@ -253,7 +253,7 @@ def _recalls(
         scores = native_scores(query, np.stack([vectors[key] for key in there]), metric)
         known = dict(zip(there, scores.tolist(), strict=True))
         worst = -np.inf if larger else np.inf  # of what is gone; a true key needs no score
-        found = [Hit(hit.id, known.get(hit.id, worst)) for hit in hits]
+        found = [Hit(hit.key, known.get(hit.key, worst)) for hit in hits]
         best = [Hit(key, known.get(key, worst)) for key in true]
         recalls.append(
             [recall_at_k(found, best, k, larger_is_better=larger) for k in (1, len(best))]

@@ -40,6 +40,7 @@ from amips_plugins.export.routers import native_candidate, train_router
 from amips_plugins.export.run_folder import RunFolder
 from amips_plugins.export.snapshot import Snapshot
 from amips_plugins.export.spilling import share_of_copies, spilled, worthwhile_spill
+from amips_plugins.export.strangers import strangers
 from amips_plugins.models.cells import Cells
 from amips_plugins.models.hooks import RewriteHook
 from amips_plugins.progress import Progress, no_progress
@@ -125,6 +126,8 @@ def train(
                 candidates = work(task, options)
                 refit = partial(_refit, options, share_of_copies(candidates[-1].assignment))
             else:
+                if snapshot.manifest.collection.database == "several":
+                    _warn_of_strangers(task, given)
                 presets = _recipes(options)
                 candidates = train_given(task, given, options, presets)
                 refit = partial(refit_given, given, options, presets, candidates)
@@ -191,6 +194,18 @@ def _given(snapshot: Snapshot, options: TrainOptions) -> Given | None:
             "supportnet."
         )
     return Given.of(snapshot, options.partitions)
+
+
+def _warn_of_strangers(task: TrainingTask, given: Given) -> None:
+    found = strangers(task.keys, given.assignment, given.cells.n_cells, task.seed)
+    if found:
+        named = ", ".join(repr(one) for one in given.cells.partitions.chosen(found))
+        warnings.warn(
+            f"The keys of {named} lie in other directions than those of the other collections. If "
+            f"they come from another model of embedding, their scores do not compare: leave them "
+            f"out.",
+            stacklevel=3,
+        )
 
 
 def _asked(snapshot: Snapshot, queries: FloatArray | None, options: TrainOptions) -> dict[str, Any]:

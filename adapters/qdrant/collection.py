@@ -334,6 +334,12 @@ class QdrantCollection(WrittenPoints):
         other._owns_client = self._owns_client
         return other
 
+    def beside(self, name: str, field: str | None) -> QdrantCollection:
+        """Return another collection, read and searched through the client of this one."""
+        other = QdrantCollection(self._client, name, field)
+        other._server = self._server
+        return other
+
     @property
     def _store(self) -> ServerStore:
         if self._local:

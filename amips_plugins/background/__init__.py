@@ -1,1 +1,1 @@
-"""Work off the caller's path: daemon threads, forks, the end of the process."""
+"""Work off the caller's path: daemon threads, forks, the end of the process; what is left alone."""

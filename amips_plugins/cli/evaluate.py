@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from msgspec.structs import replace
 
-from amips_plugins.cli.options import json_option, registry_option
+from amips_plugins.cli.options import json_option, registry_option, several_option
 from amips_plugins.cli.output import echo_json, share, table
 from amips_plugins.cli.progress import show_progress
 
@@ -19,7 +19,7 @@ __all__ = ["command", "show"]
 
 
 @click.command("evaluate")
-@click.argument("uri")
+@click.argument("uris", metavar="URI...", nargs=-1, required=True)
 @click.option(
     "--queries",
     type=click.Path(path_type=Path),
@@ -34,16 +34,20 @@ __all__ = ["command", "show"]
     multiple=True,
     help="Compare under this filter, too: an expression of Milvus, or Qdrant's JSON. Repeatable.",
 )
+@several_option
 @json_option
 def command(
-    uri: str,
+    uris: tuple[str, ...],
     queries: Path,
     registry: str | None,
     k: int,
     conditions: tuple[str, ...],
+    name: str,
     as_json: bool,
 ) -> None:
     """Compare native and learned search of the collection URI on your own queries.
+
+    Several URIs, or NAME=URI, are searched as one.
 
     Recall is measured against the exact answer, found by reading every key once; under a filter,
     by the database's own exact search. There "passing" is the share of the 100 best keys of a
@@ -55,7 +59,7 @@ def command(
     from amips_plugins.health.monitor import HealthMonitor
     from amips_plugins.routing.router import LearnedRouter
 
-    with connect(uri) as collection:
+    with connect(*uris, name=name) as collection:
         rows = load_queries(queries, collection.info.dim)
         filters = {text: read_filter(collection, text) for text in conditions}
         quiet = HealthMonitor(share=0.0, drift_share=0.0, filters=tuple(filters.values()))
@@ -73,6 +77,8 @@ def command(
         click.echo(f"Warning: these times will not last. {caveat}", err=True)
     for reason, count in router.fallbacks.items():
         click.echo(f"Warning: the native search answered {count} times: {reason}.", err=True)
+    for source, count in getattr(router.collection, "left_out", {}).items():
+        click.echo(f"Warning: {count} queries were answered without {source!r}.", err=True)
 
 
 def show(measured: list[Measurement], k: int) -> str:

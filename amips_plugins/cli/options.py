@@ -25,6 +25,7 @@ __all__ = [
     "json_option",
     "queries_options",
     "registry_option",
+    "several_option",
     "yes_option",
 ]
 
@@ -34,6 +35,13 @@ json_option = click.option(
 yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Say what would happen, and change nothing."
+)
+
+several_option = click.option(
+    "--name",
+    default="all",
+    show_default=True,
+    help="What several collections, searched as one, are called together.",
 )
 
 registry_option = click.option(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from amips_plugins.cli.options import json_option
+from amips_plugins.cli.options import json_option, several_option
 from amips_plugins.cli.output import echo_json
 from amips_plugins.cli.progress import show_progress
 
@@ -14,7 +14,7 @@ __all__ = ["command"]
 
 
 @click.command("snapshot")
-@click.argument("uri")
+@click.argument("uris", metavar="URI...", nargs=-1, required=True)
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder to fill.")
 @click.option(
     "--batch-size",
@@ -29,20 +29,29 @@ __all__ = ["command"]
     help="Copy this field, too: it says where a key belongs, and a router chooses among its "
     "values. 'native' are the partitions of Milvus, or the shard keys of Qdrant.",
 )
+@several_option
 @json_option
-def command(uri: str, out: Path, batch_size: int, partitions: str | None, as_json: bool) -> None:
+def command(
+    uris: tuple[str, ...],
+    out: Path,
+    batch_size: int,
+    partitions: str | None,
+    name: str,
+    as_json: bool,
+) -> None:
     """Copy every id and vector of the collection URI to a folder.
 
-    Interrupted, the same command goes on where it stopped. The collection is only read.
+    Of several URIs, or NAME=URI, a router is to search as one each is a partition. Interrupted, the
+    same command goes on where it stopped. The collections are only read.
     """
     from amips_plugins.adapters.connect import connect
     from amips_plugins.export.snapshot import take_snapshot
-    from amips_plugins.partitions import Partitions
+    from amips_plugins.partitions import NATIVE_PARTITIONS, Partitions
 
-    with connect(uri) as collection:
+    with connect(*uris, name=name) as collection:
         seen = collection
-        if partitions is not None:
-            seen = collection.partitioned(Partitions.named(partitions))
+        if partitions is not None or len(uris) > 1:
+            seen = collection.partitioned(Partitions.named(partitions or NATIVE_PARTITIONS))
         taken = take_snapshot(seen, out, batch_size, show_progress)
     manifest = taken.manifest
     if as_json:

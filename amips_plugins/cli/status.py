@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from amips_plugins.cli.options import QueryFiles, json_option, queries_options, registry_option
+from amips_plugins.cli.options import (
+    QueryFiles,
+    json_option,
+    queries_options,
+    registry_option,
+    several_option,
+)
 from amips_plugins.cli.output import duration, echo_json, share, table
 from amips_plugins.cli.progress import show_progress
 
@@ -22,7 +28,7 @@ _EXIT = {"healthy": 0, "widened": 3, "native": 4}
 
 
 @click.command("status")
-@click.argument("uri")
+@click.argument("uris", metavar="URI...", nargs=-1, required=True)
 @registry_option
 @queries_options(" to measure recall and drift on.")
 @click.option(
@@ -37,19 +43,22 @@ _EXIT = {"healthy": 0, "widened": 3, "native": 4}
     type=click.Path(path_type=Path),
     help="The folder of a StatusFile: show what running processes say, too.",
 )
+@several_option
 @json_option
 def command(
-    uri: str,
+    uris: tuple[str, ...],
     registry: str | None,
     queries: QueryFiles,
     sample: int,
     running: Path | None,
+    name: str,
     as_json: bool,
 ) -> None:
     """Say how the router of the collection URI does, and what to do about it.
 
-    Nothing is changed. With queries, some are searched as the router would and exactly, and the
-    state is the one that a running router would come to.
+    Several URIs, or NAME=URI, are searched as one. Nothing is changed. With queries, some are
+    searched as the router would and exactly, and the state is the one that a running router would
+    come to.
 
     The exit status is 0 where it is healthy, 3 where it would search wider, 4 where the native
     search answers.
@@ -61,7 +70,7 @@ def command(
     from amips_plugins.status import router_status
 
     processes = None if running is None else read_status(running)
-    with connect(uri) as collection:
+    with connect(*uris, name=name) as collection:
         info = collection.info
         rows = queries.read(collection_key(info), info.metric, info.dim)
         found = router_status(

@@ -17,7 +17,7 @@ from amips_plugins.background.forks import STEADY, renew_after_fork
 from amips_plugins.background.process_end import is_ending
 from amips_plugins.background.single_flight import SingleFlight
 from amips_plugins.bundle.reference import Reference
-from amips_plugins.collection import Collection, Hit, SearchRequest
+from amips_plugins.collection import Collection, Hit, Incomplete, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.drift import WINDOW, compare, outputs_of
 from amips_plugins.health.filters import FilterClasses, FilterTrial, narrows, shape_of
@@ -204,6 +204,8 @@ class HealthMonitor:
         if not self.chosen(len(request.queries)):
             return
         row = random.randrange(len(request.queries))  # noqa: S311 - as above
+        if isinstance(found[row], Incomplete):
+            return  # a collection that failed is no fault of the plan
         served = ServedQuery(
             watch.collection,
             watch.hook,

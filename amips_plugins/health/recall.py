@@ -30,8 +30,8 @@ def recall_at_k(
         return 1.0
     sign = 1.0 if larger_is_better else -1.0
     enough = float(as_good_as(sign * best[-1].score))
-    ids = {hit.id for hit in best}
-    good = sum(hit.id in ids or sign * hit.score >= enough for hit in found[:k])
+    keys = {hit.key for hit in best}
+    good = sum(hit.key in keys or sign * hit.score >= enough for hit in found[:k])
     return min(good, len(best)) / len(best)
 
 

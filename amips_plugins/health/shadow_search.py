@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
-from amips_plugins.collection import Collection, Hit, SearchRequest
+from amips_plugins.collection import Collection, Hit, Incomplete, SearchRequest
 from amips_plugins.health.filters import FilterTrial
 from amips_plugins.health.gate import Gate, RecallAgainstTarget, Shadow
 from amips_plugins.health.recall import recall_at_k
@@ -83,6 +83,8 @@ def shadow_search(
     k = served.target.k
     request = SearchRequest(served.query[None], k, params=served.params, timeout=timeout)
     (exact,) = collection.exact(request)
+    if isinstance(exact, Incomplete):
+        return None  # what is missing there says nothing of the plan
 
     def recall(found: Sequence[Hit]) -> float:
         larger = collection.info.metric.larger_is_better
@@ -121,6 +123,8 @@ def filter_trial(
     if collection.unroutable(request, rewritten=False) is not None:
         return None
     (exact,) = collection.exact(request)
+    if isinstance(exact, Incomplete):
+        return None
     larger = collection.info.metric.larger_is_better
     native: list[Hit] = []
     planned: list[Hit] | None = None

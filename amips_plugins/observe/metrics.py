@@ -46,6 +46,8 @@ class RouterMetrics(Collector):
     ===========================  =========  ====================================================
     ``amips_queries_total``      counter    queries answered, by ``mode``
     ``amips_fallbacks_total``    counter    calls and writes without the model, by ``reason``
+    ``amips_left_out_total``     counter    queries answered without one of several collections,
+                                            by ``source``
     ``amips_probes``             summary    cells chosen for a routed query
     ``amips_scanned_share``      summary    share of the keys scanned for a routed query
     ``amips_plan_seconds``       histogram  time of the plan, a call
@@ -117,6 +119,12 @@ class _Searches:
         self._queries = Counter(
             "amips_queries", "Queries answered.", (*_LABELS, "mode"), registry=own
         )
+        self._left_out = Counter(
+            "amips_left_out",
+            "Queries answered without one of several collections.",
+            (*_LABELS, "source"),
+            registry=own,
+        )
         self._probes = Summary(
             "amips_probes", "Cells chosen for a routed query.", _LABELS, registry=own
         )
@@ -146,6 +154,8 @@ class _Searches:
         def count(observation: Observation) -> None:
             for mode, queries in observation.modes.items():
                 modes[mode].inc(queries)
+            for source, queries in observation.left_out.items():
+                self._left_out.labels(*labels, source).inc(queries)
             _add(probes, observation.routed, observation.probes)
             if observation.scanned is not None:
                 _add(scanned, observation.routed, observation.scanned)

@@ -101,4 +101,6 @@ def _attributes(observation: Observation) -> dict[str, AttributeValue]:
         attributes["amips.version"] = observation.version
     if observation.fallbacks:
         attributes["amips.fallbacks"] = sorted(observation.fallbacks)
+    if observation.left_out:
+        attributes["amips.left_out"] = sorted(observation.left_out)
     return attributes

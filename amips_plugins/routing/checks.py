@@ -23,6 +23,7 @@ __all__ = [
     "as_keys",
     "as_search",
     "check_plan",
+    "check_settings",
     "check_target",
 ]
 
@@ -63,6 +64,16 @@ def as_search(
         raise InvalidInput(f"fields={fields!r} is one name; pass a list of names.")
     request = SearchRequest(rows, int(k), filter, tuple(fields), params, timeout)
     return request, Target(int(k), recall, n_probes), single
+
+
+def check_settings(refresh: float | None, overflow_warning: float, plan_timeout: float) -> None:
+    """Refuse numbers that no router can be made with."""
+    if refresh is not None and not refresh > 0:
+        raise InvalidInput(f"refresh={refresh!r} is no time; pass seconds above 0, or None.")
+    if not 0.0 <= overflow_warning <= 1.0:
+        raise InvalidInput(f"overflow_warning={overflow_warning!r} is no share from 0 to 1.")
+    if not plan_timeout > 0:
+        raise InvalidInput(f"plan_timeout={plan_timeout!r} is no time; pass seconds above 0.")
 
 
 def check_target(recall: Any, n_probes: Any) -> None:

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from amips_plugins.collection import Collection, Failure, SearchRequest
+from amips_plugins.collection import Collection, Failure, Incomplete, SearchRequest
 from amips_plugins.plan import NATIVE, QueryPlan, searches_everything
 from amips_plugins.routing.effects import Effects, InThread, SearchBy
 from amips_plugins.routing.hits import Trace
@@ -35,6 +35,11 @@ class Outcome:
     completed: set[int] = field(default_factory=set)
     notes: list[tuple[str, Exception | None]] = field(default_factory=list)
     blameless: bool = False
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether some of several collections gave no answer."""
+        return any(isinstance(hits, Incomplete) for hits in self.found)
 
 
 def execute(
@@ -165,6 +170,9 @@ def traces(
         routed = rows[row].scanned
         scanned_too = None if routed is None else routed + 1.0  # the cells, and then every key
         rows[row] = replace(rows[row], mode="native", fallback=_TOO_FEW, scanned=scanned_too)
+    for row, hits in enumerate(answered.found):
+        if isinstance(hits, Incomplete):
+            rows[row] = replace(rows[row], left_out=hits.left_out)
     return rows
 
 

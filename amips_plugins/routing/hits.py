@@ -34,6 +34,9 @@ class Trace:
         multiplications expressed in keys. Over 1 where every key was scanned: the cells held so
         many that this was cheaper (``Collection.break_even``), or they gave fewer than k hits.
         None where a hook does not say what its cells hold.
+    left_out
+        Where several collections are searched as one, those that were to be searched and gave no
+        answer: keys of theirs are missing.
     plan_us, search_ms
         With ``explain=True``, microseconds spent on the plan of the whole batch and milliseconds
         in the database's client.
@@ -47,6 +50,7 @@ class Trace:
     scanned: float | None = None
     plan_us: float | None = None
     search_ms: float | None = None
+    left_out: tuple[str, ...] = ()
 
 
 class Hits(Sequence["Hit"]):

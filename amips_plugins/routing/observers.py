@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from amips_plugins.background.forks import ForkLock
@@ -54,6 +54,9 @@ class Observation:
         Time spent on the plan of the whole batch, and in the database's client.
     version
         Version of the bundle in use, or None.
+    left_out
+        Where several collections are searched as one: number of queries that were answered without
+        one of them, by its name.
     """
 
     collection: CollectionInfo
@@ -67,6 +70,7 @@ class Observation:
     plan_seconds: float
     search_seconds: float
     version: str | None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 Observer = Callable[[Observation], object]
@@ -160,8 +164,11 @@ def _observe(
     """Add up the traces of one call."""
     modes: dict[str, int] = {}
     fallbacks: dict[str, int] = {}
+    left_out: dict[str, int] = {}
     routed = probes = 0
     for trace in traces:
+        for name in trace.left_out:
+            left_out[name] = left_out.get(name, 0) + 1
         modes[trace.mode] = modes.get(trace.mode, 0) + 1
         if trace.fallback is not None:
             fallbacks[trace.fallback] = fallbacks.get(trace.fallback, 0) + 1
@@ -182,6 +189,7 @@ def _observe(
         scanned,
         *times,
         traces[0].version,
+        left_out,
     )
 
 

@@ -14,14 +14,14 @@ from amips_plugins.background.single_flight import PeriodicJob
 from amips_plugins.bundle.manifest import Manifest
 from amips_plugins.bundle.package import Bundle
 from amips_plugins.bundle.registry import Registry
-from amips_plugins.collection import Collection, Failure, Id, SearchRequest
+from amips_plugins.collection import Collection, Id, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.gate import Health
 from amips_plugins.health.monitor import HealthMonitor
-from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan, Target
-from amips_plugins.routing.checks import Matrix, SearchOptions, Vector, as_search
+from amips_plugins.plan import NATIVE, PreQueryHook, Target
+from amips_plugins.routing.checks import Matrix, SearchOptions, Vector, as_search, check_settings
 from amips_plugins.routing.effects import Effects, SearchBy, run, search_collection
-from amips_plugins.routing.execution import Outcome, execute, traces
+from amips_plugins.routing.execution import execute, traces
 from amips_plugins.routing.fallbacks import Fallbacks
 from amips_plugins.routing.hits import Hits, Trace
 from amips_plugins.routing.observers import Observer, Observers
@@ -110,12 +110,7 @@ class LearnedRouter:
     ) -> None:
         if sum(given is not None for given in (registry, bundle, hook)) > 1:
             raise InvalidInput("Give the router one of registry, bundle and hook, not several.")
-        if refresh is not None and not refresh > 0:
-            raise InvalidInput(f"refresh={refresh!r} is no time; pass seconds above 0, or None.")
-        if not 0.0 <= overflow_warning <= 1.0:
-            raise InvalidInput(f"overflow_warning={overflow_warning!r} is no share from 0 to 1.")
-        if not plan_timeout > 0:
-            raise InvalidInput(f"plan_timeout={plan_timeout!r} is no time; pass seconds above 0.")
+        check_settings(refresh, overflow_warning, plan_timeout)
         _ = collection.info  # what cannot be searched is refused here
         self._observers = Observers(observers)
         self._fallbacks = Fallbacks()
@@ -132,6 +127,28 @@ class LearnedRouter:
         self._follower = ServingFollower(serving, known, threads, overflow_warning, self._monitor)
         self._writer = Writer(self._follower, self._fallbacks)
         self._refresher = PeriodicJob(self._follower.look, refresh)
+
+    @classmethod
+    def over(
+        cls,
+        collections: Sequence[Collection] | Mapping[str, Collection],
+        *,
+        name: str = "all",
+        strict: bool = False,
+        at_once: int = 8,
+        timeout: float = 10.0,
+        **options: Any,
+    ) -> LearnedRouter:
+        """Search several collections, of any databases, as one: see docs/partitions.md.
+
+        The model published under ``name`` chooses whom a query is asked of; without one, all are.
+        ``options`` are those of this class, the others those of ``SeveralCollections``, which also
+        says what is refused.
+        """
+        from amips_plugins.adapters.several.collection import SeveralCollections
+
+        more: Any = {"name": name, "strict": strict, "at_once": at_once, "timeout": timeout}
+        return cls(SeveralCollections(collections, **more), **options)
 
     @property
     def collection(self) -> Collection:
@@ -293,16 +310,18 @@ class LearnedRouter:
         except Exception as exc:  # noted here, and the caller's as it is
             taken = time.perf_counter() - started
             late = request.timeout is not None and taken >= request.timeout
-            self._failed(serving, plan, exc, late=late)
+            if serving.failed(plan, exc, late=late):
+                self._refresher.run_soon()
             raise
         ended = time.perf_counter()
-        self._account(serving, plan, answered)
+        if serving.account(self._fallbacks, plan, answered):
+            self._refresher.run_soon()
         promised = target.n_probes is None and target.recall != 1.0 and answered.fallback is None
         if serving.watch and health and sampled and promised and fallback in WATCHED:
             asked = serving.watch, health.widen, request, target
             self._monitor.offer(*asked, answered.found, answered.plan)
         times = planned - started, ended - planned
-        version = None if serving.bundle is None else serving.bundle.manifest.version
+        version = None if serving.manifest is None else serving.manifest.version
         base = Trace(answered.plan.mode, None, version, fallback or answered.fallback)
         if explain:
             base = replace(base, plan_us=times[0] * 1e6, search_ms=times[1] * 1e3)
@@ -399,22 +418,3 @@ class LearnedRouter:
             "A LearnedRouter holds connections and threads and cannot be pickled; make one in "
             "every process."
         )
-
-    def _account(self, serving: Serving, plan: QueryPlan, answered: Outcome) -> None:
-        """Learn from a search that was answered."""
-        if plan is not NATIVE and not answered.blameless:
-            serving.searched(by_plan=answered.plan is plan)
-        for reason, cause in answered.notes:
-            serving.note(self._fallbacks, reason, cause)
-        if answered.fallback is not None:
-            self._refresher.run_soon()
-
-    def _failed(self, serving: Serving, plan: QueryPlan, exc: Exception, *, late: bool) -> None:
-        """Learn from a search that was not answered."""
-        if plan is NATIVE:
-            return
-        stopped = serving.collection.failure(exc) in (Failure.OUTAGE, Failure.BUSY)
-        if stopped or late:  # the native search had no chance: give it one, should this go on
-            serving.searched(by_plan=False)
-        if not stopped:
-            self._refresher.run_soon()

@@ -6,18 +6,19 @@ import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from amips_plugins.background.circuit_breaker import Breaker
 from amips_plugins.bundle.identity import check_bundle
 from amips_plugins.bundle.loading import given_cells, load_hook, load_reference
 from amips_plugins.bundle.manifest import MANIFEST, Manifest
 from amips_plugins.bundle.package import Bundle
 from amips_plugins.bundle.reference import Reference
 from amips_plugins.bundle.registry import Registry
-from amips_plugins.collection import Collection, collection_key
+from amips_plugins.collection import Collection, Failure, collection_key
 from amips_plugins.errors import BundleMismatch, InvalidInput
 from amips_plugins.health.monitor import Watch
 from amips_plugins.partitions import Partitions
-from amips_plugins.plan import PreQueryHook
-from amips_plugins.routing.circuit_breaker import Breaker
+from amips_plugins.plan import NATIVE, PreQueryHook, QueryPlan
+from amips_plugins.routing.execution import Outcome
 from amips_plugins.routing.fallbacks import Fallbacks
 
 __all__ = [
@@ -106,6 +107,23 @@ class Serving:
     def note(self, fallbacks: Fallbacks, reason: str, cause: object = None) -> str:
         """Count a reason to answer natively, log it once for this state, and return it."""
         return fallbacks.note(self.collection.info.name, reason, cause, self._logged)
+
+    def account(self, fallbacks: Fallbacks, plan: QueryPlan, answered: Outcome) -> bool:
+        """Learn from a search that was answered; tell whether to look around soon."""
+        if plan is not NATIVE and not answered.blameless:
+            self.searched(by_plan=answered.plan is plan)
+        for reason, cause in answered.notes:
+            self.note(fallbacks, reason, cause)
+        return answered.fallback is not None or answered.incomplete
+
+    def failed(self, plan: QueryPlan, exc: Exception, *, late: bool) -> bool:
+        """Learn from a search that was not answered; tell whether to look around soon."""
+        if plan is NATIVE:
+            return False
+        stopped = self.collection.failure(exc) in (Failure.OUTAGE, Failure.BUSY)
+        if stopped or late:  # the native search had no chance: give it one, should this go on
+            self.searched(by_plan=False)
+        return not stopped
 
     def searched(self, *, by_plan: bool) -> None:
         """Learn how a routed search ended: by its plan, or by the native search in its place."""

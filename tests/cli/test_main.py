@@ -177,7 +177,7 @@ def test_an_interrupted_command_says_how_to_go_on(
 ) -> None:
     import amips_plugins.adapters.connect as connect
 
-    def interrupt(_: str) -> None:
+    def interrupt(*_: str, **__: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(connect, "connect", interrupt)

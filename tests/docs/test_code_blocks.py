@@ -56,6 +56,7 @@ STANDS_FOR = {  # what a page names, and what it is here
     # training is in the same process.
     "amips train ": "amips train --model linear --epochs 3 ",
     "--cells 1024": "--cells 16",
+    "amips publish run-all/": "amips publish run-all/ --anyway",  # of the same keys twice
 }
 
 SKIPPED = {  # what a command contains, and why it is not run
@@ -216,7 +217,8 @@ def _looked_at(line: str) -> bool:
 def _opened(value: Any) -> Any:
     """What has to be closed of a value that a block has made: a collection or a client."""
     found = getattr(value, "collection", value)
-    is_open = type(found).__name__.endswith(("Collection", "Client")) and hasattr(found, "close")
+    named = type(found).__name__.endswith(("Collection", "Collections", "Client"))
+    is_open = named and hasattr(found, "close")
     return found if is_open else None
 
 

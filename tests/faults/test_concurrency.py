@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from amips_plugins import AsyncLearnedRouter, LearnedRouter, MilvusCollection, Registry
+from amips_plugins.background.circuit_breaker import Breaker
 from amips_plugins.bundle.contents import MODEL
 from amips_plugins.collection import Hit, Id, collection_key
 from amips_plugins.layout import lay_out
-from amips_plugins.routing.circuit_breaker import Breaker
 from tests.support.bundles import DIM, memory, open_bundle, other_cells, vectors, write_bundle
 from tests.support.generations import Gone, World, generation
 

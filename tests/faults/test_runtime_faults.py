@@ -12,10 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from amips_plugins import LearnedRouter
+from amips_plugins.background import circuit_breaker as breaker
 from amips_plugins.collection import Hit, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import NATIVE, QueryPlan
-from amips_plugins.routing import circuit_breaker as breaker
 from amips_plugins.vectors import FloatArray
 from tests.support.bundles import (
     DIM,

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics import exposition, parser
 
 from amips_plugins import LearnedRouter, MemoryCollection
-from amips_plugins.collection import Id
+from amips_plugins.collection import Id, Incomplete
 from amips_plugins.health.drift import Drift
 from amips_plugins.health.gate import Health, State
 from amips_plugins.health.recall import Recall
@@ -57,6 +57,14 @@ def served(folder: Path, does: Health | None = HEALTH) -> CollectorRegistry:
     RouterMetrics(router, registry=registry)
     router.search(QUERIES, k=3, n_probes=2)
     router.search(QUERIES, k=5, n_probes=1, filter=only(*range(5)))
+    whole = router.collection.search
+    setattr(  # noqa: B010 - as one of several collections that does not answer
+        router.collection,
+        "search",
+        lambda *asked: [Incomplete(hits, ("docs",)) for hits in whole(*asked)],
+    )
+    router.search(QUERIES, k=3, n_probes=2)
+    setattr(router.collection, "search", whole)  # noqa: B010
     ids: list[Id] = [10_000]
     router.collection.upsert(ids, QUERIES[:1])
     router.refresh()
@@ -128,7 +136,7 @@ def test_both_formats_of_the_exposition_are_sound(folder: Path) -> None:
     names = {family.name for family in parsed}
     assert {"amips_queries", "amips_search_seconds", "amips_bundle_info"} <= names
     lines = generate_latest(registry).decode().splitlines()
-    assert len([line for line in lines if line.startswith("# TYPE")]) == 13
+    assert len([line for line in lines if line.startswith("# TYPE")]) == 14
     documented = set(re.findall(r"``(amips_\w+)``", RouterMetrics.__doc__ or ""))
     assert documented == {line.split()[2] for line in lines if line.startswith("# TYPE")}
 

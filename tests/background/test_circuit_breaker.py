@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from amips_plugins.routing import circuit_breaker as breaker
-from amips_plugins.routing.circuit_breaker import Breaker
+from amips_plugins.background import circuit_breaker as breaker
+from amips_plugins.background.circuit_breaker import Breaker
 
 
 class Clock:

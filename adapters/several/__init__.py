@@ -1,0 +1,1 @@
+"""Several collections, of one database or of several, searched as one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from amips_plugins.collection import Collection, Hit, Id, SearchRequest
+from amips_plugins.collection import Collection, Hit, Id, KeyBatch, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.recall import recall_at_k
 from amips_plugins.models.hooks import NativeHook
@@ -19,12 +19,19 @@ from amips_plugins.plan import Target
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.routing.checks import check_target
 from amips_plugins.routing.router import LearnedRouter
-from amips_plugins.vectors import FloatArray, as_queries, lift_keys, lift_queries, native_scores
+from amips_plugins.vectors import (
+    FloatArray,
+    Metric,
+    as_queries,
+    lift_keys,
+    lift_queries,
+    native_scores,
+)
 
 if TYPE_CHECKING:
     from amips_plugins.routing.router import Hits
 
-__all__ = ["Measurement", "evaluate", "exact_neighbours"]
+__all__ = ["Measurement", "evaluate", "exact_neighbours", "nearest_ids"]
 
 _BATCH = 64
 _FETCHED = 500  # keys read at a time
@@ -73,23 +80,34 @@ def exact_neighbours(
 
     Queries are ``(n_queries, dim)`` float32. Returns each one's ids, best first; of fewer keys all.
     """
-    metric = collection.info.metric
+    with progress("exact answers", collection.count(), 0, "keys") as step:
+        batches = collection.scan(5_000)
+        return nearest_ids(batches, collection.info.metric, queries, k, step.advance)
+
+
+def nearest_ids(
+    batches: Iterable[KeyBatch],
+    metric: Metric,
+    queries: FloatArray,
+    k: int,
+    advance: Callable[[int], object] = lambda _: None,
+) -> list[list[Id]]:
+    """Find the k best of the keys that are passed by, and tell how many have been."""
     centre = queries.mean(axis=0)  # near the keys, where 32 bits tell L2 distances apart
     lifted = lift_queries(queries, metric, centre)
     ids: list[Id] = []
     best: npt.NDArray[np.float32] = np.full((len(queries), k), -np.inf, dtype=np.float32)
     rows: npt.NDArray[np.int64] = np.zeros((len(queries), k), dtype=np.int64)
-    with progress("exact answers", collection.count(), 0, "keys") as step:
-        for batch in collection.scan(5_000):
-            scores = lifted @ lift_keys(batch.vectors, metric, centre).T
-            places = np.arange(len(ids), len(ids) + len(batch.ids))
-            ids.extend(batch.ids)
-            both = np.hstack([best, scores])
-            kept = np.argsort(-both, axis=1, kind="stable")[:, :k]
-            best = np.take_along_axis(both, kept, axis=1)
-            all_rows = np.hstack([rows, np.broadcast_to(places, scores.shape)])
-            rows = np.take_along_axis(all_rows, kept, axis=1)
-            step.advance(len(batch.ids))
+    for batch in batches:
+        scores = lifted @ lift_keys(batch.vectors, metric, centre).T
+        places = np.arange(len(ids), len(ids) + len(batch.ids))
+        ids.extend(batch.ids)
+        both = np.hstack([best, scores])
+        kept = np.argsort(-both, axis=1, kind="stable")[:, :k]
+        best = np.take_along_axis(both, kept, axis=1)
+        all_rows = np.hstack([rows, np.broadcast_to(places, scores.shape)])
+        rows = np.take_along_axis(all_rows, kept, axis=1)
+        advance(len(batch.ids))
     return [[ids[row] for row in chosen[: len(ids)]] for chosen in rows.tolist()]
 
 

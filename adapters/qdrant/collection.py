@@ -347,6 +347,11 @@ class QdrantCollection(WrittenPoints):
         return ServerStore(self._client, self._name, self.info.field, self._server, self._shard_key)
 
     @property
+    def client(self) -> QdrantClient:
+        """The client that it is asked through."""
+        return self._client
+
+    @property
     def custom_shards(self) -> bool:
         """Whether its points lie in custom shard keys."""
         return self._found.custom_shards

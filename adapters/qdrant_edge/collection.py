@@ -200,6 +200,11 @@ class QdrantEdgeCollection(PointCollection):
     def _store(self) -> EdgeStore:
         return EdgeStore(self._shard, self.info.field)
 
+    @property
+    def shard(self) -> OpenShard:
+        """The open shard."""
+        return self._shard
+
     def count(self) -> int:
         """Return the exact number of points that have this vector."""
         return self._store.count()

@@ -89,6 +89,11 @@ class OpenShard:
             )
         return self._engine
 
+    @property
+    def owned(self) -> bool:
+        """Whether ``load`` opened it, so that ``close`` lets go of the folder."""
+        return self._owned
+
     def config(self) -> dict[str, Any]:
         """Read how the shard was created, as the engine writes it down."""
         return _read_json(self.folder / _CONFIG)

@@ -20,6 +20,7 @@ __all__ = ["command", "main"]
 
 _COMMANDS = {
     "demo": "Try it all on the docstrings of the installed Python packages.",
+    "tune": "Find the cheapest settings that hold a recall target, and set them.",
     "doctor": "Say whether routing would pay for a collection; nothing is changed.",
     "snapshot": "Copy a collection's ids and vectors to a folder.",
     "train": "Train a router on a snapshot and a log of queries.",
@@ -39,7 +40,7 @@ _LONGEST = 800  # characters of somebody else's error
 
 # What these have done is kept, and found again by the same command. The others are short, or
 # only read.
-_GO_ON = frozenset({"demo", "snapshot", "train", "publish", "layout", "backfill"})
+_GO_ON = frozenset({"demo", "snapshot", "train", "publish", "layout", "backfill", "tune"})
 
 
 class _Commands(click.Group):
@@ -107,6 +108,7 @@ def command(ctx: click.Context, debug: bool) -> None:
       0    done
       1    an error, said in a sentence; --debug shows the traceback
       2    the command line was not understood
+      3,4  amips tune, doctor: leave it as it is, or it cannot be said
       3,4  amips status: the router searches wider, or the native search answers
       130  interrupted; where work is kept, the same command goes on from there
     """  # noqa: D301 - click wants the backspace itself, to keep the lines

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from amips_plugins.collection import Collection, Hit, SearchRequest
+from amips_plugins.collection import Collection, Hit, KeyBatch, SearchRequest
+from amips_plugins.evaluation import nearest_ids
 from amips_plugins.models.tuned import EffortParameter
-from amips_plugins.plan import NATIVE, QueryPlan
+from amips_plugins.plan import QueryPlan
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.tune.recalls import EffortCurve, Truth, smallest_k
-from amips_plugins.vectors import FloatArray
+from amips_plugins.vectors import FloatArray, Metric
 
-__all__ = ["Trial", "effort_curve", "exact_truth", "try_plan"]
+__all__ = ["Trial", "effort_curve", "exact_truth", "scanned_truth", "try_both"]
 
 _BATCH = 32  # queries a call, where only what is found matters
 _WARM = 5  # queries whose time is not taken
+_TURN = 10  # queries that each way searches before it is another's turn
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,19 @@ def exact_truth(
                 scores[row] = np.array(found + [-np.inf] * (depth - len(found)))
             step.advance(len(some))
     return Truth(ranks, scores, depth)
+
+
+def scanned_truth(
+    batches: Iterable[KeyBatch],
+    metric: Metric,
+    queries: FloatArray,
+    depth: int,
+    advance: Callable[[int], object] = lambda _: None,
+) -> Truth:
+    """Find the best of the keys that are passed by; they are told apart by their ids alone."""
+    best = nearest_ids(batches, metric, queries, depth, advance)
+    ranks = [{key: rank for rank, key in enumerate(ids, 1)} for ids in best]
+    return Truth(ranks, None, depth)
 
 
 def effort_curve(
@@ -79,28 +93,37 @@ def effort_curve(
     return done
 
 
-def try_plan(
-    collection: Collection,
-    plan: QueryPlan,
+def try_both(
+    ways: Sequence[tuple[Collection, QueryPlan, Truth]],
     queries: FloatArray,
-    truth: Truth,
     k: int,
-    clock: Callable[[], float] = time.process_time,
+    clock: Callable[[], float],
     progress: Progress = no_progress,
-    title: str = "evaluate",
-) -> Trial:
-    """Search one by one, as an application does."""
-    larger = collection.info.metric.larger_is_better
-    found: list[list[Hit]] = []
-    seconds = np.empty(len(queries))
-    for query in queries[:_WARM]:
-        collection.search(SearchRequest(query[None], k), NATIVE)
-    with progress(title, len(queries), 0, "queries") as step:
-        for row, query in enumerate(queries):
-            request = SearchRequest(query[None], k)
-            started = clock()
-            found += collection.search(request, plan)
-            seconds[row] = clock() - started
-            step.advance(1)
-    first = smallest_k(truth, [hits[:k] for hits in found], larger_is_better=larger)
-    return Trial(np.minimum((first <= k).sum(axis=1), k) / k, seconds)
+    title: str = "compare",
+) -> list[Trial]:
+    """Search in several ways, one query after the other as an application does, turn by turn.
+
+    What else the machine does then falls on all of them.
+    """
+    found: list[list[list[Hit]]] = [[[] for _ in queries] for _ in ways]
+    seconds = np.empty((len(ways), len(queries)))
+    for collection, plan, _ in ways:
+        for query in queries[:_WARM]:
+            collection.search(SearchRequest(query[None], k), plan)
+    with progress(title, len(ways) * len(queries), 0, "searches") as step:
+        for turn, low in enumerate(range(0, len(queries), _TURN)):
+            rows = range(low, min(low + _TURN, len(queries)))
+            for number in range(len(ways)) if turn % 2 else reversed(range(len(ways))):
+                collection, plan, _ = ways[number]
+                for row in rows:
+                    request = SearchRequest(queries[row][None], k)
+                    started = clock()
+                    (found[number][row],) = collection.search(request, plan)
+                    seconds[number, row] = clock() - started
+                step.advance(len(rows))
+    trials = []
+    for number, (collection, _, truth) in enumerate(ways):
+        larger = collection.info.metric.larger_is_better
+        first = smallest_k(truth.top(k), found[number], larger_is_better=larger)
+        trials.append(Trial(np.minimum((first <= k).sum(axis=1), k) / k, seconds[number]))
+    return trials

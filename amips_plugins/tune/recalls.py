@@ -37,6 +37,14 @@ class Truth:
     scores: FloatArray | None
     depth: int
 
+    def top(self, k: int) -> Truth:
+        """Return the best k of them alone."""
+        return Truth(self.ranks, None if self.scores is None else self.scores[:, :k], k)
+
+    def by_ids(self) -> Truth:
+        """Return the same, to be compared by ids alone."""
+        return Truth(self.ranks, None, self.depth)
+
 
 def smallest_k(
     truth: Truth, found: Sequence[Sequence[Hit]], *, larger_is_better: bool

@@ -171,7 +171,9 @@ class Session:
             code = int(exc.code or 0)
         out, err = self.capsys.readouterr()
         assert "Traceback" not in err, where
-        good = (1,) if fails else (0, 3, 4) if arguments[0] in ("doctor", "status") else (0,)
+        good = (
+            (1,) if fails else (0, 3, 4) if arguments[0] in ("doctor", "status", "tune") else (0,)
+        )
         if code not in good:
             pytest.fail(f"{where}: {line}\n{err}")
         if match.group(3):

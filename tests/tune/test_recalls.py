@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from amips_plugins.collection import Hit, Id
 from amips_plugins.health.recall import recall_at_k
@@ -44,15 +45,16 @@ def curve(seed: int, n_queries: int, found: tuple[float, ...]) -> EffortCurve:
     return EffortCurve(2 ** np.arange(3, 3 + len(found)), np.stack(first))
 
 
+@pytest.mark.slow
 def test_what_is_promised_holds_for_other_queries_nineteen_times_in_twenty() -> None:
     chances = (0.7, 0.9, 0.94, 0.96, 0.99)
     broken = 0
-    for seed in range(100):
+    for seed in range(40):
         made = promise(curve(seed, 300, chances))
         effort = made.effort(made.threshold(10, 0.93))
         true = dict(zip((8, 16, 32, 64, 128), chances, strict=True))[effort or 0]
         broken += true < 0.93
-    assert broken <= 8
+    assert broken <= 5
     assert (made.efforts, made.max_k) is not None
 
 

@@ -1,0 +1,192 @@
+"""What was measured of each way to search, with intervals, and which of them to choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from amips_plugins.health.recall import RecallWindow
+from amips_plugins.tune.measuring import Trial
+
+__all__ = ["FOUND", "NATIVE_ROW", "Choice", "Row", "choose", "compared", "dropped"]
+
+FOUND, NATIVE_ROW = "as it is", "native, tuned"
+
+_BOOTSTRAPS = 500
+_WORTH = 0.9  # of the tuned native search's cost: a rebuild for less is not worth it
+_SAME = 0.97  # of the cost as it is: less of a difference drowns in the noise
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to search.
+
+    Attributes
+    ----------
+    search
+        Its name; ``as it is`` is how the collection is searched without any parameter.
+    parameter, effort
+        The search parameter, and its least value that is promised to hold the target; None where
+        nothing was set, or nothing can be promised.
+    best_promise
+        The highest recall target that can be promised; None where it was not asked.
+    recall, recall_low, recall_high
+        Mean recall@k on queries that have chosen nothing of it, and its 95 % interval.
+    cost, cost_low, cost_high
+        Milliseconds a query, and their 95 % interval; of the engine's CPU or of the clock.
+    ratio, ratio_low, ratio_high
+        The same over that of the collection as it is, query by query.
+    bytes_per_key
+        What a search compares of each key it looks at.
+    build_seconds
+        What it took to build a copy; None where nothing was built.
+    applies
+        Whether the collection itself can be given it here.
+    dropped
+        Why nothing was measured; None where it was.
+    """
+
+    search: str
+    parameter: str | None = None
+    effort: int | None = None
+    best_promise: float | None = None
+    recall: float | None = None
+    recall_low: float | None = None
+    recall_high: float | None = None
+    cost: float | None = None
+    cost_low: float | None = None
+    cost_high: float | None = None
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    bytes_per_key: float | None = None
+    build_seconds: float | None = None
+    applies: bool = False
+    dropped: str | None = None
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """What to do.
+
+    Attributes
+    ----------
+    answer
+        ``tune`` sets search parameters alone, ``rebuild`` changes the index, too, ``leave`` changes
+        nothing, ``unclear`` is for want of queries.
+    search
+        The name of the row; None where it is unclear.
+    text
+        Why, in sentences.
+    """
+
+    answer: Literal["tune", "rebuild", "leave", "unclear"]
+    search: str | None
+    text: str
+
+
+def compared(row: Row, trial: Trial, base: Trial, base_row: Row | None, seed: int = 0) -> Row:
+    """Fill in what was measured, beside a base whose own row is known, or is this one's.
+
+    Costs are those of the base times the ratio: so what the machine did meanwhile cancels out.
+    """
+    window = RecallWindow(len(trial.recall))
+    for recall in trial.recall.tolist():
+        window.add(recall)
+    seen = window.summary()
+    assert seen is not None  # noqa: S101 - there are queries
+    own, theirs = _resampled(trial.seconds, seed), _resampled(base.seconds, seed)
+    mean = float(trial.seconds.mean() / base.seconds.mean())
+    low, high = np.quantile(own / theirs, [0.025, 0.975]).tolist()
+    if base_row is None or base_row.cost is None:
+        cost, ratio = 1e3 * float(trial.seconds.mean()), 1.0
+        costs = (1e3 * np.quantile(own, [0.025, 0.975])).tolist()
+        ratios = [1.0, 1.0]
+    else:
+        cost, ratio = base_row.cost * mean, (base_row.ratio or 1.0) * mean
+        costs = [base_row.cost * low, base_row.cost * high]
+        ratios = [(base_row.ratio or 1.0) * low, (base_row.ratio or 1.0) * high]
+    return msgspec.structs.replace(
+        row,
+        recall=seen.mean,
+        recall_low=seen.low,
+        recall_high=seen.high,
+        cost=cost,
+        cost_low=costs[0],
+        cost_high=costs[1],
+        ratio=ratio,
+        ratio_low=ratios[0],
+        ratio_high=ratios[1],
+    )
+
+
+def _resampled(values: npt.NDArray[np.float64], seed: int) -> npt.NDArray[np.float64]:
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(values), size=(_BOOTSTRAPS, len(values)))
+    means: npt.NDArray[np.float64] = values[drawn].mean(axis=1)
+    return means
+
+
+def dropped(name: str, why: str) -> Row:
+    """Return the row of something that was not measured."""
+    return Row(search=name, dropped=why)
+
+
+def choose(rows: Sequence[Row], recall: float, k: int) -> Choice:
+    """Choose the cheapest way that holds the target, and the simplest of those about as cheap."""
+    by_name = {row.search: row for row in rows}
+    found, native = by_name[FOUND], by_name[NATIVE_ROW]
+    holding = [row for row in rows[1:] if _holds(row, recall)]
+    if not holding:
+        best = max((row.best_promise or 0.0 for row in rows), default=0.0)
+        return Choice(
+            answer="unclear",
+            search=None,
+            text=f"recall@{k} {recall:g} cannot be promised from these queries; the best target is "
+            f"{np.floor(best * 1000) / 1000:.3f}. Pass more queries, or ask for less (--recall).",
+        )
+    cheapest = min(holding, key=_cost)
+    chosen = _simplest(cheapest, native, holding)
+    more = ""
+    if chosen is not native and not chosen.applies:
+        able = [row for row in holding if row is native or row.applies]
+        more = (
+            f" {chosen.search} would cost {_times(chosen)} of what a search costs now, and is not "
+            f"built here: build it in a copy, and move the alias."
+        )
+        if not able:
+            return Choice(answer="leave", search=FOUND, text=f"Nothing is set.{more}")
+        chosen = _simplest(min(able, key=_cost), native, able)
+    holds = (found.recall_low or 0.0) >= recall
+    if chosen is native and holds and (native.ratio or 1.0) > _SAME:
+        text = f"Leave it as it is: it finds {found.recall:.3f}, and nothing set would be cheaper."
+        return Choice(answer="leave", search=FOUND, text=text + more)
+    what = f"{chosen.parameter} {chosen.effort}"
+    if chosen is not native:
+        what = f"{chosen.search}, {what}"
+    text = f"{what}: recall@{k} {chosen.recall:.3f} at {_times(chosen)} of what a search costs now."
+    if (found.recall_high or 1.0) < recall:
+        text += f" As it is, the collection finds {found.recall:.3f} and misses the target."
+    answer: Literal["tune", "rebuild"] = "tune" if chosen is native else "rebuild"
+    return Choice(answer=answer, search=chosen.search, text=text + more)
+
+
+def _simplest(cheapest: Row, native: Row, holding: Sequence[Row]) -> Row:
+    if native in holding and _cost(cheapest) > _WORTH * _cost(native):
+        return native
+    return cheapest
+
+
+def _holds(row: Row, recall: float) -> bool:
+    promised = row.dropped is None and row.effort is not None
+    return promised and row.recall_high is not None and row.recall_high >= recall
+
+
+def _cost(row: Row) -> float:
+    return np.inf if row.cost is None else row.cost
+
+
+def _times(row: Row) -> str:
+    return f"{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})"

@@ -1,0 +1,228 @@
+"""Measuring every way to search a collection that its database offers, and choosing one."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from amips_plugins.adapters.tuning import tuning_of
+from amips_plugins.collection import Collection, KeyBatch, SearchRequest, collection_key
+from amips_plugins.errors import InvalidInput
+from amips_plugins.models.calibration import Calibration
+from amips_plugins.plan import NATIVE, Target
+from amips_plugins.progress import Progress, no_progress
+from amips_plugins.tune.calibrating import calibrated, planned
+from amips_plugins.tune.copies import Copies
+from amips_plugins.tune.keys import draw, truth_of
+from amips_plugins.tune.measuring import try_both
+from amips_plugins.tune.queries import QueryParts, split
+from amips_plugins.tune.recalls import CONFIDENCE, Truth
+from amips_plugins.tune.rows import FOUND, NATIVE_ROW, Choice, Row, choose, compared
+from amips_plugins.tune.trials import Finished, Trials
+from amips_plugins.tuning import Build, Tuning
+from amips_plugins.vectors import FloatArray
+
+__all__ = ["MAX_K", "Measured", "TuneOptions", "TuneResult", "measure"]
+
+MAX_K = 100
+"""Largest k that is calibrated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions:
+    """What to aim at, and how long to look.
+
+    ``seconds`` are all that trials of other builds may take together; ``sample`` is the number of
+    keys that a copy has at most.
+    """
+
+    recall: float = 0.95
+    k: int = 10
+    seconds: float = 1_200.0
+    sample: int = 100_000
+    seed: int = 0
+
+
+class TuneResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured, and what to do.
+
+    Attributes
+    ----------
+    collection, database, keys, sampled
+        What was looked at; the number of keys in copies.
+    construction
+        How it is built: pairs of a name and a text.
+    queries, calibrated, compared
+        Whether queries were logged or guessed, how many calibrated, and how many compared.
+    k, recall, confidence
+        The target.
+    unit
+        What ``cost`` counts: milliseconds of the engine's ``cpu``, or of ``time``.
+    rows, choice, notes
+        Every way to search; which to take; what to know beside.
+    """
+
+    collection: str
+    database: str
+    keys: int
+    sampled: int
+    construction: tuple[tuple[str, str], ...]
+    queries: str
+    calibrated: int
+    compared: int
+    k: int
+    recall: float
+    confidence: float
+    unit: str
+    rows: tuple[Row, ...]
+    choice: Choice
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A result, and what carrying it out takes.
+
+    ``sample`` are some keys, by which the collection is known again.
+    """
+
+    result: TuneResult
+    tuning: Tuning
+    found: Build
+    builds: dict[str, Build]
+    calibrations: dict[str, Calibration]
+    parts: QueryParts
+    sample: KeyBatch
+
+
+def measure(
+    collection: Collection,
+    queries: FloatArray | None,
+    options: TuneOptions,
+    work: Path,
+    progress: Progress = no_progress,
+) -> Measured:
+    """Measure, and change nothing of the collection.
+
+    Raises ``InvalidInput`` where there is nothing to set, or the queries do not do.
+    """
+    info, tuning = collection.info, tuning_of(collection)
+    built, count, found = collection.describe(), collection.count(), tuning.as_found()
+    if found is None or count <= options.k:
+        raise InvalidInput(_nothing(built.first, count))
+    empty = np.zeros((1, info.dim), dtype=np.float32)
+    reason = collection.unroutable(SearchRequest(empty, options.k), rewritten=False)
+    if reason is not None:
+        raise InvalidInput(f"The collection allows no search parameters of ours ({reason}).")
+    keys = draw(collection, options.sample, options.seed, progress)
+    parts = split(queries, keys.vectors, options.seed)
+    trials = Trials(work, _asked(collection, count, options, parts))
+    depth, target = min(MAX_K, count), Target(options.k, options.recall)
+    calibrate = truth_of(collection, parts.calibrate, depth, progress)
+    compare = truth_of(collection, parts.compare, depth, progress)
+    clock = time.process_time if tuning.in_process else time.perf_counter
+    first, native = trials.get(FOUND), trials.get(NATIVE_ROW)
+    if first is None or native is None:
+        first, native = _native(
+            collection, found, target, parts, calibrate, compare, clock, progress
+        )
+        trials.put(native)
+        trials.put(first)
+    builds = tuning.builds()
+    copies = Copies(
+        collection,
+        tuning,
+        found,
+        target,
+        parts,
+        calibrate,
+        compare,
+        keys,
+        native,
+        work,
+        clock,
+        progress,
+    )
+    done = [first, native, *copies.try_all(builds, options.seconds, trials)]
+    rows = tuple(one.row for one in done)
+    result = TuneResult(
+        collection=info.name,
+        database=info.database,
+        keys=count,
+        sampled=len(keys.ids),
+        construction=built.facts,
+        queries=parts.source,
+        calibrated=len(parts.calibrate),
+        compared=len(parts.compare),
+        k=options.k,
+        recall=options.recall,
+        confidence=CONFIDENCE,
+        unit="cpu" if tuning.in_process else "time",
+        rows=rows,
+        choice=choose(rows, options.recall, options.k),
+        notes=tuple(_notes(built.notes, parts, count, len(keys.ids), collection.count())),
+    )
+    known = {one.row.search: one.calibration for one in done if one.calibration is not None}
+    by_name = {build.name: build for build in builds}
+    return Measured(result, tuning, found, by_name, known, parts, keys.sample())
+
+
+def _native(
+    collection: Collection,
+    found: Build,
+    target: Target,
+    parts: QueryParts,
+    calibrate: Truth,
+    compare: Truth,
+    clock: Callable[[], float],
+    progress: Progress,
+) -> tuple[Finished, Finished]:
+    """Calibrate the collection itself, and compare that with how it is searched now."""
+    made = calibrated(collection, found, parts.calibrate, calibrate, progress)
+    row, plan = planned(NATIVE_ROW, found, made, target)
+    truth = compare if found.exact_scores else compare.by_ids()
+    ways = [(collection, NATIVE, truth), (collection, plan or NATIVE, truth)]
+    as_is, tuned = try_both(ways, parts.compare, target.k, clock, progress, "compare native")
+    first = compared(Row(search=FOUND, bytes_per_key=found.bytes_per_key), as_is, as_is, None)
+    return Finished(first), Finished(compared(row, tuned, as_is, first), made)
+
+
+def _asked(collection: Collection, count: int, options: TuneOptions, parts: QueryParts) -> bytes:
+    """Return all that the figures depend on."""
+    digest = hashlib.sha256(parts.calibrate.tobytes() + parts.compare.tobytes()).hexdigest()
+    facts = collection.describe().facts
+    about = [options.recall, options.k, options.sample, options.seed]
+    return msgspec.json.encode([collection_key(collection.info), count, facts, about, digest])
+
+
+def _nothing(first: str, count: int) -> str:
+    if first:
+        return f"There is nothing to tune yet. {first}"
+    return (
+        f"There is nothing to tune: every search of these {count:,} keys looks at all of them, and "
+        f"no parameter changes that; amips doctor says whether cells would pay."
+    )
+
+
+def _notes(
+    of_database: tuple[str, ...], parts: QueryParts, count: int, sampled: int, now: int
+) -> Iterator[str]:
+    yield from of_database
+    if parts.source == "guess":
+        yield (
+            "Queries were guessed: keys with noise. What is promised holds for such queries, and "
+            "says little of yours; log some hundred real ones (QueryLog) and tune again."
+        )
+    if sampled < count:
+        yield (
+            f"Other builds were tried on {sampled:,} of {count:,} keys: their ratios are "
+            f"estimates, measured anew on the collection before anything is set."
+        )
+    if abs(now - count) > 0.01 * count:
+        yield f"The collection changed meanwhile, from {count:,} to {now:,} keys; tune again."

@@ -1,0 +1,125 @@
+"""What a database lets be tried of how a collection is searched: what ``amips tune`` is written to.
+
+Trials that build something build it beside the collection, from copies of its keys, and remove it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from amips_plugins.progress import Progress
+
+if TYPE_CHECKING:
+    from amips_plugins.collection import Collection, KeyBatch
+
+__all__ = ["GRAPH_EFFORTS", "Build", "Knob", "Tuning", "list_efforts", "scratch_folder"]
+
+GRAPH_EFFORTS = (16, 24, 32, 48, 64, 100, 128, 192, 256, 384, 512, 768, 1024)
+"""Candidates that a graph keeps; with 100 of them and more there may be 100 hits."""
+
+_SCRATCH = "scratch"
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """The search parameter that says how far an index is searched, and values to try, rising.
+
+    ``rescored`` says that the index holds codes, whose candidates are compared by their vectors.
+    """
+
+    name: str
+    efforts: tuple[int, ...]
+    rescored: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One way to build the vector index.
+
+    Attributes
+    ----------
+    name
+        What to call it.
+    knob
+        How it is searched.
+    bytes_per_key
+        What a search compares of each key it looks at: the vector, or its code.
+    options
+        What the adapter needs to build it.
+    applies
+        Whether ``Tuning.apply`` can give it to the collection itself.
+    exact_scores
+        Whether the scores of its hits are those of the vectors, and not of codes.
+    """
+
+    name: str
+    knob: Knob
+    bytes_per_key: float
+    options: Mapping[str, Any] = field(default_factory=dict)
+    applies: bool = False
+    exact_scores: bool = True
+
+
+class Tuning(Protocol):
+    """Trials on one collection."""
+
+    @property
+    def in_process(self) -> bool:
+        """Whether the engine computes in this process, whose CPU time then says what it costs."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Where trials are built, and what that takes; whole sentences."""
+        ...
+
+    def as_found(self) -> Build | None:
+        """Say how the collection is searched now; None where there is nothing to set."""
+        ...
+
+    def builds(self) -> Sequence[Build]:
+        """List what else the database may offer; it may still refuse one."""
+        ...
+
+    def scratch(
+        self, build: Build, batches: Iterable[KeyBatch], count: int, work: Path, progress: Progress
+    ) -> AbstractContextManager[Collection]:
+        """Build a copy of some keys, ready to be searched; it is gone on leaving.
+
+        What an earlier run has left in the same ``work`` folder is removed first.
+        """
+        ...
+
+    def free_bytes(self, work: Path) -> int | None:
+        """Return how many bytes there are for a copy; None where nobody knows."""
+        ...
+
+    def apply(self, build: Build, progress: Progress) -> Collection:
+        """Give the collection this index, and return it when that is built.
+
+        Searches go on meanwhile, where they come from other processes.
+        """
+        ...
+
+    def way_back(self, before: Build) -> str:
+        """Say what to do to have the index as it was, as a whole sentence."""
+        ...
+
+
+def list_efforts(n_lists: int) -> tuple[int, ...]:
+    """Return numbers of lists to try of an IVF index, rising to all of them."""
+    steps = {round(2 ** (half / 2)) for half in range(2 * max(1, n_lists).bit_length())}
+    return tuple(sorted({step for step in steps if step < n_lists} | {max(1, n_lists)}))
+
+
+def scratch_folder(work: Path) -> Path:
+    """Return an empty folder for a copy, in place of what was left in it."""
+    folder = work / _SCRATCH
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder

@@ -1,0 +1,261 @@
+"""What ``amips tune`` chooses, beside the best of all that it could have chosen.
+
+Every build that the database offers is swept over every effort on test queries that tuning has not
+seen; costs are ratios to the collection as it is, taken turn by turn.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import numpy as np
+
+from amips_plugins.adapters.tuning import tuning_of
+from amips_plugins.cli.progress import show_progress
+from amips_plugins.collection import Collection
+from amips_plugins.errors import AmipsError
+from amips_plugins.files import replace_file
+from amips_plugins.plan import NATIVE, QueryPlan
+from amips_plugins.tune.calibrating import parameter_of
+from amips_plugins.tune.keys import draw, truth_of
+from amips_plugins.tune.measuring import try_both
+from amips_plugins.tune.rows import FOUND, NATIVE_ROW
+from amips_plugins.tune.run import TuneOptions, measure
+from amips_plugins.tuning import Build
+from amips_plugins.vectors import FloatArray
+from benchmarks.data import Source, load
+
+K = 10
+_ROWS = 1_000
+
+
+class Swept(msgspec.Struct, frozen=True, kw_only=True):
+    """A build at an effort, on test queries: recall, and cost over the collection's as it is."""
+
+    build: str
+    effort: int
+    recall: float
+    ratio: float
+
+
+class Situation(msgspec.Struct, frozen=True, kw_only=True):
+    """What was chosen, and what there was to choose from."""
+
+    name: str
+    keys: int
+    unit: str
+    recall: float
+    as_found_recall: float
+    as_found_ms: float
+    answer: str
+    chosen: str
+    effort: int | None
+    minutes: float
+    swept: list[Swept]
+
+    @property
+    def taken(self) -> Swept:
+        """The choice, as it does on test queries."""
+        if self.chosen == FOUND:
+            return Swept(build=FOUND, effort=0, recall=self.as_found_recall, ratio=1.0)
+        return next(
+            one for one in self.swept if (one.build, one.effort) == (self.chosen, self.effort)
+        )
+
+    @property
+    def best(self) -> Swept | None:
+        """The cheapest that reaches the target on test queries; None where none does."""
+        reached = [one for one in self.swept if one.recall >= self.recall]
+        return min(reached, key=lambda one: one.ratio, default=None)
+
+
+def sweep(
+    collection: Collection, queries: FloatArray, work: Path, *, applied_alone: bool
+) -> tuple[list[Swept], float, float]:
+    """Try everything; return also recall and milliseconds of the collection as it is."""
+    tuning = tuning_of(collection)
+    clock = time.process_time if tuning.in_process else time.perf_counter
+    found = tuning.as_found()
+    assert found is not None
+    keys = draw(collection, 10**9, 0, show_progress)
+    truth = truth_of(collection, queries, K, show_progress)
+    swept: list[Swept] = []
+    as_is = (collection, NATIVE, truth)
+    base = None
+
+    def try_build(name: str, build: Build, place: Collection) -> None:
+        nonlocal base
+        seen = truth if build.exact_scores else truth.by_ids()
+        for effort in build.knob.efforts:
+            plan = QueryPlan(params=parameter_of(build).params(effort, K))
+            ways: list[Any] = [(place, plan, seen), as_is]
+            title = f"{name} {effort}"
+            trial, base = try_both(ways, queries, K, clock, show_progress, title)
+            ratio = float(trial.seconds.mean() / base.seconds.mean())
+            recall = float(trial.recall.mean())
+            swept.append(Swept(build=name, effort=effort, recall=recall, ratio=ratio))
+            click.echo(f"{name:<14} {effort:>5} recall {recall:.4f} ratio {ratio:.2f}")
+            if recall > 0.99:
+                break
+
+    try_build(NATIVE_ROW, found, collection)
+    for build in tuning.builds():
+        if applied_alone and not build.applies:
+            continue
+        try:
+            scratch = tuning.scratch(build, keys.batches(), len(keys.ids), work, show_progress)
+            with scratch as copy:
+                try_build(build.name, build, copy)
+        except Exception as exc:  # noqa: BLE001 - what the server refuses is no choice
+            click.echo(f"{build.name}: {' '.join(str(exc).split())[:200]}")
+    assert base is not None
+    return swept, float(base.recall.mean()), 1e3 * float(base.seconds.mean())
+
+
+def situation(
+    name: str, collection: Collection, queries: FloatArray, test: FloatArray, recall: float
+) -> Situation:
+    """Tune, and hold the choice against all others."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        options = TuneOptions(recall=recall, k=K, seconds=3_600.0)
+        measured = measure(collection, queries, options, Path(folder, "tune"), show_progress)
+        minutes = (time.monotonic() - began) / 60
+        result = measured.result
+        click.echo(f"{name}: {result.choice.text}")
+        swept, at, ms = sweep(collection, test, Path(folder, "sweep"), applied_alone=True)
+    chosen = next((row for row in result.rows if row.search == result.choice.search), None)
+    return Situation(
+        name=name,
+        keys=result.keys,
+        unit=result.unit,
+        recall=recall,
+        as_found_recall=at,
+        as_found_ms=ms,
+        answer=result.choice.answer,
+        chosen=FOUND if chosen is None else chosen.search,
+        effort=None if chosen is None else chosen.effort,
+        minutes=minutes,
+        swept=swept,
+    )
+
+
+@contextmanager
+def edge(keys: FloatArray) -> Iterator[Collection]:
+    """Qdrant Edge, one shard with a graph as the engine makes it."""
+    from benchmarks.engines import build_edge
+
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder, "keys.npy"), keys)
+        built = build_edge(Path(folder), Path(folder, "keys.npy"), None)
+        from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
+
+        with QdrantEdgeCollection.connect(folder, built.name) as collection:
+            yield collection
+
+
+@contextmanager
+def lite(keys: FloatArray) -> Iterator[Collection]:
+    """Milvus Lite, with the index that it has by default in our guides: IVF_FLAT."""
+    import json
+
+    from pymilvus import DataType, MilvusClient
+
+    from amips_plugins.adapters.milvus.collection import MilvusCollection
+
+    with tempfile.TemporaryDirectory() as folder:
+        client = MilvusClient(str(Path(folder, "docs.db")))
+        schema = client.create_schema(auto_id=False)
+        schema.add_field("id", DataType.INT64, is_primary=True)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=keys.shape[1])
+        client.create_collection("docs", schema=schema)
+        for low in range(0, len(keys), _ROWS):
+            block = keys[low : low + _ROWS].tolist()
+            client.insert("docs", [{"id": low + at, "vector": row} for at, row in enumerate(block)])
+        client.flush("docs")
+        index = client.prepare_index_params()
+        lists = {"params": json.dumps({"nlist": 128})}
+        index.add_index("vector", index_type="IVF_FLAT", metric_type="COSINE", params=lists)
+        client.create_index("docs", index)
+        client.load_collection("docs")
+        yield MilvusCollection(client, "docs")
+        client.close()
+
+
+@contextmanager
+def milvus(keys: FloatArray) -> Iterator[Collection]:
+    """Start the Milvus server of the wheel, with one HNSW index."""
+    from benchmarks.engines import Milvus
+
+    with Milvus() as server:
+        server.index("docs", keys, None)
+        yield server.collection("docs")
+
+
+_SITUATIONS: dict[str, Callable[[FloatArray], Any]] = {"edge": edge, "lite": lite, "milvus": milvus}
+
+
+def show(found: Sequence[Situation]) -> str:
+    """Write the table of the guide."""
+    lines = [
+        "| situation | as it is: recall | ms | chosen | recall | cost | best there is | cost | "
+        "chosen over best |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        taken, best = one.taken, one.best
+        least = "-" if best is None else f"{best.build} {best.effort}"
+        ratio = "-" if best is None else f"{best.ratio:.2f}"
+        over = "-" if best is None else f"{taken.ratio / best.ratio:.2f}"
+        lines.append(
+            f"| {one.name}, {one.keys:,} keys | {one.as_found_recall:.3f} | {one.as_found_ms:.2f} "
+            f"({one.unit}) | {taken.build} {taken.effort or ''} | {taken.recall:.3f} | "
+            f"{taken.ratio:.2f} | {least} | {ratio} | {over} |"
+        )
+    return "\n".join(lines)
+
+
+@click.command()
+@click.argument("data", envvar="AMIPS_BENCH_DATA")
+@click.option("--only", multiple=True, type=click.Choice(sorted(_SITUATIONS)))
+@click.option("--keys", default=20_000, show_default=True, help="Keys, from the first.")
+@click.option("--queries", default=1_600, show_default=True, help="Queries that tune is given.")
+@click.option("--test", default=400, show_default=True, help="Test queries.")
+@click.option("--recall", default=0.95, show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="File of the rows.")
+@click.option("--cache", type=click.Path(path_type=Path), default=Path(".bench/cache"))
+def main(
+    data: str,
+    only: tuple[str, ...],
+    keys: int,
+    queries: int,
+    test: int,
+    recall: float,
+    json_file: Path | None,
+    cache: Path,
+) -> None:
+    """Measure on DATA: a folder of arrays, pydocs, or beir:NAME."""
+    try:
+        found = load(Source(data, cache), show_progress)
+    except AmipsError as exc:
+        raise click.ClickException(str(exc)) from exc
+    some = np.ascontiguousarray(found.keys[:keys], dtype=np.float32)
+    done: list[Situation] = []
+    for name in only or _SITUATIONS:
+        with _SITUATIONS[name](some) as collection:
+            asked = np.ascontiguousarray(found.train[:queries], dtype=np.float32)
+            done.append(situation(name, collection, asked, found.test[:test], recall))
+        click.echo(show(done))
+        if json_file is not None:
+            replace_file(json_file, msgspec.json.format(msgspec.json.encode(done)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from amips_plugins.tune.measuring import Trial
+from amips_plugins.tune.rows import FOUND, NATIVE_ROW, Row, choose, compared, dropped
+
+
+def row(search: str, cost: float, recall: float = 0.96, **more: Any) -> Row:
+    known: dict[str, Any] = {
+        "search": search,
+        "parameter": "hnsw_ef",
+        "effort": 64,
+        "best_promise": 0.97,
+        "recall": recall,
+        "recall_low": recall - 0.01,
+        "recall_high": recall + 0.01,
+        "cost": cost,
+        "ratio": cost,
+        "ratio_low": cost,
+        "ratio_high": cost,
+        "applies": True,
+    }
+    return Row(**known | more)
+
+
+IS = row(FOUND, 1.0, 0.97, effort=None, best_promise=None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "answer", "search"),
+    [
+        ([IS, row(NATIVE_ROW, 0.8)], "tune", NATIVE_ROW),
+        ([IS, row(NATIVE_ROW, 0.99)], "leave", FOUND),
+        ([row(FOUND, 1.0, 0.9), row(NATIVE_ROW, 1.6)], "tune", NATIVE_ROW),
+        ([IS, row(NATIVE_ROW, 0.8), row("int8", 0.4)], "rebuild", "int8"),
+        ([IS, row(NATIVE_ROW, 0.8), row("int8", 0.75)], "tune", NATIVE_ROW),
+        ([IS, row(NATIVE_ROW, 0.8), row("int8", 0.4, 0.9)], "tune", NATIVE_ROW),
+        ([IS, row(NATIVE_ROW, 0.8), row("int8", 0.4, effort=None)], "tune", NATIVE_ROW),
+        ([IS, row(NATIVE_ROW, 0.8), row("IVF", 0.4, applies=False)], "tune", NATIVE_ROW),
+        ([IS, row(NATIVE_ROW, 0.8), dropped("int8", "no")], "tune", NATIVE_ROW),
+        ([IS, row(NATIVE_ROW, 0.8, effort=None), row("int8", 0.9)], "rebuild", "int8"),
+        ([IS, row(NATIVE_ROW, 0.8, effort=None)], "unclear", None),
+        (
+            [IS, row(NATIVE_ROW, 9.0, effort=None), row("IVF", 0.4, applies=False)],
+            "leave",
+            FOUND,
+        ),
+    ],
+)
+def test_the_cheapest_that_holds_and_the_simplest_of_those_about_as_cheap(
+    rows: list[Row], answer: str, search: str | None
+) -> None:
+    choice = choose(rows, 0.95, 10)
+    assert (choice.answer, choice.search) == (answer, search)
+
+
+def test_it_says_what_cannot_be_promised_what_misses_and_what_is_not_built_here() -> None:
+    text = choose([IS, row(NATIVE_ROW, 0.8, effort=None, best_promise=0.9349)], 0.95, 10).text
+    assert "the best target is 0.934" in text
+    missing = choose([row(FOUND, 1.0, 0.9), row(NATIVE_ROW, 1.6)], 0.95, 10).text
+    assert "finds 0.900 and misses the target" in missing
+    other = choose([IS, row(NATIVE_ROW, 0.8), row("IVF", 0.4, applies=False)], 0.95, 10).text
+    assert "IVF would cost 0.40" in other
+    assert "move the alias" in other
+
+
+def test_costs_are_ratios_taken_side_by_side_times_the_cost_of_the_base() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.uniform(1.0, 2.0, 300)
+    first = compared(row(FOUND, 0), Trial(np.ones(300), base), Trial(np.ones(300), base), None)
+    assert first.ratio == 1.0
+    assert first.cost == pytest.approx(1e3 * base.mean())
+    # While the machine is three times as slow, for both.
+    noise = rng.uniform(0.9, 1.1, 300)
+    ours, theirs = Trial(np.ones(300), 1.5 * base * noise), Trial(np.ones(300), 3 * base)
+    second = compared(row("int8", 0), ours, theirs, first)
+    assert second.ratio == pytest.approx(0.5, rel=0.02)
+    assert first.cost is not None
+    assert second.cost == pytest.approx(0.5 * first.cost, rel=0.02)
+    assert second.ratio_low is not None
+    assert second.ratio_high is not None
+    assert second.ratio is not None
+    assert second.ratio_low < second.ratio < second.ratio_high

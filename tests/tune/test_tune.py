@@ -1,0 +1,313 @@
+"""From a collection to held settings, on real engines: what is measured, done, and left alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from amips_plugins import LearnedRouter, MemoryCollection, Registry, connect
+from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
+from amips_plugins.adapters.qdrant_edge.tuning import EdgeTuning
+from amips_plugins.cli import main
+from amips_plugins.collection import Collection, SearchRequest
+from amips_plugins.errors import InvalidInput
+from amips_plugins.health.monitor import HealthMonitor
+from amips_plugins.health.recall import recall_at_k
+from amips_plugins.tune.apply import apply_choice, settled
+from amips_plugins.tune.rows import FOUND, NATIVE_ROW, Choice
+from amips_plugins.tune.run import Measured, TuneOptions, measure
+from amips_plugins.tuning import GRAPH_EFFORTS, Build, Knob
+from tests.support import edge_graph as graph
+from tests.support.progress_recorder import Recorder
+
+OPTIONS = TuneOptions(recall=0.9)
+CODES = ["int8 codes", "4-bit codes", "2-bit codes", "binary codes"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    graph.make_shard(folder)
+    return folder
+
+
+@pytest.fixture
+def home(made: Path, tmp_path: Path) -> Path:
+    """A folder with a shard of its own."""
+    shutil.copytree(made / "docs", tmp_path / "docs")
+    return tmp_path
+
+
+@pytest.fixture
+def collection(home: Path) -> Iterator[Collection]:
+    with connect(uri(home)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one other build: each takes a second."""
+    every = EdgeTuning.builds
+    monkeypatch.setattr(EdgeTuning, "builds", lambda self: every(self)[:1])
+
+
+def uri(home: Path) -> str:
+    return f"qdrant-edge://{home}?collection=docs"
+
+
+def vectors_of(home: Path) -> Any:
+    """How the engine was told to keep the vectors."""
+    return json.loads((home / "docs" / "edge_config.json").read_text())["vectors"][""]
+
+
+def recall_of(collection: Collection, home: Path, recall: float) -> float:
+    quiet = HealthMonitor(share=0.0)
+    router = LearnedRouter(collection, registry=home / "registry", refresh=None, watch=quiet)
+    found = []
+    for query in graph.queries(9, 300):
+        (exact,) = collection.exact(SearchRequest(query[None], 10))
+        hits = router.search(query, recall=recall)
+        assert hits.trace.mode == "tuned"
+        found.append(recall_at_k(hits, exact, 10, larger_is_better=True))
+    return float(np.mean(found))
+
+
+@pytest.mark.slow
+def test_every_code_is_measured_beside_the_collection_which_stays_as_it_was(
+    collection: Collection, home: Path
+) -> None:
+    before = vectors_of(home)
+    found = measure(collection, graph.queries(1, 800), OPTIONS, home / "tune").result
+    assert [row.search for row in found.rows] == [FOUND, NATIVE_ROW, *CODES]
+    assert [row.dropped for row in found.rows] == [None] * 6
+    as_is, native, int8 = found.rows[:3]
+    assert as_is.recall is not None
+    assert as_is.recall < 0.75  # the graph's own candidates are too few for this target
+    assert native.recall is not None
+    assert native.recall > 0.88
+    assert int8.recall is not None
+    assert int8.recall > 0.88
+    assert (as_is.bytes_per_key, int8.bytes_per_key) == (96, 24)
+    assert found.choice.answer in ("tune", "rebuild")
+    assert "misses the target" in found.choice.text
+    assert vectors_of(home) == before
+    assert not list((home / "tune").rglob("trial/scratch/*"))
+
+
+@pytest.mark.usefixtures("few")
+def test_what_was_chosen_holds_on_other_queries(collection: Collection, home: Path) -> None:
+    measured = measure(collection, graph.queries(1, 800), OPTIONS, home / "tune")
+    kept = settled(measured, rebuild=False)
+    assert kept.result.choice.search == NATIVE_ROW
+    registry = Registry(home / "registry")
+    done = apply_choice(collection, kept, registry, home / "tune")
+    assert done.rebuilt is None
+    assert [row.search for row in done.evaluated] == ["native", "learned, recall 0.90"]
+    assert "AMIPS_DISABLED" in done.way_back[0]
+    assert recall_of(collection, home, 0.9) >= 0.9
+    again = apply_choice(collection, kept, registry, home / "tune")
+    assert "amips registry rollback qdrant-edge/docs/ " in again.way_back[0]
+
+
+def chosen(measured: Measured, name: str) -> Measured:
+    choice = Choice(answer="rebuild", search=name, text="by hand")
+    return replace(measured, result=msgspec.structs.replace(measured.result, choice=choice))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few")
+def test_codes_that_were_agreed_to_are_the_collections_and_calibrated_there(
+    collection: Collection, home: Path
+) -> None:
+    measured = measure(collection, graph.queries(1, 800), OPTIONS, home / "tune")
+    registry = Registry(home / "registry")
+    done = apply_choice(collection, chosen(measured, "int8 codes"), registry, home / "tune")
+    assert done.rebuilt == "int8 codes"
+    assert "quantization_config as before (vectors)" in done.way_back[1]
+    assert vectors_of(home)["quantization_config"] == {"scalar": {"type": "int8"}}
+    with connect(uri(home)) as served:
+        assert served.count() == graph.COUNT
+        assert served.search(SearchRequest(graph.queries(2, 1), 1, fields=["year"]))[0][0].fields
+        assert recall_of(served, home, 0.9) >= 0.9
+        tuning = EdgeTuning(served)  # type: ignore[arg-type]
+        present = tuning.as_found()
+        assert present is not None
+        assert (present.name, present.knob.rescored) == ("int8 codes", True)
+        assert [build.name for build in tuning.builds()] == ["vectors"]  # the first of them
+        tuning.apply(tuning.builds()[0], Recorder()).close()
+    assert vectors_of(home).get("quantization_config") is None
+
+
+@pytest.mark.slow
+def test_after_an_interrupt_nothing_is_left_and_what_is_done_is_not_done_again(
+    collection: Collection, home: Path
+) -> None:
+    class Stop(Recorder):
+        def __init__(self, at: str) -> None:
+            super().__init__()
+            self.at, self.titles = at, list[str]()
+
+        def __call__(self, title: str, total: int, done: int = 0, unit: str = "") -> Any:
+            self.titles.append(title)
+            if title == self.at:
+                raise KeyboardInterrupt
+            return super().__call__(title, total, done, unit)
+
+    first, second = Stop("compare 4-bit codes"), Stop("")
+    queries = graph.queries(1, 200)
+    before = vectors_of(home)
+    with pytest.raises(KeyboardInterrupt):
+        measure(collection, queries, OPTIONS, home / "tune", first)
+    assert not list((home / "tune").rglob("trial/scratch/*"))
+    assert vectors_of(home) == before
+    found = measure(collection, queries, OPTIONS, home / "tune", second).result
+    assert [title for title in second.titles if title.startswith("build")] == [
+        f"build {name}" for name in CODES[1:]
+    ]
+    assert len(found.rows) == 6
+    third = Stop("")
+    measure(collection, queries, replace(OPTIONS, recall=0.8), home / "tune", third)
+    assert "build int8 codes" in third.titles  # another question
+
+
+def test_what_the_database_refuses_and_what_there_is_no_time_for_is_dropped_and_said(
+    collection: Collection, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knob = Knob("hnsw_ef", GRAPH_EFFORTS)
+    strange = Build("strange codes", knob, 1.0, {"product": {"compression": "x4"}})
+    monkeypatch.setattr(EdgeTuning, "builds", lambda _: [strange])
+    queries = graph.queries(1, 200)
+    rows = measure(collection, queries, OPTIONS, home / "tune").result.rows
+    assert rows[2].dropped is not None
+    assert "'product' cannot be built" in rows[2].dropped
+    monkeypatch.undo()
+    no_time = replace(OPTIONS, seconds=0.0)
+    # The refusal was kept; what was not tried is tried when there is time.
+    monkeypatch.setattr(EdgeTuning, "free_bytes", lambda *_: 1000)
+    rows = measure(collection, queries, no_time, home / "tune").result.rows
+    assert {row.dropped for row in rows[2:]} == {"a copy takes about 1 MB, and 0 MB are free"}
+
+
+@pytest.mark.usefixtures("few")
+def test_a_sample_is_compared_with_a_copy_of_the_same_size(
+    collection: Collection, home: Path
+) -> None:
+    options = replace(OPTIONS, sample=1000)
+    found = measure(collection, graph.queries(1, 400), options, home / "tune").result
+    assert (found.keys, found.sampled) == (3000, 1000)
+    assert "tried on 1,000 of 3,000 keys" in found.notes[-1]
+    assert found.rows[2].recall is not None
+    assert found.rows[2].recall > 0.85
+
+
+@pytest.mark.usefixtures("few")
+def test_few_queries_promise_less_and_the_best_is_named(collection: Collection, home: Path) -> None:
+    options = TuneOptions(recall=0.99)
+    found = measure(collection, graph.queries(1, 60), options, home / "tune").result
+    assert (found.choice.answer, found.choice.search) == ("unclear", None)
+    assert "the best target is 0.8" in found.choice.text
+
+
+def test_where_there_is_nothing_to_set_it_says_so(home: Path) -> None:
+    with pytest.raises(InvalidInput, match="nothing to tune"):
+        measure(MemoryCollection(graph.keys()), None, OPTIONS, home / "tune")
+    with connect(uri(home)) as opened:
+        opened.upsert([5000], graph.keys()[:1])
+    import qdrant_edge as edge
+
+    params = edge.EdgeVectorParams(size=4, distance=edge.Distance.Dot)
+    edge.EdgeShard.create(str(home / "bare"), edge.EdgeConfig(vectors=params)).close()
+    with connect(f"qdrant-edge://{home}?collection=bare") as bare:
+        bare.upsert(range(100), graph.keys()[:100, :4])
+        with pytest.raises(InvalidInput, match="looks at all of them"):
+            measure(bare, None, OPTIONS, home / "tune")
+
+
+def run(arguments: Sequence[str]) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    code = ended.value.code
+    return 0 if code is None else int(code)
+
+
+@pytest.mark.usefixtures("few")
+def test_the_command_from_the_collection_to_a_router(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    np.save("queries.npy", graph.queries(1, 400))
+    asked = ["tune", uri(home), "--queries", "queries.npy", "--recall", "0.9"]
+    asked += ["--registry", "registry"]
+    before = vectors_of(home)
+    assert run([*asked, "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert "Nothing was changed" in shown.out
+    assert "native, tuned" in shown.out
+    assert "removed; the collection's shard is only searched" in shown.err
+    assert not (home / "registry").exists()
+    assert run([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    page = (Path(__file__).parents[2] / "docs" / "scripting.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith("| `amips tune` | what")]
+    assert set(found) == set(re.findall(r"`(\w+)`", row.rpartition("|")[0].rpartition("|")[2]))
+    assert found["measured"]["choice"]["search"] in (NATIVE_ROW, "int8 codes")
+    assert found["applied"]["rebuilt"] is None  # nobody was there to agree
+    assert vectors_of(home) == before
+    with connect(uri(home)) as served:
+        assert recall_of(served, home, 0.9) >= 0.89
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--recall", "1"], "is no target"),
+        (["--k", "0"], "cannot be calibrated"),
+        (["--k", "101"], "cannot be calibrated"),
+        (["--sample", "10"], "tell nothing"),
+    ],
+)
+def test_bad_arguments_are_a_sentence(
+    home: Path, more: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["tune", uri(home), *more]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_milvus_lite_is_tuned_and_its_copies_are_dropped(tmp_path: Path) -> None:
+    pymilvus = pytest.importorskip("pymilvus")
+    pytest.importorskip("milvus_lite")
+    path = tmp_path / "docs.db"
+    client = pymilvus.MilvusClient(str(path))
+    client.create_collection("docs", dimension=graph.DIM, metric_type="COSINE", auto_id=False)
+    keys = graph.keys()[:1200]
+    client.insert("docs", [{"id": n, "vector": key.tolist()} for n, key in enumerate(keys)])
+    client.close()
+    with connect(f"milvus://{path}?collection=docs") as lite:
+        kind = dict(lite.describe().facts)["index"]
+        if not kind.startswith(("IVF", "HNSW")):
+            with pytest.raises(InvalidInput, match="nothing to tune"):
+                measure(lite, None, OPTIONS, tmp_path / "tune")
+            return
+        found = measure(lite, None, OPTIONS, tmp_path / "tune").result
+        assert found.queries == "guess"
+        assert "guessed" in found.notes[-1]
+        assert lite.client.list_collections() == ["docs"]  # type: ignore[attr-defined]
+
+
+def test_the_shard_of_somebody_else_is_not_changed(home: Path) -> None:
+    import qdrant_edge as edge
+
+    shard = edge.EdgeShard.load(str(home / "docs"))
+    found = EdgeTuning(QdrantEdgeCollection(shard, home / "docs")).as_found()
+    shard.close()
+    assert found is not None
+    assert not found.applies  # it cannot be closed and opened anew here

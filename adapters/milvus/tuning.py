@@ -62,7 +62,7 @@ class MilvusTuning:
     def builds(self) -> Sequence[Build]:
         """List other kinds of index; a server refuses those that it does not have."""
         if self._table.is_lite:
-            kinds = ["IVF_FLAT", "HNSW"]
+            kinds = ["HNSW", "HNSW_SQ", "IVF_FLAT", "IVF_SQ8"]
         else:
             kinds = ["HNSW", "HNSW_SQ", "IVF_FLAT", "IVF_SQ8", "IVF_RABITQ", "SCANN"]
         present = str(self._index.get("index_type", "")).upper()
@@ -79,9 +79,9 @@ class MilvusTuning:
         dim, names = self._table.info.dim, ("nlist", "M", "efConstruction", "sq_type", "m", "nbits")
         options = {"index_type": kind, **{name: index[name] for name in names if name in index}}
         width = {"HNSW_SQ": 1.0, "IVF_SQ8": 1.0, "IVF_RABITQ": 1 / 8, "SCANN": 0.5}.get(kind, 4.0)
-        exact = kind in ("HNSW", "IVF_FLAT", "SCANN", "DISKANN")
-        if kind.startswith("HNSW"):
-            knob = Knob("ef", GRAPH_EFFORTS)
+        exact = kind in ("AUTOINDEX", "HNSW", "IVF_FLAT", "SCANN", "DISKANN")
+        if kind.startswith("HNSW") or (kind == "AUTOINDEX" and self._table.is_lite):
+            knob = Knob("ef", GRAPH_EFFORTS)  # Lite's automatic index is a graph of the same kind
         elif kind == "DISKANN":
             knob = Knob("search_list", GRAPH_EFFORTS)
         elif kind.startswith("IVF") or kind == "SCANN":

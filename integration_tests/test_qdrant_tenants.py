@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from qdrant_client import QdrantClient, models
 from amips_plugins import LearnedRouter, route
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.collection import SearchRequest
-from amips_plugins.errors import AmipsError
-from amips_plugins.plan import QueryPlan
+from amips_plugins.errors import AmipsError, InvalidInput
+from amips_plugins.partitions import Partitions
+from amips_plugins.plan import QueryPlan, Target
 from amips_plugins.vectors import FloatArray, normalise
 from integration_tests.qdrant_data import (
     KEY,
@@ -129,6 +132,70 @@ class TestShardKeys:
         code, said = amips("snapshot", uri, "-o", tmp_path / "snapshot")
         assert code == 0, said
         assert f"{COUNT // 3:,} keys" in said
+
+    def test_they_are_partitions_that_are_given(
+        self, client: QdrantClient, name: str, qdrant_node: QdrantAddress, tmp_path: Path
+    ) -> None:
+        """A plan names some; those that came later are always asked."""
+        whole = QdrantCollection(client, name)
+        seen = whole.partitioned(Partitions(None, ("c", "a", "gone")))
+        layout = seen.layout()
+        assert (whole.partitions, seen.overflow()) == (None, COUNT // 3)
+        assert seen.layouts.status().sizes == (COUNT // 3, COUNT // 3, 0)
+        values = {
+            key: value
+            for batch in seen.scan(100)
+            for key, value in zip(batch.ids, batch.values or (), strict=True)
+        }
+        assert values == {row: self.TENANTS[row % 3] for row in range(COUNT)}
+        batches = list(seen.scan(100))
+        behind = [key for batch in seen.scan(100, batches[6].cursor) for key in batch.ids]
+        assert behind == [key for batch in batches[7:] for key in batch.ids]
+        asked = queries(6)
+        plan = QueryPlan(cells=np.array([[0], [1], [2], [-1], [0], [1]]), layout=layout)
+        exact = {"exact": True}
+        answers = seen.search(SearchRequest(asked, 9, params=exact), plan)
+
+        async def awaited() -> list[list[Any]]:
+            later = qdrant_node.async_client()
+            try:
+                return await seen.search_async(later, SearchRequest(asked, 9, params=exact), plan)
+            finally:
+                await later.close()
+
+        for found in (answers, asyncio.run(awaited())):
+            for row, hits in enumerate(found):
+                chosen = {"c", "b"} if row in (0, 4) else {"a", "b"} if row in (1, 5) else {"b"}
+                rows = [key for key in range(COUNT) if self.TENANTS[key % 3] in chosen]
+                best = np.argsort(-(keys(COUNT)[rows] @ asked[row]), kind="stable")[:9]
+                assert [hit.id for hit in hits] == [rows[place] for place in best]
+        with pytest.raises(InvalidInput, match="layout"):
+            seen.search(SearchRequest(asked, 3), QueryPlan(cells=plan.cells, layout="other"))
+        code, said = amips(
+            "snapshot", qdrant_node.uri(name), "--partitions", "native", "-o", tmp_path / "snap"
+        )
+        assert code == 0, said
+        client.create_shard_key(name, "d")
+        point = models.PointStruct(id=9_999, vector=(1e3 * asked[0]).tolist())
+        client.upsert(name, [point], shard_key_selector="d", wait=True)
+        time.sleep(1.1)
+        only = QueryPlan(cells=np.array([[1]]), layout=layout)
+        assert seen.search(SearchRequest(asked[:1], 1), only)[0][0].id == 9_999
+        assert seen.current() is seen
+
+    def test_a_routed_client_asks_the_chosen_ones(self, client: QdrantClient, name: str) -> None:
+        seen = QdrantCollection(client, name).partitioned(Partitions(None, self.TENANTS))
+
+        class Second:
+            def plan(self, asked: FloatArray, target: Target) -> QueryPlan:
+                return QueryPlan(cells=np.full((len(asked), 1), 1), layout=seen.layout())
+
+        routed = route(client, LearnedRouter(seen, hook=Second(), refresh=None))
+        for query in queries(5):
+            found = routed.query_points(name, query.tolist(), limit=7).points
+            assert {int(str(one.id)) % 3 for one in found} == {1}
+            own = routed.query_points(name, query.tolist(), limit=7, shard_key_selector="a").points
+            assert {int(str(one.id)) % 3 for one in own} == {0}
 
 
 class TestGraphsForTenantsOnly:

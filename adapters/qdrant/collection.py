@@ -51,6 +51,7 @@ from amips_plugins.collection import (
     SearchRequest,
 )
 from amips_plugins.errors import CollectionNotFound, require
+from amips_plugins.partitions import Partitions
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient, models
@@ -333,6 +334,15 @@ class QdrantCollection(WrittenPoints):
         other._server, other._local = self._server, self._local
         other._owns_client = self._owns_client
         return other
+
+    def partitioned(self, partitions: Partitions | None) -> QdrantCollection:
+        """Return an object of the same points in the values of a payload key, or in shard keys."""
+        own = partitions is not None and partitions.field is None
+        if partitions is None or not own or not self.custom_shards or self._shard_key is not None:
+            return super().partitioned(partitions)
+        from amips_plugins.adapters.qdrant.shard_keys import InShardKeys  # which is one of these
+
+        return InShardKeys.of(self, partitions)
 
     def beside(self, name: str, field: str | None) -> QdrantCollection:
         """Return another collection, read and searched through the client of this one."""

@@ -98,6 +98,10 @@ class PointCollection:
         """What the cells of a plan are."""
         return self._given or self._found.cells
 
+    def asked_shards(self, plan: QueryPlan) -> list[int | str] | None:  # noqa: ARG002 - cells in shard keys say which
+        """Return the shard keys that a search of one query asks; None for all."""
+        return None
+
     def layout(self) -> str | None:
         """Return the identifier of the complete cells of this vector, or None."""
         cells = self._cells

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from amips_plugins.collection import Hit
+from amips_plugins.collection import Hit, Id
 from amips_plugins.health.confidence import betting_bound
 from amips_plugins.vectors import as_good_as
 
@@ -30,9 +31,15 @@ def recall_at_k(
         return 1.0
     sign = 1.0 if larger_is_better else -1.0
     enough = float(as_good_as(sign * best[-1].score))
-    keys = {hit.key for hit in best}
-    good = sum(hit.key in keys or sign * hit.score >= enough for hit in found[:k])
+    keys = {_key(hit) for hit in best}
+    good = sum(_key(hit) in keys or sign * hit.score >= enough for hit in found[:k])
     return min(good, len(best)) / len(best)
+
+
+def _key(hit: Any) -> Id:
+    """Return what tells a hit from others; a routed client's are the database's own."""
+    found: Id = hit.key if isinstance(hit, Hit) else hit.id
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,6 +189,8 @@ class _QueryPoints:
         except InvalidInput:
             return None  # such as several vectors, or names of points
         shard_key = arguments.get("shard_key_selector")
+        if shard_key is not None and getattr(collection, "shards", None) is not None:
+            return None  # of a layout's shard keys the router chooses itself
         if info.namespace and str(shard_key) != info.namespace:
             return None  # the router knows one shard key alone
         condition = arguments.get("query_filter")
@@ -265,6 +267,9 @@ class _QueryPoints:
             changes["query_filter"], changes["search_params"] = reader.narrowed(
                 request, plan, condition
             )
+            asked = reader.asked_shards(plan)
+            if asked is not None:
+                changes["shard_key_selector"] = asked
         else:
             (query,) = reader.queries(replace(request, filter=condition), plan)
             changes["query_filter"], changes["search_params"] = query.filter, query.params
@@ -278,6 +283,7 @@ class _QueryPoints:
         response = yield self.changed(plain, changes)
         found = self.hits(response)
         everything = changes["query_filter"] is condition and plan.rewritten is None
+        everything = everything and "shard_key_selector" not in changes
         if self.offset and len(found) < request.k and not everything:
             found = yield from self._beyond(plain, changes, response, request)
         if threshold is None:

@@ -29,6 +29,7 @@ __all__ = [
     "Incomplete",
     "KeyBatch",
     "SearchRequest",
+    "ThoroughCollection",
     "check_keys",
     "check_layout",
     "collection_key",
@@ -404,6 +405,19 @@ class AsyncCollection(Collection, Protocol):
             The database's asynchronous client, connected to the same database.
         request, plan
             As for ``search``.
+        """
+        ...
+
+
+@runtime_checkable
+class ThoroughCollection(Protocol):
+    """What a collection has besides, that may lie on a disk: an exact search reads all of it."""
+
+    def thorough(self, request: SearchRequest) -> list[list[Hit]]:
+        """Search so far that next to nothing is lost: what samples of live searches are judged by.
+
+        Exactly where the vectors are in memory; where they lie on a disk by the codes of all keys,
+        or as far as a graph goes, with many candidates scored by their vectors.
         """
         ...
 

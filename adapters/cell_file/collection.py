@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ from amips_plugins.plan import NATIVE, QueryPlan, searches_everything
 from amips_plugins.vectors import FloatArray, IntArray
 
 __all__ = ["CellFileCollection"]
+
+_THOROUGH = 4.0  # times as many candidates of a search that others are judged by
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,12 @@ class CellFileCollection:
     def exact(self, request: SearchRequest) -> list[list[Hit]]:
         """Compare with every vector, which reads all of the file."""
         return self._search(request).exactly()
+
+    def thorough(self, request: SearchRequest) -> list[list[Hit]]:
+        """Search all codes with many candidates, and leave none of it in the page cache."""
+        nowhere = np.zeros(0, dtype=np.bool_)
+        search = self._search(replace(request, params=None))
+        return search.by_codes(NATIVE, nowhere, oversampling=_THOROUGH, once=True)
 
     def _search(self, request: SearchRequest) -> CellFileSearch:
         if request.filter is not None and not callable(request.filter):

@@ -58,11 +58,13 @@ class OpenCellFile:
     def _fails(self, what: str) -> Exception:
         return damaged(self.ranges.where, f"{what} has another checksum")
 
-    def read_runs(self, numbers: Sequence[int], deadline: float | None) -> list[bytes]:
+    def read_runs(
+        self, numbers: Sequence[int], deadline: float | None, *, once: bool = False
+    ) -> list[bytes]:
         """Read the codes of some runs; each is checked when it is first read."""
         start, codes = self.header.sections["codes"].offset, self.runs["code"]
         spans = [(start + int(codes[one]), start + int(codes[one + 1])) for one in numbers]
-        found = self.ranges.read(spans, deadline)
+        found = self.ranges.read(spans, deadline, once=once)
         for number, data in zip(numbers, found, strict=True):
             if not self._checked[number]:
                 if zlib.crc32(data) != int(self.runs["crc"][number]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -25,6 +26,7 @@ __all__ = ["DiskFile", "Ranges", "StoredFile"]
 
 Span = tuple[int, int]
 
+_DONTCACHE = 0x80  # RWF_DONTCACHE of Linux 6.14
 _TOGETHER = 64  # reads of a store under way at once
 _PAUSE = 0.05  # seconds before a read is tried again; then twice as long, up to a second
 
@@ -35,8 +37,13 @@ class Ranges(Protocol):
     where: str
     size: int
 
-    def read(self, spans: Sequence[Span], deadline: float | None = None) -> list[bytes]:
-        """Read from one offset up to another, for each; ``deadline`` is of ``time.monotonic``."""
+    def read(
+        self, spans: Sequence[Span], deadline: float | None = None, *, once: bool = False
+    ) -> list[bytes]:
+        """Read from one offset up to another, for each.
+
+        ``deadline`` is of ``time.monotonic``; what is read ``once`` need not be remembered.
+        """
         ...
 
     def changed(self) -> bool:
@@ -61,15 +68,34 @@ class DiskFile:
         found = os.fstat(self._file)
         self.size = found.st_size
         self._which = (found.st_dev, found.st_ino, found.st_mtime_ns)
+        self._uncached = sys.platform == "linux"
         if hasattr(os, "posix_fadvise"):  # what is asked for is read, and nothing behind it
             os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
 
-    def read(self, spans: Sequence[Span], deadline: float | None = None) -> list[bytes]:  # noqa: ARG002 - a disk is waited for
+    def read(
+        self,
+        spans: Sequence[Span],
+        deadline: float | None = None,  # noqa: ARG002 - a disk is waited for
+        *,
+        once: bool = False,
+    ) -> list[bytes]:
         """Read the spans, which the disk may take together."""
+        if once and self._uncached:
+            return [self._leaving_no_trace(start, end) for start, end in spans]
         if len(spans) > 1 and hasattr(os, "posix_fadvise"):
             for start, end in spans:
                 os.posix_fadvise(self._file, start, end - start, os.POSIX_FADV_WILLNEED)
         return [self._whole(start, end) for start, end in spans]
+
+    def _leaving_no_trace(self, start: int, end: int) -> bytes:
+        """Read what stays out of the page cache, unless it was there; else as ever."""
+        data = bytearray(end - start)
+        try:
+            if os.preadv(self._file, [data], start, _DONTCACHE) == len(data):
+                return bytes(data)
+        except OSError:  # a kernel or a file system that cannot
+            self._uncached = False
+        return self._whole(start, end)
 
     def _whole(self, start: int, end: int) -> bytes:
         try:
@@ -119,7 +145,13 @@ class StoredFile:
         (looked,) = self._together([look], time.monotonic() + self._timeout)
         return dict(looked)
 
-    def read(self, spans: Sequence[Span], deadline: float | None = None) -> list[bytes]:
+    def read(
+        self,
+        spans: Sequence[Span],
+        deadline: float | None = None,
+        *,
+        once: bool = False,  # noqa: ARG002 - nothing is remembered here
+    ) -> list[bytes]:
         """Read the spans side by side.
 
         Raises

@@ -67,9 +67,21 @@ class CellFileSearch:
         self._file, self._recent, self._request = file, recent, request
         self._metric = file.header.metric
         self._deadline = deadline
+        self._more, self._once = 1.0, False
 
-    def by_codes(self, plan: QueryPlan, everything: BoolArray) -> list[list[Hit]]:
-        """Search the runs of the plan's cells, or all of them."""
+    def by_codes(
+        self,
+        plan: QueryPlan,
+        everything: BoolArray,
+        *,
+        oversampling: float = 1.0,
+        once: bool = False,
+    ) -> list[list[Hit]]:
+        """Search the runs of the plan's cells, or all of them.
+
+        With so many times the usual candidates; ``once`` where nobody will read the same again.
+        """
+        self._more, self._once = oversampling, once
         answers: list[list[Hit]] = []
         for low in range(0, len(self._request.queries), _QUERIES):
             rows = range(low, min(low + _QUERIES, len(self._request.queries)))
@@ -80,7 +92,7 @@ class CellFileSearch:
         request, header = self._request, self._file.header
         ranking = request.queries if plan.rewritten is None else plan.rewritten
         keep = request.k if plan.rewritten is None else max(plan.rescore, request.k)
-        wanted = math.ceil(keep * OVERSAMPLING[header.bits])
+        wanted = math.ceil(self._more * keep * OVERSAMPLING[header.bits])
         most = wanted if request.filter is None else None
         found = [_Candidates(most) for _ in rows]
         whole = [plan.cells is None or bool(everything[row : row + 1].any()) for row in rows]
@@ -90,7 +102,7 @@ class CellFileSearch:
             placed = normalise(placed)
         scorer = Scorer(self._file.coder, placed)
         for numbers in self._portions(sorted(asking)):
-            blocks = self._file.read_runs(numbers, self._deadline)
+            blocks = self._file.read_runs(numbers, self._deadline, once=self._once)
             for number, block in zip(numbers, blocks, strict=True):
                 self._score(number, block, asking[number], scorer, found)
         ordered = [one.best() for one in found]
@@ -144,10 +156,11 @@ class CellFileSearch:
         low, high = self._file.starts[number : number + 2].tolist()
         scores = scorer.score(block, high - low, asked)
         rows = np.arange(low, high, dtype=np.int64)
-        first, last = np.searchsorted(self._recent.hidden, [low, high])
+        hidden = self._recent.hidden
+        first, last = np.searchsorted(hidden, [low, high]) if len(hidden) else (0, 0)
         if last > first:
             kept = np.ones(high - low, dtype=np.bool_)
-            kept[self._recent.hidden[first:last] - low] = False
+            kept[hidden[first:last] - low] = False
             rows, scores = rows[kept], scores[:, kept]
         for place, own in zip(asked, scores, strict=True):
             found[place].add(rows, own)

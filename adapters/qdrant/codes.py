@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Codes", "codes_of"]
+__all__ = ["Codes", "break_even_of", "codes_of"]
 
 # How many candidates are scored by their vectors for every hit, so that next to none is lost:
 # measured on sentence embeddings in 64 cells, where exact searches agree to .999 and more.
@@ -28,6 +28,8 @@ _OVERSAMPLING = {
 }
 _COARSEST = 16.0
 _HALF = 0.5  # the engine guesses how many keys a filter leaves
+_THOROUGH = 4.0  # times as many candidates of a search that others are judged by
+_EFFORT = 512  # and its ef, where there is a graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,23 @@ class Codes:
         None is a share that nobody knows.
         """
         return self.share >= 1.0 if share is None else share <= self.share
+
+    def thorough(self) -> dict[str, Any]:
+        """Return the parameters, as plain values, of a search that loses next to nothing."""
+        oversampling = _THOROUGH * self.oversampling
+        return {
+            "quantization": {"rescore": True, "oversampling": oversampling},
+            "hnsw_ef": _EFFORT,
+        }
+
+
+def break_even_of(in_memory: float, codes: Codes | None, *, on_disk: bool) -> float:
+    """Return the share of the keys above which a full scan is cheaper than a search of cells.
+
+    Of vectors on a disk that are compared themselves, cells always read less.
+    """
+    by_codes = codes is not None and codes.scan(None)
+    return 1.0 if on_disk and not by_codes else in_memory
 
 
 def codes_of(

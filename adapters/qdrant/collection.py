@@ -18,7 +18,7 @@ import numpy as np
 
 from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.qdrant.cells import serving
-from amips_plugins.adapters.qdrant.codes import Codes, codes_of
+from amips_plugins.adapters.qdrant.codes import Codes, break_even_of, codes_of
 from amips_plugins.adapters.qdrant.copied_layouts import CopiedLayouts
 from amips_plugins.adapters.qdrant.describe import describe_qdrant
 from amips_plugins.adapters.qdrant.failures import failure_of, translated_errors
@@ -198,6 +198,9 @@ class QdrantCollection(WrittenPoints):
             namespace="" if self._shard_key is None else str(self._shard_key),
             family=own.family,
         )
+        codes = None if self._local else _codes(found, field)
+        on_disk = bool(_params(found, field).on_disk) and not self._local
+        self.break_even = break_even_of(type(self).break_even, codes, on_disk=on_disk)
         return ServerFound(
             info,
             serving(metadata, info),
@@ -206,7 +209,8 @@ class QdrantCollection(WrittenPoints):
             params.sharding_method is models.ShardingMethod.CUSTOM,
             None if self._local else tenant_keys(found, field),
             _has_graph(found, field) and not self._local,
-            None if self._local else _codes(found, field),
+            codes,
+            on_disk,
         )
 
     def _own_name(self) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from amips_plugins.adapters.given import GivenLayouts
 from amips_plugins.adapters.qdrant.cells import CellStore, LayoutRecord
+from amips_plugins.adapters.qdrant.codes import Codes
 from amips_plugins.adapters.qdrant.points import listed, plain_id, unroutable
 from amips_plugins.collection import CollectionInfo, Failure, Hit, KeyBatch, SearchRequest
 from amips_plugins.errors import InvalidInput
@@ -92,6 +93,17 @@ class PointCollection:
     def exact(self, request: SearchRequest) -> list[list[Hit]]:
         """Search by comparing with every point, unquantised; strict mode may refuse it."""
         return self.search(replace(request, params={"exact": True}))
+
+    def _codes_on_disk(self) -> Codes | None:
+        """Return how codes are searched of vectors that lie on a disk; None for others."""
+        raise NotImplementedError
+
+    def thorough(self, request: SearchRequest) -> list[list[Hit]]:
+        """Search all codes, or as far as the graph goes, where vectors lie on a disk."""
+        codes = self._codes_on_disk()
+        if codes is None:
+            return self.exact(request)
+        return self.search(replace(request, params=codes.thorough()))
 
     @property
     def _cells(self) -> LayoutRecord | Partitions | None:

@@ -52,6 +52,7 @@ class ServerFound(Found):
     tenant_keys: frozenset[str] | None
     has_graph: bool = field(default=False, compare=False)
     codes: Codes | None = field(default=None, compare=False)
+    on_disk: bool = field(default=False, compare=False)
 
 
 class SearchedPoints(PointCollection):
@@ -67,6 +68,10 @@ class SearchedPoints(PointCollection):
 
     def _look(self) -> ServerFound:
         raise NotImplementedError
+
+    def _codes_on_disk(self) -> Codes | None:
+        found = self._found
+        return found.codes if found.on_disk else None
 
     @property
     def _found(self) -> ServerFound:

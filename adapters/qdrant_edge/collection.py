@@ -21,7 +21,7 @@ import numpy as np
 from amips_plugins.adapters.cell_groups import merge_hits
 from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.qdrant.cells import LayoutRecord, serving
-from amips_plugins.adapters.qdrant.codes import Codes, codes_of
+from amips_plugins.adapters.qdrant.codes import Codes, break_even_of, codes_of
 from amips_plugins.adapters.qdrant.layouts import QdrantLayouts
 from amips_plugins.adapters.qdrant.point_collection import Found, PointCollection
 from amips_plugins.adapters.qdrant.points import (
@@ -70,6 +70,7 @@ class EdgeFound(Found):
     """The same of a shard."""
 
     codes: Codes | None = field(default=None, compare=False)  # how it asks, not what it finds
+    on_disk: bool = field(default=False, compare=False)
 
 
 class QdrantEdgeCollection(PointCollection):
@@ -188,7 +189,13 @@ class QdrantEdgeCollection(PointCollection):
             self._shard.engine.info().points_count,
         )
         named = (*vectors, *(config.get("sparse_vectors") or {}))
-        return EdgeFound(info, cells, named, codes)
+        on_disk = bool(chosen.get("on_disk"))
+        self.break_even = break_even_of(type(self).break_even, codes, on_disk=on_disk)
+        return EdgeFound(info, cells, named, codes, on_disk)
+
+    def _codes_on_disk(self) -> Codes | None:
+        found = self._found
+        return found.codes if found.on_disk else None
 
     @property
     def _found(self) -> EdgeFound:

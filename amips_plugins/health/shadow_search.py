@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
-from amips_plugins.collection import Collection, Hit, Incomplete, SearchRequest
+from amips_plugins.collection import Collection, Hit, Incomplete, SearchRequest, ThoroughCollection
 from amips_plugins.health.filters import FilterTrial
 from amips_plugins.health.gate import Gate, RecallAgainstTarget, Shadow
 from amips_plugins.health.recall import recall_at_k
@@ -82,7 +82,7 @@ def shadow_search(
         return None  # every cell was called for, or something failed
     k = served.target.k
     request = SearchRequest(served.query[None], k, params=served.params, timeout=timeout)
-    (exact,) = collection.exact(request)
+    (exact,) = _thorough(collection, request)
     if isinstance(exact, Incomplete):
         return None  # what is missing there says nothing of the plan
 
@@ -122,7 +122,7 @@ def filter_trial(
     )
     if collection.unroutable(request, rewritten=False) is not None:
         return None
-    (exact,) = collection.exact(request)
+    (exact,) = _thorough(collection, request)
     if isinstance(exact, Incomplete):
         return None
     larger = collection.info.metric.larger_is_better
@@ -146,6 +146,13 @@ def filter_trial(
         found = recall_at_k(native, exact, k, larger_is_better=larger)
         target = max(found - GIVE, 0.0)
     return FilterTrial(recall, target, seconds[False] / max(seconds[True], 1e-9), widen, relative)
+
+
+def _thorough(collection: Collection, request: SearchRequest) -> list[list[Hit]]:
+    """Search for what an answer is judged by: exactly, or what a disk gives up cheaply."""
+    if isinstance(collection, ThoroughCollection):
+        return collection.thorough(request)
+    return collection.exact(request)
 
 
 def search_wider(

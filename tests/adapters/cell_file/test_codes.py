@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import get_args
 
@@ -69,3 +70,20 @@ def test_cells_are_searched_by_codes_as_exactly_as_by_vectors(
     by_vector = {hit.id: hit.score for hit in exact}
     for hit in found[0]:
         assert hit.score == pytest.approx(by_vector[hit.id], abs=1e-5)
+
+
+@pytest.mark.parametrize("kernel_can", [True, False])
+def test_what_a_sample_is_judged_by_is_next_to_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel_can: bool
+) -> None:
+    collection = CellFileCollection(write(tmp_path / "docs.cells"))
+    if not kernel_can:
+
+        def cannot(*_: object) -> int:
+            raise OSError(95, "Operation not supported")
+
+        monkeypatch.setattr(os, "preadv", cannot)
+    request = SearchRequest(queries(), k=10, params={"no such parameter": 1})
+    pairs = zip(collection.thorough(request), collection.exact(request), strict=True)
+    agree = [len({h.id for h in one} & {h.id for h in other}) / 10 for one, other in pairs]
+    assert np.mean(agree) > 0.995

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from amips_plugins.adapters.qdrant.codes import Codes, codes_of
+from amips_plugins.adapters.qdrant.codes import Codes, break_even_of, codes_of
 
 NO_GRAPH: dict[str, Any] = {"m": 0, "payload_m": None, "full_scan_threshold": 10_000}
 
@@ -44,3 +44,12 @@ def test_beside_a_graph_only_what_is_surely_scanned(graph: dict[str, Any]) -> No
 def test_without_a_graph_everything_is_scanned() -> None:
     assert Codes(2.0).scan(1.0)
     assert Codes(2.0).scan(None)
+
+
+def test_cells_always_read_less_of_vectors_on_a_disk() -> None:
+    every, some = Codes(4.0), Codes(4.0, 0.1)
+    assert break_even_of(0.3, None, on_disk=False) == 0.3
+    assert break_even_of(0.3, None, on_disk=True) == 1.0
+    assert break_even_of(0.3, every, on_disk=True) == 0.3  # all codes are scanned in its place
+    assert break_even_of(0.3, some, on_disk=True) == 1.0
+    assert every.thorough()["quantization"] == {"rescore": True, "oversampling": 16.0}

@@ -577,3 +577,32 @@ def test_cells_are_scanned_by_their_codes_and_found_as_exactly(
     assert np.mean(agree) > 0.98
     # The scores are those of the vectors, not of the codes.
     assert by_codes[0][0].score == pytest.approx(exactly[0][0].score, abs=1e-6)
+
+
+@pytest.mark.parametrize("bits", [None, "Bits4"])
+def test_samples_of_vectors_on_a_disk_are_judged_by_codes(tmp_path: Path, bits: str | None) -> None:
+    dim, rng = 64, np.random.default_rng(5)
+    keys = rng.standard_normal((1500, dim)).astype(np.float32)
+    four = edge.TurboQuantBitSize.Bits4
+    quantised = edge.TurboQuantQuantizationConfig(bits=four) if bits else None
+    coded = edge.EdgeVectorParams(
+        size=dim,
+        distance=edge.Distance.Cosine,
+        on_disk=True,
+        hnsw_config=edge.HnswIndexConfig(m=0, ef_construct=50, full_scan_threshold=1000),
+        quantization_config=quantised,
+    )
+    shard = edge.EdgeShard.create(str(tmp_path / "docs"), edge.EdgeConfig(vectors={"": coded}))
+    shard.update(Update.upsert_points([edge.Point(i, v) for i, v in enumerate(keys.tolist())]))
+    shard.close()
+    with QdrantEdgeCollection.connect(str(tmp_path), "docs") as collection:
+        assert collection.break_even == (0.3 if bits else 1.0)
+        exactly: list[SearchRequest] = []
+        exact = collection.exact
+        collection.exact = lambda request: (exactly.append(request), exact(request))[1]  # type: ignore[method-assign, func-returns-value]
+        request = SearchRequest(keys[:40] + 0.3, k=10, params={"hnsw_ef": 1})
+        found = collection.thorough(request)
+        assert bool(exactly) == (bits is None)
+        pairs = zip(found, exact(request), strict=True)
+        agree = [len({h.id for h in one} & {h.id for h in other}) / 10 for one, other in pairs]
+        assert np.mean(agree) > 0.995

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from amips_plugins.tuning import GRAPH_EFFORTS, Build, Knob
 
-__all__ = ["build_of", "code_builds", "kind_of"]
+__all__ = ["build_of", "code_builds", "kind_of", "present_build"]
 
 # Bits of each coordinate, and the server's own words.
 _CODES: dict[str, tuple[float, dict[str, Any]]] = {
@@ -32,6 +33,13 @@ def kind_of(quantised: Mapping[str, Any] | None) -> str:
         ):
             return name
     return kind
+
+
+def present_build(quantised: Mapping[str, Any] | None, dim: int, *, applies: bool) -> Build:
+    """Return the build of a configuration, to the letter."""
+    found = build_of(kind_of(quantised), dim, applies=applies)
+    given = {name: options for name, options in (quantised or {}).items() if options is not None}
+    return replace(found, options=given)
 
 
 def build_of(kind: str, dim: int, *, applies: bool) -> Build:

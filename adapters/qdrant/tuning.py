@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amips_plugins.adapters.qdrant.code_builds import build_of, code_builds, kind_of
+from amips_plugins.adapters.qdrant.code_builds import code_builds, kind_of, present_build
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.collection import Collection, KeyBatch
 from amips_plugins.errors import CollectionError, require
@@ -63,16 +63,16 @@ class QdrantTuning:
         """Say which codes its graph is searched by; None without a graph."""
         if self._collection.describe().native != "graph":
             return None
-        return build_of(self._present(), self._collection.info.dim, applies=True)
+        return present_build(self._present(), self._collection.info.dim, applies=True)
 
-    def _present(self) -> str:
+    def _present(self) -> dict[str, Any] | None:
         found, vector = self._vector()
         quantised = vector.quantization_config or found.config.quantization_config
-        return kind_of(None if quantised is None else quantised.model_dump(mode="json"))
+        return None if quantised is None else quantised.model_dump(mode="json", exclude_none=True)
 
     def builds(self) -> Sequence[Build]:
         """List the other codes."""
-        return code_builds(self._collection.info.dim, self._present(), applies=True)
+        return code_builds(self._collection.info.dim, kind_of(self._present()), applies=True)
 
     def free_bytes(self, work: Path) -> int | None:  # noqa: ARG002 - it is the server's disk
         """Return None: a server does not say."""
@@ -151,7 +151,9 @@ class QdrantTuning:
         """Say how to have the codes as they were."""
         name, field = self._collection.info.name, self._collection.info.field
         config = _config(before)
-        spelled = "models.Disabled.DISABLED" if config is None else f"models.{config!r}"
+        spelled = "models.Disabled.DISABLED"
+        if config is not None:
+            spelled = f"models.{type(config).__name__}(**{dict(before.options)!r})"
         return (
             f"To have the codes as they were: client.update_collection({name!r}, vectors_config="
             f"{{{field!r}: models.VectorParamsDiff(quantization_config={spelled})}})."

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amips_plugins.adapters.qdrant.code_builds import build_of, code_builds, kind_of
+from amips_plugins.adapters.qdrant.code_builds import code_builds, kind_of, present_build
 from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
 from amips_plugins.collection import Collection, KeyBatch
 from amips_plugins.errors import CollectionError, require
@@ -62,7 +62,7 @@ class EdgeTuning:
         if self._collection.describe().native != "graph":
             return None
         dim = self._collection.info.dim
-        return build_of(kind_of(self._codes()), dim, applies=self._applies())
+        return present_build(self._codes(), dim, applies=self._applies())
 
     def builds(self) -> Sequence[Build]:
         """List the other codes."""

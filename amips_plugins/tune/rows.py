@@ -174,9 +174,11 @@ def choose(rows: Sequence[Row], recall: float, k: int) -> Choice:
 
 
 def _simplest(cheapest: Row, native: Row, holding: Sequence[Row]) -> Row:
-    if native in holding and _cost(cheapest) > _WORTH * _cost(native):
-        return native
-    return cheapest
+    """Return the tuned native search unless the other is cheaper by a margin, and surely so."""
+    if native not in holding:
+        return cheapest
+    surely = cheapest.cost_high is not None and cheapest.cost_high < _cost(native)
+    return cheapest if surely and _cost(cheapest) <= _WORTH * _cost(native) else native
 
 
 def _holds(row: Row, recall: float) -> bool:

@@ -40,10 +40,12 @@ from torch import Tensor, nn
 
 from amips_plugins.export.clustering import cell_means, native_cells
 from amips_plugins.export.dataset import Split, TrainingTask, choose_device, pose
+from amips_plugins.export.executors import LOCAL
 from amips_plugins.export.given import Given, many_heads, with_keys
 from amips_plugins.export.queries import QuerySplits
 from amips_plugins.export.recipes import PRESETS
 from amips_plugins.export.routers import train_router
+from amips_plugins.export.run_folder import RunFolder
 from amips_plugins.export.targets import top_keys
 from amips_plugins.export.training_loop import Schedule
 from amips_plugins.models.given import GivenCells
@@ -226,35 +228,25 @@ def main(data: Path, out: Path | None, few: tuple[int, ...], work: Path | None) 
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
-        if work is not None:
-            work.mkdir(exist_ok=True)
-
-        def once(name: str, compute: Callable[[], IntArray]) -> IntArray:
-            kept = None if work is None else work / f"{name}.npy"
-            if kept is not None and kept.exists():
-                answers: IntArray = np.load(kept)
-                return answers
-            answers = compute()
-            if kept is not None:
-                np.save(kept, answers)
-            return answers
-
+        answers = RunFolder(work or place, {})
+        answers.work.mkdir(parents=True, exist_ok=True)
         learn, validate, calibrate = np.split(
             train, [len(train) - 2 * HELD_OUT, len(train) - HELD_OUT]
         )
         splits = QuerySplits(learn, validate, calibrate, test, "log")
+        lifted, device = lift_keys(keys, Metric.COSINE), choose_device()
         task = pose(
             keys,
-            lift_keys(keys, Metric.COSINE),
+            lifted,
             Metric.COSINE,
             splits,
             k=K,
             recall=RECALLS[1],
             seed=0,
-            device=choose_device(),
+            device=device,
             work=place,
             progress=no_progress,
-            once=once,
+            look_up=answers.look_up(lifted, device, no_progress, LOCAL),
         )
         rng = np.random.default_rng(0)
         n_cells = len(np.unique(sections))

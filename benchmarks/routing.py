@@ -200,7 +200,7 @@ class Bench:
 
     def _rewriter(self, unit: Unit, task: TrainingTask) -> Points:
         """Ask an IVF index that no training has seen, nor any early stopping."""
-        keys, test = task.keys, task.test
+        keys, test = np.asarray(task.keys), task.test
         cells, assignment = native_cells(keys, task.metric, unit.cells, unit.seed + _SEED_OF_INDEX)
         index = ivf_index(keys, centroid_weights(keys, assignment, cells, task.metric))
         sent, cost = test.queries, float(index.nlist)

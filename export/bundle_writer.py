@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from amips_plugins.bundle.contents import (
     CALIBRATION,
@@ -33,6 +34,7 @@ from amips_plugins.export.candidates import Candidate
 from amips_plugins.export.cost_curves import figures
 from amips_plugins.export.curves import record_curves
 from amips_plugins.export.dataset import Split, TrainingTask
+from amips_plugins.export.keys import Keys, Shard, blocks, shards
 from amips_plugins.export.promises import Refit, promise
 from amips_plugins.export.queries import QuerySplits
 from amips_plugins.export.recipes import TrainOptions
@@ -88,7 +90,10 @@ def write_bundle(
     if given is not None:
         values[PARTITIONS] = given
     elif published.priority is not None:
-        sketches = sketch(snapshot.vectors(), problem.metric)
+        rule = snapshot.keys(), problem.metric
+        sketches = np.concatenate(
+            list(problem.executor.map(_sketches, rule, shards(snapshot.manifest.count)))
+        )
         own_cells = first_cells(published.assignment)
         values |= {
             CELLS: published.cells,
@@ -145,12 +150,17 @@ def write_bundle(
     return manifest
 
 
+def _sketches(rule: tuple[Keys, Metric], shard: Shard) -> npt.NDArray[np.int32]:
+    keys, metric = rule
+    return np.concatenate([sketch(block, metric) for _, block in blocks(keys, shard)])
+
+
 def _some_keys(snapshot: Snapshot, seed: int) -> KeySample:
-    vectors = snapshot.vectors()
-    drawn = np.random.default_rng(seed).permutation(len(vectors))[:SAMPLED]
-    lines = snapshot.ids_bytes().splitlines()
-    ids = [msgspec.json.decode(lines[row], type=int | str) for row in drawn]
-    return KeySample.of(ids, vectors[drawn], snapshot.manifest.metric)
+    count = snapshot.manifest.count
+    drawn = np.sort(np.random.default_rng(seed).permutation(count)[:SAMPLED])
+    wanted = set(drawn.tolist())
+    ids = [key for row, key in enumerate(snapshot.ids()) if row in wanted]
+    return KeySample.of(ids, snapshot.keys()[drawn], snapshot.manifest.metric)
 
 
 def served_model(published: Candidate, problem: TrainingTask) -> bytes:

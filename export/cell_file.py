@@ -108,7 +108,7 @@ def write_snapshot(
     """
     path = Path(out)
     plan_cell_file(snapshot, bundle, path, bits)
-    vectors, assign = snapshot.vectors(), known_cells(bundle)
+    vectors, assign = snapshot.keys(), known_cells(bundle)
     ids = _ids(snapshot)
     cells = np.empty(len(ids), dtype=np.int64)
     with progress("cells", len(ids), 0, "keys") as step:
@@ -149,4 +149,4 @@ def _ids(snapshot: Snapshot) -> npt.NDArray[Any]:
 def _fetch(snapshot: Snapshot, ids: Sequence[Id]) -> KeyBatch:
     wanted = set(ids)
     rows = {key: row for row, key in enumerate(snapshot.ids()) if key in wanted}
-    return KeyBatch(list(rows), np.asarray(snapshot.vectors()[list(rows.values())]))
+    return KeyBatch(list(rows), np.asarray(snapshot.keys()[list(rows.values())]))

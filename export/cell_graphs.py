@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amips_plugins.export.cost_curves import Curve
+from amips_plugins.export.keys import Keys
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import BoolArray, FloatArray, IntArray
 
@@ -55,7 +56,7 @@ class CellGraphs:
 
     def __init__(
         self,
-        keys: FloatArray,
+        keys: Keys,
         members: IntArray,
         n_cells: int,
         *,

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from amips_plugins.export.executors import LOCAL, Executor
+from amips_plugins.export.keys import Keys
 from amips_plugins.export.queries import QuerySplits, augment
 from amips_plugins.export.recipes import Preset
-from amips_plugins.export.targets import top_keys
+from amips_plugins.export.targets import Best, best_keys, top_keys
 from amips_plugins.progress import Progress
 from amips_plugins.vectors import FloatArray, IntArray, Metric, as_good_as, lift_queries, normalise
 
@@ -22,6 +24,7 @@ ENOUGH = 500
 
 _DEPTH = 30  # of the exact answers that are learned from
 _DEEP = 128  # of those that are measured on
+_SPLITS = ("train", "validate", "calibrate", "test")
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,13 @@ class TrainingTask:
     Attributes
     ----------
     keys
-        ``(n, dim)`` float32 memory map, as the collection stores them.
+        ``(n, dim)`` float32, as the collection stores them.
     lifted
-        ``(n, lifted_dim)`` float32 memory map.
+        ``(n, lifted_dim)`` float32.
     centre
         Where L2 counts from; None for the origin.
+    executor
+        Does what is done key by key.
     metric
         Metric of the collection.
     train, validate, calibrate, test
@@ -82,8 +87,8 @@ class TrainingTask:
         Watches the work.
     """
 
-    keys: FloatArray
-    lifted: FloatArray
+    keys: Keys
+    lifted: Keys
     metric: Metric
     train: Split
     validate: Split
@@ -96,11 +101,16 @@ class TrainingTask:
     work: Path
     progress: Progress
     centre: FloatArray | None = None
+    executor: Executor = LOCAL
+
+
+LookUp = Callable[[dict[str, FloatArray], dict[str, int]], dict[str, Best]]
+"""Finds the best keys of sets of unit queries, as many as each wants, by name."""
 
 
 def pose(
-    keys: FloatArray,
-    lifted: FloatArray,
+    keys: Keys,
+    lifted: Keys,
     metric: Metric,
     splits: QuerySplits,
     *,
@@ -111,33 +121,38 @@ def pose(
     work: Path,
     progress: Progress,
     centre: FloatArray | None = None,
-    once: Callable[[str, Callable[[], IntArray]], IntArray] = lambda _, compute: compute(),
+    executor: Executor = LOCAL,
+    look_up: LookUp | None = None,
 ) -> TrainingTask:
-    """Look the splits' exact answers up; ``once`` may remember them by name."""
+    """Look the splits' exact answers up, all in one pass; ``look_up`` may remember them."""
     depth = _DEEP if len(splits.calibrate) < ENOUGH else _DEPTH  # few are measured on, too
     depth = min(max(depth, k), len(keys))
     deep = min(max(_DEEP, k), len(keys))
+    lifts = {name: lift_queries(getattr(splits, name), metric, centre) for name in _SPLITS}
+    depths = dict.fromkeys(_SPLITS, deep) | {"train": depth}
 
-    def split(name: str, rows: FloatArray, depth: int = deep) -> Split:
-        lift = lift_queries(rows, metric, centre)
-        unit = normalise(lift)
+    def here(queries: dict[str, FloatArray], depths: dict[str, int]) -> dict[str, Best]:
+        wanted = list(queries.values()), lifted, [depths[name] for name in queries]
+        found = best_keys(*wanted, device, progress, "exact answers", executor)
+        return dict(zip(queries, found, strict=True))
 
-        def look_up() -> IntArray:
-            title = f"exact answers ({name})"
-            hits, scores = top_keys(unit, lifted, depth, device, progress, title)
-            return np.stack([hits, count_as_good(lift, scores, metric)])
-
-        hits, as_good = once(name, look_up)
-        return Split(rows, unit, hits, as_good, splits.asked.get(name))
-
+    units = {name: normalise(lift) for name, lift in lifts.items()}
+    found = (look_up or here)(units, depths)
+    splitted = {
+        name: Split(
+            getattr(splits, name),
+            units[name],
+            best.rows,
+            count_as_good(lifts[name], best.scores, metric),
+            splits.asked.get(name),
+        )
+        for name, best in found.items()
+    }
     return TrainingTask(
         keys=keys,
         lifted=lifted,
         metric=metric,
-        train=split("train", splits.train, depth),
-        validate=split("validate", splits.validate),
-        calibrate=split("calibrate", splits.calibrate),
-        test=split("test", splits.test),
+        **splitted,
         k=k,
         recall=recall,
         seed=seed,
@@ -145,6 +160,7 @@ def pose(
         work=work,
         progress=progress,
         centre=centre,
+        executor=executor,
     )
 
 
@@ -174,9 +190,8 @@ def augmented(task: TrainingTask, preset: Preset) -> Split:
     new = queries[len(task.train.queries) :]
     unit = normalise(lift_queries(new, task.metric, task.centre))
     depth = task.train.hits.shape[1]
-    hits, _ = top_keys(
-        unit, task.lifted, depth, task.device, task.progress, "targets (noisy copies)"
-    )
+    title = "targets (noisy copies)"
+    hits, _ = top_keys(unit, task.lifted, depth, task.device, task.progress, title, task.executor)
     return Split(
         queries,
         np.concatenate([task.train.unit, unit]),

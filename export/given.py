@@ -84,7 +84,7 @@ class Given:
 
     def as_cells(self, task: TrainingTask) -> Cells:
         """Return the partitions as cells with a centroid, which is what routers begin with."""
-        means = cell_means(task.keys, self.assignment, self.cells.n_cells)
+        means = cell_means(task.keys, self.assignment, self.cells.n_cells, task.executor)
         centroids = means if task.metric is Metric.L2 else normalise(means)
         sizes = self.cells.sizes
         return Cells(centroids, nearest_offsets(centroids), sizes, centre=task.centre)
@@ -204,7 +204,8 @@ def with_keys(task: TrainingTask) -> TrainingTask:
     rows = np.sort(rows)
     keys = np.asarray(task.keys[rows], dtype=np.float32)
     unit = normalise(lift_queries(keys, task.metric, task.centre))
-    hits, _ = top_keys(unit, task.lifted, k + 1, task.device, task.progress, "neighbours of keys")
+    title = "neighbours of keys"
+    hits, _ = top_keys(unit, task.lifted, k + 1, task.device, task.progress, title, task.executor)
     own = hits == rows[:, None]
     own[~own.any(axis=1), -1] = True  # an equal of the key's came in its place
     asked = np.repeat(np.arange(len(train.queries)), max(1, round(len(rows) / len(train.queries))))

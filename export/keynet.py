@@ -45,7 +45,8 @@ def train_keynet(
     best_rows = train.hits[:, 0]
     partitions = cut_many_ways(task, train, cells.n_cells) if preset.routing else []
     # Early stopping looks at cells of its own, too: those it is measured on stay unseen.
-    stopping = native_cells(task.keys, task.metric, cells.n_cells, task.seed + 611_953, _ITERATIONS)
+    seed, do = task.seed + 611_953, task.executor
+    stopping = native_cells(task.keys, task.metric, cells.n_cells, seed, _ITERATIONS, do)
 
     def loss(model: Net, rows: Tensor) -> Tensor:
         u = unit[rows]
@@ -70,7 +71,7 @@ def train_keynet(
         return as_query(rewritten, task.metric)
 
     def order_cells(split: Split, given: Cells, placed: IntArray) -> Curve:
-        table = centroid_weights(task.keys, placed, given, task.metric, task.centre)
+        table = centroid_weights(task.keys, placed, given, task.metric, task.centre, task.executor)
         levels = levels_by_rank(rewrite(split) @ table.T)
         model_keys = multiplications(net) / dim + given.n_cells + rescore
         hit_cells = placed[split.hits]
@@ -78,7 +79,9 @@ def train_keynet(
 
     def measure(split: Split) -> Curve:
         measured = order_cells(split, cells, assignment)
-        fetched, _ = top_keys(rewrite(split), task.lifted, rescore, task.device)
+        fetched, _ = top_keys(
+            rewrite(split), task.lifted, rescore, task.device, executor=task.executor
+        )
         kept = (split.hits[:, :, None] == fetched[:, None, :]).any(axis=2)
         # A key outside the best `rescore` of all keys counts as never found, though fewer probes
         # leave it fewer rivals: the figure errs against the KeyNet.
@@ -126,9 +129,10 @@ def cut_many_ways(task: TrainingTask, train: Split, n_cells: int) -> list[Partit
         for number, factor in enumerate(_PARTITIONS):
             count = max(2, min(int(n_cells * factor), len(task.keys) // 4))
             seed = task.seed + 7_919 * (number + 1)
-            cells, assignment = native_cells(task.keys, task.metric, count, seed, _ITERATIONS)
+            keys, metric, do = task.keys, task.metric, task.executor
+            cells, assignment = native_cells(keys, metric, count, seed, _ITERATIONS, do)
             arrays = (
-                centroid_weights(task.keys, assignment, cells, task.metric, task.centre),
+                centroid_weights(keys, assignment, cells, metric, task.centre, do),
                 np.log(cells.sizes).astype(np.float32),
                 assignment[train.hits[:, : task.k]],
             )

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from amips_plugins.errors import TrainingError
+from amips_plugins.export.keys import Keys
 from amips_plugins.vectors import FloatArray, IntArray
 
 __all__ = ["QuerySplits", "augment", "guess_queries", "split_queries"]
@@ -48,7 +49,7 @@ class QuerySplits:
 
 
 def guess_queries(
-    keys: FloatArray,
+    keys: Keys,
     count: int,
     seed: int,
     spread: float = 0.5,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from typing import Literal
 
 import numpy as np
@@ -46,7 +47,9 @@ _RANK = 128
 
 def native_candidate(task: TrainingTask, cells: Cells, assignment: IntArray) -> Candidate:
     """Return the baseline: probe the cells whose centroids are nearest, as an IVF index does."""
-    weights = centroid_weights(task.keys, assignment, cells, task.metric, task.centre)
+    weights = centroid_weights(
+        task.keys, assignment, cells, task.metric, task.centre, task.executor
+    )
     net = LinearRouter(weights.shape[1], cells.n_cells)
     net.weight.data.copy_(torch.from_numpy(weights))
     order = Order(None, np.zeros(cells.n_cells, dtype=np.float32))
@@ -91,13 +94,15 @@ def train_router(
     powers = powers if size_power is None else size_power
     net = begun
     if net is None:
-        centroids = centroid_weights(task.keys, first, cells, task.metric, task.centre)
+        centroids = centroid_weights(
+            task.keys, first, cells, task.metric, task.centre, task.executor
+        )
         net = new_router(kind, preset, centroids, task.seed)
     net = net.to(task.device)
     unit = torch.from_numpy(train.unit).to(task.device)
     hit_cells = torch.from_numpy(assignment[train.hits[:, : task.k]]).to(task.device)
     support = (
-        SupportTargets(task, train.unit, first, cells)
+        SupportTargets(task, train.unit, first, cells, keys=preset.keys > 0)
         if kind == "supportnet" and (preset.scores or preset.keys)
         else None
     )
@@ -184,19 +189,40 @@ def new_router(
 
 
 class SupportTargets:
-    """Exact support values of every training query and cell, and the keys that attain them."""
+    """Exact support values of every training query and cell, and the keys that attain them.
+
+    The values lie in a file, for there are as many as queries times cells.
+    """
 
     def __init__(
-        self, task: TrainingTask, unit: FloatArray, assignment: IntArray, cells: Cells
+        self,
+        task: TrainingTask,
+        unit: FloatArray,
+        assignment: IntArray,
+        cells: Cells,
+        *,
+        keys: bool = True,
     ) -> None:
         self._task = task
+        shape = (len(unit), cells.n_cells)
+        with tempfile.TemporaryFile(dir=task.work) as file:  # mapped, it outlives its name
+            values = np.memmap(file, np.float32, "w+", shape=shape)
         self._values, self._rows = best_per_cell(
-            unit, task.lifted, assignment, cells.n_cells, task.device, task.progress
+            unit,
+            task.lifted,
+            assignment,
+            cells.n_cells,
+            task.device,
+            task.progress,
+            task.executor,
+            values,
+            want_rows=keys,
         )
 
     def values(self, rows: Tensor) -> Tensor:
         """Return ``(n, n_cells)`` support values."""
-        return torch.from_numpy(self._values[rows.cpu().numpy()]).to(self._task.device)
+        chosen = np.array(self._values[rows.cpu().numpy()])
+        return torch.from_numpy(chosen).to(self._task.device)
 
     def keys(self, rows: Tensor, cells: Tensor) -> Tensor:
         """Return ``(n, lifted_dim)`` the best key of one cell for each query."""

@@ -13,24 +13,31 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+import time
+import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import torch
 
 from amips_plugins.bundle.manifest import MANIFEST
 from amips_plugins.errors import InvalidInput
+from amips_plugins.export.dataset import LookUp
+from amips_plugins.export.executors import Executor
+from amips_plugins.export.keys import Keys, shards
+from amips_plugins.export.targets import Best, best_keys
 from amips_plugins.files import replace_file
 from amips_plugins.progress import Progress
-from amips_plugins.vectors import FloatArray, IntArray, Metric, lift_keys, lifted_dim
+from amips_plugins.vectors import FloatArray
 
 __all__ = ["RunFolder"]
 
 _ASKED = "options.json"
-_BLOCK = 16_384
+_BETWEEN = 20.0  # seconds from one time that exact answers are kept to the next
 
 
 class RunFolder:
@@ -85,46 +92,48 @@ class RunFolder:
         finally:
             os.close(handle)
 
-    def once(self, name: str, compute: Callable[[], IntArray]) -> IntArray:
-        """Compute exact answers once in the life of a run; a damaged file is no answer."""
-        path = self.work / f"hits-{name}.npy"
-        try:
-            array: IntArray = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            array = compute()
-            temporary = path.with_name(f"tmp-{path.name}")
-            np.save(temporary, array, allow_pickle=False)
-            temporary.replace(path)
-        return array
+    def look_up(
+        self, lifted: Keys, device: torch.device, progress: Progress, executor: Executor
+    ) -> LookUp:
+        """Return what finds exact answers once in the life of a run, going on where it stopped.
 
-    def lifted_keys(
-        self, keys: FloatArray, metric: Metric, centre: FloatArray | None, progress: Progress
-    ) -> FloatArray:
-        """Write the lifted keys to a file that can be memory-mapped, unless they are the keys."""
-        if metric is Metric.IP:
-            return keys
-        path = self.work / "keys.npy"
-        shape = (len(keys), lifted_dim(keys.shape[1], metric))
-        try:
-            return _mapped(path, shape)
-        except (OSError, ValueError, EOFError):
-            temporary = path.with_name("keys.tmp.npy")
-        about = {"descr": "<f4", "fortran_order": False, "shape": shape}
-        with (
-            temporary.open("wb") as file,  # writing through a map would die where the disk is full
-            progress("prepare keys", len(keys), 0, "keys") as step,
-        ):
-            np.lib.format.write_array_header_1_0(file, about)
-            for low in range(0, len(keys), _BLOCK):
-                block = lift_keys(np.asarray(keys[low : low + _BLOCK]), metric, centre)
-                file.write(np.ascontiguousarray(block, dtype="<f4").data)
-                step.advance(len(block))
-        temporary.replace(path)
-        return _mapped(path, shape)
+        A damaged file is no answer.
+        """
+
+        def find(queries: dict[str, FloatArray], depths: dict[str, int]) -> dict[str, Best]:
+            path, kept_at = self.work / "targets.npz", time.monotonic()
+            last, begun = len(shards(len(lifted))), _read_targets(path, list(queries))
+
+            def keep(done: int, best: list[Best]) -> None:
+                nonlocal kept_at
+                if done == last or time.monotonic() - kept_at >= _BETWEEN:
+                    _write_targets(path, done, dict(zip(queries, best, strict=True)))
+                    kept_at = time.monotonic()
+
+            best = begun[1] if begun is not None and begun[0] == last else None
+            if best is None:
+                wanted = list(queries.values()), lifted, [depths[name] for name in queries]
+                title = "exact answers"
+                best = best_keys(*wanted, device, progress, title, executor, begun, keep)
+            return dict(zip(queries, best, strict=True))
+
+        return find
 
 
-def _mapped(path: Path, shape: tuple[int, int]) -> FloatArray:
-    mapped: FloatArray = np.load(path, mmap_mode="r", allow_pickle=False)
-    if mapped.shape != shape:
-        raise ValueError("of other keys")
-    return mapped
+def _read_targets(path: Path, names: list[str]) -> tuple[int, list[Best]] | None:
+    """Return how many shards were looked through and what was found, if anything."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
+            best = [Best(kept[f"{name}-rows"], kept[f"{name}-scores"]) for name in names]
+            return int(kept["done"]), best
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def _write_targets(path: Path, done: int, best: dict[str, Best]) -> None:
+    arrays: dict[str, Any] = {"done": done}
+    for name, found in best.items():
+        arrays |= {f"{name}-rows": found.rows, f"{name}-scores": found.scores}
+    temporary = path.with_name("tmp-targets.npz")
+    np.savez(temporary, **arrays)
+    temporary.replace(path)

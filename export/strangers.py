@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from amips_plugins.export.keys import Keys
 from amips_plugins.export.targets import cell_order
 from amips_plugins.vectors import FloatArray, IntArray, normalise
 
@@ -23,7 +24,7 @@ _LIKE_CHANCE = 1.4
 # 1.9 and more with 300 keys, after a rotation of one of them .9 to 1.1.
 
 
-def strangers(keys: FloatArray, assignment: IntArray, n_cells: int, seed: int = 0) -> list[int]:
+def strangers(keys: Keys, assignment: IntArray, n_cells: int, seed: int = 0) -> list[int]:
     """Return the cells whose keys lie as if the others had nothing to do with them.
 
     Keys are ``(n, dim)``, the assignment ``(n,)``. Cells of few keys are taken for what they seem.

@@ -1,44 +1,115 @@
-"""Exact training targets, blockwise: memory does not grow with keys x queries."""
+"""Exact training targets, shard by shard: memory does not grow with keys x queries."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from amips_plugins.export.executors import LOCAL, Executor
+from amips_plugins.export.keys import Keys, Shard, blocks, shards
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import FloatArray, IntArray
 
-__all__ = ["best_per_cell", "cell_order", "top_keys"]
+__all__ = ["Best", "best_keys", "best_per_cell", "cell_order", "top_keys"]
 
-_KEYS = 32_768
+_KEYS = 16_384
 _QUERIES = 1_024
+_SUPPORT = 1 << 22  # support values computed at once
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best keys of some queries: ``(n, k)`` rows and scores, best first."""
+
+    rows: IntArray
+    scores: FloatArray
+
+    @classmethod
+    def none(cls, n_queries: int, k: int) -> Best:
+        """Return no keys at all, which every key is better than."""
+        scores = np.full((n_queries, k), -np.inf, dtype=np.float32)
+        return cls(np.zeros((n_queries, k), dtype=np.int64), scores)
+
+    def join(self, other: Best) -> Best:
+        """Keep the best of both; among equals those of the first."""
+        k = self.rows.shape[1]
+        scores = torch.from_numpy(np.concatenate([self.scores, other.scores], axis=1))
+        rows = torch.from_numpy(np.concatenate([self.rows, other.rows], axis=1))
+        kept = scores.topk(k, dim=1)
+        return Best(rows.gather(1, kept.indices).numpy(), kept.values.numpy())
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    queries: list[FloatArray]
+    depths: list[int]
+    keys: Keys
+    device: torch.device
 
 
 def top_keys(
     queries: FloatArray,
-    keys: FloatArray,
+    keys: Keys,
     k: int,
     device: torch.device,
     progress: Progress = no_progress,
     title: str = "targets",
+    executor: Executor = LOCAL,
 ) -> tuple[IntArray, FloatArray]:
     """Find the k keys of largest inner product for every query."""
-    best = torch.full((len(queries), k), -torch.inf)
-    rows = torch.zeros((len(queries), k), dtype=torch.int64)
-    with progress(title, len(keys), 0, "keys") as step:
-        for low in range(0, len(keys), _KEYS):
-            block = _tensor(keys[low : low + _KEYS], device)
-            for first in range(0, len(queries), _QUERIES):
-                chunk = slice(first, first + _QUERIES)
-                scores = _tensor(queries[chunk], device) @ block.T
+    (best,) = best_keys([queries], keys, [k], device, progress, title, executor)
+    return best.rows, best.scores
+
+
+def best_keys(
+    queries: Sequence[FloatArray],
+    keys: Keys,
+    depths: Sequence[int],
+    device: torch.device,
+    progress: Progress = no_progress,
+    title: str = "targets",
+    executor: Executor = LOCAL,
+    begun: tuple[int, list[Best]] | None = None,
+    keep: Callable[[int, list[Best]], None] = lambda done, best: None,  # noqa: ARG005
+) -> list[Best]:
+    """Find the best keys of several sets of queries, reading the keys once.
+
+    ``keep`` is told after every shard how many are done and what was found so far; ``begun`` is
+    the same from an earlier run, to go on from.
+    """
+    wanted = _Wanted(list(queries), list(depths), keys, device)
+    parts = shards(len(keys))
+    none = [Best.none(len(each), k) for each, k in zip(queries, depths, strict=True)]
+    done, best = begun or (0, none)
+    there = sum(len(part) for part in parts[:done])
+    with progress(title, len(keys), there, "keys") as step:
+        for found in executor.map(_best_of_shard, wanted, parts[done:]):
+            best = [one.join(other) for one, other in zip(best, found, strict=True)]
+            step.advance(len(parts[done]))
+            done += 1
+            keep(done, best)
+    return best
+
+
+def _best_of_shard(wanted: _Wanted, shard: Shard) -> list[Best]:
+    best = [
+        Best.none(len(queries), k) for queries, k in zip(wanted.queries, wanted.depths, strict=True)
+    ]
+    device = _here(wanted.device)
+    for rows, block in blocks(wanted.keys, shard, _KEYS):
+        there = _tensor(block, device).T
+        for place, (queries, k) in enumerate(zip(wanted.queries, wanted.depths, strict=True)):
+            kept = best[place]
+            for chunk in _chunks(len(queries), _QUERIES):
+                scores = _tensor(queries[chunk], device) @ there
                 here = scores.topk(min(k, len(block)), dim=1)
-                merged = torch.cat([best[chunk], here.values.cpu()], dim=1)
-                places = torch.cat([rows[chunk], here.indices.cpu() + low], dim=1)
-                kept = merged.topk(k, dim=1)
-                best[chunk] = kept.values
-                rows[chunk] = places.gather(1, kept.indices)
-            step.advance(len(block))
-    return rows.numpy(), best.numpy()
+                found = Best(here.indices.cpu().numpy() + rows.first, here.values.cpu().numpy())
+                joined = Best(kept.rows[chunk], kept.scores[chunk]).join(found)
+                kept.rows[chunk], kept.scores[chunk] = joined.rows, joined.scores
+    return best
 
 
 def cell_order(assignment: IntArray, n_cells: int) -> tuple[IntArray, IntArray]:
@@ -47,29 +118,90 @@ def cell_order(assignment: IntArray, n_cells: int) -> tuple[IntArray, IntArray]:
     return order, np.searchsorted(assignment[order], np.arange(n_cells + 1))
 
 
+@dataclass(frozen=True)
+class _Supported:
+    queries: FloatArray
+    keys: Keys
+    n_cells: int
+    device: torch.device
+
+
 def best_per_cell(
     queries: FloatArray,
-    keys: FloatArray,
+    keys: Keys,
     assignment: IntArray,
     n_cells: int,
     device: torch.device,
     progress: Progress = no_progress,
+    executor: Executor = LOCAL,
+    values: FloatArray | None = None,
+    *,
+    want_rows: bool = True,
 ) -> tuple[FloatArray, IntArray]:
-    """Return every cell's support value for every query, and the row of the key that attains it."""
-    order, starts = cell_order(assignment, n_cells)
-    values = np.empty((len(queries), n_cells), dtype=np.float32)
-    rows = np.empty((len(queries), n_cells), dtype=np.int64)
-    with progress("support values", n_cells, 0, "cells") as step:
-        for cell in range(n_cells):
-            members = order[starts[cell] : starts[cell + 1]]
-            block = _tensor(keys[members], device)
-            for first in range(0, len(queries), _QUERIES):
-                chunk = slice(first, first + _QUERIES)
-                best = (_tensor(queries[chunk], device) @ block.T).max(dim=1)
-                values[chunk, cell] = best.values.cpu().numpy()
-                rows[chunk, cell] = members[best.indices.cpu().numpy()]
-            step.advance()
+    """Return every cell's support value for every query, and the row of the key that attains it.
+
+    ``values`` is where the former go, if they are to lie elsewhere than in memory; of rows that
+    nobody wants none come back. The keys are read once for every ``_SUPPORT`` values.
+    """
+    if values is None:
+        values = np.empty((len(queries), n_cells), dtype=np.float32)
+    rows = np.zeros((len(queries) if want_rows else 0, n_cells), dtype=np.int64)
+    parts = shards(len(keys))
+    chunks = list(_chunks(len(queries), max(256, _SUPPORT // n_cells)))
+    with progress("support values", len(chunks) * len(keys), 0, "keys") as step:
+        for chunk in chunks:
+            wanted = _Supported(queries[chunk], keys, n_cells, device)
+            best = np.full((n_cells, len(wanted.queries)), -np.inf, dtype=np.float32)
+            at = np.zeros(best.shape, dtype=np.int64)
+            tasks = ((part, assignment[part.rows]) for part in parts)
+            found = executor.map(_best_of_cells, wanted, tasks)
+            for part, (cells, scores, places) in zip(parts, found, strict=True):
+                better = scores > best[cells]
+                best[cells] = np.where(better, scores, best[cells])
+                at[cells] = np.where(better, places, at[cells])
+                step.advance(len(part))
+            values[chunk] = best.T
+            if want_rows:
+                rows[chunk] = at.T
     return values, rows
+
+
+def _best_of_cells(
+    wanted: _Supported, task: tuple[Shard, IntArray]
+) -> tuple[IntArray, FloatArray, IntArray]:
+    """Return the cells of a shard, and for each of them every query's best score and its row."""
+    shard, assignment = task
+    here = np.unique(assignment[assignment >= 0])
+    device = _here(wanted.device)
+    best = torch.full((len(here), len(wanted.queries)), -torch.inf, device=device)
+    at = torch.zeros(best.shape, dtype=torch.int64, device=device)
+    for rows, block in blocks(wanted.keys, shard, _KEYS):
+        cells = assignment[rows.first - shard.first : rows.end - shard.first]
+        order, starts = cell_order(cells, wanted.n_cells)
+        keys = _tensor(block[order], device)
+        numbers = torch.from_numpy(order + rows.first).to(device)
+        for chunk in _chunks(len(wanted.queries), _QUERIES):
+            scores = keys @ _tensor(wanted.queries[chunk], device).T
+            for place, cell in enumerate(here.tolist()):
+                low, high = int(starts[cell]), int(starts[cell + 1])
+                if low == high:
+                    continue
+                found = scores[low:high].max(dim=0)
+                better = found.values > best[place, chunk]
+                best[place, chunk] = torch.where(better, found.values, best[place, chunk])
+                found_rows = numbers[low:high][found.indices]
+                at[place, chunk] = torch.where(better, found_rows, at[place, chunk])
+    return here, best.cpu().numpy(), at.cpu().numpy()
+
+
+def _chunks(count: int, size: int) -> Iterator[slice]:
+    return (slice(low, min(low + size, count)) for low in range(0, count, size))
+
+
+def _here(device: torch.device) -> torch.device:
+    """Return the device, or the processor where a worker has no such device."""
+    lost = device.type == "cuda" and not torch.cuda.is_available()
+    return torch.device("cpu") if lost else device
 
 
 def _tensor(array: FloatArray, device: torch.device) -> torch.Tensor:

@@ -32,8 +32,10 @@ from amips_plugins.export.clustering import (
 )
 from amips_plugins.export.dataset import TrainingTask, choose_device, pose
 from amips_plugins.export.disk import check_room, says_when_full
+from amips_plugins.export.executors import Executor, opened
 from amips_plugins.export.given import Given, refit_given, train_given
 from amips_plugins.export.keynet import train_keynet
+from amips_plugins.export.keys import LiftedKeys, Shard, blocks
 from amips_plugins.export.queries import QuerySplits, guess_queries, split_queries
 from amips_plugins.export.recipes import PRESETS, Preset, TrainOptions
 from amips_plugins.export.routers import native_candidate, train_router
@@ -44,11 +46,9 @@ from amips_plugins.export.strangers import strangers
 from amips_plugins.models.cells import Cells
 from amips_plugins.models.hooks import RewriteHook
 from amips_plugins.progress import Progress, no_progress
-from amips_plugins.vectors import FloatArray, IntArray, Metric, as_queries, lifted_dim
+from amips_plugins.vectors import FloatArray, IntArray, Metric, as_queries
 
 __all__ = ["Run", "TrainOptions", "train"]
-
-_BLOCK = 16_384
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,9 @@ def train(
     out: str | Path,
     options: TrainOptions | None = None,
     progress: Progress = no_progress,
+    *,
+    engine: str = "local",
+    memory: float = 2.0,
 ) -> Run:
     """Train every candidate, compare them on held-out queries, and write a bundle.
 
@@ -95,6 +98,13 @@ def train(
         What to train.
     progress
         Watches the work.
+    engine
+        Who does what is done key by key: ``local``, the threads of this process; ``ray``, a Ray
+        cluster of this machine alone; ``ray:ADDRESS``, a cluster that is there. It changes how
+        long a training takes, and no bit of the result.
+    memory
+        GiB that the workers of this machine may take together, beside the nets: it decides how
+        many there are.
 
     Raises
     ------
@@ -107,33 +117,48 @@ def train(
     """
     options = options or TrainOptions()
     _check(snapshot, options)
+    if memory <= 0.0:
+        raise InvalidInput(f"memory={memory} GiB is no bound; pass 1 or more.")
     if queries is not None:
         queries, _ = as_queries(queries, snapshot.manifest.dim)
     given = _given(snapshot, options)
     folder = RunFolder(Path(out), _asked(snapshot, queries, options))
     folder.check()
     if not folder.finished:
-        splits = _splits(snapshot, queries, options)
-        check_room(folder.path, _room(snapshot, splits))
-        # Only now is there nothing left to complain of: the folder belongs to this question.
-        with folder.claimed(), says_when_full(folder.path):
-            task = _pose(snapshot, splits, options, folder, progress)
-            copies = snapshot.manifest.collection.database != "milvus" and options.index == "flat"
-            if options.spill == "auto" and not copies:
-                options = msgspec.structs.replace(options, spill=0.0)
-            if given is None:
-                work = _train_keynet if options.model == "keynet" else _train_routers
-                candidates = work(task, options)
-                refit = partial(_refit, options, share_of_copies(candidates[-1].assignment))
-            else:
-                if snapshot.manifest.collection.database == "several":
-                    _warn_of_strangers(task, given)
-                presets = _recipes(options)
-                candidates = train_given(task, given, options, presets)
-                refit = partial(refit_given, given, options, presets, candidates)
-            cells = None if given is None else given.cells
-            write_bundle(folder.path, snapshot, splits, task, options, candidates, refit, cells)
+        with opened(engine, memory, snapshot.manifest.dim) as executor:
+            _fill(folder, snapshot, queries, options, given, progress, executor)
     return Run(folder.path, Bundle.in_folder(folder.path / "bundle").manifest)
+
+
+def _fill(
+    folder: RunFolder,
+    snapshot: Snapshot,
+    queries: FloatArray | None,
+    options: TrainOptions,
+    given: Given | None,
+    progress: Progress,
+    executor: Executor,
+) -> None:
+    splits = _splits(snapshot, queries, options, executor)
+    check_room(folder.path, _room(snapshot, splits))
+    # Only now is there nothing left to complain of: the folder belongs to this question.
+    with folder.claimed(), says_when_full(folder.path):
+        task = _pose(snapshot, splits, options, folder, progress, executor)
+        copies = snapshot.manifest.collection.database != "milvus" and options.index == "flat"
+        if options.spill == "auto" and not copies:
+            options = msgspec.structs.replace(options, spill=0.0)
+        if given is None:
+            work = _train_keynet if options.model == "keynet" else _train_routers
+            candidates = work(task, options)
+            refit = partial(_refit, options, share_of_copies(candidates[-1].assignment))
+        else:
+            if snapshot.manifest.collection.database == "several":
+                _warn_of_strangers(task, given)
+            presets = _recipes(options)
+            candidates = train_given(task, given, options, presets)
+            refit = partial(refit_given, given, options, presets, candidates)
+        cells = None if given is None else given.cells
+        write_bundle(folder.path, snapshot, splits, task, options, candidates, refit, cells)
 
 
 def _check(snapshot: Snapshot, options: TrainOptions) -> None:
@@ -169,14 +194,9 @@ def _check(snapshot: Snapshot, options: TrainOptions) -> None:
     if not 0.0 < options.recall < 1.0:
         raise InvalidInput(f"recall={options.recall} is no target; pass a number between 0 and 1.")
     if options.model == "keynet" and snapshot.manifest.metric is not Metric.COSINE:
-        vectors = snapshot.vectors()
-        lengths = np.concatenate(
-            [
-                np.linalg.norm(vectors[low : low + _BLOCK], axis=1)
-                for low in range(0, len(vectors), _BLOCK)
-            ]
-        )
-        if lengths.max() > 1.01 * lengths.min():
+        whole = Shard(0, snapshot.manifest.count)
+        lengths = [np.linalg.norm(block, axis=1) for _, block in blocks(snapshot.keys(), whole)]
+        if max(map(np.max, lengths)) > 1.01 * min(map(np.min, lengths)):
             raise MetricNotSupported(
                 f"A KeyNet cannot serve the metric {snapshot.manifest.metric} over keys of "
                 f"different lengths: it predicts a direction, and the lengths would decide. "
@@ -220,11 +240,13 @@ def _asked(snapshot: Snapshot, queries: FloatArray | None, options: TrainOptions
     }
 
 
-def _splits(snapshot: Snapshot, queries: FloatArray | None, options: TrainOptions) -> QuerySplits:
+def _splits(
+    snapshot: Snapshot, queries: FloatArray | None, options: TrainOptions, executor: Executor
+) -> QuerySplits:
     if queries is not None:
         return split_queries(queries, options.seed)
-    keys, metric = snapshot.vectors(), snapshot.manifest.metric
-    centre = centre_of(keys, metric)
+    keys, metric = snapshot.keys(), snapshot.manifest.metric
+    centre = centre_of(keys, metric, executor)
     guessed = guess_queries(keys, options.guesses, options.seed, centre=centre)
     return split_queries(guessed, options.seed, "guess")
 
@@ -232,9 +254,8 @@ def _splits(snapshot: Snapshot, queries: FloatArray | None, options: TrainOption
 def _room(snapshot: Snapshot, splits: QuerySplits) -> int:
     """Estimate the bytes of a run's files."""
     about = snapshot.manifest
-    keys = 0 if about.metric is Metric.IP else lifted_dim(about.dim, about.metric) * 4
-    answers = 8 * 30 * sum(len(getattr(splits, name)) for name in ("train", "calibrate", "test"))
-    return about.count * (keys + 16) + about.ids_bytes + answers
+    answers = 12 * 30 * sum(len(getattr(splits, name)) for name in ("train", "calibrate", "test"))
+    return about.count * 16 + about.ids_bytes + 2 * answers
 
 
 def _pose(
@@ -243,23 +264,26 @@ def _pose(
     options: TrainOptions,
     folder: RunFolder,
     progress: Progress,
+    executor: Executor,
 ) -> TrainingTask:
-    keys, metric = snapshot.vectors(), snapshot.manifest.metric
+    keys, metric = snapshot.keys(), snapshot.manifest.metric
     # A KeyNet predicts a direction from the origin.
-    centre = None if options.model == "keynet" else centre_of(keys, metric)
+    centre = None if options.model == "keynet" else centre_of(keys, metric, executor)
+    lifted, device = LiftedKeys(keys, metric, centre), choose_device(options.device)
     return pose(
         keys,
-        folder.lifted_keys(keys, metric, centre, progress),
+        lifted,
         metric,
         splits,
         k=options.k,
         recall=options.recall,
         seed=options.seed,
-        device=choose_device(options.device),
+        device=device,
         work=folder.work,
         progress=progress,
         centre=centre,
-        once=folder.once,
+        executor=executor,
+        look_up=folder.look_up(lifted, device, progress, executor),
     )
 
 
@@ -273,7 +297,7 @@ def _train_routers(task: TrainingTask, options: TrainOptions) -> list[Candidate]
             f"{n_cells} cells. Collect more queries, or ask for fewer cells.",
             stacklevel=3,
         )
-    native, native_assignment = native_cells(task.keys, task.metric, n_cells, task.seed)
+    native, native_assignment = _native(task, n_cells, task.seed)
     baseline = native_candidate(task, native, native_assignment)
     cells, assignment = native, native_assignment
     if options.layout == "query-aware":
@@ -305,22 +329,34 @@ def _refit(options: TrainOptions, copies: float, kind: ModelKind, task: Training
     """Cut and train one kind of router anew, on a part of the training queries."""
     n_cells = min(options.n_cells, len(task.train.queries))
     if options.layout == "native":
-        cut = native_cells(task.keys, task.metric, n_cells, task.seed)
+        cut = _native(task, n_cells, task.seed)
     else:
         cut = _query_aware(task, n_cells)
     routing: Literal["linear", "supportnet"] = "linear" if kind == "linear" else "supportnet"
     return train_router(routing, _recipes(options)[kind], task, *spilled(task, *cut, copies))
 
 
+def _native(task: TrainingTask, n_cells: int, seed: int) -> tuple[Cells, IntArray]:
+    with task.progress("cut cells", 1, 0, "partitions") as step:
+        cut = native_cells(task.keys, task.metric, n_cells, seed, executor=task.executor)
+        step.advance()
+    return cut
+
+
 def _query_aware(task: TrainingTask, n_cells: int) -> tuple[Cells, IntArray]:
-    train = task.train
-    return query_aware_cells(task.keys, task.metric, n_cells, task.seed, train.queries, train.hits)
+    keys, metric, train, do = task.keys, task.metric, task.train, task.executor
+    with task.progress("cut cells as queries see them", 1, 0, "partitions") as step:
+        cut = query_aware_cells(
+            keys, metric, n_cells, task.seed, train.queries, train.hits, executor=do
+        )
+        step.advance()
+    return cut
 
 
 def _train_keynet(task: TrainingTask, options: TrainOptions) -> list[Candidate]:
     """Train a KeyNet; beside the baseline, a linear router says what a layout would save."""
     # A seed of its own: the KeyNet must not have seen the cells it is measured on.
-    cells, assignment = native_cells(task.keys, task.metric, options.n_cells, task.seed + 104_729)
+    cells, assignment = _native(task, options.n_cells, task.seed + 104_729)
     baseline = native_candidate(task, cells, assignment)
     presets = _recipes(options)
     rescore = RewriteHook.candidates(options.k)

@@ -162,7 +162,10 @@ def write_files(folder: Path, files: Mapping[str, bytes], **about: Any) -> Manif
     elif PARTITIONS in files:
         cells = GivenCells.from_bytes(files[PARTITIONS])
     created = datetime.now(timezone.utc)
-    content = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(files[name])
+    content = digest.hexdigest()
     known: dict[str, Any] = {
         "format": FORMAT,
         "version": f"{created:%Y%m%dT%H%M%S}-{content[:8]}",

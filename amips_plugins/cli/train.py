@@ -88,12 +88,30 @@ def _spill(ctx: click.Context, param: click.Parameter, value: str) -> float | st
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
+@click.option(
+    "--engine",
+    metavar="local|ray[:ADDRESS]",
+    default="local",
+    show_default=True,
+    help="Who does what is done key by key: this process, a Ray cluster of this machine alone, or "
+    "a cluster that is there. The result is the same.",
+)
+@click.option(
+    "--memory",
+    metavar="GIB",
+    type=click.FloatRange(min=0.0, min_open=True),
+    default=2.0,
+    show_default=True,
+    help="What the workers of this machine may take together, beside the nets.",
+)
 @json_option
 def command(
     snapshot: Path,
     queries: QueryFiles,
     out: Path,
     cells: int,
+    engine: str,
+    memory: float,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -112,7 +130,8 @@ def command(
     taken = Snapshot.open(snapshot)
     about = taken.manifest
     log = queries.read(about.collection, about.metric, about.dim)
-    run = train(taken, log, out, TrainOptions(n_cells=cells, **options), show_progress)
+    wanted = TrainOptions(n_cells=cells, **options)
+    run = train(taken, log, out, wanted, show_progress, engine=engine, memory=memory)
     manifest = run.manifest
     if as_json:
         echo_json(manifest)

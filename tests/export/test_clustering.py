@@ -10,9 +10,7 @@ from amips_plugins.export import clustering
 from amips_plugins.export.clustering import (
     QueryAware,
     centroid_weights,
-    first_equals,
     k_means,
-    mean_queries,
     native_cells,
     nearest_offsets,
     query_aware_cells,
@@ -322,17 +320,6 @@ def test_more_keys_than_k_means_looks_at(
     assert cells.sizes.min() > 0
 
 
-def test_mean_queries_equal_brute_force() -> None:
-    queries = gaussian(30, 4)
-    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    hits = np.random.default_rng(0).integers(12, size=(30, 3))
-    rows, means = mean_queries(queries, hits)
-    np.testing.assert_array_equal(rows, np.unique(hits))
-    for row, mean in zip(rows, means, strict=True):
-        wanted = sum(queries[q] for q in range(30) for hit in hits[q] if hit == row)
-        np.testing.assert_allclose(mean, wanted / np.linalg.norm(wanted), atol=1e-5)
-
-
 def test_k_means_is_spherical_when_asked() -> None:
     points = gaussian(200, 4) + 3
     np.testing.assert_allclose(
@@ -374,13 +361,3 @@ def test_equal_keys_share_a_cell(metric: Metric) -> None:
     _, group = np.unique(keys, axis=0, return_inverse=True)
     for members in range(group.max() + 1):
         assert len(set(assignment[group.ravel() == members].tolist())) == 1
-
-
-def test_first_equals_finds_every_repeat_and_nothing_else() -> None:
-    rng = np.random.default_rng(0)
-    keys = rng.integers(-1, 2, (3_000, 5)).astype(np.float32)
-    keys[keys == 0.0] *= rng.choice([-1.0, 1.0], (keys == 0.0).sum())
-    _, firsts, group = np.unique(keys + 0.0, axis=0, return_index=True, return_inverse=True)
-    np.testing.assert_array_equal(first_equals(keys), firsts[group.ravel()])
-    distinct = gaussian(100, 4)
-    np.testing.assert_array_equal(first_equals(distinct), np.arange(100))

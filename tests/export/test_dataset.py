@@ -59,7 +59,7 @@ def test_noisy_copies_have_their_own_exact_answers(metric: Metric, tmp_path: Pat
     np.testing.assert_array_equal(many.queries[:n], task.train.queries)
     np.testing.assert_array_equal(many.hits[:n], task.train.hits)
     np.testing.assert_allclose(many.unit, normalise(lift_queries(many.queries, metric)), atol=1e-6)
-    best = (many.unit @ task.lifted.T).argmax(axis=1)
+    best = (many.unit @ np.asarray(task.lifted).T).argmax(axis=1)
     np.testing.assert_array_equal(many.hits[:, 0], best)
     assert (many.hits[n:, 0] != np.tile(many.hits[:n, 0], 2)).any()
 

@@ -137,7 +137,7 @@ def test_keys_ask_for_their_neighbours_and_not_for_themselves(tmp_path: Path) ->
     np.testing.assert_array_equal(mixed.queries[count:], task.keys)
     own = np.arange(given_data.COUNT)[:, None]
     assert not (mixed.hits[count:] == own).any()
-    unit = normalise(task.keys)
+    unit = normalise(np.asarray(task.keys))
     scores = unit @ unit.T
     np.fill_diagonal(scores, -1)
     np.testing.assert_array_equal(mixed.hits[count:, 0], scores.argmax(axis=1))

@@ -13,7 +13,7 @@ import pytest
 from amips_plugins.adapters.memory import MemoryCollection
 from amips_plugins.collection import Cursor, Id, KeyBatch
 from amips_plugins.errors import DatabaseUnreachable, SnapshotError
-from amips_plugins.export import snapshot as module
+from amips_plugins.export import snapshot_manifest as module
 from amips_plugins.export.snapshot import Snapshot, take_snapshot
 from amips_plugins.files import replace_file
 from amips_plugins.vectors import FloatArray, Metric

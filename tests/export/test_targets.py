@@ -98,4 +98,4 @@ def test_progress_ends_at_its_total() -> None:
     assert recorder.totals == [recorder.done] == [50]
     recorder = Recorder()
     best_per_cell(queries, keys, np.arange(50) % 6, 6, CPU, recorder)
-    assert recorder.totals == [recorder.done] == [6]
+    assert recorder.totals == [recorder.done] == [50]

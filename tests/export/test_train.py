@@ -670,16 +670,22 @@ def test_a_full_disk_is_one_sentence_and_no_lost_work(
         patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000))
         match = "needs about .* GB more than its disk holds now"
         refused(InvalidInput, match, snapshot, QUERIES, tmp_path / "run", asked)
-    saved = np.save
+    saved, done = np.savez, list[int]()
 
-    def full(path: Path, array: IntArray, allow_pickle: bool) -> None:
-        if path.name == "tmp-hits-calibrate.npy":
+    def full(path: Path, **arrays: Any) -> None:
+        done.append(int(arrays["done"]))
+        if len(done) == 2:
+            path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        saved(path, array, allow_pickle=allow_pickle)
+        saved(path, **arrays)
 
+    monkeypatch.setattr("amips_plugins.export.run_folder._BETWEEN", 0.0)
+    monkeypatch.setattr("amips_plugins.export.keys._SHARD", 100)
+    monkeypatch.setattr("amips_plugins.export.keys.BLOCK", 50)
     with monkeypatch.context() as patch:
-        patch.setattr(np, "save", full)
+        patch.setattr(np, "savez", full)
         with pytest.raises(TrainingError, match="is full; make room and run the same command"):
             train(snapshot, QUERIES, tmp_path / "run", asked)
-    assert (tmp_path / "run" / "work" / "hits-train.npy").exists()
-    assert train(snapshot, QUERIES, tmp_path / "run", asked).manifest.count == 400
+    recorder = Recorder()
+    assert train(snapshot, QUERIES, tmp_path / "run", asked, recorder).manifest.count == 400
+    assert recorder.started_at[0] == 100  # keys that were looked through before

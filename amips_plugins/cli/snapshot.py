@@ -29,6 +29,27 @@ __all__ = ["command"]
     help="Copy this field, too: it says where a key belongs, and a router chooses among its "
     "values. 'native' are the partitions of Milvus, or the shard keys of Qdrant.",
 )
+@click.option(
+    "--shards",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Read by N readers at once, into Parquet files.  [default: one reader, one file]",
+)
+@click.option(
+    "--parquet",
+    metavar="PATH",
+    help="Read a Parquet file, or a folder of them, that holds the collection's keys already; "
+    "also an fsspec URL.",
+)
+@click.option(
+    "--id-column", default="id", show_default=True, help="Where the ids are, with --parquet."
+)
+@click.option(
+    "--vector-column",
+    default="vector",
+    show_default=True,
+    help="Where the vectors are, with --parquet.",
+)
 @several_option
 @json_option
 def command(
@@ -36,6 +57,10 @@ def command(
     out: Path,
     batch_size: int,
     partitions: str | None,
+    shards: int | None,
+    parquet: str | None,
+    id_column: str,
+    vector_column: str,
     name: str,
     as_json: bool,
 ) -> None:
@@ -45,14 +70,29 @@ def command(
     same command goes on where it stopped. The collections are only read.
     """
     from amips_plugins.adapters.connect import connect
+    from amips_plugins.errors import InvalidInput
+    from amips_plugins.export.parquet_import import Columns, import_parquet
+    from amips_plugins.export.sharded_snapshot import take_sharded_snapshot
     from amips_plugins.export.snapshot import take_snapshot
     from amips_plugins.partitions import NATIVE_PARTITIONS, Partitions
+
+    if parquet is not None and ((partitions, shards) != (None, None) or len(uris) > 1):
+        raise InvalidInput(
+            "--parquet holds the keys of one collection and goes with neither --partitions nor "
+            "--shards; leave them out."
+        )
 
     with connect(*uris, name=name) as collection:
         seen = collection
         if partitions is not None or len(uris) > 1:
             seen = collection.partitioned(Partitions.named(partitions or NATIVE_PARTITIONS))
-        taken = take_snapshot(seen, out, batch_size, show_progress)
+        if parquet is not None:
+            columns = Columns(id_column, vector_column)
+            taken = import_parquet(seen, parquet, out, columns, batch_size, show_progress)
+        elif shards is not None:
+            taken = take_sharded_snapshot(seen, out, shards, batch_size, show_progress)
+        else:
+            taken = take_snapshot(seen, out, batch_size, show_progress)
     manifest = taken.manifest
     if as_json:
         shown = ("count", "dim", "metric", "fingerprint", "count_before", "count_after", "moved")

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from amips_plugins.cli.output import table
 from amips_plugins.collection import CollectionInfo, Cursor, KeyBatch
+from amips_plugins.export.keys import Shard, blocks
 from amips_plugins.export.sharded_snapshot import take_sharded_snapshot
 from amips_plugins.export.snapshot import Snapshot, finished
 from amips_plugins.export.train import Run, TrainOptions, train
@@ -39,6 +40,7 @@ from benchmarks.data import Source, load
 from benchmarks.enlarge import enlarge
 from benchmarks.stages import Stages
 
+READ = "read the keys once"
 _READERS = 2
 _TARGETS = (0.90, 0.95)
 
@@ -148,6 +150,9 @@ def measure(
     options = TrainOptions(model=model, n_cells=round(count**0.5))  # type: ignore[arg-type] # the command's own check
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         watch = Stages(workers=engine != "local")
+        with watch(READ, count):
+            for _ in blocks(snapshot.keys(), Shard(0, count)):
+                pass
         run = train(
             snapshot, queries, Path(folder) / "run", options, watch, engine=engine, memory=memory
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,7 @@ def pose(
     depth = _DEEP if len(splits.calibrate) < ENOUGH else _DEPTH  # few are measured on, too
     depth = min(max(depth, k), len(keys))
     deep = min(max(_DEEP, k), len(keys))
-    lifts = {name: lift_queries(getattr(splits, name), metric, centre) for name in _SPLITS}
+    lifted_queries = partial(lift_queries, metric=metric, centre=centre)
     depths = dict.fromkeys(_SPLITS, deep) | {"train": depth}
 
     def here(queries: dict[str, FloatArray], depths: dict[str, int]) -> dict[str, Best]:
@@ -136,14 +137,14 @@ def pose(
         found = best_keys(*wanted, device, progress, "exact answers", executor)
         return dict(zip(queries, found, strict=True))
 
-    units = {name: normalise(lift) for name, lift in lifts.items()}
+    units = {name: normalise(lifted_queries(getattr(splits, name))) for name in _SPLITS}
     found = (look_up or here)(units, depths)
     splitted = {
         name: Split(
             getattr(splits, name),
             units[name],
             best.rows,
-            count_as_good(lifts[name], best.scores, metric),
+            count_as_good(lifted_queries(getattr(splits, name)), best.scores, metric),
             splits.asked.get(name),
         )
         for name, best in found.items()

@@ -42,7 +42,9 @@ def train_keynet(
     dim = train.unit.shape[1]
     net = KeyNet(dim, preset.width, preset.depth, dropout=preset.dropout).to(task.device)
     unit = torch.from_numpy(train.unit).to(task.device)
-    best_rows = train.hits[:, 0]
+    wanted, place = np.unique(train.hits[:, 0], return_inverse=True)
+    # Read once: from shards the rows of one batch would take nearly all of them.
+    best_keys = np.array(task.lifted[wanted]) if preset.scores or preset.keys else None
     partitions = cut_many_ways(task, train, cells.n_cells) if preset.routing else []
     # Early stopping looks at cells of its own, too: those it is measured on stay unseen.
     seed, do = task.seed + 611_953, task.executor
@@ -57,9 +59,8 @@ def train_keynet(
             # With log(size) in the logits the bare product orders cells by share per key searched.
             logits = _SCALE * (predicted @ seen.centroids.T) + seen.log_sizes
             total = total + preset.routing / _PER_STEP * losses.routing(logits, seen.cells[rows])
-        if preset.scores or preset.keys:
-            keys = np.array(task.lifted[best_rows[rows.cpu().numpy()]])
-            best = torch.from_numpy(keys).to(task.device)
+        if best_keys is not None:
+            best = torch.from_numpy(best_keys[place[rows.cpu().numpy()]]).to(task.device)
             consistency = losses.score_consistency(predicted, u, (best * u).sum(dim=1))
             regression = losses.key_regression(predicted, best)
             total = total + preset.scores * consistency + preset.keys * regression

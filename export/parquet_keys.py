@@ -21,7 +21,7 @@ __all__ = ["KeyFile", "ParquetKeys", "check_file", "column_of", "rows_a_file", "
 
 ROW_GROUP = 16_384  # keys; a reader holds one or two of them
 _FILE = 256 << 20  # bytes of vectors in one file, at most
-_KEPT = 2  # row groups that a thread remembers, for reads that end inside of one
+_KEPT = 1  # row groups that a thread remembers, for reads that end inside of one
 
 
 def rows_a_file(dim: int) -> int:

@@ -16,7 +16,7 @@ from amips_plugins.vectors import FloatArray, IntArray
 __all__ = ["Best", "best_keys", "best_per_cell", "cell_order", "top_keys"]
 
 _KEYS = 16_384
-_QUERIES = 1_024
+_QUERIES = 512
 _SUPPORT = 1 << 22  # support values computed at once
 
 

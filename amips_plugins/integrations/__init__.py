@@ -11,5 +11,8 @@ module                 what its ``routed(store)`` takes
 ``haystack_milvus``    ``milvus_haystack.MilvusDocumentStore``
 ====================== ==========================================================
 
+Over several stores of a framework ``langchain``, ``llama_index`` and ``haystack`` have a
+``RoutedRetriever``.
+
 The store stays what it is; only its client is replaced (see ``amips_plugins.route``).
 """

@@ -103,6 +103,23 @@ class StoreKind:
         self._attach(store, router, recall, options)
         return store
 
+    def takes(self, store: object) -> bool:
+        """Tell whether a store is of this kind; nothing is imported."""
+        return any(
+            kind.__name__ == self.store and f"{kind.__module__}.".startswith(f"{self.module}.")
+            for kind in type(store).__mro__
+        )
+
+    def opened(self, store: Any) -> Collection:
+        """Return a store's collection, searched through the store's own client."""
+        client = _unrouted(getattr(store, self.client))
+        if client is None:
+            raise InvalidInput(
+                "The store has an asynchronous client alone, and a router looks at its collection "
+                "through an ordinary one; give the store a client= too."
+            )
+        return self._open(client, getattr(store, self.collection), getattr(store, self.field))
+
     def _attach(
         self, store: Any, given: _Given, recall: float | None, options: Mapping[str, Any]
     ) -> None:
@@ -146,6 +163,13 @@ class _LazyStoreKind(StoreKind):
 
     __slots__ = ()
 
+    def opened(self, store: Any) -> Collection:
+        kind: Any = type(store)
+        kind._initialize_client(store)
+        converters = require(f"{self.module}.converters", "haystack-qdrant")
+        field = converters.DENSE_VECTORS_NAME if store.use_sparse_embeddings else ""
+        return self._open(_unrouted(store._client), getattr(store, self.collection), field)
+
     def _attach(
         self, store: Any, given: _Given, recall: float | None, options: Mapping[str, Any]
     ) -> None:
@@ -154,11 +178,9 @@ class _LazyStoreKind(StoreKind):
             setattr(store, attribute, _unrouted(getattr(store, attribute)))
 
         def make() -> LearnedRouter:
-            kind._initialize_client(store)  # the asynchronous one may be alone so far
-            converters = require(f"{self.module}.converters", "haystack-qdrant")
-            field = converters.DENSE_VECTORS_NAME if store.use_sparse_embeddings else ""
-            client, name = _unrouted(store._client), getattr(store, self.collection)
-            return LearnedRouter(self._open(client, name, field), **options)
+            return LearnedRouter(
+                self.opened(store), **options
+            )  # the asynchronous client may be alone
 
         router = _given_or_late(given, options, getattr(store, self.collection), make)
 

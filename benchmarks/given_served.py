@@ -8,6 +8,9 @@ resampled
     mean recall@k of the test queries is taken at every target.
 plan
     Microseconds of a plan of one query: the least and the median of many rounds.
+many values
+    The same of 10,000 values with one score each (made up, since their time does not depend on what
+    they are), and the bytes of the model; all that is measured with ``--many``.
 calls
     Milliseconds of a query over as many collections, each of which takes 5 ms a call, 8 at a time:
     all of them, and those that the router chooses.
@@ -34,11 +37,12 @@ from amips_plugins.export.candidates import Candidate
 from amips_plugins.export.cost_curves import calibrate, thresholds_for
 from amips_plugins.export.dataset import Split, TrainingTask, choose_device, pose
 from amips_plugins.export.given import Given, many_heads, with_keys
+from amips_plugins.export.nets import LinearRouter
 from amips_plugins.export.promises import MAX_K, _at_thresholds
 from amips_plugins.export.queries import QuerySplits
 from amips_plugins.export.recipes import PRESETS
 from amips_plugins.export.routers import train_router
-from amips_plugins.export.to_onnx import to_onnx
+from amips_plugins.export.to_onnx import Order, to_onnx
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.models.given import GivenCells
 from amips_plugins.models.hooks import RouteHook
@@ -55,6 +59,7 @@ KS = (1, 10, 100)
 RESAMPLED, CALIBRATED, HELD_OUT, POOL = 20, 2_000, 2_000, 8_000
 CALL, AT_ONCE, TIMED = 5e-3, 8, 100
 ROUNDS, REPEATED = 200, 50
+MANY = 10_000
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Row:
     value: float
     searches: float
     below: int = 0
+    megabytes: float = 0.0
 
 
 class Slow(MemoryCollection):
@@ -154,6 +160,27 @@ def plan_times(hook: RouteHook, queries: FloatArray, what: str) -> Row:
     return Row("plan", what, 10, target.recall or 0.0, min(rounds), float(np.median(rounds)), 0.0)
 
 
+def many_values(queries: FloatArray) -> Iterator[Row]:
+    """Take the time of plans over many values, of which some twenty are chosen."""
+    dim = queries.shape[1]
+    net = LinearRouter(dim, MANY)
+    net.weight.data.normal_(std=0.1)
+    order = Order(10.0, np.zeros(MANY, dtype=np.float32))
+    shares = np.append(np.full(MANY, 1 / MANY), 0.0).astype(np.float32)
+    for int8 in (True, False):
+        written = to_onnx(net, dim, Metric.COSINE, order, int8=int8)
+        model = OnnxModel(written)
+        (found,) = model.run(["priority"], {"queries": queries})
+        least = np.float32(np.quantile(found, 1 - 20 / MANY))
+        levels = np.array([least, -np.inf], dtype=np.float32)
+        recall = np.tile(np.array([0.96, 1.0], dtype=np.float32), (MAX_K, 1))
+        scanned = np.array([20 / MANY, 1.0], dtype=np.float32)
+        calibration = Calibration(levels, recall, recall, scanned, 0.95)
+        hook = RouteHook(model, calibration, "given", 0.95, shares)
+        row = plan_times(hook, queries, f"{MANY:,} values, {8 if int8 else 32} bits")
+        yield replace(row, megabytes=round(len(written) / 1e6, 2))
+
+
 def call_times(hook: RouteHook, names: tuple[Any, ...], queries: FloatArray) -> Iterator[Row]:
     """Take the time of queries over collections that are slow to answer."""
     nothing = np.zeros((1, queries.shape[1]), dtype=np.float32)
@@ -185,7 +212,8 @@ def _planned(hook: RouteHook, layout: str | None, recall: float, query: FloatArr
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Where to write the rows.")
-def main(data: Path, out: Path | None) -> None:
+@click.option("--many", is_flag=True, help="Measure the plans of many values, and nothing else.")
+def main(data: Path, out: Path | None, many: bool) -> None:
     """Measure a router over the partitions in DATA as it serves."""
     keys, train, test = (
         normalise(np.load(data / f"{name}.npy").astype(np.float32))
@@ -204,6 +232,10 @@ def main(data: Path, out: Path | None) -> None:
         if out is not None:
             out.write_text(json.dumps([asdict(one) for one in rows], indent=1))
 
+    if many:
+        for row in many_values(test):
+            say(row)
+        return
     with tempfile.TemporaryDirectory() as work:
         task = pose(
             keys,

@@ -25,7 +25,12 @@ def test_promise_plan_and_calls_are_measured(
     np.save(tmp_path / "sections.npy", given_data.topics() % given_data.PARTS)
     np.save(tmp_path / "queries_train.npy", given_data.queries(4_000))
     np.save(tmp_path / "queries_test.npy", given_data.queries(300, seed=8))
+    monkeypatch.setattr(given_served, "MANY", 500)
     out = tmp_path / "rows.json"
+    many = CliRunner().invoke(given_served.main, [str(tmp_path), "--many", "--json", str(out)])
+    assert many.exit_code == 0
+    (eight, full) = json.loads(out.read_text())
+    assert eight["megabytes"] < full["megabytes"]
     arguments = [str(tmp_path), "--json", str(out)]
     result = CliRunner().invoke(given_served.main, arguments, catch_exceptions=False)
     assert result.exit_code == 0

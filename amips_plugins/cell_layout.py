@@ -43,7 +43,7 @@ AssignCells = Callable[[Sequence["Id"], FloatArray], IntArray]
 For cells that share keys (``LayoutSpec.shared``) also ``(n, width)``: all cells of every key, its
 own first, which fills unused places."""
 
-Storage = Literal["partitions", "field", "payload", "copy"]
+Storage = Literal["partitions", "field", "payload", "copy", "shards"]
 
 CellIndex = Literal["flat", "auto", "hnsw", "ivf_flat"]
 
@@ -103,8 +103,9 @@ class LayoutSpec:
         The bundle they come from; kept beside the cells.
     storage
         Milvus: a partition for every cell, or a field that holds the cell; left out, partitions
-        where they are few enough. Qdrant: the payload in place, or that of a copy; left out, a copy
-        where there is a graph and an alias to move.
+        where they are few enough. Qdrant: the payload in place, or that of a copy, or custom shard
+        keys of a copy; left out, a copy where there is a graph and an alias to move, with shard
+        keys where a search asks many shards as it is.
     index
         Milvus: the vector index inside the cells: ``"flat"`` (exact), ``"auto"`` (what the
         collection has now), ``"hnsw"`` or ``"ivf_flat"`` (with the collection's parameters where
@@ -121,6 +122,9 @@ class LayoutSpec:
         Whether the bundle's targets count what graphs inside the cells miss.
     sizes
         Keys that each cell had in the bundle's snapshot; empty where nobody knows.
+    centroids
+        ``(n_cells, width)`` float32, near each other for cells that queries choose together; None
+        where nobody knows.
     """
 
     layout: str
@@ -134,6 +138,7 @@ class LayoutSpec:
     shared: bool = False
     graphs: bool = False
     sizes: tuple[int, ...] = ()
+    centroids: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +184,8 @@ class LayoutStatus:
         What is kept to roll back to, oldest first; ``drop_old`` removes it.
     sizes
         Keys of each of the users' own partitions that a router knows; empty for cells of ours.
+    notes
+        What is not as the layout left it, in whole sentences.
     """
 
     name: str
@@ -190,6 +197,7 @@ class LayoutStatus:
     unfinished: tuple[str, ...] = ()
     older: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

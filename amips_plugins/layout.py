@@ -150,6 +150,7 @@ def _spec(
         )
     # Targets that count the misses of graphs hold without any, too, but cost more than need be.
     graphs = load(bundle)[CALIBRATION].efforts is not None
+    cells = load(bundle)[CELLS]
     return LayoutSpec(
         manifest.layout,
         manifest.n_cells,
@@ -161,5 +162,6 @@ def _spec(
         work,
         shared=manifest.copies > 0,
         graphs=graphs,
-        sizes=tuple(load(bundle)[CELLS].sizes.tolist()),
+        sizes=tuple(cells.sizes.tolist()),
+        centroids=cells.centroids,
     )

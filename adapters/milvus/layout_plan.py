@@ -67,7 +67,7 @@ def choose_storage(spec: LayoutSpec) -> Storage:
             f"The cells {spec.layout!r} share keys, which Milvus would have to store more than "
             f"once; lay out a bundle that was trained with --spill 0."
         )
-    if spec.storage in ("payload", "copy"):
+    if spec.storage in ("payload", "copy", "shards"):
         raise InvalidInput(
             f"The storage {spec.storage!r} is for Qdrant; Milvus has 'partitions' and 'field'."
         )

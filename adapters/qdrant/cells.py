@@ -3,7 +3,8 @@
 A cell is an integer under the payload key ``amips_cell_<layout>``, or a list of them, the key's
 own first, where cells share keys. Beside it is the sketch of the vector that it belongs to: the
 cells of two layouts live side by side and never mix. A point with anything else there, or nothing,
-is overflow. The collection's metadata say which layout serves,
+is overflow. Where cells have shard keys (``cell_shards``) a stamp tells the last write of an id
+from what another shard may still hold of it. The collection's metadata say which layout serves,
 which served before it, and which are only there to be finished or dropped.
 """
 
@@ -50,6 +51,7 @@ class LayoutRecord:
     n_cells: int
     complete: bool = True
     shared: bool = False
+    places: tuple[int, ...] = ()  # the number of every cell's shard; empty where cells have none
 
     @property
     def key(self) -> str:
@@ -62,9 +64,52 @@ class LayoutRecord:
         return f"amips_sketch_{self.layout}"
 
     @property
+    def stamp_key(self) -> str:
+        """Payload key, of points in shards, that tells which write of an id is the last one."""
+        return f"amips_stamp_{self.layout}"
+
+    @property
+    def copy_key(self) -> str:
+        """Payload key of points that are in a further shard of their id."""
+        return f"amips_copy_{self.layout}"
+
+    @property
+    def copies_key(self) -> str | None:
+        """The same where there are such points, else None."""
+        return self.copy_key if self.places and self.shared else None
+
+    @property
     def keys(self) -> list[str]:
-        """Both."""
-        return [self.key, self.sketch_key]
+        """All that there are of them."""
+        more = [self.stamp_key, self.copy_key] if self.places else []
+        return [self.key, self.sketch_key, *more]
+
+    @property
+    def overflow_shard(self) -> str:
+        """Shard key of the points without a cell."""
+        return f"amips_{self.layout}_overflow"
+
+    def home(self, cell: int) -> str:
+        """Return the shard key of a cell, or of none."""
+        return self._shard(self.places[cell]) if cell >= 0 else self.overflow_shard
+
+    def homes(self, stored: int | list[int]) -> list[str]:
+        """Return the shard keys of a key's cells, the one of its own first."""
+        cells = stored if isinstance(stored, list) else [stored]
+        own = self.home(cells[0])
+        return list(dict.fromkeys([own, *(self.home(cell) for cell in cells[1:] if cell >= 0)]))
+
+    @property
+    def shard_keys(self) -> list[str]:
+        """The shard keys of all cells."""
+        return [self._shard(number) for number in range(max(self.places, default=-1) + 1)]
+
+    def cells_of(self, shard: str | int) -> list[int]:
+        """Return the cells in a shard key."""
+        return [cell for cell, number in enumerate(self.places) if self._shard(number) == shard]
+
+    def _shard(self, number: int) -> str:
+        return f"amips_{self.layout}_{number}"
 
     def beside(self, cell: int | list[int], sketch: int) -> dict[str, int | list[int]]:
         """Return what lies beside a vector in this cell or these, or in none."""
@@ -242,7 +287,7 @@ class LayoutState:
             return cls(
                 _record(found["serving"]),
                 tuple(_record(one) for one in found["before"]),
-                tuple(LayoutRecord(**one) for one in found["idle"]),
+                tuple(_read(one) for one in found["idle"]),
             )
         except (TypeError, KeyError) as exc:
             raise CollectionError(
@@ -273,7 +318,11 @@ class LayoutState:
 
 
 def _record(found: Mapping[str, Any]) -> LayoutRecord | None:
-    return LayoutRecord(**found) if found else None
+    return _read(found) if found else None
+
+
+def _read(found: Mapping[str, Any]) -> LayoutRecord:
+    return LayoutRecord(**{**found, "places": tuple(found.get("places", ()))})
 
 
 def _entry(record: LayoutRecord | None) -> dict[str, Any]:
@@ -283,5 +332,5 @@ def _entry(record: LayoutRecord | None) -> dict[str, Any]:
 
 def _written(record: LayoutRecord) -> dict[str, Any]:
     """Leave out what earlier versions of this package do not know, where it says nothing."""
-    entry = asdict(record)
-    return entry if record.shared else {k: v for k, v in entry.items() if k != "shared"}
+    entry = {**asdict(record), "places": list(record.places)}
+    return {k: v for k, v in entry.items() if v or k not in ("shared", "places")}

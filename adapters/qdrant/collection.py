@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from amips_plugins.adapters.describe import with_cells
-from amips_plugins.adapters.qdrant.cells import serving
-from amips_plugins.adapters.qdrant.codes import Codes, break_even_of, codes_of
+from amips_plugins.adapters.qdrant.cell_shards import CellShards
+from amips_plugins.adapters.qdrant.cells import LayoutRecord, serving
 from amips_plugins.adapters.qdrant.copied_layouts import CopiedLayouts
 from amips_plugins.adapters.qdrant.describe import describe_qdrant
 from amips_plugins.adapters.qdrant.failures import failure_of, translated_errors
@@ -28,7 +28,6 @@ from amips_plugins.adapters.qdrant.local_store import LocalStore
 from amips_plugins.adapters.qdrant.opening import is_local, open_folder, open_server
 from amips_plugins.adapters.qdrant.points import (
     RESERVED,
-    DenseVector,
     as_ids,
     choose_vector,
     key_batch,
@@ -36,9 +35,17 @@ from amips_plugins.adapters.qdrant.points import (
 )
 from amips_plugins.adapters.qdrant.searched_points import ServerFound
 from amips_plugins.adapters.qdrant.server_layouts import ServerLayouts
+from amips_plugins.adapters.qdrant.sharded_store import ShardedStore
 from amips_plugins.adapters.qdrant.store import ServerStore
 from amips_plugins.adapters.qdrant.strict_mode import Limits
 from amips_plugins.adapters.qdrant.tenants import tenant_keys
+from amips_plugins.adapters.qdrant.vector_config import (
+    codes_in,
+    described,
+    graph_of,
+    has_graph,
+    params_of,
+)
 from amips_plugins.adapters.qdrant.written_points import WrittenPoints
 from amips_plugins.cell_layout import Construction
 from amips_plugins.collection import (
@@ -179,7 +186,7 @@ class QdrantCollection(WrittenPoints):
         # Once open it stays with its vector, whichever others are added.
         wanted = self._field if self._kept is None else self._kept.info.field
         field, vector = choose_vector(
-            {name: _described(one) for name, one in named.items() if one}, wanted, self._name
+            {name: described(one) for name, one in named.items() if one}, wanted, self._name
         )
         metadata = found.config.metadata or {}
         own = generation_of(self._own_name(), metadata)
@@ -198,20 +205,26 @@ class QdrantCollection(WrittenPoints):
             namespace="" if self._shard_key is None else str(self._shard_key),
             family=own.family,
         )
-        codes = None if self._local else _codes(found, field)
-        on_disk = bool(_params(found, field).on_disk) and not self._local
-        self.break_even = break_even_of(type(self).break_even, codes, on_disk=on_disk)
+        record = serving(metadata, info)
         return ServerFound(
             info,
-            serving(metadata, info),
+            record,
             (*named, *(params.sparse_vectors or {})),
             Limits(found.config.strict_mode_config),
             params.sharding_method is models.ShardingMethod.CUSTOM,
             None if self._local else tenant_keys(found, field),
-            _has_graph(found, field) and not self._local,
-            codes,
-            on_disk,
+            has_graph(found, field) and not self._local,
+            None if self._local else codes_in(found, field),
+            bool(params_of(found, field).on_disk) and not self._local,
+            self._cell_shards(record),
         )
+
+    def _cell_shards(self, record: LayoutRecord | None) -> CellShards | None:
+        if record is None or not record.places:
+            return None
+        with translated_errors(self._server):
+            found = self._client.list_shard_keys(self._name).shard_keys or ()
+        return CellShards(record, tuple(sorted((one.key for one in found), key=str)))
 
     def _own_name(self) -> str:
         """Resolve an alias; who may not list aliases has its own name for the collection."""
@@ -358,6 +371,9 @@ class QdrantCollection(WrittenPoints):
     def _store(self) -> ServerStore:
         if self._local:
             return LocalStore(self._client, self._name, self.info.field)
+        shards = self._found.shards
+        if shards is not None:
+            return ShardedStore(self._client, self._name, self.info.field, self._server, shards)
         return ServerStore(self._client, self._name, self.info.field, self._server, self._shard_key)
 
     @property
@@ -367,15 +383,20 @@ class QdrantCollection(WrittenPoints):
 
     @property
     def custom_shards(self) -> bool:
-        """Whether its points lie in custom shard keys."""
-        return self._found.custom_shards
+        """Whether its points lie in custom shard keys of their owner's."""
+        return self._found.custom_shards and self._found.shards is None
+
+    @property
+    def cell_shards(self) -> CellShards | None:
+        """The shard keys of its cells, where these have some."""
+        return self._found.shards
 
     def is_built(self) -> bool:
         """Tell whether the server has built graphs, or codes, of some of its vectors."""
         with translated_errors(self._server):
             found = self._client.get_collection(self._name)
-        graph = _graph(found, self.info.field)
-        built = graph["m"] or graph.get("payload_m") or _codes(found, self.info.field)
+        graph = graph_of(found, self.info.field)
+        built = graph["m"] or graph.get("payload_m") or codes_in(found, self.info.field)
         return bool(found.indexed_vectors_count) and bool(built)
 
     def close(self) -> None:
@@ -383,41 +404,3 @@ class QdrantCollection(WrittenPoints):
         if self._owns_client:
             self._owns_client = False
             self._client.close()
-
-
-def _graph(found: models.CollectionInfo, field: str) -> dict[str, Any]:
-    """Return the HNSW configuration of one vector."""
-    own = _params(found, field).hnsw_config
-    mine = {} if own is None else own.model_dump(exclude_none=True)
-    return {**found.config.hnsw_config.model_dump(), **mine}
-
-
-def _params(found: models.CollectionInfo, field: str) -> models.VectorParams:
-    vectors = found.config.params.vectors
-    one = vectors.get(field) if isinstance(vectors, dict) else vectors
-    assert one is not None  # noqa: S101 - chosen among them
-    return one
-
-
-def _has_graph(found: models.CollectionInfo, field: str) -> bool:
-    return bool(found.indexed_vectors_count) and bool(_graph(found, field)["m"])
-
-
-def _codes(found: models.CollectionInfo, field: str) -> Codes | None:
-    vector = _params(found, field)
-    quantised = vector.quantization_config or found.config.quantization_config
-    return codes_of(
-        None if quantised is None else quantised.model_dump(mode="json"),
-        _graph(found, field),
-        vector.size,
-        found.points_count or 0,
-    )
-
-
-def _described(vector: models.VectorParams) -> DenseVector:
-    return DenseVector(
-        vector.size,
-        vector.distance.value,
-        None if vector.datatype is None else vector.datatype.value,
-        vector.multivector_config is not None,
-    )

@@ -29,6 +29,13 @@ from amips_plugins.adapters.qdrant.new_generation import (
     copied_indexes,
     create_copy,
 )
+from amips_plugins.adapters.qdrant.new_shards import (
+    SHARD_BYTES,
+    create_shard_keys,
+    fans_out,
+    no_shards,
+    planned_record,
+)
 from amips_plugins.cell_layout import AssignCells, BuildPlan, LayoutSpec, check_name
 from amips_plugins.collection import CollectionInfo, Id
 from amips_plugins.errors import CollectionError, InvalidInput, require
@@ -46,6 +53,13 @@ _PER_POINT = 200  # bytes beside the vectors: ids, cell, sketch, links of the gr
 _CPU_PER_POINT = 0.9e-3  # seconds of the server's, measured (docs/operations.md)
 _SAMPLE = 100  # ids that show that some are missing
 _PAGE = 10_000  # ids
+
+
+_OTHER_WRITERS = (
+    "From the switch on the server refuses writes that name no shard key: let writers go through "
+    "the router or a routed client, or write with shard_key_selector={!r} and delete the id in all "
+    "other shard keys."
+)
 
 
 @dataclass(frozen=True)
@@ -72,21 +86,37 @@ class CopiedLayouts:
         """The collection's own name."""
         return self.generations.aliases().get(self.opened, self.opened)
 
+    def no_shards(self) -> str | None:
+        """Say why a copy can have no shard keys, or None."""
+        return no_shards(self.client)
+
+    def fans_out(self) -> bool:
+        """Tell whether a search of what serves asks many shards."""
+        return fans_out(self.client, self.here)
+
     def plan(self, spec: LayoutSpec, count: int) -> BuildPlan:
         """Say what a copy would do; change nothing."""
         check_name(spec)
         alias, source = self._alias_for(spec), self.here
         self._check(spec, source)
         name = self._begun(spec.layout, source) or self.generations.next(source, spec.layout)[0]
-        record = LayoutRecord(spec.layout, spec.version, spec.n_cells, shared=spec.shared)
+        record = planned_record(spec)
+        shards = len(record.shard_keys)
+        keyed = f", with {shards} shard keys for its cells, and one for the overflow" * bool(shards)
+        place = (
+            "in the shard key of its cell"
+            if shards
+            else (f"with one of {spec.n_cells} cells in its payload")
+        )
         steps = (
-            f"create {name!r} as {source!r} is, with an integer index of {record.key!r}",
-            f"copy {count} points into it, each with one of {spec.n_cells} cells in its payload, "
+            f"create {name!r} as {source!r} is, with an integer index of {record.key!r}{keyed}",
+            f"copy {count} points into it, each {place}, "
             "until nothing is missing that others wrote meanwhile",
             "wait until its graph is built, and compare neighbours",
             f"point the alias {alias!r} at {name!r}; {source!r} is kept to roll back to",
         )
         n_bytes = count * (6 * self.info.dim + _PER_POINT)  # vectors, and room to optimise them
+        n_bytes += (shards + 1) * SHARD_BYTES if shards else 0
         return BuildPlan(
             steps,
             count,
@@ -96,6 +126,7 @@ class CopiedLayouts:
                 f"The server stores everything twice until drop-old, about {n_bytes >> 20} MB "
                 f"more, and needs some {count * _CPU_PER_POINT:.0f} seconds of CPU, little more "
                 "than the first load. Searches of others are served by the collection as it is.",
+                *([_OTHER_WRITERS.format(record.overflow_shard)] if shards else []),
             ),
         )
 
@@ -113,7 +144,7 @@ class CopiedLayouts:
             self._forget(spec, source)
             return
         self._check(spec, source)
-        record = LayoutRecord(spec.layout, spec.version, spec.n_cells, shared=spec.shared)
+        record = planned_record(spec)
         name = self._begun(spec.layout, source)
         new = name is None
         if name is None:
@@ -121,11 +152,13 @@ class CopiedLayouts:
             create_copy(self.client, source, name, generation, record, self.info)
         else:
             generation = generations.read(name)
+            record = LayoutState.read(self._metadata(name), self.info).serving or record
+        create_shard_keys(self.client, name, record)
         copied_indexes(self.client, source, name, record)
         copy = self._replica((source, name), record, spec.assign, progress)
         # Nobody else writes to the copy yet: from here on only the source has to be read.
         base = copy.run(None, new=new)
-        build_graph(self.client, source, name, progress)
+        build_graph(self.client, source, name, progress, record=record, dim=self.info.dim)
         self._limit(source, name)
         base = copy.verify(copy.catch_up(base))
         if spec.work is not None:
@@ -338,11 +371,15 @@ class CopiedLayouts:
     ) -> PointReplica:
         """Compare points without what lies beside this vector in either collection."""
         records = [] if record is None else [record]
+        copies = []
         for name in names:
             state = LayoutState.read(self._metadata(name), self.info)
             records += [one for one in (state.serving, *state.kept().values()) if one is not None]
+            copies.append(None if state.serving is None else state.serving.copies_key)
         forgotten = [key for one in records for key in one.keys]
-        return PointReplica(self.client, names, self.info, record, forgotten, assign, progress)
+        return PointReplica(
+            self.client, names, self.info, record, forgotten, copies, assign, progress
+        )
 
     def _metadata(self, name: str) -> dict[str, object]:
         return dict(self.client.get_collection(name).config.metadata or {})

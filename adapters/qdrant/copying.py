@@ -11,10 +11,13 @@ import numpy as np
 from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.copies.replica import Replica, found_again, found_enough
 from amips_plugins.adapters.copies.row_changes import Row, SourceBaseline, digest
+from amips_plugins.adapters.qdrant.cell_shards import CellShards
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant.failures import patiently
 from amips_plugins.adapters.qdrant.points import as_ids, plain_id
-from amips_plugins.adapters.qdrant.search import all_of, among
+from amips_plugins.adapters.qdrant.search import all_of, among, empty
+from amips_plugins.adapters.qdrant.sharded_points import ShardedPoints, stamp_now
+from amips_plugins.adapters.qdrant.strict_mode import Limits
 from amips_plugins.cell_layout import AssignCells, check_assigned
 from amips_plugins.collection import CollectionInfo, Id
 from amips_plugins.errors import require
@@ -40,8 +43,9 @@ _NORMAL = 5e-7
 class PointReplica(Replica):
     """A copy of a collection, in the cells that ``assign`` gives; without it they are overflow.
 
-    ``record`` names the cells of the copy, None where it has none, and ``forgotten`` the payload
-    keys that are no part of a point as its writer knows it.
+    ``record`` names the cells of the copy, None where it has none, ``forgotten`` the payload
+    keys that are no part of a point as its writer knows it, and ``copies`` what tells, in source
+    and copy, that a point is not the first of its id.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class PointReplica(Replica):
         info: CollectionInfo,
         record: LayoutRecord | None,
         forgotten: Sequence[str],
+        copies: Sequence[str | None],
         assign: AssignCells | None,
         progress: Progress,
     ) -> None:
@@ -60,6 +65,7 @@ class PointReplica(Replica):
         self._info = info
         self._record = record
         self._forgotten = frozenset(forgotten)
+        self._copies = dict(zip(names, copies, strict=True))
         self._assign = assign
         params = client.get_collection(names[0]).config.params
         dense = params.vectors if isinstance(params.vectors, dict) else {"": params.vectors}
@@ -68,7 +74,13 @@ class PointReplica(Replica):
             name for name, one in dense.items() if one and one.distance is models.Distance.COSINE
         }
         width = sum(one.size for one in dense.values() if one)
-        self._page = max(1, min(_PAGE, _NUMBERS // max(1, width)))
+        page = max(1, min(_PAGE, _NUMBERS // max(1, width)))
+        self._patience = _PATIENCE
+        for name in names:  # strict mode limits what is read and what is written
+            limits = Limits(client.get_collection(name).config.strict_mode_config)
+            page = limits.upserts(limits.points(page))
+            self._patience = limits.seconds(self._patience)
+        self._page = page
 
     @property
     def names(self) -> tuple[str, str]:
@@ -80,7 +92,11 @@ class PointReplica(Replica):
         return self._count(self._names[0])
 
     def _count(self, name: str) -> int:
-        return patiently(lambda: self._client.count(name, exact=True, timeout=_PATIENCE)).count
+        key = self._copies[name]
+        first = None if key is None else all_of(empty(key))
+        return patiently(
+            lambda: self._client.count(name, first, exact=True, timeout=self._patience)
+        ).count
 
     def rows(self, *, of_copy: bool = False) -> Iterator[Row]:
         """Read all points in the order of their ids."""
@@ -158,7 +174,33 @@ class PointReplica(Replica):
                     )
                 )
             bare = [] if new else [point.id for point in points if not point.payload]
-            self._put(points, bare, lacking)
+            if self._record is not None and self._record.places:
+                self._put_in_shards(points, lacking, self._record, new=new)
+            else:
+                self._put(points, bare, lacking)
+
+    def _put_in_shards(
+        self,
+        points: list[models.PointStruct],
+        lacking: Mapping[str, list[Any]],
+        record: LayoutRecord,
+        *,
+        new: bool,
+    ) -> None:
+        written = self._sharded(record)
+        stored = [(point.payload or {}).get(record.key, OVERFLOW) for point in points]
+        if new:
+            written.write(written.puts(points, stored, stamp_now()))
+            return
+        for name, ids in lacking.items():
+            off = models.DeleteVectors(points=ids, vector=[name], shard_key=written.keys)
+            written.write([models.DeleteVectorsOperation(delete_vectors=off)])
+        written.upsert(points, stored)
+
+    def _sharded(self, record: LayoutRecord) -> ShardedPoints:
+        keys = (*record.shard_keys, record.overflow_shard)
+        shards = CellShards(record, keys)
+        return ShardedPoints(self._client, self._names[1], shards, patiently, self._patience)
 
     def _put(
         self,
@@ -177,7 +219,7 @@ class PointReplica(Replica):
         operations.append(models.UpsertOperation(upsert=models.PointsList(points=points)))
         patiently(
             lambda: self._client.batch_update_points(
-                self._names[1], operations, wait=True, timeout=_PATIENCE
+                self._names[1], operations, wait=True, timeout=self._patience
             )
         )
 
@@ -209,13 +251,23 @@ class PointReplica(Replica):
 
     def delete(self, ids: Sequence[Id]) -> None:
         """Delete points of the copy."""
+        if self._record is not None and self._record.places:
+            written = self._sharded(self._record)
+            for start in range(0, len(ids), self._page):
+                written.delete(as_ids(ids[start : start + self._page]))
+            return
         gone = models.PointIdsList(points=as_ids(ids))
-        patiently(lambda: self._client.delete(self._names[1], gone, wait=True, timeout=_PATIENCE))
+        patiently(
+            lambda: self._client.delete(self._names[1], gone, wait=True, timeout=self._patience)
+        )
 
     def problem(self, base: SourceBaseline) -> str | None:
         """Compare numbers of points, and the neighbours of a sample."""
         source, copy = self._names
         more = self._count(copy) - len(base.ids)
+        if more and self._record is not None and self._record.places:
+            self._sharded(self._record).unite_all(self._page)
+            more = self._count(copy) - len(base.ids)
         if more:
             return f"The copy {copy!r} has {more:+} points against {source!r}"
         rng = random.Random(0)  # noqa: S311 - a sample, no secret
@@ -239,7 +291,7 @@ class PointReplica(Replica):
     def _nearest(self, name: str, query: list[float]) -> dict[Id, float]:
         """Return ids and scores of which larger is better."""
         answer = self._client.query_points(
-            name, query, using=self._info.field or None, limit=10, timeout=_PATIENCE
+            name, query, using=self._info.field or None, limit=10, timeout=self._patience
         )
         sign = 1.0 if self._info.metric.larger_is_better else -1.0
         return {plain_id(point.id): sign * point.score for point in answer.points}

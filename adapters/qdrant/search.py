@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
+from amips_plugins.adapters.qdrant.cell_shards import CellShards
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant.codes import Codes
 from amips_plugins.adapters.qdrant.points import RESERVED, listed, plain_id
@@ -53,11 +54,12 @@ def plan_queries(
     exact: bool,
     has_graph: bool = False,
     codes: Codes | None = None,
+    shards: CellShards | None = None,
 ) -> list[models.QueryRequest]:
     """Write the plan as queries, one a row; ``exact`` is False where every search is.
 
     With a graph a row whose cells hold most of the keys follows that, widely: to compare with
-    every key scores twenty times the bytes.
+    every key scores twenty times the bytes. Cells in shard keys are asked by their names.
     """
     if request.filter is not None and not isinstance(request.filter, models.Filter):
         raise InvalidInput(
@@ -65,7 +67,8 @@ def plan_queries(
             f"{type(request.filter).__name__}."
         )
     fixed: dict[str, Any] = {"using": field or None}
-    params = search_params(request, plan, exact)
+    graphs = shards is not None
+    params = search_params(request, plan, exact, graphs=graphs)
     # What is made here has the right types already: to have pydantic look at every number again
     # costs more than the model that chose the cells.
     everything = searches_everything(plan, break_even)
@@ -83,8 +86,12 @@ def plan_queries(
             search["params"] = _widely(params, request.k)
         elif plan.cells is not None:
             if codes is not None:
-                search["params"] = search_params(request, plan, exact, codes, shares[row])
-            if record is not None and not everything[row]:
+                search["params"] = search_params(
+                    request, plan, exact, None if graphs else codes, shares[row], graphs=graphs
+                )
+            if shards is not None and not everything[row]:
+                search["shard_key"] = shards.asked(plan.cells[row].tolist())
+            elif record is not None and not everything[row]:
                 search["filter"] = in_cells(record, plan.cells[row].tolist(), request.filter)
         if plan.rewritten is not None:
             # The filter stays inside: the server would merge an outer one into it clause by
@@ -116,12 +123,15 @@ def group_by_cell(
     plan: QueryPlan,
     record: LayoutRecord,
     break_even: float,
+    shards: CellShards | None = None,
 ) -> tuple[list[int], list[models.QueryRequest]]:
     """Write a plan's queries as a search for each query and cell, and the row of each.
 
     Searches of one cell stand side by side with one filter: those the server answers together,
-    which costs it a fraction of as many filters.
+    which costs it a fraction of as many filters. So do those of one shard key.
     """
+    if shards is not None:
+        return _group_by_shard(queries)
     everything = searches_everything(plan, break_even)
     by_cell: dict[int, list[int]] = {}
     rows = [row for row in range(len(queries)) if everything[row]]
@@ -134,6 +144,21 @@ def group_by_cell(
         condition = _one_cell(record, cell, request.filter)
         found += [queries[row].model_copy(update={"filter": condition}) for row in wanted]
         rows += wanted
+    return rows, found
+
+
+def _group_by_shard(
+    queries: Sequence[models.QueryRequest],
+) -> tuple[list[int], list[models.QueryRequest]]:
+    by_shard: dict[Any, list[int]] = {}
+    for row, query in enumerate(queries):
+        asked: Any = query.shard_key if isinstance(query.shard_key, list) else [None]
+        for key in asked:
+            by_shard.setdefault(key, []).append(row)
+    rows, found = [], []
+    for key, wanted in by_shard.items():
+        rows += wanted
+        found += [queries[row].model_copy(update={"shard_key": key}) for row in wanted]
     return rows, found
 
 
@@ -151,10 +176,13 @@ def search_params(
     exact: bool,
     codes: Codes | None = None,
     share: float | None = None,
+    *,
+    graphs: bool = False,
 ) -> models.SearchParams | None:
     """Return the caller's parameters and the plan's; cells, with a share of the keys, are scanned.
 
-    By their codes where the engine does not follow its graph then, else exactly.
+    By their codes where the engine does not follow its graph then, else exactly. Where a cell has
+    a graph and the plan an ``effort`` for it, that is how far it is followed.
     """
     planned = (plan.params or {}) if exact else {}  # local mode is exact, and warns of any
     params = {**(request.params or {}), **planned}
@@ -166,7 +194,9 @@ def search_params(
             )
     if isinstance(params.get("quantization"), Mapping):  # a plan's own, in plain values
         params["quantization"] = models.QuantizationSearchParams(**params["quantization"])
-    if plan.cells is not None and exact:
+    if plan.cells is not None and graphs and plan.effort is not None:
+        params["hnsw_ef"] = max(params.get("hnsw_ef") or 0, plan.effort, request.k)
+    elif plan.cells is not None and exact:
         if codes is not None and codes.scan(share):
             params.setdefault(
                 "quantization",

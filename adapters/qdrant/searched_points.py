@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from amips_plugins.adapters.cell_groups import merge_hits
-from amips_plugins.adapters.qdrant.codes import Codes
+from amips_plugins.adapters.qdrant.cell_shards import CellShards, ShardKey
+from amips_plugins.adapters.qdrant.codes import Codes, break_even_of
 from amips_plugins.adapters.qdrant.point_collection import Found, PointCollection
 from amips_plugins.adapters.qdrant.read_budget import ReadBudget
 from amips_plugins.adapters.qdrant.search import (
@@ -32,7 +33,6 @@ from amips_plugins.plan import NATIVE, QueryPlan
 
 if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient, QdrantClient, models
-    from typing_extensions import Self
 else:
     models = require("qdrant_client.models", "qdrant")
 
@@ -40,6 +40,7 @@ __all__ = ["SearchedPoints", "ServerFound"]
 
 _BATCH = 64  # queries from which on they share cells enough,
 _NUMBERS = 1_000_000  # of vectors in one call: a server takes 32 MiB of JSON
+_IN_PAYLOAD, _IN_SHARDS = 0.4, 0.8  # see break_even
 _SEARCHES_EACH = 12.0  # and searches a query up to which sending them pays (docs/performance.md)
 
 
@@ -53,12 +54,12 @@ class ServerFound(Found):
     has_graph: bool = field(default=False, compare=False)
     codes: Codes | None = field(default=None, compare=False)
     on_disk: bool = field(default=False, compare=False)
+    shards: CellShards | None = None
 
 
 class SearchedPoints(PointCollection):
     """The part of ``QdrantCollection`` that searches."""
 
-    break_even = 0.4
     _kept: ServerFound | None
     _client: QdrantClient
     _name: str
@@ -78,6 +79,15 @@ class SearchedPoints(PointCollection):
         if self._kept is None:
             self._kept = self._look()
         return self._kept
+
+    @property
+    def break_even(self) -> float:
+        """Share of the keys above which a search of everything is cheaper than one of cells."""
+        if self._given is not None and self._given.key in (self._found.tenant_keys or ()):
+            return 1.0  # natively, every value is searched, too, or every point
+        if self._shards is not None:
+            return _IN_SHARDS
+        return break_even_of(_IN_PAYLOAD, self._found.codes, on_disk=self._found.on_disk)
 
     def unroutable(self, request: SearchRequest, *, rewritten: bool) -> str | None:
         """Say why a plan would change what a request means, or what it may not ask for, or None."""
@@ -154,7 +164,7 @@ class SearchedPoints(PointCollection):
     def _merged(
         self, request: SearchRequest, rows: list[int], answers: list[list[Hit]]
     ) -> list[list[Hit]]:
-        if len(rows) == len(request.queries):
+        if len(rows) == len(request.queries) and self._found.shards is None:
             return answers
         by_row: list[list[list[Hit]]] = [[] for _ in request.queries]
         for row, hits in zip(rows, answers, strict=True):
@@ -200,7 +210,23 @@ class SearchedPoints(PointCollection):
             exact=not self._local,
             has_graph=found.has_graph,
             codes=found.codes,
+            shards=self._shards,
         )
+
+    @property
+    def _shards(self) -> CellShards | None:
+        """Where the cells of plans have shard keys: these."""
+        return None if self._given is not None else self._found.shards
+
+    def asked_shards(self, plan: QueryPlan) -> list[ShardKey] | None:
+        """Return the shard keys that a search of one query asks; None for all."""
+        shards = self._shards
+        if shards is None or plan.cells is None or self._asks_everything(plan):
+            return None
+        return shards.asked(plan.cells[0].tolist())
+
+    def _asks_everything(self, plan: QueryPlan) -> bool:
+        return plan.shares is not None and bool(plan.shares[0] > self.break_even)
 
     def narrowed(
         self, request: SearchRequest, plan: QueryPlan, condition: models.Filter | None
@@ -210,14 +236,19 @@ class SearchedPoints(PointCollection):
         Raises ``InvalidInput`` as ``search`` does.
         """
         check_layout(plan, self.layout(), self._name)
-        cells = self._cells
-        if plan.cells is not None and cells is not None:
-            whole = plan.shares is not None and plan.shares[0] > self.break_even
-            if not whole:
-                condition = in_cells(cells, plan.cells[0].tolist(), condition)
+        cells, shards = self._cells, self._shards
+        in_payload = plan.cells is not None and cells is not None and shards is None
+        if in_payload and not self._asks_everything(plan):
+            assert plan.cells is not None  # noqa: S101 - for the type checker
+            assert cells is not None  # noqa: S101 - for the type checker
+            condition = in_cells(cells, plan.cells[0].tolist(), condition)
         self._budget.spend(1 if plan.cells is None else 2)
         share = None if plan.shares is None else float(plan.shares[0])
-        return condition, search_params(request, plan, not self._local, self._found.codes, share)
+        codes = self._found.codes if shards is None else None
+        params = search_params(
+            request, plan, not self._local, codes, share, graphs=shards is not None
+        )
+        return condition, params
 
     def _planned(
         self, request: SearchRequest, plan: QueryPlan
@@ -233,7 +264,7 @@ class SearchedPoints(PointCollection):
         elif self._groups(request, plan):
             assert self._found.cells is not None  # noqa: S101 - for the type checker
             rows, queries = group_by_cell(
-                queries, request, plan, self._found.cells, self.break_even
+                queries, request, plan, self._found.cells, self.break_even, self._shards
             )
         if plan.cells is None and self._found.tenant_keys is not None:
             spread = [(row, one) for row in rows for one in self._spread(queries[row])]
@@ -255,6 +286,8 @@ class SearchedPoints(PointCollection):
         if self._given is not None or self._found.cells is None:
             return False
         searches = int((plan.cells >= 0).sum()) + len(request.queries)
+        if self._shards is not None:
+            searches = sum(len(self._shards.asked(cells)) for cells in plan.cells.tolist())
         fits = searches <= _SEARCHES_EACH * len(request.queries)
         return len(request.queries) >= _BATCH and fits and not self._found.limits.counts_searches
 
@@ -281,16 +314,6 @@ class SearchedPoints(PointCollection):
             rows += [row] * (len(parts) - len(rows))
         self._budget.spend(len(parts) - len(queries))
         return rows, parts
-
-    def partitioned(self, partitions: Partitions | None) -> Self:
-        """Return an object of the same points whose cells are the values of a payload key."""
-        view = super().partitioned(partitions)
-        tenants = self._found.tenant_keys or ()
-        if partitions is not None and partitions.key in tenants:
-            view.break_even = 1.0  # natively, every value is searched, too, or every point
-        else:
-            view.break_even = type(self).break_even
-        return view
 
     def _spread(self, query: models.QueryRequest) -> list[models.QueryRequest]:
         if query.prefetch is None:

@@ -35,7 +35,8 @@ class Limits:
     @property
     def needs_index(self) -> bool:
         """Whether a filter takes an index."""
-        return self.of("unindexed_filtering_retrieve") is False
+        asked = ("unindexed_filtering_retrieve", "unindexed_filtering_update")
+        return any(self.of(one) is False for one in asked)
 
     @property
     def counts_searches(self) -> bool:

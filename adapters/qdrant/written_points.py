@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from amips_plugins.adapters.qdrant.cell_shards import CellShards
 from amips_plugins.adapters.qdrant.failures import translated_errors
 from amips_plugins.adapters.qdrant.generations import GENERATION_KEY, generation_of
 from amips_plugins.adapters.qdrant.points import as_ids, payloads, refuse_other_vectors
 from amips_plugins.adapters.qdrant.search import all_of, among
 from amips_plugins.adapters.qdrant.searched_points import SearchedPoints
+from amips_plugins.adapters.qdrant.sharded_points import ShardedPoints
+from amips_plugins.adapters.qdrant.sharded_store import ShardedStore
 from amips_plugins.collection import Id
 from amips_plugins.errors import InvalidInput, require
 from amips_plugins.vectors import FloatArray, IntArray
@@ -59,9 +62,9 @@ class WrittenPoints(SearchedPoints):
         source = self._draining_source()
         if source is not None:
             source.upsert(ids, vectors, fields)
-        name = found.info.field
+        name, shards = found.info.field, found.shards
         size = min(_UPSERT_BATCH, max(1, _UPSERT_NUMBERS // found.info.dim))
-        size = found.limits.upserts(size)
+        size = found.limits.upserts(size if shards is None else found.limits.points(size))
         for start in range(0, len(keys), size):
             rows = range(start, min(start + size, len(keys)))
             points = [
@@ -72,6 +75,11 @@ class WrittenPoints(SearchedPoints):
                 )
                 for row in rows
             ]
+            if shards is not None:
+                cells_of_rows = [written[row][shards.record.key] for row in rows]
+                with translated_errors(self._server, "write to"):
+                    self._sharded(shards).upsert(points, cells_of_rows)
+                continue
             # A server before 1.19 keeps the payload of a point that is written without any.
             bare = [] if self._local else [keys[row] for row in rows if not written[row]]
             with translated_errors(self._server, "write to"):
@@ -100,8 +108,31 @@ class WrittenPoints(SearchedPoints):
                 timeout=patience,
             )
 
+    def _sharded(self, shards: CellShards) -> ShardedPoints:
+        return ShardedPoints(
+            self._client,
+            self._name,
+            shards,
+            lambda call: call(),
+            self._found.limits.seconds(_PATIENCE),
+        )
+
+    def tidy_shards(self, ids: Sequence[Id], stamp: int) -> None:
+        """Delete what is older than a write of these ids in the overflow's shard key."""
+        shards = self._found.shards
+        if shards is not None:
+            with translated_errors(self._server, "write to"):
+                self._sharded(shards).tidy(as_ids(ids), stamp)
+
+    def displace(self, ids: Sequence[Id]) -> None:
+        """Take these points out of the shard keys of their cells."""
+        shards, store = self._found.shards, self._store
+        if shards is not None and isinstance(store, ShardedStore):
+            store.displace_all(shards.record, as_ids(ids))
+
     def _refuse_all_shards(self) -> None:
-        if self._found.custom_shards and self._shard_key is None:
+        custom = self._found.custom_shards and self._found.shards is None
+        if custom and self._shard_key is None:
             raise InvalidInput(
                 f"Collection {self._name!r} has custom shard keys, and an id is unique only within "
                 "its shard key: open it with shard_key=... (in a URI &shard_key=...) to write."
@@ -114,7 +145,12 @@ class WrittenPoints(SearchedPoints):
         source = self._draining_source() if keys else None
         if source is not None:
             source.delete(ids)
-        if keys:
+        if keys and self._found.shards is not None:
+            with translated_errors(self._server, "write to"):
+                size = self._found.limits.points(_UPSERT_BATCH)
+                for start in range(0, len(keys), size):
+                    self._sharded(self._found.shards).delete(keys[start : start + size])
+        elif keys:
             with translated_errors(self._server, "write to"):
                 self._client.delete(
                     self._name,

@@ -62,10 +62,10 @@ class _Layout(click.Group):
 @registry_option
 @click.option(
     "--storage",
-    type=click.Choice(["partitions", "field", "payload", "copy"]),
+    type=click.Choice(["partitions", "field", "payload", "copy", "shards"]),
     help="What holds a cell. Milvus: partitions, field.  [default: partitions where they are few "
-    "enough]  Qdrant: payload (in place), copy.  [default: copy where there are a graph and an "
-    "alias]",
+    "enough]  Qdrant: payload (in place), copy, shards (a copy with a shard key for every cell).  "
+    "[default: copy where there are a graph and an alias, shards where a search asks 8 or more]",
 )
 @click.option(
     "--index",
@@ -268,3 +268,5 @@ def _show_status(status: LayoutStatus) -> None:
     }
     for name, value in rows.items():
         click.echo(f"{name:<11} {value}")
+    for note in status.notes:
+        click.echo(f"Note: {note}")

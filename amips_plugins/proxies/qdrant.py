@@ -189,8 +189,9 @@ class _QueryPoints:
         except InvalidInput:
             return None  # such as several vectors, or names of points
         shard_key = arguments.get("shard_key_selector")
-        if shard_key is not None and getattr(collection, "shards", None) is not None:
-            return None  # of a layout's shard keys the router chooses itself
+        chosen = ("cell_shards", "shards")  # those of a layout, and of given partitions
+        if shard_key is not None and any(getattr(collection, one, None) for one in chosen):
+            return None  # of these the router chooses itself
         if info.namespace and str(shard_key) != info.namespace:
             return None  # the router knows one shard key alone
         condition = arguments.get("query_filter")

@@ -17,8 +17,15 @@ from amips_plugins.adapters.qdrant.cells import cell_key
 from amips_plugins.errors import require
 from amips_plugins.proxies.calls import Call, RoutedCollection
 from amips_plugins.proxies.client import Change, Method, changing
+from amips_plugins.proxies.qdrant_shards import (
+    Beside,
+    InShards,
+    ShardedWrite,
+    everywhere,
+    in_shards,
+)
 from amips_plugins.proxies.records import of_others, of_ours
-from amips_plugins.routing.effects import Effects
+from amips_plugins.routing.effects import Effects, InThread
 
 if TYPE_CHECKING:
     from qdrant_client import models
@@ -28,6 +35,7 @@ else:
 __all__ = ["writes"]
 
 _NoCell = Mapping[str, int]
+_WRITE = " amips"  # among a call's arguments: what is left to do after it
 
 
 def writes(routed: RoutedCollection) -> dict[str, Method]:
@@ -44,20 +52,49 @@ def writes(routed: RoutedCollection) -> dict[str, Method]:
             return {}, None
         return {cell_key(layout): OVERFLOW}, router.collection.info.field
 
+    def sharded(client: Any, plain: Call, given: dict[str, Any]) -> Effects[InShards | None]:
+        """Return where cells have shard keys, unless the caller names some himself."""
+        if given.get("shard_key_selector") is not None:
+            return None
+        can_wait = iscoroutinefunction(plain.method) or not iscoroutinefunction(client.get_aliases)
+        name = str(given["collection_name"])
+        return in_shards((yield from routed.of(name, look=can_wait and routed.router is not None)))
+
     def points(client: Any, plain: Call, given: dict[str, Any]) -> Effects[dict[str, Any]]:
+        found = yield from sharded(client, plain, given)
+        if found is not None:
+            write = given[_WRITE] = ShardedWrite(found)
+            written = _points(write.noting(given["points"]), write.beside)
+            return {**_asked(given), "points": written, "shard_key_selector": write.selector}
         empty, _field = yield from no_cell(client, plain, given["collection_name"])
         return {**given, "points": _points(given["points"], empty)}
 
     def rows(client: Any, plain: Call, given: dict[str, Any]) -> Effects[dict[str, Any] | None]:
-        empty, _field = yield from no_cell(client, plain, given["collection_name"])
+        found = yield from sharded(client, plain, given)
         payload = given.get("payload")
+        if found is not None:
+            write = given[_WRITE] = ShardedWrite(found)
+            ids = given.get("ids")
+            bare: Iterator[dict[str, Any]] = ({} for _ in itertools.count())
+            return {
+                **_asked(given),
+                "ids": None if ids is None else write.noting_ids(ids),
+                "payload": (_payload(one, write.beside) for one in payload or bare),
+                "shard_key_selector": write.selector,
+            }
+        empty, _field = yield from no_cell(client, plain, given["collection_name"])
         if payload is not None:
             return {**given, "payload": (_payload(one, empty) for one in payload)}
         if given.get("ids") is None or not empty:
             return None  # new points, or nothing to take away
         return {**given, "payload": (dict(empty) for _ in itertools.count())}
 
-    def vectors(client: Any, plain: Call, given: dict[str, Any]) -> Effects[None]:
+    def vectors(client: Any, plain: Call, given: dict[str, Any]) -> Effects[dict[str, Any] | None]:
+        found = yield from sharded(client, plain, given)
+        if found is not None:  # first out of their cells, then changed where they are
+            changed = [one.id for one in given["points"]]
+            yield InThread(lambda: found.collection.displace(changed))
+            return {**given, "shard_key_selector": found.shards.record.overflow_shard}
         empty, field = yield from no_cell(client, plain, given["collection_name"])
         changed = [one.id for one in given["points"] if _has(one.vector, field)] if empty else []
         if changed:
@@ -68,12 +105,33 @@ def writes(routed: RoutedCollection) -> dict[str, Method]:
             }
             where = {"payload": dict(empty), "points": _among(changed)}
             yield plain.other(client.set_payload, {**shared, **where})
+        return None
 
-    def payload(_: Any, __: Call, given: dict[str, Any]) -> Effects[dict[str, Any]]:
-        yield from ()
-        return {**given, "payload": of_others(given["payload"])}
+    def payload(client: Any, plain: Call, given: dict[str, Any]) -> Effects[dict[str, Any]]:
+        found = yield from sharded(client, plain, given)
+        changed = {**given, "payload": of_others(given["payload"])}
+        return changed if found is None else everywhere(changed, found.shards)
+
+    def everything(
+        client: Any, plain: Call, given: dict[str, Any]
+    ) -> Effects[dict[str, Any] | None]:
+        found = yield from sharded(client, plain, given)
+        return None if found is None else everywhere(given, found.shards)
+
+    def after(given: dict[str, Any]) -> Effects[None]:
+        write = given.get(_WRITE)
+        if write is not None:
+            yield InThread(write.finish)
 
     def operations(client: Any, plain: Call, given: dict[str, Any]) -> Effects[dict[str, Any]]:
+        found = yield from sharded(client, plain, given)
+        if found is not None:
+            write = given[_WRITE] = ShardedWrite(found)
+            displaced = write.displaced(given["update_operations"])
+            if displaced:
+                yield InThread(lambda: found.collection.displace(displaced))
+            told = [write.told(_operation(one, write.beside)) for one in given["update_operations"]]
+            return {**_asked(given), "update_operations": told}
         empty, _field = yield from no_cell(client, plain, given["collection_name"])
         changed = []
         for one in given["update_operations"]:
@@ -92,12 +150,25 @@ def writes(routed: RoutedCollection) -> dict[str, Method]:
         "set_payload": payload,
         "overwrite_payload": payload,
         "batch_update_points": operations,
+        "delete": everything,
+        "delete_payload": everything,
+        "clear_payload": everything,
+        "delete_vectors": everything,
     }
-    return {name: changing(routed, change) for name, change in changes.items()}
+    return {name: changing(routed, change, after) for name, change in changes.items()}
+
+
+def _asked(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name != _WRITE}
 
 
 def _payload(payload: Any, empty: _NoCell) -> Any:
-    """Return a payload without what is ours; an empty one says that the point has no cell."""
+    """Return a payload without what is ours; an empty one says that the point has no cell.
+
+    Where cells have shard keys every one says so.
+    """
+    if isinstance(empty, Beside):
+        return {**of_others(payload or {}), **empty}
     return (of_others(payload) if payload else payload) or dict(empty) or payload
 
 
@@ -128,7 +199,7 @@ def _point(point: Any, empty: _NoCell) -> Any:
     written.CopyFrom(point)
     for key in of_ours(written.payload):
         del written.payload[key]
-    if not written.payload:
+    if isinstance(empty, Beside) or not written.payload:
         for key, value in empty.items():
             written.payload[key].integer_value = value
     return written

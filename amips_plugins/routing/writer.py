@@ -71,7 +71,12 @@ class Writer:
                 if not self._follower.look():
                     self._follower.follow()  # so that its own error shows
                 serving = self._follower.serving
-            write(serving)
+            try:
+                write(serving)
+            except CollectionError:  # a switch may have come between, as whose it is refused
+                if serving.collection.current() is serving.collection:
+                    raise
+                continue
             if serving.collection.current() is serving.collection:
                 return
         name = self._follower.serving.collection.info.name

@@ -162,6 +162,7 @@ def test_status_rollback_and_drop_old(collection: MemoryCollection, amips: Amips
         "unfinished": [],
         "older": [first],
         "sizes": [],
+        "notes": [],
     }
     out, _ = amips("layout", "rollback", URI)
     assert out == f"'docs' serves, in the cells {first}.\n"

@@ -166,8 +166,8 @@ class Bench:
             )
         )
 
-    def fill(self, name: str) -> None:
-        """Create a collection and load the keys into it."""
+    def fill(self, name: str, codes: models.ScalarQuantization | None = None) -> None:
+        """Create a collection, with quantised codes if wanted, and load the keys into it."""
         vectors = models.VectorParams(size=self.keys.shape[1], distance=models.Distance.COSINE)
         self.client.create_collection(
             name,
@@ -175,6 +175,7 @@ class Bench:
             optimizers_config=models.OptimizersConfigDiff(
                 indexing_threshold=1000, default_segment_number=2
             ),
+            quantization_config=codes,
         )
         for start in range(0, len(self.keys), _UPLOAD):
             some = self.keys[start : start + _UPLOAD]

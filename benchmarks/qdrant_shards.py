@@ -1,0 +1,301 @@
+"""What shard keys for cells save a Qdrant server that asks many shards, by its own counter.
+
+Starts the program ``qdrant`` that is on PATH, in cluster mode on loopback, with hardware reporting
+on. Beside cells in shard keys, as the product makes them: as many shards with random keys, fanned
+out, one graph over everything, and its int8 codes with rescoring. Efforts and thresholds are chosen
+on calibration queries, every setting on some of its own; what is reported are test queries, each
+asked once of each method.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from qdrant_client import models
+
+from amips_plugins.adapters.qdrant import searched_points
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
+from amips_plugins.cell_layout import LayoutSpec
+from amips_plugins.cli.progress import show_progress
+from amips_plugins.collection import SearchRequest
+from amips_plugins.errors import AmipsError
+from amips_plugins.export.dataset import Split
+from amips_plugins.plan import Target
+from amips_plugins.vectors import FloatArray
+from benchmarks.data import Source, load
+from benchmarks.learned import Routing, train_routing
+from benchmarks.protocols import pose
+from benchmarks.qdrant_server import Bench, Search, recall
+from integration_tests.servers import QdrantProcess
+
+K = 10
+_TARGETS = (0.9, 0.95, 0.98)
+_EFFORTS = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_CELL_EFFORTS = (16, 24, 32, 48, 64, 96)
+_CELL_RECALL = (0.9, 0.93, 0.95, 0.965, 0.98, 0.99)
+_UPLOAD = 500
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Calibration queries, handed out so that no setting sees another's."""
+
+    split: Split
+    each: int
+
+    def parts(self) -> Iterator[Split]:
+        """Return parts of them, again from the first when all have been handed out."""
+        starts = range(0, len(self.split.queries) - self.each + 1, self.each)
+        for start in itertools.cycle(starts):
+            chosen = slice(start, start + self.each)
+            yield replace(
+                self.split, queries=self.split.queries[chosen], hits=self.split.hits[chosen]
+            )
+
+
+def asked(bench: Bench, name: str, params: models.SearchParams) -> Search:
+    """Search a collection as it is, all of a call's queries at once."""
+
+    def search(queries: FloatArray) -> list[list[int]]:
+        if len(queries) == 1:
+            one = bench.client.query_points(
+                name, queries[0].tolist(), limit=K, search_params=params, with_payload=False
+            )
+            return [[int(point.id) for point in one.points]]
+        requests = [
+            models.QueryRequest(query=one.tolist(), limit=K, params=params) for one in queries
+        ]
+        answers = bench.client.query_batch_points(name, requests)
+        return [[int(point.id) for point in one.points] for one in answers]
+
+    return search
+
+
+def smallest(make: Callable[[int], Search], target: float, parts: Iterator[Split]) -> int | None:
+    """Return the smallest effort that reaches a target."""
+    for effort in _EFFORTS:
+        part = next(parts)
+        if recall(in_batches(make(effort), part), part) >= target:
+            return effort
+    return None
+
+
+def in_batches(search: Search, split: Split) -> list[list[int]]:
+    """Ask all queries of a split, in batches."""
+    found: list[list[int]] = []
+    for start in range(0, len(split.queries), _BATCH):
+        found += search(split.queries[start : start + _BATCH])
+    return found
+
+
+def routed(collection: QdrantCollection, routing: Routing, level: float, effort: int) -> Search:
+    """Search cells in shard keys as the product does."""
+    hook = routing.hook()
+
+    def search(queries: FloatArray) -> list[list[int]]:
+        plan = replace(hook.plan(queries, Target(K, recall=level)), effort=effort)
+        found = collection.search(SearchRequest(queries, K), plan)
+        return [[int(hit.id) for hit in hits] for hits in found]
+
+    return search
+
+
+def cheapest(
+    bench: Bench, collection: QdrantCollection, routing: Routing, target: float, queries: Queries
+) -> tuple[float, int] | None:
+    """Choose how many cells, and how far in each: what scores the fewest bytes at the target."""
+    best: tuple[float, float, int] | None = None
+    parts = queries.parts()
+    for effort in _CELL_EFFORTS:
+        for level in _CELL_RECALL:
+            if level < target:
+                continue  # cells that lose more than is allowed
+            part, before = next(parts), bench.used()[1]
+            found = recall(in_batches(routed(collection, routing, level, effort), part), part)
+            cost = bench.used()[1] - before
+            if found >= target:
+                if best is None or cost < best[0]:
+                    best = cost, level, effort
+                break
+    return None if best is None else best[1:]
+
+
+def fill_shards(bench: Bench, name: str, shards: int, threshold: int) -> None:
+    """Load the keys into shards at random, a graph in each."""
+    vectors = models.VectorParams(size=bench.keys.shape[1], distance=models.Distance.COSINE)
+    bench.client.create_collection(
+        name,
+        vectors,
+        sharding_method=models.ShardingMethod.CUSTOM,
+        shard_number=1,
+        hnsw_config=models.HnswConfigDiff(full_scan_threshold=threshold),
+        optimizers_config=models.OptimizersConfigDiff(
+            indexing_threshold=threshold, default_segment_number=1
+        ),
+        wal_config=models.WalConfigDiff(wal_capacity_mb=1, wal_segments_ahead=0),
+    )
+    chosen = np.random.default_rng(0).integers(shards, size=len(bench.keys))
+    for shard in range(shards):
+        bench.client.create_shard_key(name, f"r{shard}")
+        rows = np.flatnonzero(chosen == shard)
+        for start in range(0, len(rows), _UPLOAD):
+            some = rows[start : start + _UPLOAD].tolist()
+            points = models.Batch(ids=some, vectors=bench.keys[some].tolist(), payloads=None)
+            bench.client.upsert(name, points, wait=True, shard_key_selector=f"r{shard}")
+    bench.wait(name)
+
+
+def cells_in_shards(bench: Bench, routing: Routing) -> QdrantCollection:
+    """Lay the one collection out in shard keys."""
+    bench.fill("docs")
+    alias = bench.alias("docs")
+    spec = LayoutSpec(
+        routing.layout,
+        routing.n_cells,
+        routing.assign,
+        "bench",
+        storage="shards",
+        sizes=tuple(routing.sizes.tolist()),
+    )
+    with bench.work("layout", "shards"):
+        built = QdrantCollection(bench.client, alias).layouts.build(spec, show_progress)
+        bench.wait(alias)
+    assert isinstance(built, QdrantCollection)
+    return built
+
+
+def measure(
+    bench: Bench,
+    methods: Sequence[tuple[str, Callable[[float], tuple[str, Search] | None]]],
+    singles: Split,
+    batches: Split,
+) -> None:
+    """Ask the test queries of every method, set to every target."""
+    for target in _TARGETS:
+        for name, make in methods:
+            made = make(target)
+            if made is None:
+                click.echo(f"{name} does not reach {target}")
+                continue
+            setting, search = made
+            for what, split, size in (("single", singles, 1), ("batch", batches, _BATCH)):
+                bench.examine(what, f"{name}, {setting}", target, search, split, size)
+
+
+@click.command()
+@click.argument("data", envvar="AMIPS_BENCH_DATA")
+@click.option("--keys", default=100_000, show_default=True, help="Keys, from the first.")
+@click.option("--shards", default="64,16", show_default=True, help="Shards that are fanned out.")
+@click.option("--cells", default=64, show_default=True, help="Cells, a shard key for each.")
+@click.option("--queries", default=2_000, show_default=True, help="Test queries.")
+@click.option("--each", default=100, show_default=True, help="Calibration queries a setting.")
+@click.option("--epochs", type=int, help="Of training; default the recipe's.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="File of the rows.")
+@click.option("--cache", type=click.Path(path_type=Path), default=Path(".bench/cache"))
+def main(
+    data: str,
+    keys: int,
+    shards: str,
+    cells: int,
+    queries: int,
+    each: int,
+    epochs: int | None,
+    json_file: Path | None,
+    cache: Path,
+) -> None:
+    """Measure on DATA: a folder of arrays, pydocs, or beir:NAME."""
+    settings = {"service__hardware_reporting": "true"}
+    try:
+        dataset = load(Source(data, cache), show_progress)
+        dataset = replace(dataset, name=f"{dataset.name}-{keys}", keys=dataset.keys[:keys])
+        with (
+            tempfile.TemporaryDirectory(dir=dataset.cache) as work,
+            QdrantProcess(settings, cluster=True) as server,
+        ):
+            task = pose(dataset, "unseen", 0, Path(work), show_progress)
+            routing = train_routing(task, cells, epochs)
+            bench = Bench(
+                server, server.address.client(timeout=600), np.asarray(dataset.keys), [], json_file
+            )
+            run(bench, routing, task.calibrate, task.test, queries, each, shards)
+    except AmipsError as exc:
+        raise click.ClickException(str(exc)) from exc
+
+
+def run(
+    bench: Bench,
+    routing: Routing,
+    calibrate: Split,
+    test: Split,
+    queries: int,
+    each: int,
+    shards: str,
+) -> None:
+    """Build what is compared, and compare it."""
+    half = queries // 2
+    singles = replace(test, queries=test.queries[:half], hits=test.hits[:half])
+    batches = replace(test, queries=test.queries[half:queries], hits=test.hits[half:queries])
+    tuning = Queries(calibrate, each)
+    laid_out = cells_in_shards(bench, routing)
+    int8 = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
+    rescored = models.QuantizationSearchParams(rescore=True, oversampling=2.0)
+
+    def native(name: str, **more: Any) -> Callable[[float], tuple[str, Search] | None]:
+        def make(target: float) -> tuple[str, Search] | None:
+            def search(ef: int) -> Search:
+                return asked(bench, name, models.SearchParams(hnsw_ef=ef, **more))
+
+            ef = smallest(search, target, tuning.parts())
+            return None if ef is None else (f"ef {ef}", search(ef))
+
+        return make
+
+    def cells(target: float) -> tuple[str, Search] | None:
+        chosen = cheapest(bench, laid_out, routing, target, tuning)
+        if chosen is None:
+            return None
+        level, effort = chosen
+        return f"ef {effort}", routed(laid_out, routing, level, effort)
+
+    def whole(target: float) -> tuple[str, Search] | None:
+        made = cells(target)
+        if made is None:
+            return None
+
+        def search(some: FloatArray) -> list[list[int]]:
+            kept = searched_points._SEARCHES_EACH
+            searched_points._SEARCHES_EACH = 0.0  # a search for every query
+            try:
+                return made[1](some)
+            finally:
+                searched_points._SEARCHES_EACH = kept
+
+        return made[0], search
+
+    methods: list[tuple[str, Callable[[float], tuple[str, Search] | None]]] = [
+        ("one graph", native("docs")),
+        ("routed to shards", cells),
+        ("routed, a selector a query", whole),
+    ]
+    mean = len(bench.keys) * bench.keys.shape[1] * 4 / 1024
+    for number in [int(one) for one in shards.split(",") if one]:
+        name = f"random{number}"
+        with bench.work("load", f"{number} random shards"):
+            fill_shards(bench, name, number, max(10, int(mean / number / 4)))
+        methods.append((f"fan-out over {number} shards", native(name)))
+    with bench.work("load", "int8 codes"):
+        bench.fill("codes", models.ScalarQuantization(scalar=int8))
+    methods.append(("one graph, int8 rescored", native("codes", quantization=rescored)))
+    measure(bench, methods, singles, batches)
+
+
+if __name__ == "__main__":
+    main()

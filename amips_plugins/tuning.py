@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GRAPH_EFFORTS", "Build", "Knob", "Tuning", "list_efforts", "scratch_folder"]
 
-GRAPH_EFFORTS = (16, 24, 32, 48, 64, 100, 128, 192, 256, 384, 512, 768, 1024)
+_SMALL = (16, 20, 24, 32, 40, 48, 64, 80)
+GRAPH_EFFORTS = (*_SMALL, 100, 128, 160, 200, 256, 320, 400, 512, 768, 1024)
 """Candidates that a graph keeps; with 100 of them and more there may be 100 hits."""
 
 _SCRATCH = "scratch"

@@ -25,13 +25,15 @@ from amips_plugins.files import replace_file
 from amips_plugins.plan import NATIVE, QueryPlan
 from amips_plugins.tune.calibrating import parameter_of
 from amips_plugins.tune.keys import draw, truth_of
-from amips_plugins.tune.measuring import try_both
+from amips_plugins.tune.measuring import effort_curve, try_both
+from amips_plugins.tune.recalls import promise
 from amips_plugins.tune.rows import FOUND, NATIVE_ROW
 from amips_plugins.tune.run import TuneOptions, measure
 from amips_plugins.tuning import Build
 from amips_plugins.vectors import FloatArray
 from benchmarks.data import Source, load
 
+Clock = Callable[[], float]
 K = 10
 _ROWS = 1_000
 
@@ -77,11 +79,15 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def sweep(
-    collection: Collection, queries: FloatArray, work: Path, *, applied_alone: bool
+    collection: Collection,
+    queries: FloatArray,
+    work: Path,
+    clock: Clock,
+    *,
+    applied_alone: bool,
 ) -> tuple[list[Swept], float, float]:
     """Try everything; return also recall and milliseconds of the collection as it is."""
     tuning = tuning_of(collection)
-    clock = time.process_time if tuning.in_process else time.perf_counter
     found = tuning.as_found()
     assert found is not None
     keys = draw(collection, 10**9, 0, show_progress)
@@ -120,17 +126,23 @@ def sweep(
 
 
 def situation(
-    name: str, collection: Collection, queries: FloatArray, test: FloatArray, recall: float
+    name: str,
+    collection: Collection,
+    clock: Clock,
+    queries: FloatArray,
+    test: FloatArray,
+    recall: float,
 ) -> Situation:
     """Tune, and hold the choice against all others."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
         options = TuneOptions(recall=recall, k=K, seconds=3_600.0)
-        measured = measure(collection, queries, options, Path(folder, "tune"), show_progress)
+        work = Path(folder, "tune")
+        measured = measure(collection, queries, options, work, show_progress, clock)
         minutes = (time.monotonic() - began) / 60
         result = measured.result
         click.echo(f"{name}: {result.choice.text}")
-        swept, at, ms = sweep(collection, test, Path(folder, "sweep"), applied_alone=True)
+        swept, at, ms = sweep(collection, test, Path(folder, "sweep"), clock, applied_alone=True)
     chosen = next((row for row in result.rows if row.search == result.choice.search), None)
     return Situation(
         name=name,
@@ -147,8 +159,66 @@ def situation(
     )
 
 
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """A target, and the calibrations of some hundred queries that promise it.
+
+    ``least`` and ``mean`` are their recalls on test queries; ``missed`` of them are below it.
+    """
+
+    k: int
+    target: float
+    promised: int
+    missed: int
+    least: float
+    mean: float
+
+
+def promises(
+    collection: Collection, pool: FloatArray, test: FloatArray, each: int = 500, resamples: int = 20
+) -> list[Kept]:
+    """Calibrate the index as it is on resampled queries, and hold that against test queries."""
+    build = tuning_of(collection).as_found()
+    assert build is not None
+    curves = []
+    for queries in (pool, test):
+        truth = truth_of(collection, queries, 100, show_progress)
+        parameter, efforts = parameter_of(build), build.knob.efforts
+        curves.append(effort_curve(collection, parameter, efforts, queries, truth, show_progress))
+    rng = np.random.default_rng(0)
+    made = [promise(curves[0].take(rng.permutation(len(pool))[:each])) for _ in range(resamples)]
+    kept = []
+    for k in (1, 10, 100):
+        seen = dict(zip(curves[1].efforts.tolist(), curves[1].recall(k).mean(axis=0), strict=False))
+        for target in (0.9, 0.95, 0.98):
+            held = [one for one in made if one.unpromised(k, target) is None]
+            found = [seen[one.effort(one.threshold(k, target))] for one in held]
+            kept.append(
+                Kept(
+                    k=k,
+                    target=target,
+                    promised=len(held),
+                    missed=sum(recall < target for recall in found),
+                    least=float(min(found, default=0.0)),
+                    mean=float(np.mean(found)) if found else 0.0,
+                )
+            )
+    return kept
+
+
+def show_promises(found: Sequence[Kept]) -> str:
+    """Write the table of the guide."""
+    lines = ["| k | target | promised by | below it on test queries | least | mean |"]
+    lines.append("|---|---|---|---|---|---|")
+    lines += [
+        f"| {one.k} | {one.target:g} | {one.promised} of 20 | {one.missed} | {one.least:.3f} | "
+        f"{one.mean:.3f} |"
+        for one in found
+    ]
+    return "\n".join(lines)
+
+
 @contextmanager
-def edge(keys: FloatArray) -> Iterator[Collection]:
+def edge(keys: FloatArray) -> Iterator[tuple[Collection, Clock]]:
     """Qdrant Edge, one shard with a graph as the engine makes it."""
     from benchmarks.engines import build_edge
 
@@ -158,11 +228,11 @@ def edge(keys: FloatArray) -> Iterator[Collection]:
         from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
 
         with QdrantEdgeCollection.connect(folder, built.name) as collection:
-            yield collection
+            yield collection, time.process_time
 
 
 @contextmanager
-def lite(keys: FloatArray) -> Iterator[Collection]:
+def lite(keys: FloatArray) -> Iterator[tuple[Collection, Clock]]:
     """Milvus Lite, with the index that it has by default in our guides: IVF_FLAT."""
     import json
 
@@ -185,18 +255,19 @@ def lite(keys: FloatArray) -> Iterator[Collection]:
         index.add_index("vector", index_type="IVF_FLAT", metric_type="COSINE", params=lists)
         client.create_index("docs", index)
         client.load_collection("docs")
-        yield MilvusCollection(client, "docs")
+        yield MilvusCollection(client, "docs"), time.process_time
         client.close()
 
 
 @contextmanager
-def milvus(keys: FloatArray) -> Iterator[Collection]:
+def milvus(keys: FloatArray) -> Iterator[tuple[Collection, Clock]]:
     """Start the Milvus server of the wheel, with one HNSW index."""
     from benchmarks.engines import Milvus
 
     with Milvus() as server:
         server.index("docs", keys, None)
-        yield server.collection("docs")
+        meter = server.meter
+        yield server.collection("docs"), meter.cpu
 
 
 _SITUATIONS: dict[str, Callable[[FloatArray], Any]] = {"edge": edge, "lite": lite, "milvus": milvus}
@@ -229,6 +300,7 @@ def show(found: Sequence[Situation]) -> str:
 @click.option("--queries", default=1_600, show_default=True, help="Queries that tune is given.")
 @click.option("--test", default=400, show_default=True, help="Test queries.")
 @click.option("--recall", default=0.95, show_default=True)
+@click.option("--promises", "check", is_flag=True, help="Resample calibrations; nothing else.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="File of the rows.")
 @click.option("--cache", type=click.Path(path_type=Path), default=Path(".bench/cache"))
 def main(
@@ -238,6 +310,7 @@ def main(
     queries: int,
     test: int,
     recall: float,
+    check: bool,
     json_file: Path | None,
     cache: Path,
 ) -> None:
@@ -249,10 +322,15 @@ def main(
     some = np.ascontiguousarray(found.keys[:keys], dtype=np.float32)
     done: list[Situation] = []
     for name in only or _SITUATIONS:
-        with _SITUATIONS[name](some) as collection:
+        with _SITUATIONS[name](some) as (collection, clock):
+            if check:
+                pool = np.ascontiguousarray(found.train[:queries], dtype=np.float32)
+                click.echo(show_promises(promises(collection, pool, found.test[:test])))
+                continue
             asked = np.ascontiguousarray(found.train[:queries], dtype=np.float32)
-            done.append(situation(name, collection, asked, found.test[:test], recall))
-        click.echo(show(done))
+            done.append(situation(name, collection, clock, asked, found.test[:test], recall))
+        if done:
+            click.echo(show(done))
         if json_file is not None:
             replace_file(json_file, msgspec.json.format(msgspec.json.encode(done)))
 

@@ -108,6 +108,10 @@ def test_serving_loads_no_training_library_and_no_client(tmp_path: Path) -> None
     assert "onnxruntime" in modules
 
 
+def test_tuning_takes_nothing_that_training_needs() -> None:
+    assert loaded("import amips_plugins.tune.apply, amips_plugins.cli.tune") & TRAINING == set()
+
+
 @pytest.mark.parametrize(
     ("blocked", "code", "extra"),
     [

@@ -107,8 +107,11 @@ def measure(
     options: TuneOptions,
     work: Path,
     progress: Progress = no_progress,
+    clock: Callable[[], float] | None = None,
 ) -> Measured:
     """Measure, and change nothing of the collection.
+
+    ``clock`` is for whoever can read the CPU seconds of the engine's process.
 
     Raises ``InvalidInput`` where there is nothing to set, or the queries do not do.
     """
@@ -126,7 +129,8 @@ def measure(
     depth, target = min(MAX_K, count), Target(options.k, options.recall)
     calibrate = truth_of(collection, parts.calibrate, depth, progress)
     compare = truth_of(collection, parts.compare, depth, progress)
-    clock = time.process_time if tuning.in_process else time.perf_counter
+    unit = "time" if clock is None and not tuning.in_process else "cpu"
+    clock = clock or (time.process_time if tuning.in_process else time.perf_counter)
     first, native = trials.get(FOUND), trials.get(NATIVE_ROW)
     if first is None or native is None:
         first, native = _native(
@@ -163,7 +167,7 @@ def measure(
         k=options.k,
         recall=options.recall,
         confidence=CONFIDENCE,
-        unit="cpu" if tuning.in_process else "time",
+        unit=unit,
         rows=rows,
         choice=choose(rows, options.recall, options.k),
         notes=tuple(_notes(built.notes, parts, count, len(keys.ids), collection.count())),

@@ -104,7 +104,7 @@ def sweep(
             ways: list[Any] = [(place, plan, seen), as_is]
             title = f"{name} {effort}"
             trial, base = try_both(ways, queries, K, clock, show_progress, title)
-            ratio = float(trial.seconds.mean() / base.seconds.mean())
+            ratio = float(trial.calm.mean() / base.calm.mean())
             recall = float(trial.recall.mean())
             swept.append(Swept(build=name, effort=effort, recall=recall, ratio=ratio))
             click.echo(f"{name:<14} {effort:>5} recall {recall:.4f} ratio {ratio:.2f}")
@@ -122,7 +122,7 @@ def sweep(
         except Exception as exc:  # noqa: BLE001 - what the server refuses is no choice
             click.echo(f"{build.name}: {' '.join(str(exc).split())[:200]}")
     assert base is not None
-    return swept, float(base.recall.mean()), 1e3 * float(base.seconds.mean())
+    return swept, float(base.recall.mean()), 1e3 * float(base.calm.mean())
 
 
 def situation(

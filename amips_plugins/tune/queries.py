@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -30,6 +30,10 @@ class QueryParts:
     compare: FloatArray
     report: FloatArray
     source: Literal["log", "guess"]
+
+    def at_most(self, count: int) -> QueryParts:
+        """Return the same with fewer of those that calibrate, and half as many that compare."""
+        return replace(self, calibrate=self.calibrate[:count], compare=self.compare[: count // 2])
 
 
 def split(queries: FloatArray | None, keys: FloatArray, seed: int = 0) -> QueryParts:

@@ -97,11 +97,11 @@ def compared(row: Row, trial: Trial, base: Trial, base_row: Row | None, seed: in
         window.add(recall)
     seen = window.summary()
     assert seen is not None  # noqa: S101 - there are queries
-    own, theirs = _resampled(trial.seconds, seed), _resampled(base.seconds, seed)
-    mean = float(trial.seconds.mean() / base.seconds.mean())
+    own, theirs = _resampled(trial.calm, seed), _resampled(base.calm, seed)
+    mean = float(trial.calm.mean() / base.calm.mean())
     low, high = np.quantile(own / theirs, [0.025, 0.975]).tolist()
     if base_row is None or base_row.cost is None:
-        cost, ratio = 1e3 * float(trial.seconds.mean()), 1.0
+        cost, ratio = 1e3 * float(trial.calm.mean()), 1.0
         costs = (1e3 * np.quantile(own, [0.025, 0.975])).tolist()
         ratios = [1.0, 1.0]
     else:

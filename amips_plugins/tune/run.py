@@ -14,6 +14,7 @@ import numpy as np
 from amips_plugins.adapters.tuning import tuning_of
 from amips_plugins.collection import Collection, KeyBatch, SearchRequest, collection_key
 from amips_plugins.errors import InvalidInput
+from amips_plugins.files import read_file, replace_file
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.plan import NATIVE, Target
 from amips_plugins.progress import Progress, no_progress
@@ -30,6 +31,8 @@ from amips_plugins.vectors import FloatArray
 
 __all__ = ["MAX_K", "Measured", "TuneOptions", "TuneResult", "measure"]
 
+_PATIENCE = 60.0  # seconds for the calibration of the collection itself
+_FEW, _PACE, _PACED = 200, "queries", 20
 MAX_K = 100
 """Largest k that is calibrated."""
 
@@ -125,6 +128,7 @@ def measure(
         raise InvalidInput(f"The collection allows no search parameters of ours ({reason}).")
     keys = draw(collection, options.sample, options.seed, progress)
     parts = split(queries, keys.vectors, options.seed)
+    parts = parts.at_most(_affordable(collection, found, parts, options.k, work))
     trials = Trials(work, _asked(collection, count, options, parts))
     depth, target = min(MAX_K, count), Target(options.k, options.recall)
     calibrate = truth_of(collection, parts.calibrate, depth, progress)
@@ -195,6 +199,24 @@ def _native(
     as_is, tuned = try_both(ways, parts.compare, target.k, clock, progress, "compare native")
     first = compared(Row(search=FOUND, bytes_per_key=found.bytes_per_key), as_is, as_is, None)
     return Finished(first), Finished(compared(row, tuned, as_is, first), made)
+
+
+def _affordable(collection: Collection, found: Build, parts: QueryParts, k: int, work: Path) -> int:
+    """Return how many queries calibrate within a minute or so; as found by the first run."""
+    path = work / _PACE
+    try:
+        return int(read_file(path, 100))
+    except (OSError, ValueError):
+        pass
+    some = parts.calibrate[:_PACED]
+    started = time.perf_counter()
+    for query in some:
+        collection.search(SearchRequest(query[None], k))
+    each = (time.perf_counter() - started) / len(some)
+    count = int(_PATIENCE / max(each * len(found.knob.efforts), 1e-9))
+    count = min(max(count, _FEW), len(parts.calibrate))
+    replace_file(path, str(count).encode())
+    return count
 
 
 def _asked(collection: Collection, count: int, options: TuneOptions, parts: QueryParts) -> bytes:

@@ -14,6 +14,8 @@ def test_no_part_shares_a_query_and_repeats_count_once() -> None:
     assert len(together) == len(np.unique(together, axis=0)) == 200
     assert [len(parts.calibrate), len(parts.compare), len(parts.report)] == [100, 50, 50]
     assert parts.source == "log"
+    fewer = parts.at_most(20)
+    assert [len(fewer.calibrate), len(fewer.compare), len(fewer.report)] == [20, 10, 50]
     again = split(rows[::-1], rows)
     assert np.array_equal(again.calibrate, parts.calibrate)  # whatever their order
 

@@ -87,3 +87,14 @@ def test_costs_are_ratios_taken_side_by_side_times_the_cost_of_the_base() -> Non
     assert second.ratio_high is not None
     assert second.ratio is not None
     assert second.ratio_low < second.ratio < second.ratio_high
+
+
+def test_what_the_machine_did_besides_is_not_counted() -> None:
+    steady = np.full(200, 1.0)
+    spiked = np.where(np.arange(200) % 20 == 0, 100.0, 1.0)
+    first = compared(row(FOUND, 0), Trial(np.ones(200), steady), Trial(np.ones(200), steady), None)
+    second = compared(row("x", 0), Trial(np.ones(200), spiked), Trial(np.ones(200), steady), first)
+    assert second.ratio is not None
+    assert second.ratio < 1.2
+    coarse = Trial(np.ones(4), np.array([0.0, 0.0, 0.0, 0.01]))  # a clock that seldom ticks
+    assert coarse.calm.mean() == pytest.approx(0.0025)

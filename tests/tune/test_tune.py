@@ -211,6 +211,19 @@ def test_a_sample_is_compared_with_a_copy_of_the_same_size(
 
 
 @pytest.mark.usefixtures("few")
+def test_slow_searches_calibrate_fewer_queries_and_the_same_ones_again(
+    collection: Collection, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amips_plugins.tune.run._PATIENCE", 0.0)
+    queries = graph.queries(1, 600)
+    found = measure(collection, queries, OPTIONS, home / "tune").result
+    assert (found.calibrated, found.compared) == (200, 100)
+    monkeypatch.undo()
+    again = measure(collection, queries, replace(OPTIONS, seconds=0.0), home / "tune").result
+    assert again.rows[:2] == found.rows[:2]
+
+
+@pytest.mark.usefixtures("few")
 def test_few_queries_promise_less_and_the_best_is_named(collection: Collection, home: Path) -> None:
     options = TuneOptions(recall=0.99)
     found = measure(collection, graph.queries(1, 60), options, home / "tune").result

@@ -18,7 +18,7 @@ _LINK = 4.4  # bytes, with the layers above
 _ID = 40  # bytes a point: the ids both ways, and where its payload lies
 _SCANNED = 100_000  # keys up to which a scan of all codes costs no more than the call around it
 
-Keep = Literal["vectors", "codes and graph", "codes, scanned", "codes in cells", "inline graph"]
+Keep = Literal["vectors", "codes and graph", "codes, scanned", "codes in cells", "cell file"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +70,13 @@ def size_up(keys: int, dim: int, memory: int) -> Sizing:
             f"memory, the vectors on disk, {how}, and rescore.",
         )
     return Sizing(
-        "inline graph",
+        "cell file",
         2,
         needed,
-        f"Not even 2-bit codes fit ({_amount(needed)} {have}): leave it native with a graph on "
-        "disk that holds vectors beside its links (hnsw_config.inline_storage), or give it more "
-        "memory; cells read too many pages here.",
+        f"Not even 2-bit codes fit ({_amount(needed)} {have}): write its cells into a cell file "
+        "(amips cell-file), where each is one read, or leave it native with a graph on disk that "
+        "holds vectors beside its links (hnsw_config.inline_storage); cells inside the database "
+        "read too many pages here.",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,9 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
         Of a filtered search, the share of the 100 best keys of each query that pass: the filter's
         selectivity where the answers are, which is less than that among all keys where the filter
         keeps out what the queries ask for. None without a filter.
+    bytes_scored
+        Bytes of vectors that the engine says it has scored for a query, on average; what filters
+        cost is not in it. None where the engine does not tell.
     """
 
     search: str
@@ -71,6 +75,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     milliseconds: float
     fallbacks: int
     passing: float | None = None
+    bytes_scored: float | None = None
 
 
 def exact_neighbours(
@@ -218,11 +223,14 @@ def _measure(
 
     answers: list[Hits] = []
     seconds = []
-    with progress(name, len(queries), 0, "queries") as step:
+    collection: Any = router.collection
+    metered = getattr(collection, "metered", nullcontext)
+    with metered() as counted, progress(name, len(queries), 0, "queries") as step:
         for low in range(0, len(queries), _BATCH):
             batch = queries[low : low + _BATCH]
             answers += search(batch, explain=True)
             step.advance(len(batch))
+        told = None if counted is None else counted.total
         for query in queries[: min(_TIMED, max(10, len(queries) // 5))]:
             started = time.perf_counter()
             search(query, explain=False)
@@ -240,6 +248,7 @@ def _measure(
         milliseconds=float(np.median(seconds) * 1e3),
         fallbacks=sum(hits.trace.fallback is not None for hits in answers),
         passing=asked.passing,
+        bytes_scored=None if told is None else told / len(queries),
     )
 
 

@@ -10,6 +10,7 @@ Importing this module needs the extra ``qdrant``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ from amips_plugins.adapters.qdrant.copied_layouts import CopiedLayouts
 from amips_plugins.adapters.qdrant.describe import describe_qdrant
 from amips_plugins.adapters.qdrant.failures import failure_of, translated_errors
 from amips_plugins.adapters.qdrant.generations import generation_of
+from amips_plugins.adapters.qdrant.hardware import ScoredBytes, scored_bytes
 from amips_plugins.adapters.qdrant.layouts import QdrantLayouts
 from amips_plugins.adapters.qdrant.local_store import LocalStore
 from amips_plugins.adapters.qdrant.opening import is_local, open_folder, open_server
@@ -390,6 +392,15 @@ class QdrantCollection(WrittenPoints):
     def cell_shards(self) -> CellShards | None:
         """The shard keys of its cells, where these have some."""
         return self._found.shards
+
+    @property
+    def local(self) -> bool:
+        """Whether this is the client's local mode, and no server."""
+        return self._local
+
+    def metered(self) -> AbstractContextManager[ScoredBytes]:
+        """Count the bytes of vectors that searches in the block score, where the server tells."""
+        return scored_bytes(self._client)
 
     def is_built(self) -> bool:
         """Tell whether the server has built graphs, or codes, of some of its vectors."""

@@ -9,7 +9,7 @@ import click
 from msgspec.structs import replace
 
 from amips_plugins.cli.options import json_option, registry_option, several_option
-from amips_plugins.cli.output import echo_json, share, table
+from amips_plugins.cli.output import echo_json, share, size, table
 from amips_plugins.cli.progress import show_progress
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def command(
 
     Recall is measured against the exact answer, found by reading every key once; under a filter,
     by the database's own exact search. There "passing" is the share of the 100 best keys of a
-    query that the filter lets pass.
+    query that the filter lets pass. "scored" are the vectors that the engine itself counts, where
+    it tells (Qdrant: service.hardware_reporting); what a filter costs is not in it.
     """
     from amips_plugins.adapters.connect import connect, read_filter
     from amips_plugins.cli.queries import load_queries
@@ -75,6 +76,9 @@ def command(
     click.echo(show(measured, k))
     if caveat:
         click.echo(f"Warning: these times will not last. {caveat}", err=True)
+    server = not getattr(router.collection, "local", True)
+    if server and all(row.bytes_scored is None for row in measured):
+        click.echo("Vectors scored: not told by the server (service.hardware_reporting).", err=True)
     for reason, count in router.fallbacks.items():
         click.echo(f"Warning: the native search answered {count} times: {reason}.", err=True)
     for source, count in getattr(router.collection, "left_out", {}).items():
@@ -85,6 +89,7 @@ def show(measured: list[Measurement], k: int) -> str:
     """Lay measurements out as a table."""
     header = ["search", "recall@1", f"recall@{k}", "probes", "scanned", "ms"]
     filtered = any(row.passing is not None for row in measured)
+    engine = any(row.bytes_scored is not None for row in measured)
     rows = [
         [
             row.search,
@@ -94,7 +99,9 @@ def show(measured: list[Measurement], k: int) -> str:
             share(row.scanned),
             f"{row.milliseconds:.2f}",
             *([share(row.passing)] if filtered else []),
+            *(["not told" if row.bytes_scored is None else size(row.bytes_scored)] * engine),
         ]
         for row in measured
     ]
-    return table([*header, *(["passing"] if filtered else [])], rows)
+    more = [*(["passing"] if filtered else []), *(["scored"] if engine else [])]
+    return table([*header, *more], rows)

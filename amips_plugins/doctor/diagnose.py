@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from amips_plugins.collection import Collection
+from amips_plugins.collection import Collection, SearchRequest
 from amips_plugins.doctor.findings import Diagnosis, Verdict
 from amips_plugins.doctor.sizing import size_up
 from amips_plugins.doctor.verdict import RECALLS, judge, judge_unseen
@@ -21,6 +22,7 @@ SAMPLE = 50_000  # keys
 _MOST_READ = 2_000_000  # keys: beyond, reading them all would take longer than one waits
 _BATCH = 5_000
 _K = 10
+_COUNTED = 50  # native searches whose cost the engine is asked for
 
 
 def diagnose(
@@ -47,6 +49,7 @@ def diagnose(
     # All that is asked of the database comes before the trial: its connection may not outlive it.
     share, break_even = collection.overflow() / max(1, count), collection.break_even
     sized = () if memory is None else (_sized(info.database, count, info.dim, memory),)
+    facts = (*built.facts, *_counted(collection, queries, count))
     verdict = judge_unseen(built, count, collection.layout(), share)
     trial: Trial | None = None
     try:
@@ -61,13 +64,35 @@ def diagnose(
         metric=str(info.metric),
         dim=info.dim,
         keys=count,
-        construction=built.facts,
+        construction=facts,
         notes=(*built.notes, *sized),
         native=built.native,
         break_even=break_even,
         trial=trial,
         verdict=verdict,
     )
+
+
+def _counted(
+    collection: Collection, queries: FloatArray | None, count: int
+) -> Iterator[tuple[str, str]]:
+    """Say what the engine itself counts of native searches, where it counts anything."""
+    reader: Any = collection
+    if getattr(collection, "local", True) or not count:
+        return
+    first = next(iter(collection.scan(_COUNTED)), None) if queries is None else None
+    asked = queries if first is None else first.vectors
+    if asked is None:
+        return
+    rows = np.ascontiguousarray(asked[:_COUNTED], dtype=np.float32)
+    with reader.metered() as counted:
+        for row in rows:
+            reader.search(SearchRequest(row[None], min(_K, count)))
+    total = counted.total
+    told = "not told by the server (service.hardware_reporting)"
+    if total is not None:
+        told = f"{total / len(rows) / 1e6:.2f} MB of vectors a native search"
+    yield "scored", told
 
 
 def _sized(database: str, keys: int, dim: int, memory: int) -> str:

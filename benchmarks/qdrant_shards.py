@@ -20,7 +20,6 @@ import click
 import numpy as np
 from qdrant_client import models
 
-from amips_plugins.adapters.qdrant import searched_points
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.cell_layout import LayoutSpec
 from amips_plugins.cli.progress import show_progress
@@ -265,25 +264,9 @@ def run(
         level, effort = chosen
         return f"ef {effort}", routed(laid_out, routing, level, effort)
 
-    def whole(target: float) -> tuple[str, Search] | None:
-        made = cells(target)
-        if made is None:
-            return None
-
-        def search(some: FloatArray) -> list[list[int]]:
-            kept = searched_points._SEARCHES_EACH
-            searched_points._SEARCHES_EACH = 0.0  # a search for every query
-            try:
-                return made[1](some)
-            finally:
-                searched_points._SEARCHES_EACH = kept
-
-        return made[0], search
-
     methods: list[tuple[str, Callable[[float], tuple[str, Search] | None]]] = [
         ("one graph", native("docs")),
         ("routed to shards", cells),
-        ("routed, a selector a query", whole),
     ]
     mean = len(bench.keys) * bench.keys.shape[1] * 4 / 1024
     for number in [int(one) for one in shards.split(",") if one]:

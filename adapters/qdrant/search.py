@@ -123,15 +123,12 @@ def group_by_cell(
     plan: QueryPlan,
     record: LayoutRecord,
     break_even: float,
-    shards: CellShards | None = None,
 ) -> tuple[list[int], list[models.QueryRequest]]:
     """Write a plan's queries as a search for each query and cell, and the row of each.
 
     Searches of one cell stand side by side with one filter: those the server answers together,
-    which costs it a fraction of as many filters. So do those of one shard key.
+    which costs it a fraction of as many filters.
     """
-    if shards is not None:
-        return _group_by_shard(queries)
     everything = searches_everything(plan, break_even)
     by_cell: dict[int, list[int]] = {}
     rows = [row for row in range(len(queries)) if everything[row]]
@@ -144,21 +141,6 @@ def group_by_cell(
         condition = _one_cell(record, cell, request.filter)
         found += [queries[row].model_copy(update={"filter": condition}) for row in wanted]
         rows += wanted
-    return rows, found
-
-
-def _group_by_shard(
-    queries: Sequence[models.QueryRequest],
-) -> tuple[list[int], list[models.QueryRequest]]:
-    by_shard: dict[Any, list[int]] = {}
-    for row, query in enumerate(queries):
-        asked: Any = query.shard_key if isinstance(query.shard_key, list) else [None]
-        for key in asked:
-            by_shard.setdefault(key, []).append(row)
-    rows, found = [], []
-    for key, wanted in by_shard.items():
-        rows += wanted
-        found += [queries[row].model_copy(update={"shard_key": key}) for row in wanted]
     return rows, found
 
 

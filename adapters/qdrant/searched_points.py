@@ -264,7 +264,7 @@ class SearchedPoints(PointCollection):
         elif self._groups(request, plan):
             assert self._found.cells is not None  # noqa: S101 - for the type checker
             rows, queries = group_by_cell(
-                queries, request, plan, self._found.cells, self.break_even, self._shards
+                queries, request, plan, self._found.cells, self.break_even
             )
         if plan.cells is None and self._found.tenant_keys is not None:
             spread = [(row, one) for row in rows for one in self._spread(queries[row])]
@@ -279,15 +279,16 @@ class SearchedPoints(PointCollection):
     def _groups(self, request: SearchRequest, plan: QueryPlan) -> bool:
         """Tell whether a batch costs less as a search for each query and cell.
 
-        Every search that is sent takes the client's time and a read of strict mode's.
+        Every search that is sent takes the client's time and a read of strict mode's. Of shards a
+        query names several in one search, which costs less than many (docs/performance.md).
         """
+        if self._shards is not None:
+            return False
         if plan.cells is None or plan.rewritten is not None or self._local:
             return False
         if self._given is not None or self._found.cells is None:
             return False
         searches = int((plan.cells >= 0).sum()) + len(request.queries)
-        if self._shards is not None:
-            searches = sum(len(self._shards.asked(cells)) for cells in plan.cells.tolist())
         fits = searches <= _SEARCHES_EACH * len(request.queries)
         return len(request.queries) >= _BATCH and fits and not self._found.limits.counts_searches
 

@@ -15,7 +15,7 @@ from amips_plugins.progress import Step
 
 __all__ = ["Stage", "Stages", "anonymous_bytes", "descendants"]
 
-_INTERVAL = 0.02  # seconds between two looks at the memory
+_INTERVAL, _WITH_WORKERS = 0.02, 0.5  # seconds between two looks at the memory
 
 
 @dataclass
@@ -50,6 +50,7 @@ class Stages:
     workers: bool = False
     most_workers: int = 0
     _stages: dict[str, Stage] = field(default_factory=dict)
+    _cpu_of: dict[int, float] = field(default_factory=dict)
     _done: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -86,11 +87,12 @@ class Stages:
 
     def _cpu(self) -> float:
         own = resource.getrusage(resource.RUSAGE_SELF)
-        total = own.ru_utime + own.ru_stime
-        return total + sum(map(_cpu_of, descendants(os.getpid()))) if self.workers else total
+        if self.workers:  # those that have ended have taken what they had when last seen
+            self._cpu_of |= {one: _cpu_of(one) for one in descendants(os.getpid())}
+        return own.ru_utime + own.ru_stime + sum(self._cpu_of.values())
 
     def _watch(self) -> None:
-        while not self._done.wait(_INTERVAL):
+        while not self._done.wait(_WITH_WORKERS if self.workers else _INTERVAL):
             processes = [os.getpid()]
             if self.workers:
                 below = descendants(os.getpid())

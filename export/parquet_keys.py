@@ -215,6 +215,7 @@ def column_of(path: Path, name: str, group: int) -> Any:
         raise _damaged(path, exc) from exc
     finally:
         file.close()
+        require("pyarrow", "scale").default_memory_pool().release_unused()
 
 
 def texts(files: Sequence[Path], name: str) -> Iterator[str | None]:

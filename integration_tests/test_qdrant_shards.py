@@ -94,6 +94,12 @@ class ShardsOnServer(ShardsContract, OverRest):
         self.client.update_collection_aliases([models.CreateAliasOperation(create_alias=made)])
         return QdrantCollection(self.client, alias)
 
+    def upsert(
+        self, name: str, ids: Sequence[Id], keys: FloatArray, groups: Sequence[str] | None
+    ) -> None:
+        """Over gRPC an empty payload would keep the old one."""
+        super().upsert(name, ids, keys, ["foreign"] * len(ids) if groups is None else groups)
+
     def indexed(self, name: str) -> None:
         """Wait until nothing is left to do: cells of so few keys have no graph."""
         wait_until_indexed(self.client, name)

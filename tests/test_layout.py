@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from amips_plugins import LearnedRouter, MemoryCollection, Registry
-from amips_plugins.adapters.memory_layouts import MemoryLayouts
+from amips_plugins.adapters.memory.layouts import MemoryLayouts
 from amips_plugins.bundle.contents import CALIBRATION, CELLS, IDS, KNOWN_CELLS, load
 from amips_plugins.bundle.loading import known_cells
 from amips_plugins.cell_layout import BuildPlan, LayoutSpec

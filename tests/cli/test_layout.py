@@ -14,7 +14,7 @@ import pytest
 
 from amips_plugins import MemoryCollection, Registry
 from amips_plugins.adapters import connect
-from amips_plugins.adapters.memory_layouts import MemoryLayouts
+from amips_plugins.adapters.memory.layouts import MemoryLayouts
 from amips_plugins.cell_layout import BuildPlan, LayoutSpec
 from amips_plugins.cli import main
 from amips_plugins.cli.output import duration, size

@@ -13,7 +13,7 @@ import numpy as np
 from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.given import GivenLayouts
-from amips_plugins.adapters.memory_layouts import MemoryLayouts, as_wide
+from amips_plugins.adapters.memory.layouts import MemoryLayouts, as_wide
 from amips_plugins.adapters.plain_ids import plain_ids
 from amips_plugins.cell_layout import Construction
 from amips_plugins.collection import (

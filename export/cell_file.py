@@ -142,8 +142,16 @@ def _spec(snapshot: Snapshot, bundle: Bundle, bits: int) -> CellFileSpec:
 
 
 def _ids(snapshot: Snapshot) -> npt.NDArray[Any]:
-    """Return all ids as a file stores them."""
-    return ids_as_array(list(snapshot.ids()))
+    """Return all ids as a file stores them, each of which has to be there once."""
+    ids = ids_as_array(list(snapshot.ids()))
+    distinct, counts = np.unique(ids, return_counts=True)
+    if len(distinct) < len(ids):
+        twice = plain_id(distinct[np.argmax(counts > 1)])
+        raise InvalidInput(
+            f"The id {twice!r} comes more than once in {snapshot.path}; a cell file needs every id "
+            f"once, so mend its source and take the snapshot again."
+        )
+    return ids
 
 
 def _fetch(snapshot: Snapshot, ids: Sequence[Id]) -> KeyBatch:

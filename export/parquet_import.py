@@ -71,8 +71,8 @@ def import_parquet(
     folder, wanted = Path(out), columns or Columns()
     with says_when_full(folder):
         source, names = _files(dataset)
-        for name in names:  # before anything is read: all of them have to fit
-            _check(source, name, wanted, collection.info.dim)
+        # Before anything is read: all of them have to fit. Those without a row are left aside.
+        names = [one for one in names if _check(source, one, wanted, collection.info.dim)]
         manifest = begin(folder, collection, sharded=True)
         shards = manifest.shards or [ShardEntry(source=name) for name in names]
         if {shard.source for shard in shards} != set(names):
@@ -103,7 +103,7 @@ def _files(dataset: str) -> tuple[Any, list[str]]:
     try:
         source, path = fsspec.core.url_to_fs(dataset)
         if source.isdir(path):
-            names = sorted(source.glob(f"{path.rstrip('/')}/**/*.parquet"))
+            names = sorted(one for one in source.find(path) if one.endswith(".parquet"))
         else:
             names = [path] if source.exists(path) else []
     except (ImportError, ValueError, OSError) as exc:
@@ -130,11 +130,11 @@ def _unreadable(name: str, why: object) -> SnapshotError:
     )
 
 
-def _check(source: Any, name: str, columns: Columns, dim: int) -> None:
-    """Refuse a file whose columns are of another kind: no reader after us would say so."""
+def _check(source: Any, name: str, columns: Columns, dim: int) -> int:
+    """Refuse a file whose columns are of another kind, as no reader would; return its rows."""
     types = require("pyarrow.types", "scale")
     file = _opened(source, name)
-    schema = file.schema_arrow
+    schema, rows = file.schema_arrow, int(file.metadata.num_rows)
     file.close()
     for column in (columns.id, columns.vector):
         if schema.get_field_index(column) < 0:
@@ -161,6 +161,7 @@ def _check(source: Any, name: str, columns: Columns, dim: int) -> None:
             f"The vectors in {name} have dimension {vectors.list_size}, and the collection's have "
             f"{dim}; name the dataset of this collection."
         )
+    return rows
 
 
 def _batches(source: Any, name: str, columns: Columns, dim: int, size: int) -> Iterator[KeyBatch]:

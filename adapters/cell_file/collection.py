@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from amips_plugins.adapters.cell_file.key_ids import ids_as_array, plain_id
+from amips_plugins.adapters.cell_file.key_ids import can_be_stored, ids_as_array, plain_id
 from amips_plugins.adapters.cell_file.layouts import CellFileLayouts
 from amips_plugins.adapters.cell_file.log import Entry, append, log_of, read_entries
 from amips_plugins.adapters.cell_file.opened import OpenCellFile
@@ -276,21 +277,24 @@ class CellFileCollection:
         InvalidInput
             As for every collection; or the file lies in a store.
         """
-        header = self._state.file.header
-        known = [plain_id(self._state.file.index[0][0])] if header.count else []
+        now = self._now()
+        header, stored_ids = now.file.header, now.file.index[0]
+        known = [*map(plain_id, stored_ids[:1]), *map(plain_id, stored_ids[-1:]), *now.recent.ids]
         keys = plain_ids(ids, known)
-        ids_as_array(keys)
+        ids_as_array([*known, *keys])  # a file of all of them can be written
         check_keys(header.dim, self.layout(), keys, vectors, fields, cells)
+        if not np.isfinite(vectors).all():
+            raise InvalidInput("A vector holds a NaN or infinite number; pass finite numbers.")
         if cells is not None:
             check_assigned(cells, len(keys), header.n_cells)
         placed = b"" if cells is None else np.ascontiguousarray(cells, "<i8").tobytes()
-        stored = None if fields is None else [dict(one) for one in fields]
+        stored = None if fields is None else [_as_stored(one) for one in fields]
         if keys:
             self._log(Entry(keys, np.ascontiguousarray(vectors, "<f4").tobytes(), placed, stored))
 
     def delete(self, ids: Sequence[Id]) -> None:
         """Delete keys; ids that are not there are none of its business."""
-        keys = plain_ids(ids)
+        keys = [one for one in plain_ids(ids) if can_be_stored(one)]
         if keys:
             self._log(Entry(keys))
 
@@ -333,6 +337,17 @@ class CellFileCollection:
     def __exit__(self, *exc: object) -> None:
         """Close it."""
         self.close()
+
+
+def _as_stored(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields as the file will give them back, or raise ``InvalidInput``."""
+    try:
+        data = msgspec.json.encode(dict(fields))
+        found: dict[str, Any] = msgspec.json.decode(data, type=dict[str, Any])
+        msgspec.msgpack.encode(found)  # as the log has them
+    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as exc:
+        raise InvalidInput(f"Fields are stored as JSON, which these are not: {exc}.") from exc
+    return found
 
 
 def lock_of(path: Path) -> Path:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from amips_plugins.collection import Id
 from amips_plugins.errors import InvalidInput
 
-__all__ = ["ids_as_array", "plain_id", "stored_ids"]
+__all__ = ["can_be_stored", "ids_as_array", "plain_id", "stored_ids"]
 
 _LONGEST = 1000  # bytes of a text
 _HALF = 2**63
@@ -19,11 +19,18 @@ _HALF = 2**63
 
 def ids_as_array(ids: Sequence[Id]) -> npt.NDArray[Any]:
     """Store ids, all of one kind, or raise ``InvalidInput``."""
+    if len({isinstance(one, str) for one in ids}) > 1:
+        raise InvalidInput(
+            "Ids in a cell file are all whole numbers or all texts, not some of each."
+        )
     if len(ids) and isinstance(ids[0], str):
-        texts = [str(one).encode() for one in ids]
+        try:
+            texts = [str(one).encode() for one in ids]
+        except UnicodeEncodeError as exc:
+            raise InvalidInput(f"The id {exc.object!r} is no text that UTF-8 has.") from exc
         longest = max(map(len, texts))
         odd = [one for one in texts if one.endswith(b"\0")]
-        if longest > _LONGEST or odd or not longest:
+        if longest > _LONGEST or odd or not all(texts):
             raise InvalidInput(
                 f"Ids of texts are up to {_LONGEST} bytes long, not empty, and end with no zero."
             )
@@ -41,13 +48,26 @@ def ids_as_array(ids: Sequence[Id]) -> npt.NDArray[Any]:
 def stored_ids(ids: Sequence[Id], kind: np.dtype[Any]) -> tuple[list[int], npt.NDArray[Any]]:
     """Return the places of those ids that a file of this kind can hold, and these as stored."""
     if kind.kind == "S":
-        texts = [(place, one.encode()) for place, one in enumerate(ids) if isinstance(one, str)]
+        texts = [
+            (place, one.encode(errors="surrogatepass"))
+            for place, one in enumerate(ids)
+            if isinstance(one, str) and not one.endswith("\0")  # which numpy would cut off
+        ]
         fit = [(place, one) for place, one in texts if 0 < len(one) <= kind.itemsize]
         return [place for place, _ in fit], np.array([one for _, one in fit], dtype=kind)
     low, high = (-_HALF, _HALF) if kind.kind == "i" else (0, 2 * _HALF)
     whole = [(place, one) for place, one in enumerate(ids) if isinstance(one, int)]
     numbers = [(place, one) for place, one in whole if low <= one < high]
     return [place for place, _ in numbers], np.array([one for _, one in numbers], dtype=kind)
+
+
+def can_be_stored(key: Id) -> bool:
+    """Tell whether any file may hold an id."""
+    try:
+        ids_as_array([key])
+    except InvalidInput:
+        return False
+    return True
 
 
 def plain_id(stored: Any) -> Id:

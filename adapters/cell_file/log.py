@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from amips_plugins.collection import Id
+from amips_plugins.errors import CollectionError
 
 __all__ = ["Entry", "append", "log_of", "packed", "read_entries"]
 
@@ -54,9 +55,16 @@ def read_entries(path: Path, offset: int) -> tuple[list[Entry], int]:
     while len(data) - at >= _PREFIX.size:
         length, crc = _PREFIX.unpack_from(data, at)
         content = data[at + _PREFIX.size : at + _PREFIX.size + length]
-        if len(content) < length or zlib.crc32(content) != crc:
+        # A crash may leave zeros, which are the sum of nothing: no entry is that short.
+        if not length or len(content) < length or zlib.crc32(content) != crc:
             break
-        entries.append(decoder.decode(content))
+        try:
+            entries.append(decoder.decode(content))
+        except msgspec.MsgspecError as exc:
+            raise CollectionError(
+                f"{path} holds what this version of amips-plugins cannot read ({exc}); take the "
+                f"version that wrote it."
+            ) from exc
         at += _PREFIX.size + length
     return entries, offset + at
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from amips_plugins.collection import Collection, CollectionInfo, Id
 from amips_plugins.errors import InvalidInput
@@ -18,12 +18,18 @@ def name_members(
     collections: Sequence[Collection] | Mapping[str, Collection],
 ) -> dict[str, Collection]:
     """Give every collection a name that does not depend on the others."""
+    given: object = collections
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise InvalidInput(
+            f"{type(collections).__name__} is no list of collections; pass [connect(URI), ...], or "
+            f"a mapping that names them."
+        )
     if isinstance(collections, Mapping):
-        members = {str(name): one for name, one in collections.items()}
+        members = {str(name): _checked(one) for name, one in collections.items()}
     else:
         members = {}
         for one in collections:
-            name = member_name(one)
+            name = member_name(_checked(one))
             if name in members:
                 raise InvalidInput(
                     f"Two of the collections are called {name!r}; pass a mapping that names them."
@@ -32,6 +38,12 @@ def name_members(
     if not members:
         raise InvalidInput("There are no collections to search; pass one or more.")
     return members
+
+
+def _checked(one: Collection) -> Collection:
+    if not hasattr(one, "info"):
+        raise InvalidInput(f"A {type(one).__name__} is no collection; pass connect(URI).")
+    return one
 
 
 def member_name(one: Collection) -> str:

@@ -81,6 +81,11 @@ def test_what_cannot_be_written(tmp_path: Path, snapshot: Snapshot, bundle: Bund
     spilt = open_bundle(write_bundle(tmp_path / "s", copies=5))
     with pytest.raises(InvalidInput, match="--spill 0"):
         write_snapshot(snapshot, spilt, out)
+    ids = tmp_path / "snap" / "ids.jsonl"
+    for odd, match in (("10", "id 10 comes more than once"), ('""', "not some of each")):
+        ids.write_text(ids.read_text().rsplit("\n", 2)[0] + f"\n{odd}\n")
+        with pytest.raises(InvalidInput, match=match):
+            write_snapshot(Snapshot.open(tmp_path / "snap"), bundle, out)
     assert not out.exists()
 
 

@@ -133,3 +133,21 @@ def test_an_interrupted_copy_goes_on_with_the_next_file(tmp_path: Path) -> None:
     (tmp_path / "s" / (snapshot.manifest.shards or [])[1].file).unlink()
     with pytest.raises(SnapshotError, match="of other files"):
         taken(data, tmp_path / "s")
+
+
+def test_files_without_a_row_keep_no_copy_from_going_on(tmp_path: Path) -> None:
+    """As other programs write them, in a folder whose name could be taken for a pattern."""
+    data = tmp_path / "data [1]"
+    data.mkdir()
+    none = pa.array([], pa.list_(pa.float32()))
+    write(data / "0.parquet", pa.array([], pa.int64()), none)
+    write(data / "1.parquet", range(N))
+    write(data / "2.parquet", range(N, 2 * N), pa.array(NAN))
+    with pytest.raises(SnapshotError, match="NaN"):
+        taken(data, tmp_path / "s")
+    write(data / "2.parquet", range(N, 2 * N))
+    assert list(taken(data, tmp_path / "s").ids()) == list(range(2 * N))
+    (data / "1.parquet").unlink()
+    (data / "2.parquet").unlink()
+    with pytest.raises(SnapshotError, match="holds no keys"):
+        taken(data, tmp_path / "t")

@@ -232,6 +232,11 @@ def test_filters_are_for_all_or_by_name() -> None:
     ("members", "match"),
     [
         ([], "no collections"),
+        (None, "NoneType is no list of collections"),
+        ("qdrant://localhost:6333?collection=docs", "str is no list of collections"),
+        (MemoryCollection(vectors(3)), "MemoryCollection is no list"),
+        (["qdrant://localhost:6333?collection=docs"], "A str is no collection; pass connect"),
+        ({"a": None}, "A NoneType is no collection"),
         ([MemoryCollection(vectors(3)), MemoryCollection(vectors(4))], "'memory/memory'; pass"),
         (
             {"a": MemoryCollection(vectors(3)), "b": MemoryCollection(vectors(3)[:, :4])},
@@ -243,7 +248,7 @@ def test_filters_are_for_all_or_by_name() -> None:
         ),
     ],
 )
-def test_what_cannot_be_compared_is_refused(members: Any, match: str) -> None:
+def test_what_cannot_be_searched_together_is_refused(members: Any, match: str) -> None:
     with pytest.raises(InvalidInput, match=match):
         SeveralCollections(members)
 

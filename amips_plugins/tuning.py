@@ -6,24 +6,37 @@ Trials that build something build it beside the collection, from copies of its k
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from amips_plugins.errors import CollectionError
+from amips_plugins.files import read_file, replace_file
 from amips_plugins.progress import Progress
 
 if TYPE_CHECKING:
     from amips_plugins.collection import Collection, KeyBatch
 
-__all__ = ["GRAPH_EFFORTS", "Build", "Knob", "Tuning", "list_efforts", "scratch_folder"]
+__all__ = [
+    "GRAPH_EFFORTS",
+    "Build",
+    "Knob",
+    "Tuning",
+    "list_efforts",
+    "scratch_collection",
+    "scratch_folder",
+    "scratch_name",
+]
 
 _SMALL = (16, 20, 24, 32, 40, 48, 64, 80)
 GRAPH_EFFORTS = (*_SMALL, 100, 128, 160, 200, 256, 320, 400, 512, 768, 1024)
 """Candidates that a graph keeps; with 100 of them and more there may be 100 hits."""
 
 _SCRATCH = "scratch"
+_RECORD = "scratch-collection"  # file that names a copy until it is gone
+_LONGEST = 4_096  # bytes of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +137,41 @@ def scratch_folder(work: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
+
+
+def scratch_name(collection: str, work: Path | None = None) -> str:
+    """Return what a copy in a database is called; one to compare with has a name of its own."""
+    beside = "_base" if work is not None and work.name == "base" else ""
+    return f"{collection}__amips_tune{beside}"
+
+
+@contextmanager
+def scratch_collection(
+    work: Path, name: str, exists: Callable[[str], bool], drop: Callable[[str], object]
+) -> Iterator[None]:
+    """Let a copy be made under this name in a database, and drop it on leaving.
+
+    What a killed run has left is dropped first; what somebody else has called so never is.
+    """
+    record, ours = work / _RECORD, name.encode()
+    if exists(name):
+        if not _recorded(record, ours):
+            raise CollectionError(
+                f"There is a collection {name!r}, and this command did not make it; drop it, or "
+                f"run amips tune with the --out folder of the run that did."
+            )
+        drop(name)
+    replace_file(record, ours)
+    try:
+        yield
+    finally:
+        if exists(name):
+            drop(name)
+        record.unlink(missing_ok=True)
+
+
+def _recorded(record: Path, name: bytes) -> bool:
+    try:
+        return read_file(record, _LONGEST) == name
+    except OSError:
+        return False

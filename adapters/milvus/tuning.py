@@ -14,15 +14,20 @@ from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.adapters.milvus.opening import describe_index
 from amips_plugins.collection import Collection, KeyBatch
 from amips_plugins.errors import CollectionError
-from amips_plugins.files import replace_file
 from amips_plugins.progress import Progress
-from amips_plugins.tuning import GRAPH_EFFORTS, Build, Knob, list_efforts
+from amips_plugins.tuning import (
+    GRAPH_EFFORTS,
+    Build,
+    Knob,
+    list_efforts,
+    scratch_collection,
+    scratch_name,
+)
 
 __all__ = ["MilvusTuning"]
 
 _LITE_LISTS = 128
 _WAIT = 1_800.0  # seconds for an index of a copy
-_RECORD = "scratch-collection"  # file that names a copy until it is gone
 _ROWS = 1_000
 _HNSW = {"M": 16, "efConstruction": 200}
 
@@ -42,14 +47,11 @@ class MilvusTuning:
     @property
     def notes(self) -> Sequence[str]:
         """Say where trials are built."""
+        name = scratch_name(self._table.name)
         return (
-            f"Trials are built in a collection {self._scratch_name!r} of this database, which is "
-            f"loaded beside yours, and dropped; yours is only searched.",
+            f"Trials are built in a collection {name!r} of this database, which is loaded beside "
+            f"yours, and dropped; yours is only searched.",
         )
-
-    @property
-    def _scratch_name(self) -> str:
-        return f"{self._table.name}__amips_tune"
 
     def as_found(self) -> Build | None:
         """Say how its index is searched; None where there is nothing to set."""
@@ -103,31 +105,18 @@ class MilvusTuning:
         self, build: Build, batches: Iterable[KeyBatch], count: int, work: Path, progress: Progress
     ) -> Iterator[Collection]:
         """Build a collection of these keys, which is dropped."""
-        client, name = self._table.client, self._scratch_name
-        record = work / _RECORD
-        if client.has_collection(name):
-            if not record.exists():
-                raise CollectionError(
-                    f"There is a collection {name!r}, and this command did not make it; drop it, "
-                    f"or run amips tune with the --out folder of the run that did."
-                )
-            client.drop_collection(name)
-        replace_file(record, name.encode())
-        try:
-            self._create()
+        client, name = self._table.client, scratch_name(self._table.name, work)
+        with scratch_collection(work, name, client.has_collection, client.drop_collection):
+            self._create(name)
             with progress(f"build {build.name}", count, 0, "keys") as step:
                 for batch in batches:
-                    self._insert(batch)
+                    self._insert(name, batch)
                     step.advance(len(batch.ids))
             client.flush(name)
-            self._index_and_load(build, count)
+            self._index_and_load(name, build, count)
             yield MilvusCollection(client, name, self._table.info.field)
-        finally:
-            if client.has_collection(name):
-                client.drop_collection(name)
-            record.unlink(missing_ok=True)
 
-    def _create(self) -> None:
+    def _create(self, name: str) -> None:
         from pymilvus import DataType
 
         client, table = self._table.client, self._table
@@ -141,19 +130,19 @@ class MilvusTuning:
         schema.add_field(table.info.field, DataType.FLOAT_VECTOR, dim=table.info.dim)
         # The collection's own: a stronger one adds what has nothing to do with the index.
         level = table.raw.get("consistency_level", "Bounded")
-        client.create_collection(self._scratch_name, schema=schema, consistency_level=level)
+        client.create_collection(name, schema=schema, consistency_level=level)
 
-    def _insert(self, batch: KeyBatch) -> None:
+    def _insert(self, name: str, batch: KeyBatch) -> None:
         table = self._table
         for low in range(0, len(batch.ids), _ROWS):
             rows = zip(batch.ids[low : low + _ROWS], batch.vectors[low : low + _ROWS], strict=True)
             table.client.insert(
-                self._scratch_name,
+                name,
                 [{table.key: key, table.info.field: vector.tolist()} for key, vector in rows],
             )
 
-    def _index_and_load(self, build: Build, count: int) -> None:
-        client, table, name = self._table.client, self._table, self._scratch_name
+    def _index_and_load(self, name: str, build: Build, count: int) -> None:
+        client, table = self._table.client, self._table
         options = dict(build.options)
         kind = options.pop("index_type")
         index = client.prepare_index_params()

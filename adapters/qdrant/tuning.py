@@ -12,9 +12,8 @@ from amips_plugins.adapters.qdrant.code_builds import code_builds, kind_of, pres
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.collection import Collection, KeyBatch
 from amips_plugins.errors import CollectionError, require
-from amips_plugins.files import replace_file
 from amips_plugins.progress import Progress
-from amips_plugins.tuning import Build
+from amips_plugins.tuning import Build, scratch_collection, scratch_name
 
 if TYPE_CHECKING:
     from qdrant_client import models
@@ -27,7 +26,6 @@ _WAIT = 3_600.0  # seconds for graph and codes
 _LOOK = 1.0
 _STILL = 3  # looks that find it at rest: an optimiser may start a moment after a write
 _POINTS = 256
-_RECORD = "scratch-collection"  # file that names a copy until it is gone
 
 
 class QdrantTuning:
@@ -42,14 +40,11 @@ class QdrantTuning:
     @property
     def notes(self) -> Sequence[str]:
         """Say where trials are built."""
+        name = scratch_name(self._collection.info.name)
         return (
-            f"Trials are built in a collection {self._scratch_name!r} of this server, which takes "
-            f"its memory and CPU, and deleted; yours is only searched.",
+            f"Trials are built in a collection {name!r} of this server, which takes its memory and "
+            f"CPU, and deleted; yours is only searched.",
         )
-
-    @property
-    def _scratch_name(self) -> str:
-        return f"{self._collection.info.name}__amips_tune"
 
     def _vector(self) -> tuple[models.CollectionInfo, models.VectorParams]:
         found = self._client.get_collection(self._collection.info.name)
@@ -83,17 +78,9 @@ class QdrantTuning:
         self, build: Build, batches: Iterable[KeyBatch], count: int, work: Path, progress: Progress
     ) -> Iterator[Collection]:
         """Build a collection of these keys, which is deleted."""
-        client, name, record = self._client, self._scratch_name, work / _RECORD
-        if client.collection_exists(name):
-            if not record.exists():
-                raise CollectionError(
-                    f"There is a collection {name!r}, and this command did not make it; delete it, "
-                    f"or run amips tune with the --out folder of the run that did."
-                )
-            client.delete_collection(name)
-        replace_file(record, name.encode())
-        field = self._collection.info.field
-        try:
+        client, field = self._client, self._collection.info.field
+        name = scratch_name(self._collection.info.name, work)
+        with scratch_collection(work, name, client.collection_exists, client.delete_collection):
             found, vector = self._vector()
             params = vector.model_copy(update={"quantization_config": _config(build)})
             optimizers = found.config.optimizer_config.model_dump(exclude_none=True)
@@ -108,15 +95,12 @@ class QdrantTuning:
             )
             with progress(f"build {build.name}", count, 0, "keys") as step:
                 for batch in batches:
-                    self._write(batch)
+                    self._write(name, batch)
                     step.advance(len(batch.ids))
             self._settle(name)
             yield QdrantCollection(client, name, field)
-        finally:
-            client.delete_collection(name)
-            record.unlink(missing_ok=True)
 
-    def _write(self, batch: KeyBatch) -> None:
+    def _write(self, name: str, batch: KeyBatch) -> None:
         field = self._collection.info.field
         for low in range(0, len(batch.ids), _POINTS):
             rows = batch.vectors[low : low + _POINTS].tolist()
@@ -124,7 +108,7 @@ class QdrantTuning:
                 models.PointStruct(id=key, vector={field: row} if field else row, payload={})
                 for key, row in zip(batch.ids[low : low + _POINTS], rows, strict=True)
             ]
-            self._client.upsert(self._scratch_name, points, wait=True)
+            self._client.upsert(name, points, wait=True)
 
     def _settle(self, name: str) -> None:
         """Wait until the optimisers have nothing left to do."""

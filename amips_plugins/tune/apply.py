@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,10 +94,14 @@ def apply_choice(
     rows = evaluate(router, report, result.k, recalls, progress=progress) if len(report) else []
     if served is not collection:
         served.close()
+    undo = (
+        f"amips registry rollback {shlex.quote(str(key))} --registry {shlex.quote(registry.root)}"
+    )
+    if rebuilt is not None:  # two bundles were published
+        undo += f" && {undo}"
     back.insert(
         0,
-        f"To have the parameters as they were: amips registry rollback {key} --registry "
-        f"{registry.root}"
+        f"To have the parameters as they were: {undo}"
         if earlier is not None
         else "To search without the parameters: do without a router, or set AMIPS_DISABLED=1.",
     )

@@ -70,8 +70,15 @@ class Copies:
                     results.append(kept or Finished(dropped(build.name, why or "")))
                     continue
                 began = time.monotonic()
-                base = base or self._base(stack)
-                results.append(trials.put(self._try(build, base)))
+                try:
+                    base = base or self._base(stack)
+                except Exception as exc:  # noqa: BLE001 - no copy at all can be made
+                    too_little = _refusal(exc)
+                    results.append(Finished(dropped(build.name, too_little)))
+                    continue
+                tried = self._try(build, base)
+                # What was refused may be allowed the next time.
+                results.append(tried if tried.row.dropped is not None else trials.put(tried))
                 last = time.monotonic() - began
         return results
 
@@ -113,11 +120,8 @@ class Copies:
                 )
                 row = replace(row, build_seconds=took)
                 return Finished(compared(row, ours, theirs, self.native.row), made)
-        except AmipsError as exc:
-            return Finished(dropped(build.name, str(exc)))
         except Exception as exc:  # noqa: BLE001 - whatever a database refuses, the others are tried
-            line = " ".join(str(exc).split()) or type(exc).__name__
-            return Finished(dropped(build.name, f"the database refuses it: {line[:_LONGEST]}"))
+            return Finished(dropped(build.name, _refusal(exc)))
 
     def _calibrated(self, copy: Collection, build: Build) -> Calibration:
         """Calibrate for the k asked for alone, and no further than the target takes."""
@@ -133,3 +137,10 @@ class Copies:
     def _among_drawn(self, queries: FloatArray) -> Truth:
         metric = self.collection.info.metric
         return scanned_truth(self.keys.batches(), metric, queries, self.target.k)
+
+
+def _refusal(exc: Exception) -> str:
+    if isinstance(exc, AmipsError):
+        return str(exc)
+    line = " ".join(str(exc).split()) or type(exc).__name__
+    return f"the database refuses it: {line[:_LONGEST]}"

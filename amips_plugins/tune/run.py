@@ -20,7 +20,7 @@ from amips_plugins.plan import NATIVE, Target
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.tune.calibrating import calibrated, planned
 from amips_plugins.tune.copies import Copies
-from amips_plugins.tune.keys import draw, truth_of
+from amips_plugins.tune.keys import DrawnKeys, draw, truth_of
 from amips_plugins.tune.measuring import try_both
 from amips_plugins.tune.queries import QueryParts, split
 from amips_plugins.tune.recalls import CONFIDENCE, Truth
@@ -128,8 +128,9 @@ def measure(
         raise InvalidInput(f"The collection allows no search parameters of ours ({reason}).")
     keys = draw(collection, options.sample, options.seed, progress)
     parts = split(queries, keys.vectors, options.seed)
-    parts = parts.at_most(_affordable(collection, found, parts, options.k, work))
-    trials = Trials(work, _asked(collection, count, options, parts))
+    about = _about(collection, keys, count, options)
+    parts = parts.at_most(_affordable(collection, found, parts, options.k, work, about))
+    trials = Trials(work, msgspec.json.encode([about, _digest(parts)]))
     depth, target = min(MAX_K, count), Target(options.k, options.recall)
     calibrate = truth_of(collection, parts.calibrate, depth, progress)
     compare = truth_of(collection, parts.compare, depth, progress)
@@ -201,12 +202,16 @@ def _native(
     return Finished(first), Finished(compared(row, tuned, as_is, first), made)
 
 
-def _affordable(collection: Collection, found: Build, parts: QueryParts, k: int, work: Path) -> int:
-    """Return how many queries calibrate within a minute or so; as found by the first run."""
-    path = work / _PACE
+def _affordable(
+    collection: Collection, found: Build, parts: QueryParts, k: int, work: Path, about: str
+) -> int:
+    """Return how many queries calibrate within a minute or so; as the same question found first."""
+    path, asked = work / _PACE, [about, _digest(parts)]
     try:
-        return int(read_file(path, 100))
-    except (OSError, ValueError):
+        *same, count = msgspec.json.decode(read_file(path, 1_000), type=tuple[str, str, int])
+        if same == asked:
+            return count
+    except (OSError, msgspec.MsgspecError):
         pass
     some = parts.calibrate[:_PACED]
     started = time.perf_counter()
@@ -215,16 +220,23 @@ def _affordable(collection: Collection, found: Build, parts: QueryParts, k: int,
     each = (time.perf_counter() - started) / len(some)
     count = int(_PATIENCE / max(each * len(found.knob.efforts), 1e-9))
     count = min(max(count, _FEW), len(parts.calibrate))
-    replace_file(path, str(count).encode())
+    replace_file(path, msgspec.json.encode([*asked, count]))
     return count
 
 
-def _asked(collection: Collection, count: int, options: TuneOptions, parts: QueryParts) -> bytes:
-    """Return all that the figures depend on."""
-    digest = hashlib.sha256(parts.calibrate.tobytes() + parts.compare.tobytes()).hexdigest()
+def _about(collection: Collection, keys: DrawnKeys, count: int, options: TuneOptions) -> str:
+    """Return a digest of all but the queries that the figures depend on."""
     facts = collection.describe().facts
     about = [options.recall, options.k, options.sample, options.seed]
-    return msgspec.json.encode([collection_key(collection.info), count, facts, about, digest])
+    digest = hashlib.sha256(
+        msgspec.json.encode([collection_key(collection.info), count, facts, about, keys.ids])
+    )
+    digest.update(np.ascontiguousarray(keys.vectors).data)
+    return digest.hexdigest()
+
+
+def _digest(parts: QueryParts) -> str:
+    return hashlib.sha256(parts.calibrate.tobytes() + parts.compare.tobytes()).hexdigest()
 
 
 def _nothing(first: str, count: int) -> str:

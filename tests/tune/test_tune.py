@@ -19,7 +19,7 @@ from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
 from amips_plugins.adapters.qdrant_edge.tuning import EdgeTuning
 from amips_plugins.cli import main
-from amips_plugins.collection import Collection, SearchRequest
+from amips_plugins.collection import Collection, SearchRequest, collection_key
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.health.recall import recall_at_k
@@ -134,6 +134,11 @@ def test_codes_that_were_agreed_to_are_the_collections_and_calibrated_there(
     done = apply_choice(collection, chosen(measured, "int8 codes"), registry, home / "tune")
     assert done.rebuilt == "int8 codes"
     assert "quantization_config as before (vectors)" in done.way_back[1]
+    again = apply_choice(collection, chosen(measured, "int8 codes"), registry, home / "tune")
+    assert again.way_back[0].count("amips registry rollback") == 2  # it publishes twice
+    key = collection_key(collection.info)
+    registry.roll_back(key)
+    assert registry.roll_back(key) == done.version
     assert vectors_of(home)["quantization_config"] == {"scalar": {"type": "int8"}}
     with connect(uri(home)) as served:
         assert served.count() == graph.COUNT
@@ -192,7 +197,7 @@ def test_what_the_database_refuses_and_what_there_is_no_time_for_is_dropped_and_
     assert "'product' cannot be built" in rows[2].dropped
     monkeypatch.undo()
     no_time = replace(OPTIONS, seconds=0.0)
-    # The refusal was kept; what was not tried is tried when there is time.
+    # What was not tried is tried when there is time.
     monkeypatch.setattr(EdgeTuning, "free_bytes", lambda *_: 1000)
     rows = measure(collection, queries, no_time, home / "tune").result.rows
     assert {row.dropped for row in rows[2:]} == {"a copy takes about 1 MB, and 0 MB are free"}
@@ -221,6 +226,46 @@ def test_slow_searches_calibrate_fewer_queries_and_the_same_ones_again(
     monkeypatch.undo()
     again = measure(collection, queries, replace(OPTIONS, seconds=0.0), home / "tune").result
     assert again.rows[:2] == found.rows[:2]
+
+
+@pytest.mark.usefixtures("few")
+def test_more_queries_in_the_same_folder_are_more_queries(
+    collection: Collection, home: Path
+) -> None:
+    few = measure(collection, graph.queries(1, 60), OPTIONS, home / "tune").result
+    more = measure(collection, graph.queries(1, 400), OPTIONS, home / "tune").result
+    assert (few.calibrated, more.calibrated) == (30, 200)
+
+
+@pytest.mark.usefixtures("few")
+def test_other_keys_under_the_same_name_are_measured_anew(
+    collection: Collection, home: Path
+) -> None:
+    no_copies = replace(OPTIONS, seconds=0.0)
+    queries = graph.queries(1, 60)
+    found = measure(collection, queries, no_copies, home / "tune").result
+    same = measure(collection, queries, no_copies, home / "tune").result
+    assert same.rows == found.rows
+    collection.upsert([0], graph.keys()[1:2])
+    other = measure(collection, queries, no_copies, home / "tune").result
+    assert other.rows[0].cost != found.rows[0].cost
+
+
+@pytest.mark.usefixtures("few")
+def test_a_refusal_is_not_remembered(
+    collection: Collection, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, queries = replace(OPTIONS, sample=1000), graph.queries(1, 100)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("Forbidden")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EdgeTuning, "scratch", refuse)
+        rows = measure(collection, queries, options, home / "tune").result.rows
+        assert rows[2].dropped == "the database refuses it: Forbidden"
+    rows = measure(collection, queries, options, home / "tune").result.rows
+    assert rows[2].dropped is None
 
 
 @pytest.mark.usefixtures("few")

@@ -97,6 +97,53 @@ def test_what_a_killed_run_has_left_is_removed_and_what_is_anothers_is_not(
     assert not client.collection_exists("docs__amips_tune")
 
 
+def test_a_record_of_another_copy_does_not_make_a_collection_ours(
+    collection: QdrantCollection, tmp_path: Path
+) -> None:
+    tuning, client = QdrantTuning(collection), collection.client
+    size = models.VectorParams(size=2, distance=models.Distance.DOT)
+    client.create_collection("docs__amips_tune", vectors_config=size)
+    (tmp_path / "scratch-collection").write_text("other__amips_tune")
+    build = build_of("int8 codes", DIM, applies=True)
+    with (
+        pytest.raises(CollectionError, match="did not make it"),
+        tuning.scratch(build, batches(), len(KEYS), tmp_path, no_progress),
+    ):
+        pass
+    assert client.collection_exists("docs__amips_tune")
+
+
+def test_a_trial_stands_beside_the_copy_that_it_is_compared_with(
+    collection: QdrantCollection, tmp_path: Path
+) -> None:
+    tuning, client = QdrantTuning(collection), collection.client
+    first, second = (build_of(name, DIM, applies=True) for name in ("vectors", "int8 codes"))
+    with (
+        tuning.scratch(first, batches(), len(KEYS), tmp_path / "base", no_progress) as base,
+        tuning.scratch(second, batches(), len(KEYS), tmp_path / "trial", no_progress) as copy,
+    ):
+        assert base.count() == copy.count() == len(KEYS)
+        assert base.info.name != copy.info.name
+    assert [one.name for one in client.get_collections().collections] == ["docs"]
+
+
+def test_a_refused_copy_leaves_no_record_and_says_what_the_database_says(
+    collection: QdrantCollection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("Forbidden")
+
+    for call in ("create_collection", "delete_collection"):
+        monkeypatch.setattr(collection.client, call, refuse)
+    tuning, build = QdrantTuning(collection), build_of("int8 codes", DIM, applies=True)
+    with (
+        pytest.raises(PermissionError, match="Forbidden"),
+        tuning.scratch(build, batches(), len(KEYS), tmp_path, no_progress),
+    ):
+        pass
+    assert not any(tmp_path.iterdir())
+
+
 def test_the_way_back_is_the_call_that_takes_it(collection: QdrantCollection) -> None:
     tuning = QdrantTuning(collection)
     before = tuning.way_back(build_of("vectors", DIM, applies=True))

@@ -2,7 +2,9 @@
 
 The steps are those that lose least of a normal distribution (Max, 1960); at 8 bits they reach the
 farthest key. Codes live where inner products say how near a key is (``vectors.lift_keys``); the
-last coordinate that L2 adds there is kept beside them as it is.
+last coordinate that L2 adds there is kept beside them, less what the codes' error adds to the inner
+product of key and mean: what is left is the error of a query's own way from the mean, however far
+from zero all of them are.
 """
 
 from __future__ import annotations
@@ -72,6 +74,8 @@ class Coder:
         parts = [mean.tobytes(), np.array([step], "<f4").tobytes(), packed.tobytes()]
         if self.beside:
             half = -0.5 * np.einsum("ij,ij->i", keys, keys, dtype=np.float64)
+            decoded = (codes[:, : self.dim] - np.float32((levels - 1) / 2)) * np.float32(step)
+            half -= (decoded - away) @ mean.astype(np.float64)
             parts.append(half.astype("<f4").tobytes())
         return b"".join(parts)
 

@@ -34,6 +34,20 @@ def test_codes_score_about_as_vectors_do(bits: Bits, metric: Metric) -> None:
 
 
 @pytest.mark.parametrize("bits", EVERY)
+def test_distances_are_told_as_well_far_from_zero(bits: Bits) -> None:
+    """As of keys whose coordinates are all positive, such as counts."""
+    keys, asked = clustered()[0][:300], queries(30)
+    found = []
+    for shift in (0, 20):
+        coder = Coder(Metric.L2, keys.shape[1], bits)
+        run = coder.encode(keys + np.float32(shift))
+        scores = Scorer(coder, asked + np.float32(shift)).score(run, 300, list(range(30)))
+        found.append(scores - scores.mean(axis=1, keepdims=True))  # of which only the order counts
+    near, far = found
+    assert np.std(near - far) < 0.01 * np.std(near)
+
+
+@pytest.mark.parametrize("bits", EVERY)
 def test_a_dimension_that_fills_no_byte(bits: Bits) -> None:
     keys = np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32)
     coder = Coder(Metric.IP, 5, bits)

@@ -23,6 +23,7 @@ from amips_plugins.adapters.cell_file.opened import OpenCellFile
 from amips_plugins.adapters.cell_file.ranges import DiskFile, StoredFile
 from amips_plugins.adapters.cell_file.recent import Recent
 from amips_plugins.adapters.cell_file.search import CellFileSearch, deadline_of
+from amips_plugins.adapters.cell_file.writing import lock_of
 from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.plain_ids import plain_ids
 from amips_plugins.cell_layout import Construction, check_assigned
@@ -348,8 +349,3 @@ def _as_stored(fields: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as exc:
         raise InvalidInput(f"Fields are stored as JSON, which these are not: {exc}.") from exc
     return found
-
-
-def lock_of(path: Path) -> Path:
-    """Return the lock of those who write."""
-    return path.with_name(f"{path.name}.lock")

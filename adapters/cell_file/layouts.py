@@ -14,6 +14,7 @@ from amips_plugins.adapters.cell_file.writing import (
     CellFileSpec,
     Keys,
     bytes_needed,
+    lock_of,
     write_cell_file,
 )
 from amips_plugins.cell_layout import (
@@ -136,7 +137,7 @@ class CellFileLayouts:
         def publish(temporary: Path, identity: str) -> None:
             """Take over what was logged meanwhile, then move the file; the log goes with it."""
             old = log_of(path, before.file.header.identity)
-            with held(path.with_name(f"{path.name}.lock")):
+            with held(lock_of(path)):
                 if before.file.ranges.changed():
                     raise CollectionError(
                         f"{path} was written anew by somebody else meanwhile; run it again."

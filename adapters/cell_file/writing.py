@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import re
 import secrets
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +30,11 @@ from amips_plugins.adapters.cell_file.file_format import (
     sections_of,
 )
 from amips_plugins.collection import CollectionKey
+from amips_plugins.files import held
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import FloatArray, IntArray, Metric
 
-__all__ = ["CellFileSpec", "Keys", "bytes_needed", "write_cell_file"]
+__all__ = ["CellFileSpec", "Keys", "bytes_needed", "lock_of", "write_cell_file"]
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,17 @@ def write_cell_file(
 ) -> None:
     """Write keys, by their cells ``(n,)``, -1 for none, in place of what lies there.
 
-    ``publish`` moves the finished file where it belongs, given its identity too.
+    ``publish`` moves the finished file where it belongs, given its identity too. What others have
+    left who were killed over it is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("w+b") as file:
+        with ExitStack() as begun:
+            with held(lock_of(path)):
+                _remove_left(path)
+                file = begun.enter_context(temporary.open("w+b"))
+                fcntl.flock(file, fcntl.LOCK_EX)
             identity = _write(file.fileno(), spec, keys, cells, progress)
             os.fsync(file.fileno())
         if publish is None:
@@ -90,6 +99,21 @@ def write_cell_file(
             publish(temporary, identity)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lock_of(path: Path) -> Path:
+    """Return the lock of those who write."""
+    return path.with_name(f"{path.name}.lock")
+
+
+def _remove_left(path: Path) -> None:
+    """Remove files that were begun and that nobody writes any more; hold the file's lock."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.tmp")
+    for one in path.parent.iterdir():
+        if pattern.fullmatch(one.name):
+            with suppress(OSError), one.open("rb") as file:  # BlockingIOError: it is being written
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                one.unlink()
 
 
 def _write(file: int, spec: CellFileSpec, keys: Keys, cells: IntArray, progress: Progress) -> str:

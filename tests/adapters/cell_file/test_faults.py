@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import struct
@@ -262,3 +263,25 @@ def test_a_store_without_the_file(tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match=says) as caught:
             connect(uri)
         assert "secret" not in str(caught.value)
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_another_writes_is_not(path: Path) -> None:
+    left, busy = (path.with_name(f".{path.name}.{part * 16}.tmp") for part in "ab")
+    others = path.with_name(f".{path.name}.tmp")
+    for one in (left, busy, others):
+        one.write_bytes(b"begun")
+    with busy.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        write(path)
+        assert [one.exists() for one in (left, busy, others)] == [False, True, True]
+    both = [CellFileCollection(path) for _ in range(2)]
+    both[0].upsert([COUNT], clustered()[0][:1])
+
+    def assign(_: Any, vectors: Any) -> Any:
+        assert both[1].layouts.backfill(lambda names, _: np.zeros(len(names), dtype=np.int64)) == 1
+        return np.zeros(len(vectors), dtype=np.int64)
+
+    with pytest.raises(CollectionError, match="written anew by somebody else"):
+        both[0].layouts.backfill(assign)
+    assert CellFileCollection(path).count() == COUNT + 1
+    assert not busy.exists()

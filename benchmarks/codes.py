@@ -6,6 +6,7 @@ vectors; the exact answer is what the others are compared with.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ import faiss
 import msgspec
 import numpy as np
 import qdrant_edge as edge
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a file
 
 from amips_plugins.cli.progress import show_progress
 from amips_plugins.errors import AmipsError

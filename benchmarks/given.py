@@ -28,6 +28,7 @@ the same number.
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -37,6 +38,8 @@ import click
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a file
 
 from amips_plugins.export.clustering import cell_means, native_cells
 from amips_plugins.export.dataset import Split, TrainingTask, choose_device, pose

@@ -19,6 +19,7 @@ calls
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ from typing import Any
 
 import click
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a file
 
 from amips_plugins import MemoryCollection, SeveralCollections
 from amips_plugins.collection import Hit, SearchRequest

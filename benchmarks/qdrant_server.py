@@ -7,6 +7,7 @@ each method.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import threading
 import time
@@ -21,6 +22,8 @@ import httpx
 import msgspec
 import numpy as np
 from qdrant_client import QdrantClient, models
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a file
 
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant.collection import QdrantCollection

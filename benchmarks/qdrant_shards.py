@@ -10,6 +10,7 @@ asked once of each method.
 from __future__ import annotations
 
 import itertools
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ from typing import Any
 import click
 import numpy as np
 from qdrant_client import models
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a file
 
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.cell_layout import LayoutSpec

@@ -6,6 +6,7 @@ seen; costs are ratios to the collection as it is, taken turn by turn.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,8 @@ from typing import Any
 import click
 import msgspec
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a file
 
 from amips_plugins.adapters.tuning import tuning_of
 from amips_plugins.cli.progress import show_progress

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import amips_plugins
+from amips_plugins.errors import MissingExtra
 from tests.support.bundles import write_bundle
 
 HEAVY = {
@@ -190,7 +191,10 @@ def modules() -> list[str]:
 
 @pytest.mark.parametrize("name", modules())
 def test_public_names_are_sorted_and_there(name: str) -> None:
-    module = importlib.import_module(name)
+    try:
+        module = importlib.import_module(name)
+    except MissingExtra as exc:  # a framework's, which is tested in an environment of its own
+        pytest.skip(str(exc))
     public = getattr(module, "__all__", [])
     # As ruff sorts them: constants, then classes, then functions.
     kinds = {True: 0, False: 1}

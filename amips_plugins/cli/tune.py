@@ -12,6 +12,7 @@ from amips_plugins.cli.evaluate import show as show_evaluated
 from amips_plugins.cli.options import (
     QueryFiles,
     agreed,
+    agreed_to_remove,
     dry_run_option,
     json_option,
     queries_options,
@@ -22,6 +23,8 @@ from amips_plugins.cli.output import duration, echo_json, table
 from amips_plugins.cli.progress import show_progress
 
 if TYPE_CHECKING:
+    from amips_plugins.bundle.registry import Registry
+    from amips_plugins.collection import CollectionKey
     from amips_plugins.tune.apply import Applied
     from amips_plugins.tune.rows import Row
     from amips_plugins.tune.run import TuneResult
@@ -115,8 +118,8 @@ def command(
             measured = settled(measured, rebuild=False)
             answer = measured.result.choice.answer
             click.echo(measured.result.choice.text, err=as_json)
-        what = f"Publish these search parameters to {store.root}?"
-        if not dry_run and answer in ("tune", "rebuild") and agreed(what, yes=yes):
+        wanted = not dry_run and answer in ("tune", "rebuild")
+        if wanted and _may_publish(store, collection_key(info), yes=yes):
             applied = apply_choice(collection, measured, store, out, show_progress)
     if as_json:
         echo_json({"measured": measured.result, "applied": applied})
@@ -125,6 +128,21 @@ def command(
     elif dry_run and answer in ("tune", "rebuild"):
         click.echo("Nothing was changed; the same command without --dry-run does it.")
     sys.exit(_EXIT[answer])
+
+
+def _may_publish(store: Registry, key: CollectionKey, *, yes: bool) -> bool:
+    """Ask, and where a router would go say so: that has to be wanted, in a script too."""
+    from amips_plugins.tune.apply import replaced_router
+
+    router = replaced_router(store, key)
+    if router is None:
+        return agreed(f"Publish these search parameters to {store.root}?", yes=yes)
+    return agreed_to_remove(
+        f"These parameters would take the place of the router {router} of {key} in {store.root}: "
+        f"searches would be native, and cells, if there are any, of no use. Another --registry "
+        f"keeps both.",
+        yes=yes,
+    )
 
 
 def _may_rebuild(result: TuneResult, *, yes: bool) -> bool:

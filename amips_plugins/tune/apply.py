@@ -10,7 +10,8 @@ import msgspec
 
 from amips_plugins.bundle.manifest import Manifest
 from amips_plugins.bundle.registry import Registry
-from amips_plugins.collection import Collection, collection_key
+from amips_plugins.collection import Collection, CollectionKey, collection_key
+from amips_plugins.errors import BundleNotFound
 from amips_plugins.evaluation import Measurement, evaluate
 from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.models.calibration import Calibration
@@ -23,7 +24,7 @@ from amips_plugins.tune.rows import NATIVE_ROW, choose
 from amips_plugins.tune.run import MAX_K, Measured
 from amips_plugins.tuning import Build
 
-__all__ = ["Applied", "apply_choice", "settled"]
+__all__ = ["Applied", "apply_choice", "replaced_router", "settled"]
 
 
 class Applied(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +47,15 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     rebuilt: str | None
     evaluated: tuple[Measurement, ...]
     way_back: tuple[str, ...]
+
+
+def replaced_router(registry: Registry, key: CollectionKey) -> str | None:
+    """Return the version of the bundle with a model that serves now, if one does."""
+    try:
+        manifest = registry.open(key).manifest
+    except BundleNotFound:
+        return None
+    return None if manifest.model == "tuned" else manifest.version
 
 
 def settled(measured: Measured, *, rebuild: bool) -> Measured:

@@ -28,6 +28,7 @@ from amips_plugins.tune.rows import FOUND, NATIVE_ROW, Choice
 from amips_plugins.tune.run import Measured, TuneOptions, measure
 from amips_plugins.tuning import GRAPH_EFFORTS, Build, Knob
 from tests.support import edge_graph as graph
+from tests.support.bundles import write_bundle
 from tests.support.progress_recorder import Recorder
 
 OPTIONS = TuneOptions(recall=0.9)
@@ -323,6 +324,26 @@ def test_the_command_from_the_collection_to_a_router(
     assert vectors_of(home) == before
     with connect(uri(home)) as served:
         assert recall_of(served, home, 0.9) >= 0.89
+
+
+@pytest.mark.usefixtures("few")
+def test_a_router_is_not_replaced_unasked(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    np.save("queries.npy", graph.queries(1, 400))
+    with connect(uri(home)) as served:
+        key = collection_key(served.info)
+    registry = Registry("registry")
+    registry.publish(write_bundle(home / "bundle", collection=key))
+    asked = ["tune", uri(home), "--queries", "queries.npy", "--recall", "0.9"]
+    asked += ["--registry", "registry"]
+    assert run(asked) == 1
+    assert "would take the place of the router v1 of qdrant-edge/docs/" in capsys.readouterr().err
+    assert registry.current(key) == "v1"
+    assert run([*asked, "--yes"]) == 0
+    assert registry.open(key).manifest.model == "tuned"
+    assert run(asked) == 0  # parameters take the place of parameters
 
 
 @pytest.mark.parametrize(

@@ -371,14 +371,14 @@ class CopiedLayouts:
     ) -> PointReplica:
         """Compare points without what lies beside this vector in either collection."""
         records = [] if record is None else [record]
-        copies = []
+        served = []
         for name in names:
             state = LayoutState.read(self._metadata(name), self.info)
             records += [one for one in (state.serving, *state.kept().values()) if one is not None]
-            copies.append(None if state.serving is None else state.serving.copies_key)
+            served.append(state.serving)
         forgotten = [key for one in records for key in one.keys]
         return PointReplica(
-            self.client, names, self.info, record, forgotten, copies, assign, progress
+            self.client, names, self.info, record, forgotten, served, assign, progress
         )
 
     def _metadata(self, name: str) -> dict[str, object]:

@@ -44,8 +44,8 @@ class PointReplica(Replica):
     """A copy of a collection, in the cells that ``assign`` gives; without it they are overflow.
 
     ``record`` names the cells of the copy, None where it has none, ``forgotten`` the payload
-    keys that are no part of a point as its writer knows it, and ``copies`` what tells, in source
-    and copy, that a point is not the first of its id.
+    keys that are no part of a point as its writer knows it, and ``served`` the cells that source
+    and copy have now.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class PointReplica(Replica):
         info: CollectionInfo,
         record: LayoutRecord | None,
         forgotten: Sequence[str],
-        copies: Sequence[str | None],
+        served: Sequence[LayoutRecord | None],
         assign: AssignCells | None,
         progress: Progress,
     ) -> None:
@@ -65,7 +65,7 @@ class PointReplica(Replica):
         self._info = info
         self._record = record
         self._forgotten = frozenset(forgotten)
-        self._copies = dict(zip(names, copies, strict=True))
+        self._served = dict(zip(names, served, strict=True))
         self._assign = assign
         params = client.get_collection(names[0]).config.params
         dense = params.vectors if isinstance(params.vectors, dict) else {"": params.vectors}
@@ -92,15 +92,19 @@ class PointReplica(Replica):
         return self._count(self._names[0])
 
     def _count(self, name: str) -> int:
-        key = self._copies[name]
+        record = self._served[name]
+        key = None if record is None else record.copies_key  # not the first point of its id
         first = None if key is None else all_of(empty(key))
         return patiently(
             lambda: self._client.count(name, first, exact=True, timeout=self._patience)
         ).count
 
     def rows(self, *, of_copy: bool = False) -> Iterator[Row]:
-        """Read all points in the order of their ids."""
+        """Read all points in the order of their ids; of ids in several shards the last write."""
         offset: Any = None
+        record = self._served[self._names[0]]
+        if record is not None and record.places and not of_copy:
+            self._of_source(record).unite_all(self._page)
         while True:
             records, offset = self._scroll(self._names[of_copy], offset)
             yield from self._rows(records)
@@ -201,6 +205,12 @@ class PointReplica(Replica):
         keys = (*record.shard_keys, record.overflow_shard)
         shards = CellShards(record, keys)
         return ShardedPoints(self._client, self._names[1], shards, patiently, self._patience)
+
+    def _of_source(self, record: LayoutRecord) -> ShardedPoints:
+        name = self._names[0]
+        found = patiently(lambda: self._client.list_shard_keys(name)).shard_keys or ()
+        shards = CellShards(record, tuple(one.key for one in found))
+        return ShardedPoints(self._client, name, shards, patiently, self._patience)
 
     def _put(
         self,

@@ -8,6 +8,7 @@ left, and it alone. A point without a stamp was written by somebody else.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ T = TypeVar("T")
 TICKS = 2**18
 """Stamps a second: few enough that a server, which reads ranges as decimal fractions and rounds
 those of more than 53 bits, does not mistake one for its neighbour."""
+
+
+_APART = TICKS // 64
 
 
 def stamp_now() -> int:
@@ -73,7 +77,8 @@ class ShardedPoints:
         """Return a stamp that is newer than all that these ids have."""
         stamp = stamp_now()
         while found := self._newer(ids, stamp):
-            stamp = max(found.values()) + 1
+            # Of two who look at once neither may take the other's.
+            stamp = max(found.values()) + 1 + secrets.randbelow(_APART)
         return stamp
 
     def upsert(

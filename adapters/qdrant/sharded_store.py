@@ -38,6 +38,7 @@ else:
 __all__ = ["ShardedStore"]
 
 _MOVE_BATCH = 500  # points with all that they have
+_TRIES = 3  # of a move that somebody's change of the point comes between
 _UNDER_WAY = 120  # seconds that a write of somebody else may take
 _UNSTAMPED = 1  # the stamp of what was moved and had none: every write of ours is newer
 
@@ -119,7 +120,11 @@ class ShardedStore(ServerStore):
         }
         size = self._limits.points(_MOVE_BATCH)
         for start in range(0, len(ids), size):
-            self._move(record, ids[start : start + size], beside, claim)
+            left = ids[start : start + size]
+            for _ in range(_TRIES):
+                left = self._move(record, left, beside, claim)
+                if not left:
+                    break
 
     def _move(
         self,
@@ -127,7 +132,8 @@ class ShardedStore(ServerStore):
         ids: Sequence[Id],
         beside: Mapping[Id, tuple[int | list[int], int]],
         claim: int,
-    ) -> None:
+    ) -> Sequence[Id]:
+        """Move them but for those that somebody changes meanwhile, which are returned."""
         points, here, began = self._points, [self._shard_key], stamp_now()
         twins = points.elsewhere(ids, here)
         if twins:
@@ -136,8 +142,9 @@ class ShardedStore(ServerStore):
         claimed = all_of(among(ids), standing)
         moved: dict[Id, int] = {}
         rows, cells = [], []
-        for one in points.read(claimed, here, len(ids), payload=True, vectors=True):
-            key, payload = plain_id(one.id), {**(one.payload or {})}
+        before = self._whole(points, claimed, len(ids))
+        for key, one in before.items():
+            payload = {**(one.payload or {})}
             moved[key] = payload.setdefault(record.stamp_key, _UNSTAMPED)
             cell, sketch = beside[key]
             payload |= record.beside(cell, sketch)
@@ -146,9 +153,10 @@ class ShardedStore(ServerStore):
             )
             cells.append(cell)
         if not moved:
-            return
+            return ()
         points.write(points.puts(rows, cells, None, but=self._shard_key))
-        kept = {plain_id(one.id) for one in points.read(claimed, here, len(ids), ())}
+        after = self._whole(points, claimed, len(ids))
+        kept = {key for key, one in after.items() if _same(one, before.get(key))}
         undone = []
         for key, stamp in moved.items():
             homes = record.homes(beside[key][0]) if key in kept else []
@@ -161,12 +169,19 @@ class ShardedStore(ServerStore):
         super().place(
             record, stay, [beside[key][0] for key in stay], [beside[key][1] for key in stay], claim
         )
-        points.write([points.deletion(moved, here, standing)])
+        points.write([points.deletion(kept, here, standing)])
         # Whoever wrote meanwhile has the last word.
         gone = [key for key in moved if key not in stay]
         rewritten = points.read(all_of(among(gone)), here, len(gone), ()) if gone else []
         recent = points.written_since(list(moved), began - _UNDER_WAY * TICKS)
         points.unite([*{*(plain_id(one.id) for one in rewritten), *recent}])
+        return [key for key in after if key in before and key not in kept]
+
+    def _whole(
+        self, points: ShardedPoints, condition: models.Filter, limit: int
+    ) -> dict[Id, models.Record]:
+        found = points.read(condition, [self._shard_key], limit, payload=True, vectors=True)
+        return {plain_id(one.id): one for one in found}
 
     def displace(self, record: LayoutRecord, ids: Sequence[Id]) -> None:
         """Move these points into the overflow's shard key."""
@@ -191,6 +206,10 @@ class ShardedStore(ServerStore):
             if twins:
                 self._points.unite(twins)
             yield found
+
+
+def _same(one: models.Record, other: models.Record | None) -> bool:
+    return other is not None and (one.payload, one.vector) == (other.payload, other.vector)
 
 
 def _stamped(key: str, stamp: int) -> models.Condition:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amips_plugins.adapters.qdrant.cell_shards import CellShards
@@ -11,7 +11,7 @@ from amips_plugins.adapters.qdrant.generations import GENERATION_KEY, generation
 from amips_plugins.adapters.qdrant.points import as_ids, payloads, refuse_other_vectors
 from amips_plugins.adapters.qdrant.search import all_of, among
 from amips_plugins.adapters.qdrant.searched_points import SearchedPoints
-from amips_plugins.adapters.qdrant.sharded_points import ShardedPoints
+from amips_plugins.adapters.qdrant.sharded_points import ShardedPoints, stamp_now
 from amips_plugins.adapters.qdrant.sharded_store import ShardedStore
 from amips_plugins.collection import Id
 from amips_plugins.errors import InvalidInput, require
@@ -117,18 +117,40 @@ class WrittenPoints(SearchedPoints):
             self._found.limits.seconds(_PATIENCE),
         )
 
-    def tidy_shards(self, ids: Sequence[Id], stamp: int) -> None:
-        """Delete what is older than a write of these ids in the overflow's shard key."""
+    def stamp_for(self, ids: Sequence[Id]) -> int:
+        """Return a stamp for a write of these ids, newer than all that they have."""
+        shards, stamp = self._found.shards, stamp_now()
+        if shards is not None:
+            with translated_errors(self._server):
+                for some in self._few(ids):
+                    stamp = max(stamp, self._sharded(shards).stamp(some))
+        return stamp
+
+    def tidy_shards(self, ids: Sequence[Id], stamp: int, *, check: bool = False) -> None:
+        """Delete what is older than a write of these ids in the overflow's shard key.
+
+        With ``check`` only of those that it has written.
+        """
         shards = self._found.shards
         if shards is not None:
             with translated_errors(self._server, "write to"):
-                self._sharded(shards).tidy(as_ids(ids), stamp)
+                for some in self._few(ids):
+                    points = self._sharded(shards)
+                    written = points.written_since(some, stamp) if check else some
+                    if written:
+                        points.tidy(written, stamp)
 
     def displace(self, ids: Sequence[Id]) -> None:
         """Take these points out of the shard keys of their cells."""
         shards, store = self._found.shards, self._store
         if shards is not None and isinstance(store, ShardedStore):
-            store.displace_all(shards.record, as_ids(ids))
+            for some in self._few(ids):
+                store.displace_all(shards.record, some)
+
+    def _few(self, ids: Sequence[Id]) -> Iterator[list[Id]]:
+        """Return checked ids in portions that a server takes in one condition."""
+        keys, size = as_ids(ids), self._found.limits.points(_UPSERT_BATCH)
+        return (keys[start : start + size] for start in range(0, len(keys), size))
 
     def _refuse_all_shards(self) -> None:
         custom = self._found.custom_shards and self._found.shards is None
@@ -147,9 +169,8 @@ class WrittenPoints(SearchedPoints):
             source.delete(ids)
         if keys and self._found.shards is not None:
             with translated_errors(self._server, "write to"):
-                size = self._found.limits.points(_UPSERT_BATCH)
-                for start in range(0, len(keys), size):
-                    self._sharded(self._found.shards).delete(keys[start : start + size])
+                for some in self._few(keys):
+                    self._sharded(self._found.shards).delete(some)
         elif keys:
             with translated_errors(self._server, "write to"):
                 self._client.delete(

@@ -22,7 +22,7 @@ __all__ = ["After", "Change", "ClientProxy", "Method", "Show", "changing", "read
 
 Change = Callable[[Any, Call, dict[str, Any]], Effects["dict[str, Any] | None"]]
 """Makes other arguments for a call of a client, by their names; None to leave them."""
-After = Callable[[dict[str, Any]], Effects[None]]
+After = Callable[[Call, dict[str, Any]], Effects[None]]
 Show = Callable[[Any], Any]
 """Returns an answer without what is ours."""
 Method = Callable[[Any, type, str], Callable[..., Any]]
@@ -136,7 +136,7 @@ def changing(routed: RoutedCollection, change: Change, after: After | None = Non
             response = yield plain if changed is None else plain.instead(changed)
             try:
                 if named is not None and after is not None:
-                    yield from after(named)
+                    yield from after(plain, named)
             except Exception as exc:  # noqa: BLE001 - it has been written, as the client does it
                 routed.note(exc)
             return response

@@ -39,7 +39,7 @@ def writes(routed: RoutedCollection) -> dict[str, Method]:
         in_field = found is not None and not _in_partitions(found[1])
         return {**given, "data": _rows(given["data"], {CELL_FIELD: OVERFLOW} if in_field else {})}
 
-    def place(given: dict[str, Any]) -> Effects[None]:
+    def place(_: Call, given: dict[str, Any]) -> Effects[None]:
         """Have the router write the rows too: an upsert leaves copies in the cells' partitions."""
         found = yield from laid_out(given["collection_name"])
         if found is None or not _in_partitions(found[1]) or given.get("partial_update"):

@@ -21,6 +21,7 @@ from amips_plugins.proxies.qdrant_shards import (
     Beside,
     InShards,
     ShardedWrite,
+    conditional,
     everywhere,
     in_shards,
 )
@@ -35,7 +36,8 @@ else:
 __all__ = ["writes"]
 
 _NoCell = Mapping[str, int]
-_WRITE = " amips"  # among a call's arguments: what is left to do after it
+_WRITE = " amips"  # among a call's arguments: what is left to do after it,
+_AGAIN = " amips again"  # and the arguments to call it with once more
 
 
 def writes(routed: RoutedCollection) -> dict[str, Method]:
@@ -63,7 +65,8 @@ def writes(routed: RoutedCollection) -> dict[str, Method]:
     def points(client: Any, plain: Call, given: dict[str, Any]) -> Effects[dict[str, Any]]:
         found = yield from sharded(client, plain, given)
         if found is not None:
-            write = given[_WRITE] = ShardedWrite(found)
+            write = given[_WRITE] = ShardedWrite(found, conditional(given))
+            yield InThread(lambda: write.look(given["points"]))
             written = _points(write.noting(given["points"]), write.beside)
             return {**_asked(given), "points": written, "shard_key_selector": write.selector}
         empty, _field = yield from no_cell(client, plain, given["collection_name"])
@@ -73,7 +76,7 @@ def writes(routed: RoutedCollection) -> dict[str, Method]:
         found = yield from sharded(client, plain, given)
         payload = given.get("payload")
         if found is not None:
-            write = given[_WRITE] = ShardedWrite(found)
+            write = given[_WRITE] = ShardedWrite(found, conditional(given))
             ids = given.get("ids")
             bare: Iterator[dict[str, Any]] = ({} for _ in itertools.count())
             return {
@@ -110,18 +113,26 @@ def writes(routed: RoutedCollection) -> dict[str, Method]:
     def payload(client: Any, plain: Call, given: dict[str, Any]) -> Effects[dict[str, Any]]:
         found = yield from sharded(client, plain, given)
         changed = {**given, "payload": of_others(given["payload"])}
-        return changed if found is None else everywhere(changed, found.shards)
+        if found is not None:
+            given[_AGAIN] = changed = everywhere(changed, found.shards)
+        return changed
 
     def everything(
         client: Any, plain: Call, given: dict[str, Any]
     ) -> Effects[dict[str, Any] | None]:
         found = yield from sharded(client, plain, given)
-        return None if found is None else everywhere(given, found.shards)
+        if found is None:
+            return None
+        changed = everywhere(given, found.shards)
+        given[_AGAIN] = changed
+        return changed
 
-    def after(given: dict[str, Any]) -> Effects[None]:
-        write = given.get(_WRITE)
+    def after(plain: Call, given: dict[str, Any]) -> Effects[None]:
+        write, again = given.get(_WRITE), given.get(_AGAIN)
         if write is not None:
             yield InThread(write.finish)
+        if again is not None:
+            yield plain.instead(again)
 
     def operations(client: Any, plain: Call, given: dict[str, Any]) -> Effects[dict[str, Any]]:
         found = yield from sharded(client, plain, given)
@@ -130,6 +141,9 @@ def writes(routed: RoutedCollection) -> dict[str, Method]:
             displaced = write.displaced(given["update_operations"])
             if displaced:
                 yield InThread(lambda: found.collection.displace(displaced))
+            upserted = write.upserted(given["update_operations"])
+            if upserted:
+                yield InThread(lambda: write.newer_than(upserted))
             told = [write.told(_operation(one, write.beside)) for one in given["update_operations"]]
             return {**_asked(given), "update_operations": told}
         empty, _field = yield from no_cell(client, plain, given["collection_name"])

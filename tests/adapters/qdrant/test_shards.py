@@ -366,6 +366,58 @@ def test_two_who_write_one_key_leave_one_point(
     assert places(client) | {700: []} == {row: [CELLS[row % 4]] for row in range(COUNT)} | {700: []}
 
 
+@pytest.mark.parametrize("number", range(4, 14))
+@pytest.mark.parametrize("moves", ["backfill", "displace"])
+def test_what_changes_while_it_moves_is_not_lost(
+    client: ClusterClient, number: int, moves: str
+) -> None:
+    """A change of payload that is told to every shard key, twice, whatever a move is at."""
+    live = opened(client).layouts.build(spec())
+    if moves == "backfill":
+        live.upsert([0], KEYS[:1])  # into the overflow
+    every: Any = [*CELLS, OVERFLOW]
+
+    def change() -> None:
+        one = models.Filter(must=[models.HasIdCondition(has_id=[0])])
+        for _ in range(2):
+            client.set_payload("docs__g2", {"new": 1}, one, shard_key_selector=every)
+
+    watched = opened(Interrupting(client, number, change))
+    _ = watched.info
+    if moves == "displace":
+        watched.displace([0])
+        assert places(client)[0] == [OVERFLOW]
+    else:
+        watched.layouts.backfill(by_row)
+        assert len(places(client)[0]) == 1
+    live.layouts.backfill(by_row)
+    assert places(client)[0] == [CELLS[0]]
+    if watched._client.left < 0:
+        (found,) = client.retrieve("docs__g2", [0])
+        assert (found.payload or {})["new"] == 1
+
+
+def test_a_new_layout_takes_the_last_write_of_an_id_in_two_shards(client: ClusterClient) -> None:
+    """Somebody has written to the overflow, and not deleted what is in the cells."""
+    live = opened(client).layouts.build(spec())
+    points = [models.PointStruct(id=row, vector=[8.0] * KEYS.shape[1]) for row in range(8)]
+    client.upsert("docs__g2", points, shard_key_selector=OVERFLOW)
+    second = live.layouts.build(spec(layout="b2"))
+    found = client.retrieve("docs__g3", list(range(8)), with_vectors=True)
+    assert all(one.vector == [8.0] * KEYS.shape[1] for one in found)
+    assert second.count() == COUNT
+
+
+def test_two_whose_clocks_are_behind_take_two_stamps(client: ClusterClient) -> None:
+    live = opened(client).layouts.build(spec())
+    ahead = models.Filter(must=[models.HasIdCondition(has_id=[2])])
+    later = stamp_now() + 100 * TICKS
+    client.set_payload("docs__g2", {"amips_stamp_a1": later}, ahead, shard_key_selector=CELLS[2])
+    found = {live.stamp_for([2]) for _ in range(20)}
+    assert min(found) > later
+    assert len(found) > 10
+
+
 def test_counts_and_deletes_speak_of_keys(client: ClusterClient) -> None:
     def twice(ids: Any, _: Any) -> Any:
         own = np.array([one % 4 for one in ids])

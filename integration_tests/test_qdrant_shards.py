@@ -24,7 +24,6 @@ from qdrant_client.http.exceptions import ApiException, ResponseHandlingExceptio
 from amips_plugins import LearnedRouter, route
 from amips_plugins.adapters.qdrant import copied_layouts
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
-from amips_plugins.adapters.qdrant.sharded_points import TICKS
 from amips_plugins.cell_layout import LayoutSpec
 from amips_plugins.collection import Collection, Id, SearchRequest
 from amips_plugins.errors import AmipsError
@@ -61,7 +60,6 @@ BUILDER = """
 import sys
 from pathlib import Path
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
-from amips_plugins.adapters.qdrant.sharded_points import TICKS
 from integration_tests.test_qdrant_shards import shard_spec
 
 print(flush=True)
@@ -337,84 +335,3 @@ def test_the_server_dies_at_any_moment(
     QdrantCollection(client, alias).layouts.backfill(by_sign, verify=True)
     check_shards(client, alias, expected)
     assert live.count() == len(expected)
-
-
-# --- what a routed client does to points in cells ------------------------------------------------
-
-ONES = [1.0] * DIM
-NOBODY = models.Filter(must=[models.FieldCondition(key="row", match=models.MatchValue(value=-5))])
-ROW_1 = models.Filter(must=[models.FieldCondition(key="row", match=models.MatchValue(value=1))])
-
-
-def ways(client: Any, name: str, how: str, one: int, **condition: Any) -> None:
-    """Write a point on a condition."""
-    point = models.PointStruct(id=one, vector=ONES, payload={"new": 1})
-    if how == "upsert":
-        client.upsert(name, [point], **condition)
-    elif how == "upload_points":
-        client.upload_points(name, iter([point]), wait=True, **condition)
-    elif how == "upload_collection":
-        client.upload_collection(
-            name, [ONES], payload=[{"new": 1}], ids=[one], wait=True, **condition
-        )
-    else:
-        asked = models.PointsList(points=[point], **condition)
-        client.batch_update_points(name, [models.UpsertOperation(upsert=asked)])
-
-
-@pytest.fixture(scope="module")
-def celled(node: QdrantProcess) -> Iterator[tuple[QdrantClient, str]]:
-    client = node.address.client()
-    alias = aliased(client)
-    QdrantCollection(client, alias).layouts.build(shard_spec())
-    yield client, alias
-    client.close()
-
-
-@pytest.mark.parametrize("how", ["upsert", "upload_points", "upload_collection", "batch"])
-@pytest.mark.parametrize(
-    ("condition", "one", "written"),
-    [
-        ({"update_mode": models.UpdateMode.UPDATE_ONLY}, 1, True),
-        ({"update_mode": models.UpdateMode.UPDATE_ONLY}, 90_000, None),
-        ({"update_mode": models.UpdateMode.INSERT_ONLY}, 1, False),
-        ({"update_mode": models.UpdateMode.INSERT_ONLY}, 90_000, True),
-        ({"update_filter": ROW_1}, 1, True),
-        ({"update_filter": NOBODY}, 1, False),
-    ],
-)
-def test_a_write_on_a_condition_goes_by_the_point_that_is_there(
-    celled: tuple[QdrantClient, str], how: str, condition: Any, one: int, written: bool | None
-) -> None:
-    client, alias = celled
-    live = QdrantCollection(client, alias)
-    first = keys(KEYS)[[1]]
-    live.delete([90_000])
-    live.upsert([1], first, [{"row": 1}], by_sign([1], first))
-    routed = route(client, LearnedRouter(live, hook=EveryCell(), refresh=None))
-    ways(routed, alias, how, one, **condition)
-    found = [
-        record
-        for key in client.list_shard_keys(alias).shard_keys or ()
-        for record in client.retrieve(alias, [one], shard_key_selector=key.key)
-    ]
-    assert [(record.payload or {}).get("new") for record in found] == (
-        [] if written is None else [1 if written else None]
-    )
-
-
-def test_a_routed_write_is_the_last_whatever_the_clock_of_the_one_before(
-    celled: tuple[QdrantClient, str],
-) -> None:
-    client, alias = celled
-    live, ones = QdrantCollection(client, alias), np.ones((1, DIM), dtype=np.float32)
-    live.upsert([2], ones, None, by_sign([2], ones))
-    stamp = int((time.time() + 100) * TICKS)
-    for key in client.list_shard_keys(alias).shard_keys or ():
-        where = models.Filter(must=[models.HasIdCondition(has_id=[2])])
-        payload = {f"amips_stamp_{LAYOUT}": stamp}
-        client.set_payload(alias, payload, where, shard_key_selector=key.key)
-    routed = route(client, LearnedRouter(live, hook=EveryCell(), refresh=None))
-    routed.upsert(alias, [models.PointStruct(id=2, vector=ONES, payload={"new": 1})])
-    (found,) = client.retrieve(alias, [2])
-    assert (found.payload or {})["new"] == 1

@@ -56,6 +56,14 @@ def peers(client: QdrantClient) -> list[int] | None:
     return sorted(int(one) for one in named) if named else None
 
 
+def _answering(client: QdrantClient, nodes: list[int]) -> list[int]:
+    """Return those of the nodes that take messages."""
+    found: Any = client.cluster_status()
+    failing = {uri.rstrip("/") for uri in getattr(found, "message_send_failures", None) or ()}
+    uris = {int(one): getattr(peer, "uri", "") for one, peer in found.peers.items()}
+    return [one for one in nodes if uris.get(one, "").rstrip("/") not in failing]
+
+
 def no_shards(client: QdrantClient) -> str | None:
     """Say why a copy can have no shard keys, or None."""
     if peers(client) is None:
@@ -111,6 +119,9 @@ def create_shard_keys(client: QdrantClient, name: str, record: LayoutRecord) -> 
     for number, key in enumerate((*record.shard_keys, record.overflow_shard)):
         if key in there:
             continue
+        answering = _answering(client, nodes) if nodes else []
+        if len(answering) >= replicas:  # the server would wait a minute for one that is away
+            nodes = answering
         chosen = [nodes[(number + one) % len(nodes)] for one in range(min(replicas, len(nodes)))]
         _create(client, name, key, chosen or None)
 

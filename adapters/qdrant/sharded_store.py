@@ -74,11 +74,26 @@ class ShardedStore(ServerStore):
         return part
 
     def mend(self) -> bool:
-        """Make shard keys again that somebody has dropped; tell whether there were any."""
-        missing = self._shards.missing
+        """Make shard keys again that somebody has dropped; tell whether there were any.
+
+        Also the indexes that writes take where strict mode was set later.
+        """
+        record, missing = self._shards.record, self._shards.missing
         if missing:
-            create_shard_keys(self._client, self._name, self._shards.record)
+            create_shard_keys(self._client, self._name, record)
+        for key in filter(None, (record.stamp_key, record.copies_key)):
+            if self._lacks_index(key):
+                self._index_integers(key)
         return bool(missing)
+
+    def _index_integers(self, key: str) -> None:
+        kind = models.PayloadSchemaType.INTEGER
+        self._ask(
+            lambda: self._client.create_payload_index(
+                self._name, key, kind, wait=True, timeout=self._patience
+            ),
+            "write to",
+        )
 
     def overflow(self, record: LayoutRecord) -> int:
         """Count the points without a cell, and those that are in no cell's shard key."""

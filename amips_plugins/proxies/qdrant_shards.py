@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from amips_plugins.adapters.qdrant.cell_shards import CellShards, ShardKey
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.adapters.qdrant.sharded_points import stamp_now
-from amips_plugins.errors import InvalidInput, require
+from amips_plugins.errors import require
 from amips_plugins.routing.router import LearnedRouter
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class ShardedWrite:
 
     def newer_than(self, ids: Sequence[Any]) -> None:
         """Take a stamp that is newer than these ids have, whatever the clock of their writer."""
-        with suppress(InvalidInput):  # the client says what is wrong with an id
+        with suppress(Exception):  # what is wrong the client's own call says
             self.stamp = self.found.collection.stamp_for(ids)
 
     def noting(self, points: Any) -> Any:

@@ -8,6 +8,7 @@ name no shard key are refused. Of one node in cluster mode.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -46,6 +47,8 @@ class ClusterClient(_Client):  # type: ignore[misc] # its methods take what test
         self.local = QdrantClient(":memory:")
         self._client = self.local._client
         self.nodes = nodes
+        self.away: set[int] = set()
+        """Nodes that take no messages."""
         self.placed: dict[tuple[str, Any], list[int] | None] = {}
         self.created: dict[str, dict[str, Any]] = {}
         self.asked: list[Any] = []
@@ -114,9 +117,14 @@ class ClusterClient(_Client):  # type: ignore[misc] # its methods take what test
         if not self.nodes:
             return models.ClusterStatusOneOf(status="disabled")
 
+        @dataclass
+        class Peer:
+            uri: str
+
         class Status:
             status = "enabled"
-            peers = {str(one): None for one in self.nodes}  # noqa: RUF012
+            peers = {str(one): Peer(f"http://{one}/") for one in self.nodes}  # noqa: RUF012
+            message_send_failures = {f"http://{one}/": None for one in self.away}  # noqa: RUF012
 
         return Status()
 

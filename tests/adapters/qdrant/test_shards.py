@@ -135,6 +135,12 @@ def test_neighbouring_cells_are_on_different_nodes(client: ClusterClient) -> Non
     assert nodes == [[11], [12], [13], [11]]
 
 
+def test_no_cell_is_put_on_a_node_that_is_away(client: ClusterClient) -> None:
+    client.away = {12}
+    opened(client).layouts.build(spec())
+    assert [client.placed["docs__g2", key] for key in CELLS] == [[11], [13], [11], [13]]
+
+
 def test_a_plan_says_what_becomes_of_other_writers(client: ClusterClient) -> None:
     found = opened(client).layouts.plan(spec())
     assert "4 shard keys" in found.steps[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,12 @@ class QdrantTuning:
 
     def builds(self) -> Sequence[Build]:
         """List the other codes."""
-        return code_builds(self._collection.info.dim, kind_of(self._present()), applies=True)
+        found, vector = self._vector()
+        builds = code_builds(self._collection.info.dim, kind_of(self._present()), applies=True)
+        if vector.quantization_config is not None or found.config.quantization_config is None:
+            return builds
+        # Codes of the whole collection cannot be put off for one of its vectors.
+        return [replace(one, applies=one.applies and bool(one.options)) for one in builds]
 
     def free_bytes(self, work: Path) -> int | None:  # noqa: ARG002 - it is the server's disk
         """Return None: a server does not say."""
@@ -153,4 +159,6 @@ def _config(build: Build) -> Any:
         return models.BinaryQuantization(binary=models.BinaryQuantizationConfig(**options))
     if kind == "turbo":
         return models.TurboQuantization(turbo=models.TurboQuantQuantizationConfig(**options))
+    if kind == "product":
+        return models.ProductQuantization(product=models.ProductQuantizationConfig(**options))
     return None

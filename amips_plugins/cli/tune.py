@@ -94,7 +94,7 @@ def command(
     from amips_plugins.bundle.registry import Registry
     from amips_plugins.collection import collection_key
     from amips_plugins.errors import InvalidInput
-    from amips_plugins.tune.apply import apply_choice, settled
+    from amips_plugins.tune.apply import apply_choice, check_unpinned, settled
     from amips_plugins.tune.run import MAX_K, TuneOptions, measure
 
     if not 0.0 < recall < 1.0:
@@ -107,6 +107,8 @@ def command(
     store, applied = Registry(registry), None
     with connect(uri) as collection:
         info = collection.info
+        if not dry_run:
+            check_unpinned(store, collection_key(info))
         rows = queries.read(collection_key(info), info.metric, info.dim)
         for note in tuning_of(collection).notes if budget_minutes else ():
             click.echo(note, err=True)

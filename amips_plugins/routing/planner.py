@@ -36,6 +36,10 @@ _HINTS = {
     "target: not promised": "the bundle promises less; train with more queries, or for less recall",
     "target: k not calibrated": "name n_probes, or train with a larger --k",
 }
+_TUNED_HINTS = {
+    "target: not promised": "as far as was measured; tune with more queries, or for less recall",
+    "target: k not calibrated": "as far as was measured; amips tune calibrates smaller k",
+}
 _A_QUERY_MORE = 1e-3  # seconds: a hundred times what any of our models takes
 _MODELS_SHARE = 0.25  # of the caller's time
 
@@ -83,7 +87,7 @@ def plan_search(
     if reason is not None:
         return NATIVE, serving.note(fallbacks, reason, _HINTS.get(reason))
     if plan.mode == "tuned" and plan.reason is not None:  # the widest search, yet no promise
-        return plan, serving.note(fallbacks, plan.reason, _HINTS.get(plan.reason))
+        return plan, serving.note(fallbacks, plan.reason, _TUNED_HINTS.get(plan.reason))
     if plan.exact and not (yield InThread(partial(getattr, serving.collection, "exhaustive"))):
         return plan, serving.note(fallbacks, NOT_EXHAUSTIVE)
     most = serving.collection.max_candidates

@@ -11,7 +11,7 @@ import msgspec
 from amips_plugins.bundle.manifest import Manifest
 from amips_plugins.bundle.registry import Registry
 from amips_plugins.collection import Collection, CollectionKey, collection_key
-from amips_plugins.errors import BundleNotFound
+from amips_plugins.errors import BundleNotFound, InvalidInput
 from amips_plugins.evaluation import Measurement, evaluate
 from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.models.calibration import Calibration
@@ -24,7 +24,7 @@ from amips_plugins.tune.rows import NATIVE_ROW, choose
 from amips_plugins.tune.run import MAX_K, Measured
 from amips_plugins.tuning import Build
 
-__all__ = ["Applied", "apply_choice", "replaced_router", "settled"]
+__all__ = ["Applied", "apply_choice", "check_unpinned", "replaced_router", "settled"]
 
 
 class Applied(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,9 +64,18 @@ def settled(measured: Measured, *, rebuild: bool) -> Measured:
     if rebuild or result.choice.answer != "rebuild":
         return measured
     able = [msgspec.structs.replace(row, applies=False) for row in result.rows]
-    choice = choose(able, result.recall, result.k)
+    choice = choose(able, result.recall, result.k, agreed=False)
     changed = msgspec.structs.replace(result, choice=choice)
     return replace(measured, result=changed)
+
+
+def check_unpinned(registry: Registry, key: CollectionKey) -> None:
+    """Raise ``InvalidInput`` where nothing that is published would serve."""
+    if registry.pinned(key):
+        raise InvalidInput(
+            f"Version {registry.current(key)} of {key} is pinned, and what is published now would "
+            f"not serve; run amips registry unpin first, or pass --dry-run."
+        )
 
 
 def apply_choice(
@@ -88,6 +97,7 @@ def apply_choice(
     rebuilt, served = None, collection
     back: list[str] = []
     key = collection_key(collection.info)
+    check_unpinned(registry, key)
     earlier = registry.current(key)
     if build is not before:
         # First, so that no search finds codes without having their candidates rescored.

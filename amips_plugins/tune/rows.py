@@ -134,7 +134,7 @@ def dropped(name: str, why: str) -> Row:
     return Row(search=name, dropped=why)
 
 
-def choose(rows: Sequence[Row], recall: float, k: int) -> Choice:
+def choose(rows: Sequence[Row], recall: float, k: int, *, agreed: bool = True) -> Choice:
     """Choose the cheapest way that holds the target, and the simplest of those about as cheap."""
     by_name = {row.search: row for row in rows}
     found, native = by_name[FOUND], by_name[NATIVE_ROW]
@@ -152,9 +152,11 @@ def choose(rows: Sequence[Row], recall: float, k: int) -> Choice:
     more = ""
     if chosen is not native and not chosen.applies:
         able = [row for row in holding if row is native or row.applies]
-        more = (
-            f" {chosen.search} would cost {_times(chosen)} of what a search costs now, and is not "
-            f"built here: build it in a copy, and move the alias."
+        more = f" {chosen.search} would cost {_times(chosen)} of what a search costs now, and "
+        more += (
+            "is not built here: build it in a copy, and move the alias."
+            if agreed
+            else "was not agreed to."
         )
         if not able:
             return Choice(answer="leave", search=FOUND, text=f"Nothing is set.{more}")

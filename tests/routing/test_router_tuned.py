@@ -91,7 +91,9 @@ def test_parameters_of_the_callers_own_stand_unless_a_recall_is_asked_for(
     assert router.search(query, params={"exact": True}).trace.mode == "native"
 
 
-def test_what_is_not_promised_gets_the_widest_search(collection: Collection, folder: Path) -> None:
+def test_what_is_not_promised_gets_the_widest_search(
+    collection: Collection, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     router, query = routed(collection, folder), graph.queries(3, 1)[0]
     for asked in ({"k": 10, "recall": 0.9999}, {"k": 101, "recall": 0.9}):
         hits = router.search(query, **asked)  # type: ignore[call-overload]
@@ -100,6 +102,8 @@ def test_what_is_not_promised_gets_the_widest_search(collection: Collection, fol
         assert hits.trace.fallback.startswith("target: ")
         (exact,) = collection.exact(SearchRequest(query[None], asked["k"]))  # type: ignore[arg-type]
         assert recall_at_k(hits, exact, 10, larger_is_better=True) == 1.0
+    assert len(caplog.messages) == 2
+    assert all("as far as was measured" in said for said in caplog.messages)
 
 
 def test_there_are_no_cells_to_count_or_to_lay_out(collection: Collection, folder: Path) -> None:

@@ -68,6 +68,10 @@ def test_it_says_what_cannot_be_promised_what_misses_and_what_is_not_built_here(
     other = choose([IS, row(NATIVE_ROW, 0.8), row("IVF", 0.4, applies=False)], 0.95, 10).text
     assert "IVF would cost 0.40" in other
     assert "move the alias" in other
+    rows = [IS, row(NATIVE_ROW, 0.8), row("IVF", 0.4, applies=False)]
+    declined = choose(rows, 0.95, 10, agreed=False).text
+    assert "was not agreed to" in declined
+    assert "move the alias" not in declined
 
 
 def test_costs_are_ratios_taken_side_by_side_times_the_cost_of_the_base() -> None:

@@ -346,6 +346,23 @@ def test_a_router_is_not_replaced_unasked(
     assert run(asked) == 0  # parameters take the place of parameters
 
 
+@pytest.mark.usefixtures("few")
+def test_what_would_not_serve_is_not_measured(
+    collection: Collection, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry, options = Registry(home / "registry"), replace(OPTIONS, seconds=0.0)
+    kept = measure(collection, graph.queries(1, 200), options, home / "tune")
+    done = apply_choice(collection, kept, registry, home / "tune")
+    registry.pin(collection_key(collection.info), done.version)
+    with pytest.raises(InvalidInput, match="is pinned"):
+        apply_choice(collection, kept, registry, home / "tune")
+    collection.close()
+    where = ["--registry", str(home / "registry"), "-o", str(home / "other")]
+    assert run(["tune", uri(home), *where]) == 1
+    assert "amips registry unpin" in capsys.readouterr().err
+    assert not (home / "other").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [

@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
-from amips_plugins.adapters.qdrant.code_builds import build_of, code_builds, kind_of
+from amips_plugins.adapters.qdrant.code_builds import (
+    build_of,
+    code_builds,
+    kind_of,
+    present_build,
+)
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.adapters.qdrant.tuning import QdrantTuning, _config
 from amips_plugins.adapters.tuning import tuning_of
@@ -153,6 +158,27 @@ def test_the_way_back_is_the_call_that_takes_it(collection: QdrantCollection) ->
     spelled = codes.partition("quantization_config=")[2].rpartition(")}")[0]
     made = eval(spelled, {"models": models, **vars(models)})  # noqa: S307 - our own words
     assert isinstance(made, models.ScalarQuantization)
+    product = {"product": {"compression": "x16", "always_ram": True}}
+    codes = tuning.way_back(present_build(product, DIM, applies=True))
+    spelled = codes.partition("quantization_config=")[2].rpartition(")}")[0]
+    made = eval(spelled, {"models": models, **vars(models)})  # noqa: S307 - our own words
+    assert made.model_dump(mode="json", exclude_none=True) == product
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_codes_of_the_whole_collection_are_not_said_to_be_put_off_for_one_vector(
+    collection: QdrantCollection, monkeypatch: pytest.MonkeyPatch, *, everywhere: bool
+) -> None:
+    found = collection.client.get_collection("docs")
+    codes = _config(build_of("int8 codes", DIM, applies=True))
+    vectors = found.config.params.vectors
+    assert isinstance(vectors, models.VectorParams)
+    owner = found.config if everywhere else vectors
+    owner.quantization_config = codes
+    monkeypatch.setattr(collection.client, "get_collection", lambda _: found)
+    by_name = {build.name: build for build in QdrantTuning(collection).builds()}
+    assert by_name["vectors"].applies != everywhere
+    assert by_name["4-bit codes"].applies
 
 
 def test_the_server_is_told_of_the_codes(

@@ -13,6 +13,7 @@ _RATE_LIMITED = 8  # ErrorCode.RATE_LIMIT
 _DENIED = 9  # ErrorCode.FORCE_DENY: a quota is used up
 _RATE_LIMITED_BEFORE_2_3 = 49  # common_pb2.RateLimit
 _WRONG = (1100, 1101, 1102, "INVALID_ARGUMENT")  # a parameter is invalid, missing or too large
+_LITE = 6  # IllegalArgument, in both of its systems; a server's own 6 is another
 _OUTAGES = {"DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED"}
 _NO_ANSWER = {"ConnectError", "ConnectionNotExistException", "MilvusUnavailableException"}
 _GAVE_UP = ("Retry timeout", "Retry run out of", "server unavailable", "Fail connecting")
@@ -45,7 +46,9 @@ def failure_of(exc: BaseException) -> Failure:
 def failure_of_search(exc: BaseException) -> Failure:
     """Say the same of a search's error, which may be one of its own parameters."""
     found = failure_of(exc)
-    wrong = _code(exc) in _WRONG or type(exc).__name__ == "ParamError"
+    code = _code(exc)
+    lite = code == getattr(exc, "compatible_code", None) == _LITE and " at column " in str(exc)
+    wrong = code in _WRONG or lite or type(exc).__name__ == "ParamError"
     return Failure.REQUEST if wrong and found is Failure.OTHER else found
 
 

@@ -80,4 +80,4 @@ def part_key(key: Id) -> tuple[str, Id]:
         name, own = json.loads(str(key))
     except (ValueError, TypeError):
         return "", key
-    return name, own
+    return (name, own) if isinstance(name, str) else ("", key)

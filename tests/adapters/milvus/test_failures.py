@@ -52,6 +52,8 @@ class Refused(Exception):
         (milvus(100, "can't find collection"), Failure.OTHER),
         (milvus(200, "partition not found"), Failure.OTHER),
         (milvus(1100, "cannot parse expression: a timeout >"), Failure.REQUEST),
+        (milvus(6, "unexpected token '>' at column 4", compatible_code=6), Failure.REQUEST),
+        (milvus(6, "cross cluster routing"), Failure.OTHER),
         (exceptions.ParamError(message="search_data value is illegal"), Failure.REQUEST),
         (Refused(grpc.StatusCode.INVALID_ARGUMENT), Failure.REQUEST),
         (ValueError("Retry timeout"), Failure.OTHER),

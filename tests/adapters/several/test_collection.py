@@ -13,7 +13,14 @@ import pytest
 
 from amips_plugins import MemoryCollection, SeveralCollections
 from amips_plugins.adapters.several.fan_out import SourceRests
-from amips_plugins.collection import AsyncCollection, Collection, Failure, Incomplete, SearchRequest
+from amips_plugins.collection import (
+    AsyncCollection,
+    Collection,
+    Failure,
+    Id,
+    Incomplete,
+    SearchRequest,
+)
 from amips_plugins.errors import InvalidInput
 from amips_plugins.partitions import Partitions
 from amips_plugins.plan import QueryPlan
@@ -324,3 +331,21 @@ def test_names_do_not_depend_on_the_others() -> None:
     qdrant = data.on_qdrant(vectors(3), "docs", Metric.COSINE)
     several = SeveralCollections([MemoryCollection(vectors(3), name="news"), qdrant])
     assert list(several.members) == ["memory/news", "qdrant/docs"]
+
+
+def test_an_expression_that_milvus_cannot_read_is_the_callers_own(tmp_path: Path) -> None:
+    """It is raised, and no collection is left out of later searches for it."""
+    on_milvus = data.on_milvus(tmp_path, vectors(10), "m", Metric.COSINE)
+    several = SeveralCollections({"m": on_milvus, "b": MemoryCollection(vectors(4))})
+    for wrong in ("id >> !! 2", "(id > 2"):
+        with pytest.raises(Exception, match="at column"):
+            several.search(SearchRequest(QUERIES, 3, filter={"m": wrong}))
+    assert several.left_out == {}
+    assert len(several.search(SearchRequest(QUERIES, 14))[0]) == 14
+
+
+def test_what_is_no_key_of_several_collections_is_not_there() -> None:
+    several = SeveralCollections({"a": MemoryCollection(vectors(4))})
+    odd: list[Id] = [5, "x", '["a"]', '["a", 1, 2]', "[1, 2]", "[[1], 2]", '{"a": 1}', '["b", 1]']
+    batch = several.fetch([*odd, '["a", 1]'])
+    assert batch.ids == ['["a", 1]']

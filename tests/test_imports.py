@@ -136,6 +136,7 @@ def test_tuning_takes_nothing_that_training_needs() -> None:
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_missing_extra_is_named(blocked: str, code: str, extra: str) -> None:
     done = run(
         f"import sys; sys.modules[{blocked!r}] = None\nfrom amips_plugins import connect\n{code}"
@@ -148,6 +149,7 @@ def test_a_missing_extra_is_named(blocked: str, code: str, extra: str) -> None:
 
 
 @pytest.mark.parametrize("blocked", ["torch", "faiss", "safetensors", "onnx"])
+@pytest.mark.slow
 def test_training_names_the_extra_it_needs(blocked: str) -> None:
     done = run(
         "import sys; sys.modules[sys.argv[1]] = None\nimport amips_plugins.export.train", blocked

@@ -59,6 +59,7 @@ def test_an_idle_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_abandonable(lambda: 2).result(20) == 2
 
 
+@pytest.mark.slow
 def test_an_idle_thread_keeps_nothing() -> None:
     array = np.zeros(3)
     gone = weakref.ref(array)

@@ -12,6 +12,8 @@ import pytest
 from tests.faults.test_runtime_faults import heavy
 from tests.support.bundles import replace_model, write_bundle
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 SCRIPT = """

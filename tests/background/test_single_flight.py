@@ -78,6 +78,7 @@ def test_never_two_at_a_time() -> None:
     assert job.begun > 1
 
 
+@pytest.mark.slow
 def test_soon_is_once_a_second_and_not_without_a_time() -> None:
     job = Job()
     refresher, never = PeriodicJob(job, 60.0), PeriodicJob(job, None)

@@ -363,6 +363,7 @@ def history(root: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("second", ["publish", "pin", "roll_back"])
+@pytest.mark.slow
 def test_a_writer_waits_for_another_that_has_read_the_pointer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str
 ) -> None:

@@ -203,6 +203,7 @@ def test_progress_is_plain_lines_without_a_terminal(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == "copy: 10 of 10 keys, 0 s (well)\n"
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_pay_is_published_only_on_request(tmp_path: Path) -> None:
     write_bundle(tmp_path / "run", choice="native", reason="Use the native search: it is cheaper.")
     _, err = amips(tmp_path, "publish", "run", fails=1)

@@ -136,6 +136,7 @@ def test_json_is_all_there_is_and_its_keys_are_documented(home: Path, amips: Ami
     assert seen == set(keys) - {"demo", "layout URI --dry-run", "tune"}
 
 
+@pytest.mark.slow
 def test_a_removal_is_never_assumed(home: Path, amips: Amips) -> None:
     amips("snapshot", uri(home), "-o", "snap")
     amips("train", "snap", "--queries", "queries.npy", "-o", "run", *TRAIN)

@@ -41,6 +41,7 @@ class Counting:
             yield places, vectors
 
 
+@pytest.mark.slow
 def test_similar_sentences_are_nearer_than_different_ones(embedder: Embedder) -> None:
     json, dump, tree, oak = embedder.embed(
         [
@@ -151,6 +152,7 @@ def test_missing_weights_name_the_command_that_brings_them(monkeypatch: pytest.M
     assert str(caught.value).rpartition(" ")[2] == pinned[-1]
 
 
+@pytest.mark.slow
 def test_the_packaged_model_needs_no_torch_and_no_network() -> None:
     code = (
         "import socket, sys\n"

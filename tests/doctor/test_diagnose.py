@@ -171,6 +171,7 @@ def test_the_same_twice() -> None:
     assert first == second
 
 
+@pytest.mark.slow
 def test_without_queries_it_cannot_say() -> None:
     with pytest.warns(UserWarning, match="No query log"):
         found = diagnose(MemoryCollection(keys()), n_cells=16)
@@ -210,6 +211,7 @@ class Endless(MemoryCollection):
             yield batch
 
 
+@pytest.mark.slow
 def test_a_sample_is_even_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnosing, "_BATCH", 100)
     monkeypatch.setattr(diagnosing, "_MOST_READ", 1_000)
@@ -365,6 +367,7 @@ def test_the_text_is_for_people(home: Path) -> None:
     assert out.rstrip().splitlines()[-1].startswith("Cannot say: ")
 
 
+@pytest.mark.slow
 def test_qdrants_local_mode_is_left_as_it_is(home: Path) -> None:
     before = content(home / "qdrant")
     uri = f"qdrant://{home}/qdrant?collection=docs"
@@ -481,6 +484,7 @@ def test_a_shard_that_nobody_has_optimised(tmp_path: Path, threshold: int, said:
     assert verdict.text.startswith(said)
 
 
+@pytest.mark.slow
 def test_qdrant_edge(tmp_path: Path) -> None:
     edge = pytest.importorskip("qdrant_edge")
     from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection

@@ -66,6 +66,7 @@ def test_verdicts(found: PartitionDiagnosis) -> None:
         assert (said.answer, text in said.text) == (answer, True)
 
 
+@pytest.mark.slow
 def test_a_sample_is_drawn_with_its_values() -> None:
     trial = diagnosis(sample=700).trial
     assert trial is not None

@@ -20,6 +20,7 @@ from tests.support.training_tasks import CELLS, make_task, short
 
 
 @pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.slow
 def test_augmentation_only_ever_sees_training_queries(
     metric: Metric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

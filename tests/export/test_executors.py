@@ -71,6 +71,7 @@ def test_memory_decides_how_many_work(threads: int) -> None:
 
 
 @pytest.mark.parametrize("model", ["supportnet", "keynet"])
+@pytest.mark.slow
 def test_as_many_threads_as_there_are_give_the_same_bits(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

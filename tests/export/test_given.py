@@ -37,6 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return given_data.short_run(tmp_path_factory.mktemp("given"))
 
 
+@pytest.mark.slow
 def test_a_bundle_holds_values_and_no_layout(run: Run) -> None:
     bundle = bundle_in(run.path)
     check_loads(bundle)

@@ -169,6 +169,7 @@ def test_centroids_have_learned_from_no_query(tmp_path: Path) -> None:
     assert len(made.learned.found) == len(task.train.queries) + len(task.calibrate.queries)
 
 
+@pytest.mark.slow
 def test_queries_count_as_often_as_they_were_asked(tmp_path: Path) -> None:
     """Queries that are hard for the router are asked nine times: less can be promised."""
     distinct = narrow_queries(300, DIM)
@@ -194,6 +195,7 @@ def test_promises_go_to_a_hundred_keys(tmp_path: Path) -> None:
     assert (calibration.guaranteed <= calibration.recall + 1e-6).all()
 
 
+@pytest.mark.slow
 def test_equal_keys_cost_the_learned_search_no_more_than_the_native_one(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     keys = np.repeat(KEYS[:100], 5, axis=0)[rng.permutation(500)]
@@ -202,6 +204,7 @@ def test_equal_keys_cost_the_learned_search_no_more_than_the_native_one(tmp_path
         assert made.learned.cost(K, recall) <= made.native.cost(K, recall) * 1.05
 
 
+@pytest.mark.slow
 def test_a_shift_that_changes_no_distance_changes_no_cost(tmp_path: Path) -> None:
     queries, costs, hits = narrow_queries(600, DIM), [], []
     for shift in (0.0, 1024.0):

@@ -22,6 +22,8 @@ from amips_plugins.vectors import normalise
 from benchmarks.stages import descendants
 from tests.support.training_data import clustered_keys, narrow_queries
 
+pytestmark = pytest.mark.slow
+
 QUERIES = narrow_queries(300, 16)
 OPTIONS = TrainOptions(model="linear", n_cells=8, epochs=1, k=5, recall=0.9, spill=0.2)
 RAY = "ray is not installed: pip install 'amips-plugins[scale]'"

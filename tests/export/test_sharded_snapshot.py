@@ -189,6 +189,7 @@ def test_values_and_odd_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("metric", [Metric.COSINE, Metric.L2])
+@pytest.mark.slow
 def test_a_training_reads_shards_as_it_reads_one_file(
     metric: Metric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

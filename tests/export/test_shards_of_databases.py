@@ -77,6 +77,7 @@ def qdrant() -> Callable[[list[Id]], Collection]:
 
 @pytest.mark.parametrize("kind", IDS)
 @pytest.mark.parametrize("database", ["milvus", "qdrant"])
+@pytest.mark.slow
 def test_ranges_hold_every_key_once(
     database: str,
     kind: str,

@@ -115,6 +115,7 @@ def opened(run: Run) -> Bundle:
 
 
 @pytest.mark.parametrize(("model", "metric"), TRAININGS)
+@pytest.mark.slow
 def test_a_bundle_holds_what_it_says(
     model: Model, metric: Metric, run_of: Callable[..., Run], snapshot_of: Callable[..., Snapshot]
 ) -> None:
@@ -280,6 +281,7 @@ def test_a_learned_router_is_chosen_where_it_helps(tmp_path: Path) -> None:
     assert f"{manifest.served_cost:.1%}" in manifest.reason
 
 
+@pytest.mark.slow
 def test_native_is_chosen_where_nothing_can_be_learned(tmp_path: Path) -> None:
     """Two far clusters, and each query wants one of them: centroids already know which."""
     sides = np.where(np.arange(600) % 2, 1.0, -1.0).astype(np.float32)[:, None]
@@ -331,6 +333,7 @@ def test_the_promised_cost_has_to_beat_the_native_search(
     assert (cost is None) == ("cannot be promised" in why)
 
 
+@pytest.mark.slow
 def test_no_log_says_so_loudly(snapshot_of: Callable[..., Snapshot], tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="only as good as that guess"):
         run = train(snapshot_of(n=400), None, tmp_path, options(guesses=400, n_cells=8))
@@ -404,6 +407,7 @@ def test_bad_input_is_one_clear_error(
     refused(error, match, snapshot_of(n=400), queries, tmp_path / "run", asked)
 
 
+@pytest.mark.slow
 def test_a_refused_call_leaves_the_folder_to_the_next(
     snapshot_of: Callable[..., Snapshot], tmp_path: Path
 ) -> None:
@@ -497,6 +501,7 @@ def test_few_queries_for_many_cells_warn(
     assert 1 < run.manifest.n_cells < 60
 
 
+@pytest.mark.slow
 def test_cells_that_come_out_empty_warn(tmp_path: Path) -> None:
     keys = np.repeat(gaussian(4, DIM), 100, axis=0)
     snapshot = take_snapshot(MemoryCollection(keys), tmp_path / "snap")
@@ -556,6 +561,7 @@ def test_a_training_interrupted_anywhere_ends_with_the_same_bytes(
         shutil.rmtree(out)
 
 
+@pytest.mark.slow
 def test_an_epoch_in_the_middle_is_where_training_goes_on(
     snapshot_of: Callable[..., Snapshot], tmp_path: Path
 ) -> None:
@@ -578,6 +584,7 @@ def test_an_epoch_in_the_middle_is_where_training_goes_on(
     assert (run.bundle / "model.onnx").read_bytes() == (straight.bundle / "model.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_interrupted_write_of_the_bundle_leaves_none(
     snapshot_of: Callable[..., Snapshot], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -601,6 +608,7 @@ def test_an_interrupted_write_of_the_bundle_leaves_none(
     assert not (tmp_path / "bundle.tmp").exists()
 
 
+@pytest.mark.slow
 def test_a_run_holds_no_pickle(run_of: Callable[..., Run]) -> None:
     path = run_of("auto").path
     assert json.loads((path / "options.json").read_text())["options"]["model"] == "auto"
@@ -613,6 +621,7 @@ def test_a_run_holds_no_pickle(run_of: Callable[..., Run]) -> None:
             assert tensors.keys()
 
 
+@pytest.mark.slow
 def test_training_warns_of_nothing_when_all_is_well(
     snapshot_of: Callable[..., Snapshot], tmp_path: Path
 ) -> None:
@@ -621,6 +630,7 @@ def test_training_warns_of_nothing_when_all_is_well(
         train(snapshot_of(n=400), QUERIES, tmp_path, options(n_cells=6, epochs=1))
 
 
+@pytest.mark.slow
 def test_two_trainings_cannot_have_one_folder(
     snapshot_of: Callable[..., Snapshot], tmp_path: Path
 ) -> None:
@@ -645,6 +655,7 @@ def test_two_trainings_cannot_have_one_folder(
     assert "Another training is at work" in second[0]
 
 
+@pytest.mark.slow
 def test_damaged_leftovers_are_told_or_made_again(
     snapshot_of: Callable[..., Snapshot], tmp_path: Path
 ) -> None:
@@ -662,6 +673,7 @@ def test_damaged_leftovers_are_told_or_made_again(
     refused(InvalidInput, r"options\.json is damaged", snapshot, QUERIES, out, asked)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_no_lost_work(
     snapshot_of: Callable[..., Snapshot], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,6 +135,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     yield from request.param(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_collection_made_again_with_another_dimension(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -156,6 +157,7 @@ def test_a_collection_made_again_with_another_dimension(
 
 
 @pytest.mark.parametrize("database", [milvus], indirect=True)
+@pytest.mark.slow
 def test_a_partition_dropped_on_milvus_lite(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -280,6 +280,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.slow
 def test_a_router_in_every_process_of_a_pool(tmp_path: Path, method: str) -> None:
     write_bundle(tmp_path / "v1")
     np.save(tmp_path / "keys.npy", vectors())

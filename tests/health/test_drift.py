@@ -46,6 +46,7 @@ def test_p_values_by_counting_every_order(sizes: tuple[int, int]) -> None:
     st.floats(0.0, 3.0),
     st.integers(0, 2**32 - 1),
 )
+@pytest.mark.slow
 def test_p_values_of_scipy(n: int, m: int, shift: float, seed: int) -> None:
     stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(seed)

@@ -96,6 +96,7 @@ def test_cells_that_went_bad_are_noticed_and_their_mending_too(
     assert fields["amips_recall"] < 0.95
 
 
+@pytest.mark.slow
 def test_harder_queries_are_widened_and_stay_so() -> None:
     watch = everything()
     driver = Driver(collection(), router(), watch, reference=reference())
@@ -111,6 +112,7 @@ def test_harder_queries_are_widened_and_stay_so() -> None:
     assert health.drift.found
 
 
+@pytest.mark.slow
 def test_a_shift_that_costs_no_recall_costs_nothing() -> None:
     watch = everything()
     driver = Driver(collection(), router(), watch, reference=reference())
@@ -122,6 +124,7 @@ def test_a_shift_that_costs_no_recall_costs_nothing() -> None:
     assert (health.state, health.reasons) == ("healthy", ())
 
 
+@pytest.mark.slow
 def test_the_recall_asked_for_is_the_target() -> None:
     watch = everything()
     driver = Driver(collection(), router(), watch)
@@ -144,6 +147,7 @@ def coarse() -> RouteHook:
     return replace(hook, calibration=calibration)
 
 
+@pytest.mark.slow
 def test_widening_may_come_to_every_key() -> None:
     target, over = Target(K, recall=0.99), collection()
     (query,) = queries(19, 1)
@@ -159,6 +163,7 @@ def test_widening_may_come_to_every_key() -> None:
     driver.run(queries(22, 1500), "healthy", target)
 
 
+@pytest.mark.slow
 def test_a_keynet_is_as_good_as_the_native_search_or_gone() -> None:
     watch = everything()
     Driver(collection(), keynet(), watch).run(queries(16, 300))
@@ -184,6 +189,7 @@ class Approximate(MemoryCollection):
         return super().search(request)
 
 
+@pytest.mark.slow
 def test_a_native_search_that_finds_less_does_not_take_over() -> None:
     over = Approximate(collection())
     scramble(over, 0.4)
@@ -345,6 +351,7 @@ def test_the_coin() -> None:
     assert not any(watch.chosen(64) for _ in range(1000))
 
 
+@pytest.mark.slow
 def test_both_purposes_get_their_share() -> None:
     over = Slow(collection())
     over.go_on.set()
@@ -357,6 +364,7 @@ def test_both_purposes_get_their_share() -> None:
     assert watch.health.drift.n == 500
 
 
+@pytest.mark.slow
 def test_repeated_queries_are_no_drift() -> None:
     """Popular questions, and one that is asked all the time, are of the population trained on."""
     known, rng = queries(30, 900), np.random.default_rng(30)
@@ -500,6 +508,7 @@ def test_a_fork_amid_an_examination_leaves_a_child_that_works() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.slow
 def test_forks_while_evidence_is_weighed() -> None:
     watch = everything()
     driver = Driver(collection(), router(), watch)

@@ -128,6 +128,7 @@ def test_a_sample_stays_as_small_as_asked(tmp_path: Path) -> None:
     counts=st.lists(st.integers(1, 3000), min_size=1, max_size=5),
     seed=st.integers(0, 2**32 - 1),
 )
+@pytest.mark.slow
 def test_the_bound_in_bytes_holds(dim: int, max_bytes: int, counts: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as name:

@@ -178,6 +178,7 @@ ARGUMENTS: list[dict[str, Any]] = [
 @pytest.mark.parametrize(
     ("storage", "metric"), [("partitions", "COSINE"), ("field", "L2"), ("partitions", "IP")]
 )
+@pytest.mark.slow
 def test_results_are_the_clients_own(
     built: Callable[..., Database], storage: str, metric: str, hook: str, arguments: dict[str, Any]
 ) -> None:
@@ -319,6 +320,7 @@ def test_a_recall_of_one_asks_the_client_for_its_widest_search(database: Databas
 
 
 @pytest.mark.parametrize("storage", ["partitions", "field"])
+@pytest.mark.slow
 def test_too_few_hits_are_made_up_for(built: Callable[..., Database], storage: str) -> None:
     database = built(storage)
     router = database.router(OneCell(database.layout, 8))
@@ -331,6 +333,7 @@ def test_too_few_hits_are_made_up_for(built: Callable[..., Database], storage: s
     assert router.fallbacks == {"cells: fewer than k hits": 1}
 
 
+@pytest.mark.slow
 def test_a_dropped_partition_is_made_up_for(tmp_path: Path) -> None:
     database = Database(tmp_path, tmp_path / "own.db", "sync", "partitions", "COSINE")
     router = database.router(database.every_cell())
@@ -378,6 +381,7 @@ def test_a_fault_of_ours_leaves_the_callers_call(
     assert router.fallbacks == {"proxy: ZeroDivisionError": 1}
 
 
+@pytest.mark.slow
 def test_the_recall_of_unseen_queries(database: Database) -> None:
     router = database.router()
     hit = []

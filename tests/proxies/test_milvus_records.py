@@ -21,6 +21,8 @@ from amips_plugins.vectors import FloatArray
 from tests.proxies.test_milvus import QUERY, Database, Watched, WatchedAsync
 from tests.support.proxy_data import COUNT, Rewrite, keys
 
+pytestmark = pytest.mark.slow
+
 Ask = Callable[[Any, str], Any]
 
 

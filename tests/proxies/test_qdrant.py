@@ -514,6 +514,7 @@ def test_the_target_is_the_bundles_or_the_one_given(database: Database) -> None:
     assert 40 <= found[0.5] < found[None]
 
 
+@pytest.mark.slow
 def test_the_recall_of_unseen_queries(database: Database) -> None:
     client = database.routed()
     hit = []

@@ -84,6 +84,7 @@ def data(run: Run) -> ReportData:
     return replace(found, timings=live)
 
 
+@pytest.mark.slow
 def test_a_training_keeps_its_curves(run: Run) -> None:
     curves = read_curves(run.path / CURVES)
     assert curves is not None
@@ -109,6 +110,7 @@ def test_a_training_keeps_its_curves(run: Run) -> None:
     assert again == curves
 
 
+@pytest.mark.slow
 def test_every_chart_is_drawn(data: ReportData) -> None:
     charts = all_charts(data)
     assert [chart.name for chart in charts] == ALL
@@ -125,6 +127,7 @@ def test_every_chart_is_drawn(data: ReportData) -> None:
     assert [to_svg(chart) for chart in all_charts(data)] == pages  # the same every time
 
 
+@pytest.mark.slow
 def test_the_page_stands_by_itself(data: ReportData) -> None:
     text = render(data)
     page = Page(text)
@@ -150,6 +153,7 @@ def test_the_page_stands_by_itself(data: ReportData) -> None:
     assert len(text) < 1_500_000
 
 
+@pytest.mark.slow
 def test_names_are_no_markup(data: ReportData) -> None:
     text = render(data)
     assert NAME not in text
@@ -236,6 +240,7 @@ def test_there_has_to_be_a_bundle(tmp_path: Path) -> None:
         read_report(tmp_path)
 
 
+@pytest.mark.slow
 def test_live_searches(data: ReportData) -> None:
     live = data.timings
     assert isinstance(live, Timings)
@@ -278,6 +283,7 @@ def test_a_keynet_has_no_cells(data: ReportData) -> None:
     assert "Nothing learned beats nearest centroids" in render(bare)
 
 
+@pytest.mark.slow
 def test_pictures(data: ReportData, tmp_path: Path) -> None:
     paths = write_pngs(data, tmp_path / "png")
     assert [path.stem for path in paths] == ALL
@@ -290,6 +296,7 @@ def test_pictures(data: ReportData, tmp_path: Path) -> None:
         assert len(png) < 200_000
 
 
+@pytest.mark.slow
 def test_the_command(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -329,6 +329,7 @@ def on_lite(path: str, before: Any, use: Callable[[Watched], Any]) -> Any:
     return asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_calls_for_different_cells_are_under_way_together(lite: Any) -> None:
     path, collection = lite
     watched: list[Watched] = []
@@ -394,6 +395,7 @@ def test_a_cancelled_search_cancels_its_calls(lite: Any) -> None:
     on_lite(path, hang, use)
 
 
+@pytest.mark.slow
 def test_a_lost_partition_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
     pytest.importorskip("milvus_lite")
     path = str(tmp_path / "docs.db")

@@ -229,7 +229,7 @@ def test_all_cells_are_the_native_search(router: LearnedRouter, n_probes: int) -
 
 
 def knowing(condition: Any) -> HealthMonitor:
-    return HealthMonitor(filters=[] if condition is None else [condition])
+    return HealthMonitor(share=0.0, filters=[] if condition is None else [condition])
 
 
 @pytest.mark.parametrize("metric", Metric)

@@ -83,7 +83,7 @@ def test_only_the_short_rows_of_a_batch_are_searched_again(folder: Path) -> None
     cells = np.tile([[0], [1]], (len(QUERIES) // 2, 1))
     plan = QueryPlan(cells=cells, layout=spy.layout())
     keep = only(*many, few[0])
-    known = HealthMonitor(filters=[keep])
+    known = HealthMonitor(share=0.0, filters=[keep])
     router = LearnedRouter(spy, hook=Hook(lambda _: plan), watch=known)
     found = router.search(QUERIES, k=2, filter=keep, params={"ef": 3}, explain=True)
     (first, routed), (second, natively) = spy.asked

@@ -83,6 +83,7 @@ def found(router: LearnedRouter, queries: FloatArray, mode: str, version: str) -
     return [hits[0].id for hits in answers]
 
 
+@pytest.mark.slow
 def test_the_life_of_a_routers_cells(opened: tuple[Collection, Write], tmp_path: Path) -> None:
     collection, write = opened
     key = collection_key(collection.info)

@@ -40,6 +40,7 @@ def registry(run: Run, tmp_path: Path) -> Published:
     return made
 
 
+@pytest.mark.slow
 def test_it_searches_the_partitions_that_hold_the_answer(registry: Published) -> None:
     collection = given_data.collection()
     router = LearnedRouter(collection, registry=registry, refresh=None)

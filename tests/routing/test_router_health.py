@@ -55,6 +55,7 @@ def ask(
     raise AssertionError(f"after {len(queries)} searches it is {router.health}")
 
 
+@pytest.mark.slow
 def test_a_router_whose_cells_go_bad_hands_over_and_comes_back() -> None:
     states: list[str] = []
     watch = eager(on_change=lambda health: states.append(health.state))

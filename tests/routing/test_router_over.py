@@ -51,6 +51,7 @@ def unreliable() -> dict[str, Unreliable]:
     }
 
 
+@pytest.mark.slow
 def test_it_asks_the_collections_that_hold_the_answer(registry: Published) -> None:
     members = several_data.collections()
     router = LearnedRouter.over(members, registry=registry, refresh=None)

@@ -351,6 +351,7 @@ def test_no_second_search_after_the_deadline(published: Published) -> None:
 # All at once
 
 
+@pytest.mark.slow
 def test_searches_during_switches_never_fail_and_never_mix(published: Published) -> None:
     world = World(generation(1, published.first))
     published.publish_second()

@@ -61,6 +61,7 @@ def mean_recall(collection: Collection, router: LearnedRouter, k: int, recall: f
 
 
 @pytest.mark.parametrize(("k", "recall"), [(1, 0.9), (10, 0.8), (10, 0.97), (100, 0.95)])
+@pytest.mark.slow
 def test_a_target_is_reached_on_other_queries_and_not_by_much(
     collection: Collection, folder: Path, k: int, recall: float
 ) -> None:
@@ -130,6 +131,7 @@ def eager(**more: object) -> HealthMonitor:
     return HealthMonitor(share=1.0, at_most_every=0.0, at_most_busy=1.0, **more)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_where_recall_falls_it_searches_further_and_says_so(
     collection: Collection, tmp_path: Path
 ) -> None:

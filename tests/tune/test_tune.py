@@ -106,6 +106,7 @@ def test_every_code_is_measured_beside_the_collection_which_stays_as_it_was(
 
 
 @pytest.mark.usefixtures("few")
+@pytest.mark.slow
 def test_what_was_chosen_holds_on_other_queries(collection: Collection, home: Path) -> None:
     measured = measure(collection, graph.queries(1, 800), OPTIONS, home / "tune")
     kept = settled(measured, rebuild=False)
@@ -186,6 +187,7 @@ def test_after_an_interrupt_nothing_is_left_and_what_is_done_is_not_done_again(
     assert "build int8 codes" in third.titles  # another question
 
 
+@pytest.mark.slow
 def test_what_the_database_refuses_and_what_there_is_no_time_for_is_dropped_and_said(
     collection: Collection, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +207,7 @@ def test_what_the_database_refuses_and_what_there_is_no_time_for_is_dropped_and_
 
 
 @pytest.mark.usefixtures("few")
+@pytest.mark.slow
 def test_a_sample_is_compared_with_a_copy_of_the_same_size(
     collection: Collection, home: Path
 ) -> None:
@@ -217,6 +220,7 @@ def test_a_sample_is_compared_with_a_copy_of_the_same_size(
 
 
 @pytest.mark.usefixtures("few")
+@pytest.mark.slow
 def test_slow_searches_calibrate_fewer_queries_and_the_same_ones_again(
     collection: Collection, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +274,7 @@ def test_a_refusal_is_not_remembered(
 
 
 @pytest.mark.usefixtures("few")
+@pytest.mark.slow
 def test_few_queries_promise_less_and_the_best_is_named(collection: Collection, home: Path) -> None:
     options = TuneOptions(recall=0.99)
     found = measure(collection, graph.queries(1, 60), options, home / "tune").result
@@ -300,6 +305,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 @pytest.mark.usefixtures("few")
+@pytest.mark.slow
 def test_the_command_from_the_collection_to_a_router(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

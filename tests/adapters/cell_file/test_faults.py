@@ -234,6 +234,7 @@ def test_a_store_that_fails_midway_is_asked_again(path: Path) -> None:
     assert ids(collection) == right
 
 
+@pytest.mark.slow
 def test_a_store_that_goes_on_failing_is_said_to_in_time(path: Path) -> None:
     collection = stored(path)
     for before, says in ((failing(10**9), "reset by peer"), (slow(5.0), "no answer")):

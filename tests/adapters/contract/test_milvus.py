@@ -16,6 +16,8 @@ from amips_plugins.vectors import FloatArray, Metric
 from tests.adapters.contract.collection_contract import COUNT, DIM, CollectionContract, vectors
 from tests.support.event_loop import LoopThread
 
+pytestmark = pytest.mark.slow
+
 pymilvus = pytest.importorskip("pymilvus")
 
 

@@ -86,6 +86,7 @@ class TestQdrantEdgeNamedVector(TestQdrantEdge):
     vector = "text"
 
 
+@pytest.mark.slow
 class TestQdrantEdgeOfManySegments(TestQdrantEdge):
     """Everything is indexed and moved about as soon as it can be."""
 

@@ -28,6 +28,8 @@ from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import Metric
 from tests.support.milvus_collection import COUNT, DIM, make, search, spec, vectors
 
+pytestmark = pytest.mark.slow
+
 pymilvus = pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
 

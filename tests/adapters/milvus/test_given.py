@@ -79,6 +79,7 @@ def test_they_are_read_one_after_the_other(client: Any) -> None:
         assert after.ids == batches[place + 1].ids
 
 
+@pytest.mark.slow
 def test_what_comes_or_goes_while_it_serves_is_found_or_gone(client: Any) -> None:
     seen = MilvusCollection(client, "docs").partitioned(NORTH_SOUTH)
     assert found_by(seen, [0]) == rows_of(0, 1, 3)

@@ -19,6 +19,8 @@ from tests.support.milvus_collection import COUNT, make, pymilvus, search, spec,
 from tests.support.milvus_crashing import Killed, Watched, contents
 from tests.support.progress_recorder import Recorder
 
+pytestmark = pytest.mark.slow
+
 
 def aliased(client: Any) -> MilvusCollection:
     make(client)

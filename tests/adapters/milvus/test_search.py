@@ -42,6 +42,7 @@ def plan_of(kind: str, count: int, seed: int) -> QueryPlan:
     offset=st.integers(0, 12),
     seed=st.integers(0, 50),
 )
+@pytest.mark.slow
 def test_a_page_is_what_follows_the_first(
     client: Any, kind: str, count: int, k: int, offset: int, seed: int
 ) -> None:
@@ -127,6 +128,7 @@ def test_the_clients_own_error_for_a_field_comes_through(client: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["rewritten", "rewritten in cells"])
+@pytest.mark.slow
 def test_a_server_scores_candidates_by_a_second_search(
     client: Any, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -166,6 +168,7 @@ def test_a_server_scores_candidates_by_a_second_search(
         ({"offset": 30}, 5, 35),
     ],
 )
+@pytest.mark.slow
 def test_graphs_in_cells_are_searched_as_far_as_the_plan_says(
     client: Any, monkeypatch: pytest.MonkeyPatch, params: dict[str, Any] | None, k: int, ef: int
 ) -> None:

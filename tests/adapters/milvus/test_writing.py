@@ -18,6 +18,8 @@ from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import QueryPlan
 from tests.support.milvus_collection import COUNT, make, pymilvus, search, spec, vectors
 
+pytestmark = pytest.mark.slow
+
 BAD: list[Callable[[dict[str, Any]], dict[str, Any]]] = [
     lambda row: {name: value for name, value in row.items() if name != "extra"},  # left out
     lambda row: {**row, "title": "x" * 100},  # too long

@@ -349,6 +349,7 @@ def test_the_engine_knows_whether_every_point_has_a_cell(tmp_path: Path, seed: i
     shard.close()
 
 
+@pytest.mark.slow
 def test_a_key_that_wanders_is_always_found(opened: QdrantEdgeCollection) -> None:
     built, stop = opened.layouts.build(SPEC), threading.Event()
     key = vectors(40)[1:2]

@@ -81,6 +81,7 @@ def expected(k: int, names: tuple[str, ...] = NAMES) -> list[list[tuple[str, int
     return [[(NAMES[row // EACH], int(row % EACH)) for row in one] for one in ids]
 
 
+@pytest.mark.slow
 def test_they_answer_as_one_collection_of_all_keys(members: dict[str, Collection]) -> None:
     several = SeveralCollections(members)
     assert isinstance(several, AsyncCollection)
@@ -97,6 +98,7 @@ def test_they_answer_as_one_collection_of_all_keys(members: dict[str, Collection
     assert several.exhaustive == all(one.exhaustive for one in members.values())
 
 
+@pytest.mark.slow
 def test_a_plan_searches_the_collections_that_it_names(members: dict[str, Collection]) -> None:
     several = SeveralCollections(members)
     seen = several.partitioned(Partitions(None, NAMES))
@@ -111,6 +113,7 @@ def test_a_plan_searches_the_collections_that_it_names(members: dict[str, Collec
         several.search(SearchRequest(QUERIES, 5), plan)
 
 
+@pytest.mark.slow
 def test_what_a_router_does_not_know_is_always_searched(members: dict[str, Collection]) -> None:
     seen = SeveralCollections(members).partitioned(Partitions(None, ("c", "gone")))
     assert seen.overflow() == 3 * EACH
@@ -120,6 +123,7 @@ def test_what_a_router_does_not_know_is_always_searched(members: dict[str, Colle
     assert [found(hits) for hits in answers] == expected(5, ("a", "b", "d"))
 
 
+@pytest.mark.slow
 def test_reading_tells_keys_of_one_id_apart(members: dict[str, Collection]) -> None:
     seen = SeveralCollections(members).partitioned(Partitions(None))
     batches = list(seen.scan(16))

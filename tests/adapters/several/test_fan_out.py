@@ -66,6 +66,7 @@ def test_all_are_asked_and_so_many_at_once(ask: Ask) -> None:
     assert all(29.0 < left <= 30.0 for left in found.values())
 
 
+@pytest.mark.slow
 def test_who_is_late_or_fails_is_named_and_the_others_answer(
     ask: Ask, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -90,6 +91,7 @@ def test_who_is_late_or_fails_is_named_and_the_others_answer(
     assert "'s2' is left out" in caplog.text
 
 
+@pytest.mark.slow
 def test_who_was_not_asked_in_time_is_late_but_not_to_blame(ask: Ask) -> None:
     release = threading.Event()
     fan_out = FanOut("all", NAMES, 1)
@@ -102,6 +104,7 @@ def test_who_was_not_asked_in_time_is_late_but_not_to_blame(ask: Ask) -> None:
     assert ask(fan_out, {"s1": lambda _: 1}, 10.0) == ({"s1": 1}, {})
 
 
+@pytest.mark.slow
 def test_who_fails_time_and_again_is_left_alone_for_a_while(
     ask: Ask, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -22,10 +22,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 
+from amips_plugins.adapters.several.members import part_key
 from amips_plugins.collection import Collection, Id, KeyBatch
 from amips_plugins.errors import require
 from amips_plugins.export.disk import says_when_full
@@ -183,6 +185,7 @@ class _Reading:
     scan: Callable[[Id | None], Iterator[KeyBatch]]
     told: Callable[[int], None]
     stop: threading.Event
+    order: Callable[[Id], Any]
 
     def read(self, entry: ShardEntry) -> None:
         """Read a range to its end, file by file."""
@@ -191,7 +194,7 @@ class _Reading:
             for batch in self.scan(entry.after):
                 if self.stop.is_set():
                     return
-                here = _up_to(batch, entry.until)
+                here = _up_to(batch, entry.until, self.order)
                 if len(here.ids) and writer.add(here):
                     rest = msgspec.structs.replace(entry, after=batch.cursor)
                     done = writer.end(msgspec.structs.replace(entry, until=batch.cursor))
@@ -218,7 +221,11 @@ def _read_all(
             step.advance(count)
 
     reading = _Reading(
-        manifest, lambda after: collection.scan(batch_size, after), told, threading.Event()
+        manifest,
+        lambda after: collection.scan(batch_size, after),
+        told,
+        threading.Event(),
+        _order_together if collection.info.database == "several" else _order,
     )
     with ThreadPoolExecutor(readers) as pool:
         running = [pool.submit(reading.read, entry) for entry in manifest.unread()]
@@ -229,17 +236,23 @@ def _read_all(
             reading.stop.set()  # done, or one of them has failed: so do the others
 
 
-def _up_to(batch: KeyBatch, until: Id | None) -> KeyBatch:
+def _up_to(batch: KeyBatch, until: Id | None, order: Callable[[Id], Any]) -> KeyBatch:
     """Return the keys of a batch that belong to a range with this end."""
-    if until is None or not len(batch.ids) or _order(batch.ids[-1]) <= _order(until):
+    if until is None or not len(batch.ids) or order(batch.ids[-1]) <= order(until):
         return batch
-    count = sum(_order(key) <= _order(until) for key in batch.ids)
+    count = sum(order(key) <= order(until) for key in batch.ids)
     values = None if batch.values is None else batch.values[:count]
     return KeyBatch(batch.ids[:count], batch.vectors[:count], batch.cursor, values)
 
 
 def _order(key: Id) -> tuple[bool, Id]:
     return isinstance(key, str), key  # databases that hold both have numbers first
+
+
+def _order_together(key: Id) -> tuple[str, tuple[bool, Id]]:
+    """Say where several collections, which are read one after the other, have a key."""
+    name, own = part_key(key)
+    return name, _order(own)
 
 
 def id_bounds(collection: Collection, count: int) -> list[Id]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from amips_plugins.adapters.memory import MemoryCollection
+from amips_plugins.adapters.several.collection import SeveralCollections
 from amips_plugins.collection import Cursor, Id, KeyBatch
 from amips_plugins.errors import DatabaseUnreachable, SnapshotError
 from amips_plugins.export import parquet_keys
@@ -213,3 +214,18 @@ def test_memory_is_that_of_row_groups(tmp_path: Path) -> None:
         assert sizes[:-1] == [5] * (len(sizes) - 1)
         assert sizes[-1] <= 5
     assert list(itertools.islice(taken.ids(), 2)) == [0, 1]
+
+
+def test_a_lost_shard_of_several_collections_is_read_again_to_its_end(tmp_path: Path) -> None:
+    """Their keys are texts, which do not stand in the order of the numbers in them."""
+    parts = {name: MemoryCollection(gaussian(130, DIM)) for name in "ab"}
+    several = SeveralCollections(parts).partitioned(Partitions(None, tuple(parts)))
+    before = take_sharded_snapshot(several, tmp_path / "s", 3, batch_size=7)
+    shards = before.manifest.shards or []
+    assert len(shards) > 9
+    ids, vectors = read(before)
+    for shard in shards[6:9]:
+        (tmp_path / "s" / shard.file).unlink()
+        again = take_sharded_snapshot(several, tmp_path / "s", 3, batch_size=7)
+        assert read(again)[0] == ids
+        np.testing.assert_array_equal(read(again)[1], vectors)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from amips_plugins.collection import Collection, Hit, KeyBatch, SearchRequest
+from amips_plugins.collection import Collection, Failure, Hit, KeyBatch, SearchRequest
 from amips_plugins.evaluation import nearest_ids
 from amips_plugins.models.tuned import EffortParameter
 from amips_plugins.plan import QueryPlan
@@ -21,6 +21,7 @@ __all__ = ["Trial", "effort_curve", "exact_truth", "scanned_truth", "try_both"]
 _BATCH = 32  # queries a call, where only what is found matters
 _WARM = 5  # queries whose time is not taken
 _SPIKE = 3.0
+_LIMITED = (Failure.REQUEST, Failure.SIZE)  # what asking for too much is
 _TURN = 10  # queries that each way searches before it is another's turn
 
 
@@ -83,16 +84,23 @@ def effort_curve(
 
     Rising, since an index may remember what wider searches have found.
     """
-    larger, tried = collection.info.metric.larger_is_better, []
+    larger = collection.info.metric.larger_is_better
+    tried: list[npt.NDArray[np.int16]] = []
     with progress(f"try {parameter.name}", len(efforts) * len(queries), 0, "searches") as step:
         for effort in efforts:
             limit = min(effort, truth.depth) if parameter.holds_hits else truth.depth
             plan = QueryPlan(params=parameter.params(effort, limit))
             found: list[list[Hit]] = []
-            for low in range(0, len(queries), _BATCH):
-                some = queries[low : low + _BATCH]
-                found += collection.search(SearchRequest(some, limit), plan)
-                step.advance(len(some), f"{parameter.name} {effort}")
+            try:
+                for low in range(0, len(queries), _BATCH):
+                    some = queries[low : low + _BATCH]
+                    found += collection.search(SearchRequest(some, limit), plan)
+                    step.advance(len(some), f"{parameter.name} {effort}")
+            except Exception as exc:
+                # As far as the database allows, which may limit the parameter.
+                if not tried or collection.failure(exc) not in _LIMITED:
+                    raise
+                break
             tried.append(smallest_k(truth, found, larger_is_better=larger))
             done = EffortCurve(np.array(efforts[: len(tried)], dtype=np.int64), np.stack(tried))
             if not go_on(done):

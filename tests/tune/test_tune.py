@@ -19,11 +19,15 @@ from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
 from amips_plugins.adapters.qdrant_edge.tuning import EdgeTuning
 from amips_plugins.cli import main
-from amips_plugins.collection import Collection, SearchRequest, collection_key
+from amips_plugins.collection import Collection, Failure, SearchRequest, collection_key
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.health.recall import recall_at_k
+from amips_plugins.models.tuned import EffortParameter
+from amips_plugins.plan import NATIVE, QueryPlan
 from amips_plugins.tune.apply import apply_choice, settled
+from amips_plugins.tune.measuring import effort_curve, exact_truth
+from amips_plugins.tune.recalls import EffortCurve
 from amips_plugins.tune.rows import FOUND, NATIVE_ROW, Choice
 from amips_plugins.tune.run import Measured, TuneOptions, measure
 from amips_plugins.tuning import GRAPH_EFFORTS, Build, Knob
@@ -240,6 +244,28 @@ def test_more_queries_in_the_same_folder_are_more_queries(
     few = measure(collection, graph.queries(1, 60), OPTIONS, home / "tune").result
     more = measure(collection, graph.queries(1, 400), OPTIONS, home / "tune").result
     assert (few.calibrated, more.calibrated) == (30, 200)
+
+
+def test_a_limit_of_the_database_is_as_far_as_it_is_searched(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, queries = collection.search, graph.queries(1, 60)
+    truth = exact_truth(collection, queries, 100)
+
+    def limited(request: SearchRequest, plan: QueryPlan = NATIVE) -> Any:
+        if (plan.params or {}).get("hnsw_ef", 0) > 64:
+            raise ValueError("Limit exceeded")
+        return search(request, plan)
+
+    def curve() -> EffortCurve:
+        return effort_curve(collection, EffortParameter("hnsw_ef"), (32, 64, 128), queries, truth)
+
+    monkeypatch.setattr(collection, "search", limited)
+    monkeypatch.setattr(collection, "failure", lambda _: Failure.REQUEST)
+    assert curve().efforts.tolist() == [32, 64]
+    monkeypatch.setattr(collection, "failure", lambda _: Failure.OUTAGE)
+    with pytest.raises(ValueError, match="Limit exceeded"):
+        curve()
 
 
 @pytest.mark.usefixtures("few")

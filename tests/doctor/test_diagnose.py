@@ -244,7 +244,8 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     with pytest.raises(KeyboardInterrupt):
         diagnose(MemoryCollection(keys()), queries(), n_cells=16, progress=Late())
-    assert list(tmp_path.iterdir()) == []
+    # torch makes a folder of its own there, if this is where a process first needs it.
+    assert [one for one in tmp_path.iterdir() if "torchinductor" not in one.name] == []
 
 
 def test_a_collection_with_cells(tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def test_a_node_goes_away_under_searches_and_writes(
             error_of(lambda: QdrantCollection(other, name).layouts.backfill(by_sign))  # noqa: B023
             back.join()
             whole(qdrant_cluster, name)
-    assert [service.only_ours for service in services] == [[], [], []]
+    assert [[str(one) for one in service.only_ours] for service in services] == [[], [], []]
     assert [service.hidden for service in services] == [[], [], []]
     assert min(service.found for service in services) > 0
     kinds = {type(error) for service in services for error in service.bare_errors}

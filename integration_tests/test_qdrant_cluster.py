@@ -143,11 +143,13 @@ class Service:
         ours = error_of(lambda: self.look(one, vector, bare))
         if ours is not None:
             self.errors.append(ours)
+            # A node may have gone away just now: the second of ours has bare ones on both sides.
+            between = error_of(bare)
             again = error_of(lambda: self.look(one, vector, bare))
             after = error_of(bare)
-            if again is not None and before is None and after is None:
+            before = before or between or after
+            if again is not None and before is None:
                 self.only_ours.append(again)
-            before = before or after
         if before is not None:
             self.bare_errors.append(before)
 

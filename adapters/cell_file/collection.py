@@ -187,6 +187,7 @@ class CellFileCollection:
         places = [*rows[kept].tolist(), *(-1 - one for one in range(len(now.recent.ids)))]
         pairs = sorted(zip(ids, places, strict=True))
         if after is not None:
+            # A file has ids of one kind, and so has its cursor.
             pairs = [pair for pair in pairs if pair[0] > after]  # type: ignore[operator]
         for low in range(0, len(pairs), batch_size):
             part = pairs[low : low + batch_size]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TooLate
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -175,8 +176,7 @@ class StoredFile:
         for low in range(0, len(jobs), _TOGETHER):
             part = jobs[low : low + _TOGETHER]
             running: list[Future[Any]] = [
-                run_abandonable(lambda job=job: self._again_and_again(job, until))  # type: ignore[misc]
-                for job in part
+                run_abandonable(partial(self._again_and_again, job, until)) for job in part
             ]
             try:
                 found += [one.result(max(0.0, until - time.monotonic())) for one in running]

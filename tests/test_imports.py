@@ -13,6 +13,7 @@ import pytest
 import amips_plugins
 from amips_plugins.errors import MissingExtra
 from tests.support.bundles import write_bundle
+from tests.support.public_names import check_public_names
 
 HEAVY = {
     "torch",
@@ -195,11 +196,6 @@ def modules() -> list[str]:
 def test_public_names_are_sorted_and_there(name: str) -> None:
     try:
         module = importlib.import_module(name)
-    except MissingExtra as exc:  # a framework's, which is tested in an environment of its own
+    except MissingExtra as exc:  # a framework's: tests/integrations/test_public_names.py
         pytest.skip(str(exc))
-    public = getattr(module, "__all__", [])
-    # As ruff sorts them: constants, then classes, then functions.
-    kinds = {True: 0, False: 1}
-    assert len(set(public)) == len(public)
-    assert [n for n in public if not hasattr(module, n)] == []
-    assert public == sorted(public, key=lambda n: (kinds[n.isupper()], n[0].islower(), n))
+    check_public_names(module)

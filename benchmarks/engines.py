@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from pymilvus import DataType, MilvusClient
 
+from amips_plugins.adapters.milvus.cell_index import INDEXED_FROM
 from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.cell_layout import LayoutSpec, Storage
-from amips_plugins.vectors import FloatArray
+from amips_plugins.export.keys import Keys
+from amips_plugins.vectors import IntArray
 from benchmarks.learned import Routing
 from benchmarks.traffic import Meter
 from integration_tests.servers import MilvusProcess
@@ -77,7 +79,14 @@ class Milvus:
         """What the server has used since it was started last."""
         return Meter(self._server.pid)
 
-    def index(self, name: str, keys: FloatArray, lists: int | None) -> Built:
+    @property
+    def client(self) -> Any:
+        """The client of the server that runs now."""
+        return self._client
+
+    def index(
+        self, name: str, keys: Keys, lists: int | None, members: IntArray | None = None
+    ) -> Built:
         """Create a collection of unit keys, with their rows as ids.
 
         Parameters
@@ -88,6 +97,9 @@ class Milvus:
             ``(n, dim)``.
         lists
             Of an IVF_FLAT index; None for HNSW.
+        members
+            ``(n, width)`` numbers of the partitions that hold each key, called ``c0`` and so on;
+            None for none.
         """
         client, meter = self._client, self.meter
         started, cpu = time.perf_counter(), meter.cpu()
@@ -96,9 +108,18 @@ class Milvus:
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=keys.shape[1])
         # Strong, Milvus' other choice, would add 200 ms to every search.
         client.create_collection(name, schema=schema, consistency_level="Bounded")
-        for low in range(0, len(keys), _MILVUS_ROWS):
-            block = np.asarray(keys[low : low + _MILVUS_ROWS])
-            client.insert(name, [{"id": low + at, "vector": row} for at, row in enumerate(block)])
+        parts: list[tuple[str, IntArray]] = [("", np.arange(len(keys)))]
+        if members is not None:
+            numbers = range(int(members.max()) + 1)
+            parts = [(f"c{one}", np.flatnonzero((members == one).any(axis=1))) for one in numbers]
+        for part, rows in parts:
+            if part:
+                client.create_partition(name, part)
+            for low in range(0, len(rows), _MILVUS_ROWS):
+                some = rows[low : low + _MILVUS_ROWS]
+                block = zip(some.tolist(), np.asarray(keys[some]), strict=True)
+                lines = [{"id": row, "vector": vector} for row, vector in block]
+                client.insert(name, lines, partition_name=part or None)
         client.flush(name)
         params = client.prepare_index_params()
         params.add_index(
@@ -109,10 +130,10 @@ class Milvus:
             params=_HNSW if lists is None else {"nlist": lists},
         )
         client.create_index(name, params)
-        deadline = time.monotonic() + _INDEX_SECONDS
+        deadline, stored = time.monotonic() + _INDEX_SECONDS, sum(len(rows) for _, rows in parts)
         while True:
             found = client.describe_index(name, "vector")
-            if found["indexed_rows"] >= len(keys) and not found["pending_index_rows"]:
+            if found["indexed_rows"] >= stored and not found["pending_index_rows"]:
                 break
             if time.monotonic() > deadline:
                 raise TimeoutError(f"Milvus has not indexed {name!r} within the hour.")
@@ -164,7 +185,10 @@ class Milvus:
         if client.describe_index(name, index)["index_type"] == "FLAT":
             return  # a scan it is, and no segment ever names an index
         deadline = time.monotonic() + _INDEX_SECONDS
-        while not all(part.index_name for part in client.list_loaded_segments(name)):
+        while not all(  # of small segments no index is built
+            part.index_name or part.num_rows < INDEXED_FROM
+            for part in client.list_loaded_segments(name)
+        ):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"Milvus has not loaded the index of {name!r} within the hour.")
             time.sleep(0.2)

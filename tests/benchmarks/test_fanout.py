@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.fanout import METHODS, main
+from benchmarks.fanout import main
+from benchmarks.fanout_ways import METHODS
 from tests.support.training_data import clustered_keys, narrow_queries
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -24,13 +25,48 @@ def bench(folder: Path, path: Path, *options: str) -> list[dict[str, Any]]:
     return rows
 
 
-def test_rows_say_what_every_way_costs(tmp_path: Path) -> None:
-    folder = tmp_path / "narrow"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "narrow"
     folder.mkdir()
     queries = narrow_queries(1_400, DIM)
     np.save(folder / "keys.npy", clustered_keys(3_000, DIM))
     np.save(folder / "queries_train.npy", queries[:1_200])
     np.save(folder / "queries_test.npy", queries[1_200:])
+    return folder
+
+
+def test_an_engine_tells_what_it_used(folder: Path, tmp_path: Path) -> None:
+    options = ["--engine", "edge", "--k", "10", "--batch", "20", "--only", "fan-out,routed-spill"]
+    rows = bench(folder, tmp_path / "rows.json", *options)
+    assert {(row["method"], row["batch"]) for row in rows} == {
+        (method, batch) for method in ("fan-out", "routed-spill") for batch in (1, 20)
+    }
+    for row in rows:
+        assert row["distances"] is None
+        if row["recall"] is not None:
+            assert row["recall"] > row["target"] - 0.1
+            assert 0 < row["cpu_s_per_1000"] < 100
+            assert 0 < row["graphs"] <= 8
+            assert row["p50_ms"] > 0
+    fan_out, routed = (
+        [row for row in rows if row["method"] == method and row["target"] == 0.9]
+        for method in ("fan-out", "routed-spill")
+    )
+    assert all(row["graphs"] == 8 for row in fan_out)
+    assert all(row["graphs"] < 8 for row in routed)
+
+
+def test_too_few_queries_for_a_batch_are_told(folder: Path, tmp_path: Path) -> None:
+    where = ["--json", str(tmp_path / "rows.json"), "--cache", str(folder.parent / "cache")]
+    options = ["--engine", "edge", "--k", "10", "--segments", "8", "--only", "fan-out"]
+    result = CliRunner().invoke(main, [str(folder), *where, *options])
+    assert result.exit_code == 1
+    assert "too few" in result.output
+    assert "--batch" in result.output
+
+
+def test_rows_say_what_every_way_costs(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     rows = bench(folder, path)
     assert {(row["method"], row["segments"]) for row in rows} == {

@@ -76,6 +76,8 @@ class Construction:
         What to put right, whatever becomes of routing; whole sentences.
     first
         What has to be done before a verdict means anything, as a whole sentence; mostly empty.
+    graphs
+        How many graphs every search asks; None where it asks none, or nobody knows.
     """
 
     facts: tuple[tuple[str, str], ...]
@@ -85,6 +87,7 @@ class Construction:
     obstacle: str = ""
     notes: tuple[str, ...] = field(default=())
     first: str = ""
+    graphs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,17 +14,18 @@ __all__ = ["held", "read_file", "replace_file"]
 
 
 @contextmanager
-def held(lock: Path, mode: int = 0o666) -> Iterator[None]:
+def held(lock: Path, mode: int = 0o666, *, wait: bool = True) -> Iterator[None]:
     """Hold a lock among the processes of this machine, and this one's threads; wait for it.
 
-    It goes with its holder, however that ends. The same thread cannot hold it twice.
+    It goes with its holder, however that ends. The same thread cannot hold it twice. Raises
+    ``BlockingIOError`` where another holds it and nobody is to wait.
     """
     try:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, mode)
     except PermissionError:
         handle = os.open(lock, os.O_RDONLY)  # another user's: enough for a lock, save on NFS
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(handle)

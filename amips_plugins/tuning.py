@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GRAPH_EFFORTS",
+    "NO_KNOB",
     "Build",
     "Knob",
     "Tuning",
@@ -43,12 +44,17 @@ _LONGEST = 4_096  # bytes of it
 class Knob:
     """The search parameter that says how far an index is searched, and values to try, rising.
 
-    ``rescored`` says that the index holds codes, whose candidates are compared by their vectors.
+    Without any the index looks at every key, and nothing can be set. ``rescored`` says that it
+    holds codes, whose candidates are compared by their vectors.
     """
 
     name: str
     efforts: tuple[int, ...]
     rescored: bool = False
+
+
+NO_KNOB = Knob("", ())
+"""Of an index that looks at every key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,9 @@ class Build:
         Whether ``Tuning.apply`` can give it to the collection itself.
     exact_scores
         Whether the scores of its hits are those of the vectors, and not of codes.
+    merges
+        Whether it is the index that is there, in fewer pieces: then a copy of a sample, which has
+        fewer anyway, tells nothing.
     """
 
     name: str
@@ -77,6 +86,7 @@ class Build:
     options: Mapping[str, Any] = field(default_factory=dict)
     applies: bool = False
     exact_scores: bool = True
+    merges: bool = False
 
 
 class Tuning(Protocol):
@@ -93,7 +103,7 @@ class Tuning(Protocol):
         ...
 
     def as_found(self) -> Build | None:
-        """Say how the collection is searched now; None where there is nothing to set."""
+        """Say how the collection is searched now; None where there is nothing to set or try."""
         ...
 
     def builds(self) -> Sequence[Build]:

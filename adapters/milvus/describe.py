@@ -9,12 +9,12 @@ from amips_plugins.adapters.milvus.opening import describe_index
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.cell_layout import Construction
 
-__all__ = ["describe_milvus", "fan_out_notes"]
+__all__ = ["MANY_GRAPHS", "describe_milvus", "fan_out_notes"]
 
 _SERVER_FROM = 100_000  # keys: below, a call costs more than what cells save
 _LITE_FROM = 1_000
 _LITE_LISTS = 128
-_MANY_GRAPHS = 8  # below, a search of all of them is cheap enough (docs/performance.md)
+MANY_GRAPHS = 8  # below, a search of all of them is cheap enough (docs/performance.md)
 _STATES = ("index_type", "metric_type", "field_name", "index_name")
 _PROGRESS = ("total_rows", "indexed_rows", "pending_index_rows", "state")
 
@@ -52,19 +52,19 @@ def describe_milvus(table: Table) -> Construction:
             facts, "lists", int(lists) if lists.isdigit() else None, _SERVER_FROM, "", notes
         )
     if kind == "DISKANN":
-        return Construction(facts, "graph", worth_from=_SERVER_FROM, notes=notes)
+        return Construction(facts, "graph", worth_from=_SERVER_FROM, notes=notes, graphs=segments)
     which = "which beat cells in every comparison"
-    if table.cells is None and segments >= _MANY_GRAPHS:
+    if table.cells is None and segments >= MANY_GRAPHS:
         which = f"which beat cells that are scanned; for its {segments} segments see the note"
     obstacle = f"its index is a graph in memory, {which}"
     if kind == "AUTOINDEX":
         obstacle = f"AUTOINDEX is a graph in memory by default, {which}"
-    return Construction(facts, "graph", None, _SERVER_FROM, obstacle, notes)
+    return Construction(facts, "graph", None, _SERVER_FROM, obstacle, notes, graphs=segments)
 
 
 def fan_out_notes(segments: int) -> tuple[str, ...]:
     """Say what a search of many indexed segments costs, and the cheaper cure first."""
-    if segments < _MANY_GRAPHS:
+    if segments < MANY_GRAPHS:
         return ()
     return (
         f"Every search asks all {segments} indexed segments, and costs that many times what one "
@@ -78,7 +78,7 @@ def _lite(kind: str, facts: tuple[tuple[str, str], ...]) -> Construction:
         return Construction(facts, "lists", _LITE_LISTS, _LITE_FROM)
     if kind in ("FLAT", "BRUTE_FORCE"):
         return Construction(facts, worth_from=_LITE_FROM)
-    return Construction(facts, "graph", worth_from=_LITE_FROM)
+    return Construction(facts, "graph", worth_from=_LITE_FROM, graphs=1)
 
 
 def _index(kind: str, index: Mapping[str, Any]) -> str:

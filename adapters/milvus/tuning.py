@@ -6,17 +6,20 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from amips_plugins.adapters.milvus.cell_index import INDEXED_FROM
 from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.adapters.milvus.describe import MANY_GRAPHS
 from amips_plugins.adapters.milvus.opening import describe_index
 from amips_plugins.collection import Collection, KeyBatch
 from amips_plugins.errors import CollectionError
 from amips_plugins.progress import Progress
 from amips_plugins.tuning import (
     GRAPH_EFFORTS,
+    NO_KNOB,
     Build,
     Knob,
     list_efforts,
@@ -48,13 +51,25 @@ class MilvusTuning:
     def notes(self) -> Sequence[str]:
         """Say where trials are built."""
         name = scratch_name(self._table.name)
-        return (
+        where = (
             f"Trials are built in a collection {name!r} of this database, which is loaded beside "
-            f"yours, and dropped; yours is only searched.",
+            f"yours, and dropped; yours is only searched."
         )
+        pieces = self._pieces
+        if pieces < MANY_GRAPHS:
+            return (where,)
+        return where, f"It has as few segments as Milvus makes of it, where yours has {pieces}."
+
+    @property
+    def _pieces(self) -> int:
+        """Count the indexed segments, all of which a search asks."""
+        if self._table.is_lite:
+            return 1
+        loaded = self._table.client.list_loaded_segments(self._table.name)
+        return sum(bool(part.index_name) for part in loaded)
 
     def as_found(self) -> Build | None:
-        """Say how its index is searched; None where there is nothing to set."""
+        """Say how its index is searched; None where there is none that we know."""
         return self._build(str(self._index.get("index_type", "")).upper(), self._index)
 
     @property
@@ -69,7 +84,11 @@ class MilvusTuning:
             kinds = ["HNSW", "HNSW_SQ", "IVF_FLAT", "IVF_SQ8", "IVF_RABITQ", "SCANN"]
         present = str(self._index.get("index_type", "")).upper()
         found = (self._build(kind, self._wanted(kind)) for kind in kinds if kind != present)
-        return [build for build in found if build is not None]
+        others = [build for build in found if build is not None]
+        same = self.as_found()
+        if same is not None and same.knob.efforts and self._pieces >= MANY_GRAPHS:
+            others.insert(0, replace(same, name=f"{present}, fewer segments", merges=True))
+        return others
 
     def _wanted(self, kind: str) -> dict[str, Any]:
         count = max(1, self._collection.count())
@@ -81,17 +100,20 @@ class MilvusTuning:
         dim, names = self._table.info.dim, ("nlist", "M", "efConstruction", "sq_type", "m", "nbits")
         options = {"index_type": kind, **{name: index[name] for name in names if name in index}}
         width = {"HNSW_SQ": 1.0, "IVF_SQ8": 1.0, "IVF_RABITQ": 1 / 8, "SCANN": 0.5}.get(kind, 4.0)
-        exact = kind in ("AUTOINDEX", "HNSW", "IVF_FLAT", "SCANN", "DISKANN")
+        exact = kind in ("AUTOINDEX", "FLAT", "HNSW", "IVF_FLAT", "SCANN", "DISKANN")
         if kind.startswith("HNSW") or (kind == "AUTOINDEX" and self._table.is_lite):
             knob = Knob("ef", GRAPH_EFFORTS)  # Lite's automatic index is a graph of the same kind
         elif kind == "DISKANN":
             knob = Knob("search_list", GRAPH_EFFORTS)
+        elif kind == "FLAT":
+            knob = NO_KNOB
         elif kind.startswith("IVF") or kind == "SCANN":
             lists = _LITE_LISTS if self._table.is_lite else int(index.get("nlist", _LITE_LISTS))
             knob = Knob("nprobe", list_efforts(lists))
         else:
             return None
-        return Build(kind, knob, width * dim, options, exact_scores=exact)
+        applies = self._table.is_lite  # which nobody else has open meanwhile
+        return Build(kind, knob, width * dim, options, applies, exact_scores=exact)
 
     def free_bytes(self, work: Path) -> int | None:
         """Return what the disk has left beside Milvus Lite's file; of a server nobody knows."""
@@ -142,20 +164,10 @@ class MilvusTuning:
             )
 
     def _index_and_load(self, name: str, build: Build, count: int) -> None:
-        client, table = self._table.client, self._table
-        options = dict(build.options)
-        kind = options.pop("index_type")
-        index = client.prepare_index_params()
-        index.add_index(
-            field_name=table.info.field,
-            index_name=table.info.field,
-            index_type=kind,
-            metric_type=table.info.metric.name,
-            params=options,
-        )
-        client.create_index(name, index, timeout=_WAIT)
+        client = self._table.client
+        client.create_index(name, self._params(build), timeout=_WAIT)
         client.load_collection(name)
-        if table.is_lite or count < INDEXED_FROM:
+        if self._table.is_lite or count < INDEXED_FROM:
             return
         deadline = time.monotonic() + _WAIT
         while sum(
@@ -165,14 +177,55 @@ class MilvusTuning:
                 raise CollectionError(f"The index of {name!r} is not ready after {_WAIT:.0f} s.")
             time.sleep(0.5)
 
-    def apply(self, build: Build, progress: Progress) -> Collection:
-        """Refuse: nobody could search the collection between one index and the next."""
-        del progress
-        raise CollectionError(
-            f"Milvus cannot be searched while one index replaces another; build {build.name} in a "
-            f"copy, and move the alias."
+    def _params(self, build: Build) -> Any:
+        options = dict(build.options)
+        index = self._table.client.prepare_index_params()
+        index.add_index(
+            field_name=self._table.info.field,
+            index_name=self._table.info.field,
+            index_type=options.pop("index_type"),
+            metric_type=self._table.info.metric.name,
+            params=options,
         )
+        return index
+
+    def apply(self, build: Build, progress: Progress) -> Collection:
+        """Have Milvus Lite build this index in place of the other; a server refuses.
+
+        Nobody could search a server's collection between one index and the next; Milvus Lite's is
+        this process's alone. What fails or is interrupted has the old index built again.
+        """
+        client, name, before = self._table.client, self._table.name, self.as_found()
+        if not self._table.is_lite or before is None:
+            raise CollectionError(
+                f"Milvus cannot be searched while one index replaces another; build {build.name} "
+                f"in a copy, and move the alias."
+            )
+        with progress(f"rebuild with {build.name}", 1, 0, "collections") as step:
+            try:
+                self._replace_index(build)
+            except BaseException:
+                self._replace_index(before)
+                raise
+            step.advance()
+        return MilvusCollection(client, name, self._table.info.field)
+
+    def _replace_index(self, build: Build) -> None:
+        client, name, field = self._table.client, self._table.name, self._table.info.field
+        client.release_collection(name)
+        for index in client.list_indexes(name, field_name=field):
+            client.drop_index(name, index)
+        client.create_index(name, self._params(build))
+        client.load_collection(name)
 
     def way_back(self, before: Build) -> str:
-        """Say that there is nothing to take back."""
-        return f"The index is as it was ({before.name})."
+        """Say how to have the index as it was."""
+        if not self._table.is_lite:
+            return f"The index is as it was ({before.name})."
+        name, field = self._table.name, self._table.info.field
+        options = dict(before.options)
+        return (
+            f"To have the index as it was: release_collection({name!r}), drop_index({name!r}, "
+            f"{field!r}), then create_index with index_type={options.pop('index_type')!r} and "
+            f"params={options!r}, and load_collection({name!r})."
+        )

@@ -83,9 +83,9 @@ def describe_qdrant(found: models.CollectionInfo, field: str, *, local: bool) ->
         busy = found.status.value != "green" and not on_disk
         first = _UNBUILT if busy else ""
         return Construction(facts, "scan", None, _WORTH_FROM, obstacle, notes, first)
-    return Construction(
-        facts, "graph", None, _WORTH_FROM, obstacle or ("" if on_disk else _GRAPH), notes
-    )
+    obstacle = obstacle or ("" if on_disk else _GRAPH)
+    graphs = found.segments_count
+    return Construction(facts, "graph", None, _WORTH_FROM, obstacle, notes, graphs=graphs)
 
 
 def _graph(links: int, tenants: int, ef: int) -> str:

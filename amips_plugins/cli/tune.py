@@ -80,7 +80,8 @@ def command(
     Measures how the collection is searched now, how far its index has to be searched for the
     target, and what codes or another index would take, on copies beside it. Then asks, and
     publishes a bundle with which routers set the search parameters. The collection itself is
-    changed only where codes are the cheapest (Qdrant) and you agree, or say --yes.
+    changed only where codes (Qdrant) or another index (Milvus Lite) are the cheapest and you agree,
+    or say --yes.
 
     \b
     The exit status is
@@ -96,6 +97,7 @@ def command(
     from amips_plugins.errors import InvalidInput
     from amips_plugins.tune.apply import apply_choice, check_unpinned, settled
     from amips_plugins.tune.run import MAX_K, TuneOptions, measure
+    from amips_plugins.tune.trials import alone
 
     if not 0.0 < recall < 1.0:
         raise InvalidInput(f"--recall {recall:g} is no target; pass a number between 0 and 1.")
@@ -110,19 +112,20 @@ def command(
         if not dry_run:
             check_unpinned(store, collection_key(info))
         rows = queries.read(collection_key(info), info.metric, info.dim)
-        for note in tuning_of(collection).notes if budget_minutes else ():
-            click.echo(note, err=True)
-        measured = measure(collection, rows, options, out, show_progress)
-        if not as_json:
-            click.echo(_show(measured.result))
-        answer = measured.result.choice.answer
-        if not dry_run and answer == "rebuild" and not _may_rebuild(measured.result, yes=yes):
-            measured = settled(measured, rebuild=False)
+        with alone(out):
+            for note in tuning_of(collection).notes if budget_minutes else ():
+                click.echo(note, err=True)
+            measured = measure(collection, rows, options, out, show_progress)
+            if not as_json:
+                click.echo(_show(measured.result))
             answer = measured.result.choice.answer
-            click.echo(measured.result.choice.text, err=as_json)
-        wanted = not dry_run and answer in ("tune", "rebuild")
-        if wanted and _may_publish(store, collection_key(info), yes=yes):
-            applied = apply_choice(collection, measured, store, out, show_progress)
+            if not dry_run and answer == "rebuild" and not _may_rebuild(measured.result, yes=yes):
+                measured = settled(measured, rebuild=False)
+                answer = measured.result.choice.answer
+                click.echo(measured.result.choice.text, err=as_json)
+            wanted = not dry_run and answer in ("tune", "rebuild")
+            if wanted and _may_publish(store, collection_key(info), yes=yes):
+                applied = apply_choice(collection, measured, store, out, show_progress)
     if as_json:
         echo_json({"measured": measured.result, "applied": applied})
     elif applied is not None:
@@ -153,7 +156,7 @@ def _may_rebuild(result: TuneResult, *, yes: bool) -> bool:
     took = "" if row.build_seconds is None else f", which takes about {duration(row.build_seconds)}"
     what = (
         f"The engine would rebuild {result.collection!r} with {row.search}{took}. Clients without "
-        f"a router will search the codes as the database does by default."
+        f"a router will search it as the database does by default."
     )
     if yes:
         return True
@@ -171,6 +174,8 @@ def _show(result: TuneResult) -> str:
     header = ["search", "set to", f"recall@{result.k}", "interval", unit, "interval", "of now"]
     header += ["bytes a key", "build s"]
     measured = [row for row in result.rows if row.dropped is None]
+    counted = any(row.bytes_scored is not None for row in measured)
+    header += ["MB scored"] if counted else []
     origin = "guessed from the keys" if result.queries == "guess" else "yours"
     lines += [
         "",
@@ -178,7 +183,7 @@ def _show(result: TuneResult) -> str:
         f"from {result.calibrated:,} queries ({origin}); compared on {result.compared:,} others, "
         f"one by one.",
         "",
-        table(header, [_cells(row) for row in measured]),
+        table(header, [_cells(row, counted=counted) for row in measured]),
         *(f"{row.search}: {row.dropped}" for row in result.rows if row.dropped is not None),
         *(f"Note: {note}" for note in result.notes),
         "",
@@ -187,10 +192,11 @@ def _show(result: TuneResult) -> str:
     return "\n".join(lines)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, *, counted: bool) -> list[str]:
     setting = "-" if row.effort is None else f"{row.parameter} {row.effort}"
     if row.effort is None and row.best_promise is not None:
         setting = f"at most {row.best_promise:.3f}"
+    scored = row.bytes_scored
     return [
         row.search,
         setting,
@@ -201,6 +207,7 @@ def _cells(row: Row) -> list[str]:
         _number(row.ratio, 2),
         _number(row.bytes_per_key, 0),
         _number(row.build_seconds, 1),
+        *([_number(None if scored is None else scored / 1e6, 3)] if counted else ()),
     ]
 
 

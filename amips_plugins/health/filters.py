@@ -7,6 +7,9 @@ show that routing has the recall that is asked for and costs less; and again as 
 Where the target is missed, more of the keys are searched, step by step: a filter that one key in
 five passes asks for the cells of the best 5 k keys.
 
+A bundle without a model sets a parameter of the native search itself. There, a class that misses
+its target without the parameter gets it though that takes longer: nothing else would hold it.
+
 Filters are of one class where they name the same fields and operators, whatever the values.
 """
 
@@ -18,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from amips_plugins.background.forks import ForkLock
 from amips_plugins.health.change_detector import Detector
@@ -127,7 +130,8 @@ class FilterTrial:
 
     Recall of the routed answer against the exact filtered one, and its ``target`` (``relative`` to
     what the native search found for the same query, or not); the time of the routed search over the
-    native one's; how many times the planned share of the keys was searched.
+    native one's; how many times the planned share of the keys was searched; the recall of the
+    native search, where the plan is that search with another parameter.
     """
 
     recall: float
@@ -135,6 +139,7 @@ class FilterTrial:
     cost_ratio: float
     widen: float = 1.0
     relative: bool = False
+    native: float | None = None
 
 
 class FilterVerdict(NamedTuple):
@@ -169,11 +174,31 @@ class _Evidence:
     tried: int = 0
     holds: bool = False
     pays: bool = False
+    native: Literal["", "short", "fine"] = ""  # of its target, where it is the same search
+    natively: tuple[Detector, Detector] = field(init=False)  # of being below its target, and above
     recall: tuple[Detector, Detector] = field(init=False)  # of being above its bound, and below
     cost: tuple[Detector, Detector] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.told_of_native("")
         self.begin()
+
+    def told_of_native(self, what: Literal["", "short", "fine"]) -> None:
+        """Keep what the native search is known to do, and look again whether it still does."""
+        self.native = what
+        self.natively = Detector(_FALSE_START), Detector(_FALSE_STOP)
+
+    def look_at_native(self, trial: FilterTrial) -> bool:
+        """Weigh what the native search found; tell whether it is left out of account, or fine."""
+        if trial.native is None:
+            return True
+        gain = trial.native - trial.target
+        short, fine = self.natively
+        if short.add(-gain, max(1.0 - trial.target, _LEAST_LOSS)):
+            self.told_of_native("short")
+        elif fine.add(gain, max(trial.target, _LEAST_LOSS)):
+            self.told_of_native("fine")
+        return self.native == "fine"
 
     def begin(self) -> None:
         """Forget what was seen at another step, or before it was routed."""
@@ -240,10 +265,12 @@ class FilterClasses:
         above, below = evidence.recall
         most = 1.0 if trial.relative else max(1.0 - trial.target, _LEAST_LOSS)
         missed = below.add(trial.target - trial.recall, most)
+        # Whether what it costs decides: not while nothing cheaper is known to hold the target.
+        counts = evidence.look_at_native(trial)
         if evidence.routed:
             if missed:
                 self._search_more(evidence)
-            elif evidence.cost[1].add(ratio - 1.0, 1.0):
+            elif counts and evidence.cost[1].add(ratio - 1.0, 1.0):
                 self._give_up(evidence, DEARER)
             return (evidence.routed, evidence.reason) != before
         enough = max(trial.target, _LEAST_LOSS)
@@ -252,10 +279,10 @@ class FilterClasses:
         evidence.pays = evidence.cost[0].add(WORTH - ratio, 2.0 - WORTH) or evidence.pays
         if missed:
             self._search_more(evidence)
-        elif evidence.holds and evidence.pays:
+        elif evidence.holds and (evidence.pays or evidence.native == "short"):
             evidence.routed = True
             evidence.begin()
-        elif evidence.cost[1].add(ratio - WORTH, WORTH):
+        elif counts and evidence.cost[1].add(ratio - WORTH, WORTH):
             self._give_up(evidence, DEARER)
         elif evidence.tried >= _UNDECIDED:
             self._search_more(evidence)

@@ -142,10 +142,12 @@ def filter_trial(
     recall = recall_at_k(planned, exact, k, larger_is_better=larger)
     target = _promised(served)
     relative = target is None
+    found = recall_at_k(native, exact, k, larger_is_better=larger)
     if target is None:
-        found = recall_at_k(native, exact, k, larger_is_better=larger)
         target = max(found - GIVE, 0.0)
-    return FilterTrial(recall, target, seconds[False] / max(seconds[True], 1e-9), widen, relative)
+    ratio = seconds[False] / max(seconds[True], 1e-9)
+    same = found if isinstance(hook, TunedHook) else None
+    return FilterTrial(recall, target, ratio, widen, relative, same)
 
 
 def _thorough(collection: Collection, request: SearchRequest) -> list[list[Hit]]:

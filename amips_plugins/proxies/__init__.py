@@ -15,6 +15,7 @@ from amips_plugins.routing.checks import check_target
 if TYPE_CHECKING:
     from amips_plugins.proxies.late import LateRouter
     from amips_plugins.routing.async_router import AsyncLearnedRouter
+    from amips_plugins.routing.observers import Observer
     from amips_plugins.routing.router import LearnedRouter
 
 __all__ = ["route"]
@@ -29,6 +30,7 @@ def route(
     router: LearnedRouter | AsyncLearnedRouter | LateRouter,
     *,
     recall: float | None = None,
+    log: Observer | None = None,
 ) -> _T:
     """Have a client's own searches planned by a router.
 
@@ -51,6 +53,10 @@ def route(
         with its own, ordinary connection.
     recall
         Recall@k to aim at, in (0, 1]; left out, the bundle's own target.
+    log
+        A ``QueryLog``, or another observer of the router: it is told of every search. A router
+        without a bundle searches natively, so this is the way to the queries that ``amips tune``
+        and ``amips train`` read (``--queries-log``).
 
     Returns
     -------
@@ -103,4 +109,8 @@ def route(
             f"The router searches a collection of {router.collection.info.database}, but the "
             f"client is of {database}; make the router for a collection of that database."
         )
+    if log is not None:
+        if not isinstance(router, LearnedRouter):
+            raise InvalidInput("There is no router to log the searches of yet; make it first.")
+        router.observe(log)
     return made  # type: ignore[no-any-return] # it behaves as one

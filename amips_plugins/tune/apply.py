@@ -21,7 +21,7 @@ from amips_plugins.tune.bundle import write_tuned_bundle
 from amips_plugins.tune.calibrating import calibrated, parameter_of
 from amips_plugins.tune.keys import truth_of
 from amips_plugins.tune.rows import NATIVE_ROW, choose
-from amips_plugins.tune.run import MAX_K, Measured
+from amips_plugins.tune.run import Measured, deepest
 from amips_plugins.tuning import Build
 
 __all__ = ["Applied", "apply_choice", "check_unpinned", "replaced_router", "settled"]
@@ -103,7 +103,8 @@ def apply_choice(
         # First, so that no search finds codes without having their candidates rescored.
         _publish(collection, measured, build, made, registry, work)
         served, rebuilt = tuning.apply(build, progress), build.name
-        truth = truth_of(served, measured.parts.calibrate, min(MAX_K, served.count()), progress)
+        depth = deepest(served, served.count())
+        truth = truth_of(served, measured.parts.calibrate, depth, progress)
         made = calibrated(served, build, measured.parts.calibrate, truth, progress)
         back.append(tuning.way_back(before))
     version = _publish(served, measured, build, made, registry, work).version

@@ -29,6 +29,7 @@ __all__ = ["Copies"]
 
 _ROOM = 4.0  # times the vectors that a copy takes on the disk
 _LONGEST = 200  # characters of a refusal
+_NO_SAMPLE = "not tried: a copy of a sample has fewer pieces anyway; --sample takes more keys"
 _TIME_UP = "not tried: the time is up (--budget-minutes)"
 
 Way = tuple[Collection, QueryPlan, Truth]
@@ -39,7 +40,7 @@ class Copies:
     """What trials on copies need.
 
     ``calibrate`` and ``compare`` are the true best keys of those queries in the whole collection;
-    ``native`` is how the collection itself was calibrated.
+    ``native`` is how the collection itself was calibrated, or searched where nothing can be set.
     """
 
     collection: Collection
@@ -66,6 +67,8 @@ class Copies:
                 kept = trials.get(build.name)
                 late = time.monotonic() - started + last > seconds
                 why = too_little or (_TIME_UP if late else None)
+                if build.merges and not self.keys.whole:
+                    why = _NO_SAMPLE
                 if kept is not None or why is not None:
                     results.append(kept or Finished(dropped(build.name, why or "")))
                     continue
@@ -93,6 +96,9 @@ class Copies:
         made, collection = self.native.calibration, self.collection
         if not self.keys.whole:
             collection = stack.enter_context(self._scratch(self.found, "base"))
+        if not self.found.knob.efforts:
+            return collection, NATIVE, self._compared_by(self.found)
+        if not self.keys.whole:
             made = self._calibrated(collection, self.found)
         assert made is not None  # noqa: S101 - it was calibrated
         plan = planned(NATIVE_ROW, self.found, made, self.target)[1]

@@ -41,6 +41,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         The same over that of the collection as it is, query by query.
     bytes_per_key
         What a search compares of each key it looks at.
+    bytes_scored
+        Bytes of vectors that a server says it has scored for a query, the same on every run; None
+        where it does not count, or does not tell.
     build_seconds
         What it took to build a copy; None where nothing was built.
     applies
@@ -63,6 +66,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     ratio_low: float | None = None
     ratio_high: float | None = None
     bytes_per_key: float | None = None
+    bytes_scored: float | None = None
     build_seconds: float | None = None
     applies: bool = False
     dropped: str | None = None
@@ -119,7 +123,16 @@ def compared(row: Row, trial: Trial, base: Trial, base_row: Row | None, seed: in
         ratio=ratio,
         ratio_low=ratios[0],
         ratio_high=ratios[1],
+        bytes_scored=_counted(trial, base, base_row),
     )
+
+
+def _counted(trial: Trial, base: Trial, base_row: Row | None) -> float | None:
+    """Return what the engine has counted; on a sample, what the collection's count scales to."""
+    if trial.scored is None or base.scored is None or base_row is None:
+        return trial.scored
+    known = base.scored if base_row.bytes_scored is None else base_row.bytes_scored
+    return trial.scored if base.scored == 0 else known * trial.scored / base.scored
 
 
 def _resampled(values: npt.NDArray[np.float64], seed: int) -> npt.NDArray[np.float64]:
@@ -139,6 +152,9 @@ def choose(rows: Sequence[Row], recall: float, k: int, *, agreed: bool = True) -
     by_name = {row.search: row for row in rows}
     found, native = by_name[FOUND], by_name[NATIVE_ROW]
     holding = [row for row in rows[1:] if _holds(row, recall)]
+    if native.dropped is not None:  # every search looks at every key, and finds the best of them
+        native = found
+        holding.insert(0, found)
     if not holding:
         best = max((row.best_promise or 0.0 for row in rows), default=0.0)
         return Choice(
@@ -161,7 +177,7 @@ def choose(rows: Sequence[Row], recall: float, k: int, *, agreed: bool = True) -
         if not able:
             return Choice(answer="leave", search=FOUND, text=f"Nothing is set.{more}")
         chosen = _simplest(min(able, key=_cost), native, able)
-    holds = (found.recall_low or 0.0) >= recall
+    holds = chosen is found or (found.recall_low or 0.0) >= recall
     if chosen is native and holds and (native.ratio or 1.0) > _SAME:
         text = f"Leave it as it is: it finds {found.recall:.3f}, and nothing set would be cheaper."
         return Choice(answer="leave", search=FOUND, text=text + more)
@@ -169,6 +185,9 @@ def choose(rows: Sequence[Row], recall: float, k: int, *, agreed: bool = True) -
     if chosen is not native:
         what = f"{chosen.search}, {what}"
     text = f"{what}: recall@{k} {chosen.recall:.3f} at {_times(chosen)} of what a search costs now."
+    if chosen.bytes_scored is not None and found.bytes_scored:
+        share = chosen.bytes_scored / found.bytes_scored
+        text += f" By the server's own count it scores {share:.2f} of the bytes of vectors."
     if (found.recall_high or 1.0) < recall:
         text += f" As it is, the collection finds {found.recall:.3f} and misses the target."
     answer: Literal["tune", "rebuild"] = "tune" if chosen is native else "rebuild"
@@ -180,6 +199,8 @@ def _simplest(cheapest: Row, native: Row, holding: Sequence[Row]) -> Row:
     if native not in holding:
         return cheapest
     surely = cheapest.cost_high is not None and cheapest.cost_high < _cost(native)
+    if cheapest.bytes_scored is not None and native.bytes_scored:  # the same on every run
+        surely = surely or cheapest.bytes_scored <= _WORTH * native.bytes_scored
     return cheapest if surely and _cost(cheapest) <= _WORTH * _cost(native) else native
 
 

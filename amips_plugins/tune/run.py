@@ -24,15 +24,17 @@ from amips_plugins.tune.keys import DrawnKeys, draw, truth_of
 from amips_plugins.tune.measuring import try_both
 from amips_plugins.tune.queries import QueryParts, split
 from amips_plugins.tune.recalls import CONFIDENCE, Truth
-from amips_plugins.tune.rows import FOUND, NATIVE_ROW, Choice, Row, choose, compared
+from amips_plugins.tune.rows import FOUND, NATIVE_ROW, Choice, Row, choose, compared, dropped
 from amips_plugins.tune.trials import Finished, Trials
+from amips_plugins.tune.untried import untried
 from amips_plugins.tuning import Build, Tuning
 from amips_plugins.vectors import FloatArray
 
-__all__ = ["MAX_K", "Measured", "TuneOptions", "TuneResult", "measure"]
+__all__ = ["MAX_K", "Measured", "TuneOptions", "TuneResult", "deepest", "measure"]
 
 _PATIENCE = 60.0  # seconds for the calibration of the collection itself
 _FEW, _PACE, _PACED = 200, "queries", 20
+_NOTHING_TO_SET = "every search looks at all keys, and no parameter changes that"
 MAX_K = 100
 """Largest k that is calibrated."""
 
@@ -122,6 +124,9 @@ def measure(
     built, count, found = collection.describe(), collection.count(), tuning.as_found()
     if found is None or count <= options.k:
         raise InvalidInput(_nothing(built.first, count))
+    builds, depth = tuning.builds(), deepest(collection, count)
+    if depth < options.k:
+        raise InvalidInput(f"The database allows {depth} hits a search; ask for no more (--k).")
     empty = np.zeros((1, info.dim), dtype=np.float32)
     reason = collection.unroutable(SearchRequest(empty, options.k), rewritten=False)
     if reason is not None:
@@ -131,7 +136,7 @@ def measure(
     about = _about(collection, keys, count, options)
     parts = parts.at_most(_affordable(collection, found, parts, options.k, work, about))
     trials = Trials(work, msgspec.json.encode([about, _digest(parts)]))
-    depth, target = min(MAX_K, count), Target(options.k, options.recall)
+    target = Target(options.k, options.recall)
     calibrate = truth_of(collection, parts.calibrate, depth, progress)
     compare = truth_of(collection, parts.compare, depth, progress)
     unit = "time" if clock is None and not tuning.in_process else "cpu"
@@ -143,7 +148,6 @@ def measure(
         )
         trials.put(native)
         trials.put(first)
-    builds = tuning.builds()
     copies = Copies(
         collection,
         tuning,
@@ -153,13 +157,13 @@ def measure(
         calibrate,
         compare,
         keys,
-        native,
+        native if found.knob.efforts else first,
         work,
         clock,
         progress,
     )
     done = [first, native, *copies.try_all(builds, options.seconds, trials)]
-    rows = tuple(one.row for one in done)
+    rows = (*(one.row for one in done), *untried(info.database, built, builds))
     result = TuneResult(
         collection=info.name,
         database=info.database,
@@ -182,6 +186,12 @@ def measure(
     return Measured(result, tuning, found, by_name, known, parts, keys.sample())
 
 
+def deepest(collection: Collection, count: int) -> int:
+    """Return the largest k that can be calibrated: a database may allow fewer hits a search."""
+    allowed = collection.max_candidates
+    return min(MAX_K, count, MAX_K if allowed is None else allowed)
+
+
 def _native(
     collection: Collection,
     found: Build,
@@ -193,6 +203,12 @@ def _native(
     progress: Progress,
 ) -> tuple[Finished, Finished]:
     """Calibrate the collection itself, and compare that with how it is searched now."""
+    if not found.knob.efforts:
+        way = collection, NATIVE, compare
+        (as_is,) = try_both([way], parts.compare, target.k, clock, progress, "compare native")
+        row = Row(search=FOUND, bytes_per_key=found.bytes_per_key)
+        nothing = Finished(dropped(NATIVE_ROW, _NOTHING_TO_SET))
+        return Finished(compared(row, as_is, as_is, None)), nothing
     made = calibrated(collection, found, parts.calibrate, calibrate, progress)
     row, plan = planned(NATIVE_ROW, found, made, target)
     truth = compare if found.exact_scores else compare.by_ids()
@@ -218,7 +234,7 @@ def _affordable(
     for query in some:
         collection.search(SearchRequest(query[None], k))
     each = (time.perf_counter() - started) / len(some)
-    count = int(_PATIENCE / max(each * len(found.knob.efforts), 1e-9))
+    count = int(_PATIENCE / max(each * max(1, len(found.knob.efforts)), 1e-9))
     count = min(max(count, _FEW), len(parts.calibrate))
     replace_file(path, msgspec.json.encode([*asked, count]))
     return count

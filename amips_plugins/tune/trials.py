@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from amips_plugins.errors import BundleCorrupt
-from amips_plugins.files import read_file, replace_file
+from amips_plugins.errors import BundleCorrupt, InvalidInput
+from amips_plugins.files import held, read_file, replace_file
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.tune.rows import Row
 
-__all__ = ["Finished", "Trials"]
+__all__ = ["Finished", "Trials", "alone"]
 
-_KEY, _LIMIT = "asked.json", 64 << 20
+_KEY, _LIMIT, _LOCK = "asked.json", 64 << 20, ".lock"
+
+
+@contextmanager
+def alone(work: Path) -> Iterator[None]:
+    """Have the folder for oneself, or raise ``InvalidInput``: two runs would drop their copies."""
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with held(work / _LOCK, wait=False):
+            yield
+    except BlockingIOError as exc:
+        raise InvalidInput(
+            f"Another amips tune is at work in the folder {str(work)!r}; wait until it has ended, "
+            f"or give this one a folder of its own (--out)."
+        ) from exc
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ def test_anything_has_a_shape(anything: Any) -> None:
 class Traffic:
     """Trials of one class, whose recall and time are so on average at every step of widening."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, native: float | None = None) -> None:
+        self.native = native  # recall of the native search, where the plan is that search
         self.classes = FilterClasses()
         self.rng = np.random.default_rng(seed)
 
@@ -116,7 +117,9 @@ class Traffic:
             slow = ratio(widen) if callable(ratio) else ratio
             noisy = slow * float(self.rng.uniform(0.7, 1.3))
             found = float(self.rng.binomial(10, mean) / 10)
-            self.classes.add("a == ?", FilterTrial(found, 0.95, noisy, widen))
+            own = None if self.native is None else float(self.rng.binomial(10, self.native) / 10)
+            trial = FilterTrial(found, 0.95, noisy, widen, native=own)
+            self.classes.add("a == ?", trial)
         return self.classes.verdict("a == 1").widen
 
     @property
@@ -149,6 +152,26 @@ def test_a_class_that_misses_or_costs_more_stays_native(
         traffic = Traffic(seed)
         assert traffic.run(900, recall, ratio) is None
         assert traffic.reason == reason
+
+
+def test_a_parameter_that_alone_holds_the_target_is_set_though_it_takes_longer() -> None:
+    for seed in range(5):
+        held = Traffic(seed, native=0.85)
+        assert held.run(900, 0.98, 1.4) == 1.0
+        assert held.run(2_000, 0.98, 1.4) == 1.0
+        more = Traffic(seed, native=0.85)
+        assert more.run(2_000, lambda widen: 0.90 if widen < 2 else 0.985, 1.4 * 2) == 2.0
+
+
+def test_a_parameter_that_is_not_needed_is_not_set_where_it_takes_longer() -> None:
+    for seed in range(5):
+        fine = Traffic(seed, native=0.985)
+        assert fine.run(900, 0.985, 1.4) is None
+        assert fine.reason == DEARER
+    aged = Traffic(native=0.85)
+    assert aged.run(900, 0.98, 1.4) == 1.0
+    aged.native = 0.985  # the index was built anew
+    assert aged.run(1_500, 0.98, 1.4) is None
 
 
 def test_what_did_not_do_is_left_alone_for_longer_and_longer() -> None:

@@ -46,6 +46,20 @@ IS = row(FOUND, 1.0, 0.97, effort=None, best_promise=None)
         ([IS, row(NATIVE_ROW, 0.8), dropped("int8", "no")], "tune", NATIVE_ROW),
         ([IS, row(NATIVE_ROW, 0.8, effort=None), row("int8", 0.9)], "rebuild", "int8"),
         ([IS, row(NATIVE_ROW, 0.8, effort=None)], "unclear", None),
+        ([IS, dropped(NATIVE_ROW, "FLAT"), row("HNSW", 0.3)], "rebuild", "HNSW"),
+        ([IS, dropped(NATIVE_ROW, "FLAT"), row("HNSW", 0.95)], "leave", FOUND),
+        ([IS, dropped(NATIVE_ROW, "FLAT"), row("HNSW", 0.3, applies=False)], "leave", FOUND),
+        ([IS, dropped(NATIVE_ROW, "FLAT"), dropped("HNSW", "no")], "leave", FOUND),
+        # What the server counts is the same on every run, where times are in doubt.
+        (
+            [
+                IS,
+                row(NATIVE_ROW, 0.8, bytes_scored=4.0),
+                row("int8", 0.6, cost_high=0.9, bytes_scored=1.0),
+            ],
+            "rebuild",
+            "int8",
+        ),
         (
             [IS, row(NATIVE_ROW, 9.0, effort=None), row("IVF", 0.4, applies=False)],
             "leave",
@@ -102,3 +116,12 @@ def test_what_the_machine_did_besides_is_not_counted() -> None:
     assert second.ratio < 1.2
     coarse = Trial(np.ones(4), np.array([0.0, 0.0, 0.0, 0.01]))  # a clock that seldom ticks
     assert coarse.calm.mean() == pytest.approx(0.0025)
+
+
+def test_what_a_server_has_counted_scales_with_what_it_counts_of_the_collection() -> None:
+    ones, ms = np.ones(100), np.full(100, 1e-3)
+    first = compared(row(FOUND, 0), Trial(ones, ms, 8.0), Trial(ones, ms, 8.0), None)
+    assert first.bytes_scored == 8.0
+    sampled = compared(row("int8", 0), Trial(ones, ms, 1.0), Trial(ones, ms, 4.0), first)
+    assert sampled.bytes_scored == 2.0
+    assert compared(row("x", 0), Trial(ones, ms), Trial(ones, ms), first).bytes_scored is None

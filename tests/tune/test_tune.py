@@ -14,8 +14,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from amips_plugins import LearnedRouter, MemoryCollection, Registry, connect
+from amips_plugins import LearnedRouter, MemoryCollection, QueryLog, Registry, connect, route
 from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.adapters.milvus.tuning import MilvusTuning
 from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
 from amips_plugins.adapters.qdrant_edge.tuning import EdgeTuning
 from amips_plugins.cli import main
@@ -30,6 +31,8 @@ from amips_plugins.tune.measuring import effort_curve, exact_truth
 from amips_plugins.tune.recalls import EffortCurve
 from amips_plugins.tune.rows import FOUND, NATIVE_ROW, Choice
 from amips_plugins.tune.run import Measured, TuneOptions, measure
+from amips_plugins.tune.trials import alone
+from amips_plugins.tune.untried import CELLS_ROW, KEYNET_ROW
 from amips_plugins.tuning import GRAPH_EFFORTS, Build, Knob
 from tests.support import edge_graph as graph
 from tests.support.bundles import write_bundle
@@ -93,8 +96,9 @@ def test_every_code_is_measured_beside_the_collection_which_stays_as_it_was(
 ) -> None:
     before = vectors_of(home)
     found = measure(collection, graph.queries(1, 800), OPTIONS, home / "tune").result
-    assert [row.search for row in found.rows] == [FOUND, NATIVE_ROW, *CODES]
-    assert [row.dropped for row in found.rows] == [None] * 6
+    assert [row.search for row in found.rows] == [FOUND, NATIVE_ROW, *CODES, CELLS_ROW]
+    assert [row.dropped for row in found.rows[:-1]] == [None] * 6
+    assert "every search asks 2 segments" in (found.rows[-1].dropped or "")
     as_is, native, int8 = found.rows[:3]
     assert as_is.recall is not None
     assert as_is.recall < 0.75  # the graph's own candidates are too few for this target
@@ -185,7 +189,7 @@ def test_after_an_interrupt_nothing_is_left_and_what_is_done_is_not_done_again(
     assert [title for title in second.titles if title.startswith("build")] == [
         f"build {name}" for name in CODES[1:]
     ]
-    assert len(found.rows) == 6
+    assert len(found.rows) == 7
     third = Stop("")
     measure(collection, queries, replace(OPTIONS, recall=0.8), home / "tune", third)
     assert "build int8 codes" in third.titles  # another question
@@ -207,7 +211,7 @@ def test_what_the_database_refuses_and_what_there_is_no_time_for_is_dropped_and_
     # What was not tried is tried when there is time.
     monkeypatch.setattr(EdgeTuning, "free_bytes", lambda *_: 1000)
     rows = measure(collection, queries, no_time, home / "tune").result.rows
-    assert {row.dropped for row in rows[2:]} == {"a copy takes about 1 MB, and 0 MB are free"}
+    assert {row.dropped for row in rows[2:-1]} == {"a copy takes about 1 MB, and 0 MB are free"}
 
 
 @pytest.mark.usefixtures("few")
@@ -266,6 +270,42 @@ def test_a_limit_of_the_database_is_as_far_as_it_is_searched(
     monkeypatch.setattr(collection, "failure", lambda _: Failure.OUTAGE)
     with pytest.raises(ValueError, match="Limit exceeded"):
         curve()
+
+
+@pytest.mark.usefixtures("few")
+def test_fewer_hits_a_search_than_are_calibrated_are_as_many_as_are(
+    collection: Collection, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact, search = collection.exact, collection.search
+
+    def limited(request: SearchRequest, *plan: QueryPlan) -> Any:
+        assert request.k <= 20, "max_query_limit"
+        return search(request, *plan)
+
+    def exactly(request: SearchRequest) -> Any:
+        assert request.k <= 20, "max_query_limit"
+        return exact(request)
+
+    monkeypatch.setattr(type(collection), "max_candidates", 20)  # strict mode's max_query_limit
+    monkeypatch.setattr(collection, "search", limited)
+    monkeypatch.setattr(collection, "exact", exactly)
+    options = replace(OPTIONS, seconds=0.0)
+    measured = measure(collection, graph.queries(1, 100), options, home / "tune")
+    assert measured.calibrations[NATIVE_ROW].guaranteed.shape[0] == 20
+    with pytest.raises(InvalidInput, match="allows 20 hits"):
+        measure(collection, graph.queries(1, 100), replace(options, k=21), home / "tune")
+
+
+def test_two_runs_do_not_share_a_folder(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = home / "tune"
+    with alone(out):
+        assert run(["tune", uri(home), "-o", str(out)]) == 1
+        assert "Another amips tune is at work" in capsys.readouterr().err
+        assert not (out / "trials").exists()
+        with alone(home / "other"):
+            pass
+    with alone(out):
+        pass
 
 
 @pytest.mark.usefixtures("few")
@@ -430,13 +470,101 @@ def test_milvus_lite_is_tuned_and_its_copies_are_dropped(tmp_path: Path) -> None
         assert rows[NATIVE_ROW].parameter == "ef"
         assert rows["IVF_FLAT"].parameter == "nprobe"
         assert rows["IVF_FLAT"].dropped is None
-        assert not any(row.applies for row in rows.values())
+        assert rows["IVF_FLAT"].applies  # nobody else has the file open
+        assert "lost by far" in (rows[KEYNET_ROW].dropped or "")
         assert lite.client.list_collections() == ["docs"]
         # What somebody else has called so is not ours to drop.
         lite.client.create_collection("docs__amips_tune", dimension=4)
         other = measure(lite, graph.queries(2, 160), OPTIONS, tmp_path / "other").result
-        assert all("this command did not make it" in (row.dropped or "") for row in other.rows[2:])
+        builds = [row for row in other.rows[2:] if row.search not in (CELLS_ROW, KEYNET_ROW)]
+        assert all("this command did not make it" in (row.dropped or "") for row in builds)
         assert "docs__amips_tune" in lite.client.list_collections()
+
+
+def make_flat(folder: Path, keys: Any) -> str:
+    """A Milvus Lite collection that is searched without an index, as the demo's is."""
+    pymilvus = pytest.importorskip("pymilvus")
+    pytest.importorskip("milvus_lite")
+    path = folder / "flat.db"
+    client = pymilvus.MilvusClient(str(path))
+    schema = client.create_schema()
+    schema.add_field("id", pymilvus.DataType.INT64, is_primary=True)
+    schema.add_field("vector", pymilvus.DataType.FLOAT_VECTOR, dim=keys.shape[1])
+    index = client.prepare_index_params()
+    index.add_index("vector", index_type="FLAT", metric_type="COSINE")
+    client.create_collection("docs", schema=schema, index_params=index)
+    client.insert("docs", [{"id": n, "vector": key.tolist()} for n, key in enumerate(keys)])
+    client.close()
+    return f"milvus://{path}?collection=docs"
+
+
+def index_of(collection: Collection) -> str:
+    return dict(collection.describe().facts)["index"].partition(" ")[0]
+
+
+@pytest.mark.slow
+def test_where_every_key_is_looked_at_an_index_is_tried_and_built_in_place_on_milvus_lite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = make_flat(tmp_path, graph.keys()[:1500])
+    builds = MilvusTuning.builds
+    monkeypatch.setattr(MilvusTuning, "builds", lambda self: builds(self)[:1])
+    with connect(where) as lite:
+        measured = measure(lite, graph.queries(1, 160), OPTIONS, tmp_path / "tune")
+        rows = measured.result.rows
+        assert [row.search for row in rows] == [FOUND, NATIVE_ROW, "HNSW"]
+        assert rows[0].recall == 1.0
+        assert "looks at all keys" in (rows[1].dropped or "")
+        assert rows[2].effort is not None
+        registry = Registry(tmp_path / "registry")
+        by_hand = chosen(measured, "HNSW")
+        tuning, replaced = measured.tuning, MilvusTuning._replace_index
+        tried = list[str]()
+
+        def stopped(self: MilvusTuning, build: Build) -> None:
+            tried.append(build.name)
+            if build.name == "HNSW":
+                raise KeyboardInterrupt
+            replaced(self, build)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MilvusTuning, "_replace_index", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                tuning.apply(measured.builds["HNSW"], Recorder())
+        assert tried == ["HNSW", "FLAT"]
+        assert index_of(lite) == "FLAT"
+        done = apply_choice(lite, by_hand, registry, tmp_path / "tune")
+        assert done.rebuilt == "HNSW"
+        assert "index_type='FLAT'" in done.way_back[1]
+    with connect(where) as served:
+        assert index_of(served) == "HNSW"
+        assert served.count() == 1500
+        router = LearnedRouter(served, registry=registry, refresh=None)
+        hits = router.search(graph.queries(3, 1)[0], recall=0.9, explain=True)
+        assert hits.trace.mode == "tuned"
+
+
+@pytest.mark.slow
+def test_the_log_of_a_routed_client_is_what_tune_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pymilvus = pytest.importorskip("pymilvus")
+    pytest.importorskip("pyarrow")
+    where = make_flat(tmp_path, graph.keys()[:1500])
+    monkeypatch.chdir(tmp_path)
+    client = pymilvus.MilvusClient(str(tmp_path / "flat.db"))
+    asked = graph.queries(1, 160)
+    with QueryLog(tmp_path / "log", flush_every=None) as log:
+        router = LearnedRouter(MilvusCollection(client, "docs"), registry=tmp_path / "registry")
+        routed = route(client, router, log=log)
+        for query in asked:
+            routed.search("docs", data=[query.tolist()], limit=10)
+    client.close()
+    monkeypatch.setattr(MilvusTuning, "builds", lambda _: [])
+    assert run(["tune", where, "--queries-log", "log", "--json", "--dry-run"]) == 3
+    found = json.loads(capsys.readouterr().out)["measured"]
+    assert found["queries"] == "log"
+    assert found["calibrated"] + found["compared"] == 120
 
 
 def test_the_shard_of_somebody_else_is_not_changed(home: Path) -> None:

@@ -1,10 +1,15 @@
 """Codes of the keys of a run: how far each coordinate is from the run's mean, in even steps.
 
-The steps are those that lose least of a normal distribution (Max, 1960); at 8 bits they reach the
-farthest key. Codes live where inner products say how near a key is (``vectors.lift_keys``); the
-last coordinate that L2 adds there is kept beside them, less what the codes' error adds to the inner
-product of key and mean: what is left is the error of a query's own way from the mean, however far
-from zero all of them are.
+Keys are turned about (``rotation``), so that no coordinate holds more than others, and each key
+has steps of its own: those that lose least of a normal distribution (Max, 1960), at 8 bits those
+that reach its farthest coordinate. What is kept of a key's steps is their length times what makes
+the code's inner product with the key itself right (as RaBitQ has it, Gao and Long, 2024), so that
+scores of the nearest keys are not too low.
+
+Codes live where inner products say how near a key is (``vectors.lift_keys``); the last coordinate
+that L2 adds there is kept beside them, less what the codes' error adds to the inner product of key
+and mean: what is left is the error of a query's own way from the mean, however far from zero all of
+them are.
 """
 
 from __future__ import annotations
@@ -14,15 +19,27 @@ from dataclasses import dataclass
 import numpy as np
 
 from amips_plugins.adapters.cell_file.file_format import Bits
+from amips_plugins.adapters.cell_file.rotation import rotated
 from amips_plugins.vectors import FloatArray, Metric, normalise
 
-__all__ = ["OVERSAMPLING", "Coder", "Scorer"]
+__all__ = ["Coder", "Scorer", "oversampling_of"]
 
-OVERSAMPLING: dict[Bits, float] = {8: 1.5, 4: 2.0, 2: 4.0}
-"""Candidates for every hit that are scored by their vectors, so that next to none is lost."""
-
+_OVERSAMPLING: dict[Bits, float] = {8: 1.5, 4: 2.0, 2: 4.0}
+_LONG = 256  # dimensions, over which errors even out
+_OF_LONG = 0.75
 _STEPS = {2: 0.9957, 4: 0.3352}  # of a standard deviation
 _ROWS = 1024  # decoded at once, so that they stay in the processor's cache
+_TINY = 1e-30
+
+
+def oversampling_of(bits: Bits, dim: int) -> float:
+    """Return how many candidates to score by their vectors for every hit, so that few are lost.
+
+    Of npm2pypi's keys, 384 dimensions at 2 bits, 3 lose as few of the best ten (3 in 1,000) as 4
+    lost of codes whose keys had steps in common.
+    """
+    shorter = bits == 2 and dim >= _LONG
+    return _OVERSAMPLING[bits] * (_OF_LONG if shorter else 1.0)
 
 
 @dataclass(frozen=True)
@@ -40,13 +57,13 @@ class Coder:
 
     @property
     def head(self) -> int:
-        """Bytes before the keys' own: the mean and the step."""
-        return 4 * (self.dim + 1)
+        """Bytes before the keys' own: the mean."""
+        return 4 * self.dim
 
     @property
     def beside(self) -> int:
-        """Bytes of a key beside its code."""
-        return 4 if self.metric is Metric.L2 else 0
+        """Bytes of a key beside its code: the length of its steps, and what L2 adds."""
+        return 8 if self.metric is Metric.L2 else 4
 
     def n_bytes(self, keys: int) -> int:
         """Return how long a run of so many keys is."""
@@ -56,26 +73,29 @@ class Coder:
         """Return the run of keys, ``(n, dim)``."""
         if not len(keys):
             return b""
-        placed = normalise(keys) if self.metric is Metric.COSINE else keys
+        placed = rotated(normalise(keys) if self.metric is Metric.COSINE else keys)
         mean = placed.mean(axis=0, dtype=np.float64).astype("<f4")
         away = placed - mean
         levels = 2**self.bits
         if self.bits == 8:
-            step = 2 * float(np.abs(away).max()) / (levels - 1)
+            steps = 2 * np.abs(away).max(axis=1) / (levels - 1)
         else:
-            step = float(away.std(dtype=np.float64)) * _STEPS[self.bits]
-        scaled = away / np.float32(step) if step > 1e-30 else np.zeros_like(away)
+            steps = _STEPS[self.bits] * np.sqrt((away**2).mean(axis=1))
+        scaled = away / np.maximum(steps, _TINY)[:, None]
         codes = np.zeros((len(keys), self.width * (8 // self.bits)), dtype=np.uint8)
         codes[:, : self.dim] = np.clip(np.floor(scaled + levels / 2), 0, levels - 1)
+        decoded = codes[:, : self.dim] - np.float32((levels - 1) / 2)
+        along = np.einsum("ij,ij->i", away, decoded)
+        lengths = np.einsum("ij,ij->i", away, away) / np.maximum(along, _TINY)
+        lengths[steps <= _TINY] = 0.0  # a key that is the mean
         packed = np.zeros((len(keys), self.width), dtype=np.uint8)
         for place in range(8 // self.bits):
             part = codes[:, place * self.width : (place + 1) * self.width]
             packed |= part << np.uint8(place * self.bits)
-        parts = [mean.tobytes(), np.array([step], "<f4").tobytes(), packed.tobytes()]
-        if self.beside:
+        parts = [mean.tobytes(), packed.tobytes(), lengths.astype("<f4").tobytes()]
+        if self.metric is Metric.L2:
             half = -0.5 * np.einsum("ij,ij->i", keys, keys, dtype=np.float64)
-            decoded = (codes[:, : self.dim] - np.float32((levels - 1) / 2)) * np.float32(step)
-            half -= (decoded - away) @ mean.astype(np.float64)
+            half -= (decoded * lengths[:, None] - away) @ mean.astype(np.float64)
             parts.append(half.astype("<f4").tobytes())
         return b"".join(parts)
 
@@ -85,7 +105,7 @@ class Scorer:
 
     def __init__(self, coder: Coder, queries: FloatArray) -> None:
         self._coder = coder
-        self._queries = queries
+        self._queries = queries = rotated(queries)
         n_parts = 8 // coder.bits
         padded = np.zeros((len(queries), n_parts * coder.width), dtype=np.float32)
         padded[:, : coder.dim] = queries
@@ -103,10 +123,10 @@ class Scorer:
     def score(self, run: bytes, keys: int, asked: list[int]) -> FloatArray:
         """Return about the inner products of the queries ``asked`` with keys, ``(m, keys)``."""
         coder = self._coder
-        head = np.frombuffer(run, "<f4", coder.dim + 1)
-        mean, step = head[:-1], head[-1]
+        mean = np.frombuffer(run, "<f4", coder.dim)
         codes = np.frombuffer(run, np.uint8, keys * coder.width, coder.head)
         codes = codes.reshape(keys, coder.width)
+        behind = coder.head + keys * coder.width
         weights = self._weights[asked]
         scores = np.empty((len(asked), keys), dtype=np.float32)
         for low in range(0, keys, _ROWS):
@@ -119,8 +139,9 @@ class Scorer:
                 )
                 decoded[:, place * coder.width : (place + 1) * coder.width] = shifted
             scores[:, low : low + len(part)] = weights @ decoded.T
-        scores *= step
-        scores += (self._queries[asked] @ mean - step * self._sums[asked])[:, None]
-        if coder.beside:
-            scores += np.frombuffer(run, "<f4", keys, coder.head + keys * coder.width)
+        scores -= self._sums[asked][:, None]
+        scores *= np.frombuffer(run, "<f4", keys, behind)
+        scores += (self._queries[asked] @ mean)[:, None]
+        if coder.metric is Metric.L2:
+            scores += np.frombuffer(run, "<f4", keys, behind + 4 * keys)
         return scores

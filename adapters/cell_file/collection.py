@@ -22,7 +22,7 @@ from amips_plugins.adapters.cell_file.log import Entry, append, log_of, read_ent
 from amips_plugins.adapters.cell_file.opened import OpenCellFile
 from amips_plugins.adapters.cell_file.ranges import DiskFile, StoredFile
 from amips_plugins.adapters.cell_file.recent import Recent
-from amips_plugins.adapters.cell_file.search import CellFileSearch, deadline_of
+from amips_plugins.adapters.cell_file.search import CellFileSearch, check_params, deadline_of
 from amips_plugins.adapters.cell_file.writing import lock_of
 from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.plain_ids import plain_ids
@@ -206,10 +206,13 @@ class CellFileCollection:
     def search(self, request: SearchRequest, plan: QueryPlan = NATIVE) -> list[list[Hit]]:
         """Search the codes of the plan's cells, or all codes, and score the best by their vectors.
 
-        The filter is a predicate on the id and the stored fields. ``params`` are left aside.
+        The filter is a predicate on the id and the stored fields. Of ``params`` there is
+        ``{"oversampling": 2.5}``: candidates scored by their vectors for every hit.
 
         Raises
         ------
+        InvalidInput
+            The filter is no predicate, or the oversampling no number from 1 to 1,000.
         DatabaseUnreachable
             The store does not answer in time.
         CollectionError
@@ -232,6 +235,7 @@ class CellFileCollection:
     def _search(self, request: SearchRequest) -> CellFileSearch:
         if request.filter is not None and not callable(request.filter):
             raise InvalidInput("A filter of a cell file is a predicate on the id and the fields.")
+        check_params(request.params)
         now, timeout = self._now(), request.timeout
         deadline = deadline_of(self.timeout if timeout is None else timeout)
         return CellFileSearch(now.file, now.recent, request, deadline)

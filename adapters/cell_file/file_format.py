@@ -10,7 +10,8 @@
     56               the header, JSON (``Header``); up to 4096
     4096    runs     for every run: first row, place of its codes, CRC-32 of these; one more entry
                      ends the table
-            codes    for every run: mean and step of its codes, then the codes of its keys
+            codes    for every run: mean, then the codes of its keys, then the length of each
+                     key's steps, and with L2 what its half square adds
             rows     for every key: vector, id, place and length of its fields if there are any,
                      CRC-32 of all this
             index    the ids in their order, then the row of each
@@ -56,7 +57,7 @@ RUNS = np.dtype([("row", "<u8"), ("code", "<u8"), ("crc", "<u4")])
 Bits = Literal[2, 4, 8]
 
 _MAGIC = b"AMIPSCEL"
-_FORMAT = 1
+_FORMAT = 2
 _ORDER = 0x01020304
 _PREFIX = struct.Struct("<8sIIQ32s")
 _ID = r"<i8|<u8|\|S[1-9][0-9]{0,3}"

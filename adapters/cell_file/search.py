@@ -13,18 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from amips_plugins.adapters.cell_file.codes import OVERSAMPLING, Scorer
+from amips_plugins.adapters.cell_file.codes import Scorer, oversampling_of
 from amips_plugins.adapters.cell_file.key_ids import plain_id
 from amips_plugins.adapters.cell_file.opened import OpenCellFile, Rows
 from amips_plugins.adapters.cell_file.recent import Recent
 from amips_plugins.collection import Hit, Id, SearchRequest
+from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import BoolArray, FloatArray, IntArray, Metric, native_scores, normalise
 
-__all__ = ["CellFileSearch"]
+__all__ = ["CellFileSearch", "check_params", "deadline_of"]
 
 _CODES = 32 << 20  # bytes of codes read in one round
 _QUERIES = 256  # answered together
+_MOST_OVERSAMPLING = 1_000
 _MORE = 4  # times as many candidates where a filter has left too few
 
 
@@ -89,10 +91,10 @@ class CellFileSearch:
         return answers
 
     def _some(self, rows: range, plan: QueryPlan, everything: BoolArray) -> list[list[Hit]]:
-        request, header = self._request, self._file.header
+        request = self._request
         ranking = request.queries if plan.rewritten is None else plan.rewritten
         keep = request.k if plan.rewritten is None else max(plan.rescore, request.k)
-        wanted = math.ceil(self._more * keep * OVERSAMPLING[header.bits])
+        wanted = math.ceil(self._more * keep * self._oversampling())
         most = wanted if request.filter is None else None
         found = [_Candidates(most) for _ in rows]
         whole = [plan.cells is None or bool(everything[row : row + 1].any()) for row in rows]
@@ -115,6 +117,12 @@ class CellFileSearch:
                 hits = self._scored_again(hits, request.queries[row])
             answers.append([self._shown(hit) for hit in hits[: request.k]])
         return answers
+
+    def _oversampling(self) -> float:
+        """Return how many candidates are scored by their vectors for every hit."""
+        header, params = self._file.header, self._request.params or {}
+        told = params.get("oversampling")
+        return oversampling_of(header.bits, header.dim) if told is None else float(told)
 
     def _asking(self, rows: range, plan: QueryPlan, whole: list[bool]) -> dict[int, list[int]]:
         """Return for each run that has keys which of the rows want it."""
@@ -289,6 +297,17 @@ def best_of(found: list[_Found], query: FloatArray, metric: Metric, k: int) -> l
     for one, score in zip(found, scores.tolist(), strict=True):
         one.score = score
     return [found[place] for place in np.argsort(ranked, kind="stable")[:k].tolist()]
+
+
+def check_params(params: Mapping[str, Any] | None) -> None:
+    """Refuse an oversampling that cannot be; other parameters are left aside."""
+    times = (params or {}).get("oversampling")
+    number = isinstance(times, int | float) and not isinstance(times, bool)
+    if times is not None and not (number and 1.0 <= times <= _MOST_OVERSAMPLING):
+        raise InvalidInput(
+            f"oversampling={times!r} cannot be; pass how many candidates to score by their vectors "
+            f"for every hit: 1 to {_MOST_OVERSAMPLING}."
+        )
 
 
 def deadline_of(timeout: float | None) -> float | None:

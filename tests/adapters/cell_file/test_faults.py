@@ -75,7 +75,7 @@ def test_another_byte_order_and_another_format(path: Path) -> None:
     whole = bytearray(path.read_bytes())
     for place, number, says in (
         (8, struct.pack(">I", 0x01020304), "another byte order"),
-        (12, struct.pack("<I", 2), "has format 2"),
+        (12, struct.pack("<I", 1), "has format 1"),
     ):
         changed = whole.copy()
         changed[place : place + 4] = number

@@ -45,7 +45,7 @@ own first, which fills unused places."""
 
 Storage = Literal["partitions", "field", "payload", "copy", "shards"]
 
-CellIndex = Literal["flat", "auto", "hnsw", "ivf_flat"]
+CellIndex = Literal["flat", "auto", "hnsw", "ivf_flat", "ivf_sq8"]
 
 AUDITED = 1000
 """Keys that a backfill looks at, whether their cells are still theirs."""
@@ -111,8 +111,8 @@ class LayoutSpec:
         keys where a search asks many shards as it is.
     index
         Milvus: the vector index inside the cells: ``"flat"`` (exact), ``"auto"`` (what the
-        collection has now), ``"hnsw"`` or ``"ivf_flat"`` (with the collection's parameters where
-        it has that kind).
+        collection has now), ``"hnsw"``, ``"ivf_flat"`` or ``"ivf_sq8"`` (with the collection's
+        parameters where it has that kind).
     alias
         The alias to point at a copy when it is complete; left out, the one by which the collection
         was opened, if any.
@@ -123,6 +123,8 @@ class LayoutSpec:
         Whether a key may lie in more than one cell.
     graphs
         Whether the bundle's targets count what graphs inside the cells miss.
+    lists
+        Where they count what an IVF index of codes misses, the number of its lists; else None.
     sizes
         Keys that each cell had in the bundle's snapshot; empty where nobody knows.
     centroids
@@ -140,6 +142,7 @@ class LayoutSpec:
     work: Path | None = None
     shared: bool = False
     graphs: bool = False
+    lists: int | None = None
     sizes: tuple[int, ...] = ()
     centroids: FloatArray | None = None
 

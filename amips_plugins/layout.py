@@ -148,8 +148,12 @@ def _spec(
             f"Bundle {manifest.version} chooses among the collection's own partitions: there is "
             f"nothing to lay out, it serves as it is."
         )
-    # Targets that count the misses of graphs hold without any, too, but cost more than need be.
-    graphs = load(bundle)[CALIBRATION].efforts is not None
+    # Targets that count an index' misses hold without one, too, but cost more than need be.
+    calibration = load(bundle)[CALIBRATION]
+    lists, graphs = calibration.lists, calibration.efforts is not None
+    trained_for: CellIndex = "flat"
+    if graphs:
+        trained_for = "hnsw" if lists is None else "ivf_sq8"
     cells = load(bundle)[CELLS]
     return LayoutSpec(
         manifest.layout,
@@ -157,11 +161,12 @@ def _spec(
         known_cells(bundle),
         manifest.version,
         storage,
-        index or ("hnsw" if graphs else "flat"),
+        index or trained_for,
         alias,
         work,
         shared=manifest.copies > 0,
-        graphs=graphs,
+        graphs=graphs and lists is None,
+        lists=lists,
         sizes=tuple(cells.sizes.tolist()),
         centroids=cells.centroids,
     )

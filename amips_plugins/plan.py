@@ -58,6 +58,8 @@ class QueryPlan:
     effort
         How far to search the graph inside a cell (HNSW's ef), where there is one; None leaves it to
         the database.
+    probes
+        How many lists of the IVF index inside a cell to search, where there is one; None for all.
     exact
         Whether every key is to be looked at (``Collection.exact``), in place of an index.
     params
@@ -75,6 +77,7 @@ class QueryPlan:
     layout: str | None = None
     shares: FloatArray | None = None
     effort: int | None = None
+    probes: int | None = None
     exact: bool = False
     params: Mapping[str, Any] | None = None
     reason: str | None = None

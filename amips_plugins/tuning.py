@@ -5,6 +5,7 @@ Trials that build something build it beside the collection, from copies of its k
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
     from amips_plugins.collection import Collection, KeyBatch
 
 __all__ = [
+    "CODE_CANDIDATES",
     "GRAPH_EFFORTS",
     "NO_KNOB",
     "Build",
     "Knob",
     "Tuning",
     "list_efforts",
+    "lists_in_cells",
     "scratch_collection",
     "scratch_folder",
     "scratch_name",
@@ -34,6 +37,9 @@ __all__ = [
 _SMALL = (16, 20, 24, 32, 40, 48, 64, 80)
 GRAPH_EFFORTS = (*_SMALL, 100, 128, 160, 200, 256, 320, 400, 512, 768, 1024)
 """Candidates that a graph keeps; with 100 of them and more there may be 100 hits."""
+
+CODE_CANDIDATES = {"IVF_SQ8": 1.5, "HNSW_SQ": 1.5, "SCANN": 10.0, "IVF_PQ": 8.0, "HNSW_PQ": 8.0}
+"""Candidates for every hit that are scored by their vectors, by Milvus' names of kinds of codes."""
 
 _SCRATCH = "scratch"
 _RECORD = "scratch-collection"  # file that names a copy until it is gone
@@ -139,6 +145,11 @@ def list_efforts(n_lists: int) -> tuple[int, ...]:
     """Return numbers of lists to try of an IVF index, rising to all of them."""
     steps = {round(2 ** (half / 2)) for half in range(2 * max(1, n_lists).bit_length())}
     return tuple(sorted({step for step in steps if step < n_lists} | {max(1, n_lists)}))
+
+
+def lists_in_cells(rows_per_cell: float) -> int:
+    """Return how many lists an IVF index inside a cell gets."""
+    return max(1, round(math.sqrt(rows_per_cell)))
 
 
 def scratch_folder(work: Path) -> Path:

@@ -13,7 +13,7 @@ from pymilvus import DataType, MilvusClient
 
 from amips_plugins.adapters.milvus.cell_index import INDEXED_FROM
 from amips_plugins.adapters.milvus.collection import MilvusCollection
-from amips_plugins.cell_layout import LayoutSpec, Storage
+from amips_plugins.cell_layout import CellIndex, LayoutSpec, Storage
 from amips_plugins.export.keys import Keys
 from amips_plugins.vectors import IntArray
 from benchmarks.learned import Routing
@@ -85,7 +85,12 @@ class Milvus:
         return self._client
 
     def index(
-        self, name: str, keys: Keys, lists: int | None, members: IntArray | None = None
+        self,
+        name: str,
+        keys: Keys,
+        lists: int | None,
+        members: IntArray | None = None,
+        kind: str = "IVF_FLAT",
     ) -> Built:
         """Create a collection of unit keys, with their rows as ids.
 
@@ -96,7 +101,7 @@ class Milvus:
         keys
             ``(n, dim)``.
         lists
-            Of an IVF_FLAT index; None for HNSW.
+            Of an index of lists, of this ``kind``; None for HNSW.
         members
             ``(n, width)`` numbers of the partitions that hold each key, called ``c0`` and so on;
             None for none.
@@ -125,7 +130,7 @@ class Milvus:
         params.add_index(
             "vector",
             index_name="vector",
-            index_type="HNSW" if lists is None else "IVF_FLAT",
+            index_type="HNSW" if lists is None else kind,
             metric_type="COSINE",
             params=_HNSW if lists is None else {"nlist": lists},
         )
@@ -141,11 +146,20 @@ class Milvus:
         self._load(name)
         return Built(name, time.perf_counter() - started, meter.cpu() - cpu)
 
-    def lay_out(self, source: str, routing: Routing, storage: Storage) -> Built:
-        """Copy a loaded collection into cells, searched exactly; return the copy."""
+    def lay_out(
+        self, source: str, routing: Routing, storage: Storage, index: CellIndex = "flat"
+    ) -> Built:
+        """Copy a loaded collection into cells, searched exactly or by an index; return the copy."""
         meter = self.meter
         started, cpu = time.perf_counter(), meter.cpu()
-        spec = LayoutSpec(routing.layout, routing.n_cells, routing.assign, storage=storage)
+        spec = LayoutSpec(
+            routing.layout,
+            routing.n_cells,
+            routing.assign,
+            storage=storage,
+            index=index,
+            lists=routing.calibration.lists,
+        )
         built = self.collection(source).layouts.build(spec)
         return Built(built.info.name, time.perf_counter() - started, meter.cpu() - cpu)
 

@@ -11,6 +11,7 @@ from amips_plugins.collection import Id
 from amips_plugins.export.clustering import native_cells, query_aware_cells
 from amips_plugins.export.cost_curves import thresholds_for
 from amips_plugins.export.dataset import TrainingTask
+from amips_plugins.export.efforts import InCells, effort_levels
 from amips_plugins.export.keynet import train_keynet
 from amips_plugins.export.recipes import PRESETS, Preset
 from amips_plugins.export.routers import train_router
@@ -63,7 +64,9 @@ class Routing:
         return RouteHook(OnnxModel(self.model), self.calibration, self.layout, 0.95, shares)
 
 
-def train_routing(task: TrainingTask, n_cells: int, epochs: int | None) -> Routing:
+def train_routing(
+    task: TrainingTask, n_cells: int, epochs: int | None, index: InCells | None = None
+) -> Routing:
     """Cut query-aware cells and train a linear router over them, as ``amips train`` does.
 
     Parameters
@@ -74,6 +77,8 @@ def train_routing(task: TrainingTask, n_cells: int, epochs: int | None) -> Routi
         Number of cells.
     epochs
         Passes over the training queries; None for the recipe's own.
+    index
+        What cells will hold, whose misses are then counted; None for a scan of them.
     """
     train = task.train
     cells, assignment = query_aware_cells(
@@ -83,14 +88,21 @@ def train_routing(task: TrainingTask, n_cells: int, epochs: int | None) -> Routi
     assert candidate.priority is not None
     validated = candidate.priority(task.validate)
     thresholds = thresholds_for(validated, assignment[task.validate.hits[:, : task.k]])
-    measured = candidate.measure(task.calibrate)
+    efforts, lists = None, None
+    if index is None:
+        measured = candidate.measure(task.calibrate)
+    else:
+        levels = effort_levels(candidate, task, candidate.priority, thresholds, index)
+        measured = levels.measure(task.calibrate, task)
+        thresholds, efforts, lists = levels.thresholds, levels.efforts, levels.lists
     recall: FloatArray = np.array(
         [measured.mean_recall(k) for k in range(1, task.k + 1)], dtype=np.float32
     )
     scanned = measured.scanned.mean(axis=0)
-    calibration = Calibration(thresholds, recall, recall, scanned, 0.0)
+    calibration = Calibration(thresholds, recall, recall, scanned, 0.0, efforts, lists)
     model = to_onnx(candidate.net, task.keys.shape[1], task.metric, candidate.order)
-    return Routing(model, calibration, cells.layout(), cells.sizes, assignment)
+    layout = cells.layout() if index is None else f"{cells.layout()[:9]}{index.replace('_', '')}"
+    return Routing(model, calibration, layout, cells.sizes, assignment)
 
 
 def train_rewriting(task: TrainingTask, n_cells: int, epochs: int | None) -> bytes:

@@ -56,7 +56,11 @@ from benchmarks.serving_rows import Served, ServedStore
 _T = TypeVar("_T")
 
 _KEYNET = "KeyNet on IVF_FLAT"
-MILVUS = ("full scan", "IVF_FLAT", _KEYNET, "HNSW", "partitions", "cell field")
+_CODES, _FEW_LISTS = "codes in partitions", "codes in partitions, few lists"
+MILVUS = (
+    *("full scan", "IVF_FLAT", _KEYNET, "HNSW", "partitions", "cell field"),
+    *("IVF_SQ8", _CODES, _FEW_LISTS),
+)
 METHODS = (*MILVUS, "cells")
 _REWRITE_UP_TO = 30_000  # keys: beyond, a KeyNet takes too long to train and to tune
 
@@ -123,6 +127,7 @@ class Bench:
         self._store = store
         self._work = work
         self._routings: dict[int, Routing] = {}
+        self._by_lists: Routing | None = None
 
     @cached_property
     def _task(self) -> TrainingTask:
@@ -156,6 +161,15 @@ class Bench:
                 task = replace(self._task, work=Path(work))
                 self._routings[n_cells] = train_routing(task, n_cells, self._plan.epochs)
         return self._routings[n_cells]
+
+    def _routing_by_lists(self) -> Routing:
+        """Return a router of the same cells, whose targets count what lists of codes miss."""
+        if self._by_lists is None:
+            with tempfile.TemporaryDirectory(dir=self._work) as work:
+                task = replace(self._task, work=Path(work))
+                wanted = self._plan.partitions, self._plan.epochs
+                self._by_lists = train_routing(task, *wanted, index="ivf_sq8")
+        return self._by_lists
 
     def _missing(self, engine: str, *methods: str) -> list[str]:
         """Return those of the methods that are wanted and not measured yet."""
@@ -192,7 +206,7 @@ class Bench:
 
     def _milvus_method(self, name: str) -> Method:
         plan = self._plan
-        if name == "IVF_FLAT":
+        if name in ("IVF_FLAT", "IVF_SQ8"):
             return tuned(name, "nprobe", 1, plan.lists)
         if name == _KEYNET:
             model = train_rewriting(self._task, plan.keynet, plan.epochs)
@@ -201,6 +215,11 @@ class Bench:
             return tuned(name, "ef", K, 2_000)
         if name == "full scan":
             return exact(name)
+        if name == _FEW_LISTS:
+            return routed(name, self._routing_by_lists())
+        if name == _CODES:
+            copy = self._routing_by_lists().layout
+            return routed(name, replace(self._routing(plan.partitions), layout=copy))
         return routed(name, self._routing(plan.cells if name == "cell field" else plan.partitions))
 
     def _milvus_collections(
@@ -209,7 +228,7 @@ class Bench:
         """Build the collections that some methods need; yield them with their methods."""
         keys = self._dataset.keys
         built = []
-        if names - {"HNSW"}:
+        if names - {"HNSW", "IVF_SQ8"}:
             built.append((server.index("ivf", keys, self._plan.lists), {"IVF_FLAT", _KEYNET}))
         # The copies come at once: they are made from a collection that is loaded.
         if names & {"full scan", "cell field"}:
@@ -218,6 +237,12 @@ class Bench:
         if "partitions" in names:
             copy = server.lay_out("ivf", self._routing(self._plan.partitions), "partitions")
             built.append((copy, {"partitions"}))
+        if names & {_CODES, _FEW_LISTS}:
+            copy = server.lay_out("ivf", self._routing_by_lists(), "partitions", "ivf_sq8")
+            built.append((copy, {_CODES, _FEW_LISTS}))
+        if "IVF_SQ8" in names:
+            server.release()
+            built.append((server.index("sq8", keys, self._plan.lists, kind="IVF_SQ8"), {"IVF_SQ8"}))
         if "HNSW" in names:
             server.release()
             built.append((server.index("hnsw", keys, None), {"HNSW"}))

@@ -84,8 +84,8 @@ def write_bundle(
     if published.priority is not None:
         priorities = _priorities(session, problem.test)
         measure = partial(_priorities, session)
-        graphs = options.index == "hnsw" and given is None
-        promised = promise(published, native, problem, measure, refit, graphs=graphs)
+        index = None if given is not None or options.index == "flat" else options.index
+        promised = promise(published, native, problem, measure, refit, index=index)
         values[CALIBRATION] = promised.calibration
     if given is not None:
         values[PARTITIONS] = given

@@ -1,25 +1,32 @@
-"""Threshold and effort together: how far to search the graphs of the cells that are chosen.
+"""Threshold and effort together: how far to search the indexes of the cells that are chosen.
 
-A graph misses keys that a scan of its cell finds, so thresholds that were calibrated on cells
-promise too much of graphs. Every level of a router gets an effort (HNSW's ef) beside its threshold,
-both chosen on validation queries to be cheap together; what they find is then measured on the
-calibration queries in graphs like those that will be laid out.
+A graph misses keys that a scan of its cell finds, and so do lists of codes: thresholds that were
+calibrated on cells promise too much of them. Every level of a router gets an effort (HNSW's ef,
+or nprobe of an IVF index) beside its threshold, both chosen on validation queries to be cheap
+together; what they find is then measured on the calibration queries in indexes like those that
+will be laid out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from amips_plugins.export.candidates import Candidate
 from amips_plugins.export.cell_graphs import CellGraphs, joint_curves
+from amips_plugins.export.cell_lists import CellLists
 from amips_plugins.export.cost_curves import Curve, curve, levels_by_threshold
 from amips_plugins.export.dataset import Split, TrainingTask
+from amips_plugins.tuning import list_efforts
 from amips_plugins.vectors import FloatArray, IntArray
 
-__all__ = ["EffortLevels", "choose_efforts", "effort_levels"]
+__all__ = ["EffortLevels", "InCells", "choose_efforts", "effort_levels"]
+
+InCells = Literal["hnsw", "ivf_sq8"]
+"""The kinds of index inside cells whose misses a promise may count."""
 
 EFFORTS = (16, 24, 32, 48, 64, 100, 128, 192)
 _PROMISED = 100  # of the best keys
@@ -31,14 +38,14 @@ _FAR_ENOUGH, _ALL_FAR_ENOUGH = 0.996, 0.985
 
 @dataclass(frozen=True)
 class EffortLevels:
-    """The levels of a router over cells with graphs.
+    """The levels of a router over cells with an index each.
 
     Attributes
     ----------
     thresholds, efforts
-        ``(n_levels,)``: what a cell has to reach, falling to minus infinity, and how far its graph
+        ``(n_levels,)``: what a cell has to reach, falling to minus infinity, and how far its index
         is searched, rising.
-    graphs
+    indexes
         What will be laid out, as far as it is known.
     candidate
         The router.
@@ -46,11 +53,16 @@ class EffortLevels:
 
     thresholds: FloatArray
     efforts: IntArray
-    graphs: CellGraphs
+    indexes: CellGraphs | CellLists
     candidate: Candidate
 
+    @property
+    def lists(self) -> int | None:
+        """Lists of an IVF index; None of graphs."""
+        return self.indexes.lists if isinstance(self.indexes, CellLists) else None
+
     def measure(self, split: Split, task: TrainingTask) -> Curve:
-        """Measure on a split what is found, the graphs' own misses counted.
+        """Measure on a split what is found, the indexes' own misses counted.
 
         ``scanned`` is still the share of the keys that lie in the cells.
         """
@@ -60,14 +72,17 @@ class EffortLevels:
         levels = levels_by_threshold(self.candidate.priority(split), self.thresholds)
         used, place = np.unique(self.efforts, return_inverse=True)
         visited = levels < n_levels - 1
-        grid = np.union1d(used, [effort for effort in EFFORTS if effort <= _PROMISED])
-        finds = self.graphs.search(split.unit, split.hits, visited, grid.tolist(), task.progress)
+        grid, lists = used, self.lists is not None
+        if not lists:
+            grid = np.union1d(used, [effort for effort in EFFORTS if effort <= _PROMISED])
+        finds = self.indexes.search(split.unit, split.hits, visited, grid.tolist(), task.progress)
         # From which level on every effort that is still to come finds a key.
         misses = np.zeros(finds.found.shape[1:], dtype=np.int64)
         ranks = np.arange(1, split.hits.shape[1] + 1)
         for number, effort in enumerate(used):
             # Who asks for k keys, the last of them of rank k, searches graphs at least so far.
-            wanted = np.minimum(np.maximum(effort, ranks), grid[-1])
+            least = np.zeros_like(ranks) if lists else ranks
+            wanted = np.minimum(np.maximum(effort, least), grid[-1])
             here = np.searchsorted(grid, wanted, side="left")
             found = finds.found[here, :, ranks - 1].swapaxes(0, 1)
             last = int(np.flatnonzero(place == number).max())
@@ -92,8 +107,9 @@ def effort_levels(
     task: TrainingTask,
     priority: Callable[[Split], FloatArray],
     thresholds: FloatArray,
+    index: InCells = "hnsw",
 ) -> EffortLevels:
-    """Build the graphs and choose the effort of every level on validation queries."""
+    """Build the indexes and choose the effort of every level on validation queries."""
     candidate = replace(published, priority=priority)
     split = task.validate.take(np.arange(min(_VALIDATED, len(task.validate.queries))))
     members, priorities = _members(candidate), priority(split)
@@ -107,13 +123,15 @@ def effort_levels(
     split = replace(split, hits=split.hits[:, : task.k])
     hit_cells = hit_cells[:, : task.k]
     kept = thresholds[thresholds >= lowest]
-    graphs = CellGraphs(task.lifted, members, candidate.cells.n_cells, progress=task.progress)
+    kind = CellGraphs if index == "hnsw" else CellLists
+    indexes = kind(task.lifted, members, candidate.cells.n_cells, progress=task.progress)
+    efforts = EFFORTS if isinstance(indexes, CellGraphs) else list_efforts(indexes.lists)
     levels = levels_by_threshold(priorities, kept)
-    finds = graphs.search(split.unit, split.hits, levels < len(kept), EFFORTS, task.progress)
+    finds = indexes.search(split.unit, split.hits, levels < len(kept), efforts, task.progress)
     curves = joint_curves(finds, levels, len(kept), hit_cells, 0.0, len(members))
-    chosen = choose_efforts(curves, EFFORTS, task.k)
+    chosen = choose_efforts(curves, efforts, task.k)
     return EffortLevels(
-        np.append(kept, np.float32(-np.inf)), np.append(chosen, max(EFFORTS)), graphs, candidate
+        np.append(kept, np.float32(-np.inf)), np.append(chosen, max(efforts)), indexes, candidate
     )
 
 

@@ -26,7 +26,7 @@ from amips_plugins.export.cost_curves import (
     thresholds_for,
 )
 from amips_plugins.export.dataset import ENOUGH, Split, TrainingTask
-from amips_plugins.export.efforts import effort_levels
+from amips_plugins.export.efforts import InCells, effort_levels
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.vectors import FloatArray, IntArray
 
@@ -64,21 +64,22 @@ def promise(
     priorities: Callable[[Split], FloatArray],
     refit: Refit,
     *,
-    graphs: bool = False,
+    index: InCells | None = None,
 ) -> Promise:
     """Calibrate the router that serves, whose ``priorities`` are the served model's own.
 
-    The validation split chooses the thresholds. With ``graphs`` every threshold has an effort, and
-    what graphs miss counts; few queries then promise little, for nothing is cross-fitted.
+    The validation split chooses the thresholds. With an ``index`` in the cells every threshold has
+    an effort, and what it misses counts; few queries then promise little, for nothing is
+    cross-fitted.
     """
     validated = published.assignment[task.validate.hits[:, : task.k]]
     thresholds = thresholds_for(priorities(task.validate), validated)
     depth = min(max(MAX_K, task.k), task.calibrate.hits.shape[1])
-    if graphs:
-        levels = effort_levels(published, task, priorities, thresholds)
+    if index is not None:
+        levels = effort_levels(published, task, priorities, thresholds, index)
         found = levels.measure(task.calibrate, task)
         calibration = calibrate(found, levels.thresholds, depth, asked=task.calibrate.asked)
-        calibration = replace(calibration, efforts=levels.efforts)
+        calibration = replace(calibration, efforts=levels.efforts, lists=levels.lists)
         return Promise(calibration, found, native.measure(task.calibrate))
     measured = [(replace(published, priority=priorities), task.calibrate)]
     if len(task.calibrate.queries) < ENOUGH:

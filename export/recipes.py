@@ -43,8 +43,8 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         Copies of keys in further cells, as a share of the keys; ``auto`` makes none unless they
         pay, and never for Milvus, where a copy is a row.
     index
-        What cells will hold: ``flat`` for a scan, or ``hnsw`` for a graph, whose misses the promise
-        then counts; every cell costs about the same there.
+        What cells will hold: ``flat`` for a scan, ``hnsw`` for a graph, with which every cell costs
+        about the same, or ``ivf_sq8`` for lists of codes; the promise then counts their misses.
     device
         ``cpu``, ``cuda``, or ``auto``.
     """
@@ -59,7 +59,7 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     epochs: Annotated[int, msgspec.Meta(ge=1)] | None = None
     guesses: Annotated[int, msgspec.Meta(ge=0)] = 20_000
     spill: Annotated[float, msgspec.Meta(ge=0.0, le=3.0)] | Literal["auto"] = "auto"
-    index: Literal["flat", "hnsw"] = "flat"
+    index: Literal["flat", "hnsw", "ivf_sq8"] = "flat"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     partitions: str | None = None
     count: Literal["searches", "keys"] = "searches"

@@ -178,9 +178,10 @@ def _check(snapshot: Snapshot, options: TrainOptions) -> None:
         raise InvalidInput(
             f"k={options.k} does not fit the {snapshot.manifest.count} keys of the snapshot."
         )
-    if options.index == "hnsw" and options.model in ("keynet", "native"):
+    if options.index != "flat" and options.model in ("keynet", "native"):
         raise InvalidInput(
-            f"A model of the kind {options.model!r} chooses no graphs; leave --index out."
+            f"A model of the kind {options.model!r} does not say how far to search an index inside "
+            f"cells; leave --index out."
         )
     if options.spill not in ("auto", 0.0):
         if options.model in ("keynet", "native"):

@@ -4,6 +4,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -202,3 +203,42 @@ def test_connect_opens_and_closes_a_client_of_its_own(
 def test_a_timeout_ends_the_search(ivf: MilvusCollection) -> None:
     with pytest.raises(Exception, match=r"(?i)deadline|timeout"):
         ivf.search(SearchRequest(queries(), k=1, timeout=0.00001))
+
+
+@pytest.mark.parametrize("storage", ["partitions", "field"])
+def test_codes_inside_cells(ivf: MilvusCollection, client: Any, storage: Storage) -> None:
+    """Cells are searched by their codes, and what is handed out is scored by the vectors."""
+    n_cells, wanted = 4, exact_rows(10)
+
+    def by_row(ids: Any, _: FloatArray) -> Any:
+        return rows_of(ivf, ids) % n_cells
+
+    copy = ivf.layouts.build(
+        LayoutSpec(f"codes{storage[0]}", n_cells, by_row, storage=storage, index="ivf_sq8")
+    )
+    assert isinstance(copy, MilvusCollection)
+    index = client.describe_index(copy.info.name, "embedding")
+    assert index["index_type"] == "IVF_SQ8"
+    layout = copy.layout()
+    cells = np.tile(np.arange(3), (len(queries()), 1))
+    plan = QueryPlan(cells=cells, layout=layout)
+    inside = [{row for row in rows if row % n_cells < 3} for rows in exact_rows(60)]
+    request = SearchRequest(queries(), k=10, fields=("row",))
+    found = copy.search(request, plan)
+    for hits, rows, query in zip(found, inside, queries(), strict=True):
+        assert len({int(hit.fields["row"]) for hit in hits} & rows) >= 9
+        true = [float(query @ keys()[int(hit.fields["row"])]) for hit in hits]
+        assert [hit.score for hit in hits] == pytest.approx(true, rel=1e-4)
+        assert (np.diff([hit.score for hit in hits]) <= 0).all()
+    every = recall(found_rows(copy, k=10, plan=plan), wanted)
+    fewer = recall(found_rows(copy, k=10, plan=replace(plan, probes=2)), wanted)
+    assert every >= 0.7  # three cells of four
+    assert (fewer < every - 0.2) == (storage == "partitions")  # a field has one index over all
+    exact = copy.exact(SearchRequest(queries(), k=10, fields=("row",)))
+    assert recall([{int(hit.fields["row"]) for hit in hits} for hits in exact], wanted) >= 0.99
+
+
+def rows_of(collection: MilvusCollection, ids: Any) -> Any:
+    rows = collection.client.get(collection.info.name, list(ids), output_fields=["key", "row"])
+    found = {int(row["key"]): int(row["row"]) for row in rows}
+    return np.array([found[int(one)] for one in ids])

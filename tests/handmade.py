@@ -31,6 +31,7 @@ from amips_plugins.bundle.golden_outputs import GoldenOutputs
 from amips_plugins.bundle.key_sample import SAMPLED, KeySample
 from amips_plugins.bundle.package import Bundle
 from amips_plugins.bundle.reference import Reference
+from amips_plugins.cell_layout import CellIndex
 from amips_plugins.collection import Collection, CollectionInfo, collection_key
 from amips_plugins.export.cost_curves import calibrate, curve, levels_by_threshold, thresholds_for
 from amips_plugins.layout import lay_out
@@ -59,6 +60,7 @@ def publish(
     n_cells: int = 8,
     recall: float = 0.9,
     storage: str | None = None,
+    index: CellIndex | None = None,
 ) -> Collection:
     """Make a bundle for a collection, publish it in ``folder / "registry"`` and lay it out.
 
@@ -69,7 +71,12 @@ def publish(
     """
     made = make_bundle(collection, queries, folder / "made", n_cells=n_cells, recall=recall)
     Registry(folder / "registry").publish(made)
-    return lay_out(collection, Bundle.in_folder(made), storage=storage)  # type: ignore[arg-type]
+    return lay_out(
+        collection,
+        Bundle.in_folder(made),
+        storage=storage,  # type: ignore[arg-type]
+        index=index,
+    )
 
 
 def make_bundle(

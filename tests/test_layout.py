@@ -292,8 +292,16 @@ def test_cells_get_what_the_bundle_was_trained_for(tmp_path: Path) -> None:
         efforts = np.full(len(whole.thresholds), 32)
         files[CALIBRATION] = replace(whole, efforts=efforts).to_bytes()
 
+    def with_lists(files: dict[str, bytes]) -> None:
+        with_efforts(files)
+        whole = Calibration.from_bytes(files[CALIBRATION])
+        files[CALIBRATION] = replace(whole, lists=40).to_bytes()
+
     collection = Remembers(vectors(), name="docs")
     collection.specs = []
+    plan_layout(collection, open_bundle(write_bundle(tmp_path / "codes", change=with_lists)))
+    codes = collection.specs.pop()
+    assert (codes.index, codes.graphs, codes.lists) == ("ivf_sq8", False, 40)
     bundle = open_bundle(write_bundle(tmp_path / "graphs", change=with_efforts))
     plan_layout(collection, bundle)
     plan_layout(collection, bundle, index="flat")

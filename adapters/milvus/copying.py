@@ -11,7 +11,9 @@ import numpy as np
 from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.copies.replica import Replica, found_again, found_enough
 from amips_plugins.adapters.copies.row_changes import Row, SourceBaseline, digest
+from amips_plugins.adapters.milvus.cell_index import index_search
 from amips_plugins.adapters.milvus.failures import failure_of
+from amips_plugins.adapters.milvus.opening import describe_index, widest_params
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.adapters.milvus.writing import write_rows
 from amips_plugins.cell_layout import AssignCells, check_assigned
@@ -142,14 +144,17 @@ class TableReplica(Replica):
 
 
 def _nearest(table: Table, queries: FloatArray, k: int) -> list[dict[Id, float]]:
-    """Return ids and scores of which larger is better."""
+    """Return ids and scores of which larger is better, whatever lists they lie in."""
+    index = describe_index(table)
+    lists = index_search(index).kind == "lists"
+    widest = widest_params(index, k, is_lite=table.is_lite) if lists else {}
     answers = table.client.search(
         table.name,
         data=queries,
         anns_field=table.info.field,
         limit=k,
         output_fields=[table.key],
-        search_params={"metric_type": table.info.metric.name},
+        search_params={"metric_type": table.info.metric.name, "params": widest},
         consistency_level="Strong",
     )
     sign = 1.0 if table.info.metric.larger_is_better else -1.0

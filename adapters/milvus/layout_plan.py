@@ -9,7 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from amips_plugins.adapters.copies.row_changes import encoded
-from amips_plugins.adapters.milvus.cell_index import INDEXED_FROM, is_scanned, unindexed_cells
+from amips_plugins.adapters.milvus.cell_index import (
+    INDEXED_FROM,
+    index_search,
+    is_scanned,
+    unindexed_cells,
+)
 from amips_plugins.adapters.milvus.cells import CELL_FIELD
 from amips_plugins.adapters.milvus.opening import describe_index
 from amips_plugins.adapters.milvus.table import Table
@@ -166,17 +171,26 @@ def _check_disk(folder: Path, n_bytes: int) -> None:
 
 
 def _index_notes(table: Table, spec: LayoutSpec, storage: Storage, keys: int) -> Sequence[str]:
-    if spec.index == "flat" or (spec.index == "auto" and is_scanned(describe_index(table))):
+    given = {"index_type": spec.index} if spec.index != "auto" else describe_index(table)
+    if is_scanned(given):
         return ()
-    notes = (
-        []
-        if spec.graphs
-        else [
+    index, notes = index_search(given), list[str]()
+    if index.kind == "graph" and not spec.graphs:
+        notes.append(
             "an index inside the cells misses keys that a scan of them finds, which the bundle's "
-            "targets do not count: measure with amips evaluate, and search wider (ef, nprobe), or "
-            "train with --index hnsw"
-        ]
-    )
+            "targets do not count: measure with amips evaluate, and search wider (ef), or train "
+            "with --index hnsw"
+        )
+    if index.kind == "lists" and spec.lists is None:
+        notes.append(
+            "a search goes through all lists of the cells that it chooses, so that the bundle's "
+            "targets hold; train with --index ivf_sq8 to go through as few as they take"
+        )
+    if index.oversampling > 1.0:
+        notes.append(
+            f"cells are searched by their codes, and the best {index.oversampling:g} candidates "
+            f"for every hit scored by their vectors, which may lie on the disk (mmap)"
+        )
     small = unindexed_cells(spec.sizes, keys, spec.n_cells)
     if storage == "field":
         notes.append("with the storage 'field' one index lies over all cells, and none in each")

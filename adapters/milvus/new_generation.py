@@ -24,6 +24,7 @@ __all__ = ["finish_index", "prepare_copy"]
 
 _OTHER: dict[Storage, Storage] = {"partitions": "field", "field": "partitions"}
 _INDEX_SECONDS = 3600.0
+_LISTED_SECONDS = 60.0
 _INDEX_STATE = ("total_rows", "indexed_rows", "pending_index_rows", "state")
 
 
@@ -105,7 +106,13 @@ def _create_indexes(source: Table, building: str, spec: LayoutSpec) -> None:
             continue
         if found["field_name"] == info.field:
             wanted = index_arguments(
-                spec.index, found, info.field, info.metric, rows, is_lite=source.is_lite
+                spec.index,
+                found,
+                info.field,
+                info.metric,
+                rows,
+                is_lite=source.is_lite,
+                lists=spec.lists,
             )
             indexes.add_index(**wanted)
         else:
@@ -119,16 +126,21 @@ def _create_indexes(source: Table, building: str, spec: LayoutSpec) -> None:
 
 def finish_index(target: Table) -> None:
     """Write out what is in memory, and wait for the index, so that it is what is measured."""
-    client = target.client
+    client, written = target.client, target.count()
     client.flush(target.name)
     if target.is_lite or is_scanned(describe_index(target)):
         return
-    deadline = time.monotonic() + _INDEX_SECONDS
-    while any(
-        part.num_rows >= INDEXED_FROM and not part.index_name
-        for part in client.list_loaded_segments(target.name)
-    ):
-        if time.monotonic() > deadline:
+    started = time.monotonic()
+    while True:
+        parts = client.list_loaded_segments(target.name)
+        # What was just flushed is listed seconds later, and until then scanned whole.
+        listed = sum(part.num_rows for part in parts) >= written
+        waited = time.monotonic() - started
+        if (listed or waited > _LISTED_SECONDS) and all(
+            part.num_rows < INDEXED_FROM or part.index_name for part in parts
+        ):
+            return
+        if waited > _INDEX_SECONDS:
             raise CollectionError(
                 f"Milvus has not indexed {target.name!r} within the hour; look at its index "
                 f"nodes and run the same command again."

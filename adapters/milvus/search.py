@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from amips_plugins.adapters.cell_groups import OVERFLOW, group_by_cells, merge_hits
+from amips_plugins.adapters.milvus.cell_index import SCANNED, IndexSearch
 from amips_plugins.adapters.milvus.cells import CELL_FIELD, is_ours
 from amips_plugins.adapters.milvus.opening import widest_params
 from amips_plugins.adapters.milvus.table import Table
@@ -38,7 +40,7 @@ MAX_CANDIDATES = 16_384
 
 _NO_TIME = 1e-3  # pymilvus takes 0 for no limit
 _WIDTHS = frozenset(
-    {"nprobe", "ef", "search_list", "reorder_k", "level", "itopk_size", "search_width"}
+    {"nprobe", "ef", "search_list", "reorder_k", "refine_k", "level", "itopk_size", "search_width"}
 )
 """Parameters that say how wide a search looks, and not what it is to find."""
 _EVERYTHING = frozenset({"*", "$meta"})
@@ -70,9 +72,9 @@ def changed_meaning(params: Mapping[str, Any] | None) -> str | None:
     return f"params: {other[0]}" if other else None
 
 
-def _offset(request: SearchRequest, plan: QueryPlan) -> int:
+def _offset(request: SearchRequest, plan: QueryPlan, *, rescored: bool = False) -> int:
     """Return how many of the best hits to leave out here; of a native search Milvus does it."""
-    changed = plan.cells is not None or plan.rewritten is not None
+    changed = plan.cells is not None or plan.rewritten is not None or rescored
     return int((request.params or {}).get("offset", 0)) if changed else 0
 
 
@@ -82,10 +84,12 @@ def plan_calls(
     table: Table,
     break_even: float,
     there: Sequence[str] | None = None,
+    index: IndexSearch = SCANNED,
 ) -> list[Call]:
     """Write a search as calls, one for all queries that search the same cells.
 
-    Of the partitions that are ``there`` those that hold no cell are overflow.
+    Of the partitions that are ``there`` those that hold no cell are overflow. ``index`` is the one
+    that is searched where it matters: inside cells, and where a search is to find the most.
 
     Raises ``InvalidInput`` where the filter is no expression, or ``params`` name another metric,
     and ``CollectionError`` where Milvus Lite has lost a cell's partition.
@@ -97,17 +101,21 @@ def plan_calls(
         )
     # With no field named, Milvus Lite returns all of them, vectors too.
     fields = [name for name in request.fields if not is_ours(name)] or [table.key]
-    offset, vectors = _offset(request, plan), request.queries
+    rescored = plan.rewritten is None and index.oversampling > 1.0
+    offset, vectors = _offset(request, plan, rescored=rescored), request.queries
     limit = request.k + offset
-    with_vectors = plan.rewritten is not None and not scored_by_ids(plan, table)
+    with_vectors = rescored or (plan.rewritten is not None and not scored_by_ids(plan, table))
+    if rescored:
+        limit = max(min(index.candidates(limit), MAX_CANDIDATES), limit)
+        fields = list(dict.fromkeys([*fields, table.info.field]))
     if plan.rewritten is not None:
         vectors = plan.rewritten
         limit = max(min(plan.rescore, MAX_CANDIDATES), limit)
         more = [*fields, table.info.field] if with_vectors else [table.key]
         fields = list(dict.fromkeys(more))
     params = with_params(_search_params(request.params, table), plan.params)
-    if plan.effort is not None and _has_graphs(table):
-        params = _with_effort(params, max(plan.effort, limit))
+    for name, value in _depth(plan, table, index, limit):
+        params = _unless_told(params, name, value)
     if offset:
         del params["offset"]
     fixed: dict[str, Any] = {
@@ -238,19 +246,32 @@ def with_params(params: Mapping[str, Any], planned: Mapping[str, Any] | None) ->
     return {**kept, "params": {**(kept.get("params") or {}), **planned}}
 
 
-def _has_graphs(table: Table) -> bool:
-    cells = table.cells
-    if cells is None or cells.storage != "partitions" or table.is_lite:
-        return False
-    return cells.index in ("auto", "hnsw")
+def _depth(
+    plan: QueryPlan, table: Table, index: IndexSearch, limit: int
+) -> Iterator[tuple[str, float]]:
+    """Say how far the index inside the cells is searched.
+
+    Lists are all searched where nothing was calibrated, as the bundle's targets have it; so are
+    those of an index over all cells, of which the keys of a cell may lie in any.
+    """
+    if plan.cells is None or table.cells is None:
+        return
+    inside = table.cells.storage == "partitions" and not table.is_lite
+    if index.kind == "graph" and plan.effort is not None and inside:
+        yield "ef", max(plan.effort, limit)
+    if index.kind == "lists":
+        yield "nprobe", min(plan.probes or index.lists, index.lists) if inside else index.lists
+    if index.reranks:
+        name, times = index.reranks
+        yield name, math.ceil(times * limit) if name == "reorder_k" else times
 
 
-def _with_effort(params: dict[str, Any], effort: int) -> dict[str, Any]:
-    """Search graphs so far, unless the caller says how far."""
+def _unless_told(params: dict[str, Any], name: str, value: float) -> dict[str, Any]:
+    """Set a parameter that says how far to search, unless the caller does."""
     inner = dict(params.get("params") or {})
-    if "ef" in params or "ef" in inner:
+    if name in params or name in inner:
         return params
-    return {**params, "params": {**inner, "ef": effort}}
+    return {**params, "params": {**inner, name: value}}
 
 
 def _check_partitions(calls: Sequence[Call], there: Sequence[str], name: str) -> None:
@@ -279,7 +300,8 @@ def as_hits(
     for call, answer in zip(calls, answers, strict=True):
         for row, hits in zip(call.rows, answer, strict=True):
             found[row].append(_hits(request, plan, table, call, row, hits))
-    better, offset = table.info.metric.larger_is_better, _offset(request, plan)
+    rescored = any(call.with_vectors for call in calls)
+    better, offset = table.info.metric.larger_is_better, _offset(request, plan, rescored=rescored)
     depth = request.k + offset
     best = (
         parts[0] if len(parts) == 1 else merge_hits(parts, depth, larger_is_better=better)
@@ -303,7 +325,7 @@ def _hits(
         keys = np.asarray([hit["entity"][info.field] for hit in answer], dtype=np.float32)
         exact = native_scores(request.queries[row], keys, info.metric)
         ranked = -exact if info.metric.larger_is_better else exact
-        depth = request.k + _offset(request, plan)
+        depth = request.k + _offset(request, plan, rescored=True)
         places = np.argsort(ranked, kind="stable")[:depth].tolist()
         scores = exact.tolist()
     wanted = set(request.fields)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from amips_plugins.adapters.milvus.cell_index import SCANNED, IndexSearch, index_search
 from amips_plugins.adapters.milvus.given import InPartitions
 from amips_plugins.adapters.milvus.opening import describe_index, widest_params
 from amips_plugins.adapters.milvus.search import (
@@ -66,13 +67,18 @@ class SearchedTable(InPartitions):
         CollectionError
             Milvus Lite has lost a cell's partition; a server says so by an error of its own.
         """
+        return self._search(request, plan, self.index_inside(plan))
+
+    def _search(
+        self, request: SearchRequest, plan: QueryPlan, index: IndexSearch
+    ) -> list[list[Hit]]:
         table = self.table()
         check_layout(plan, self.layout(), table.name)
         started = time.monotonic()
         there = None
         if plan.cells is not None:
             there = self.partition_names(timeout=time_left(request.timeout, started))
-        calls = plan_calls(request, plan, table, self.break_even, there)
+        calls = plan_calls(request, plan, table, self.break_even, there, index)
 
         def ask(asked: Sequence[Call]) -> list[Any]:
             return [
@@ -89,17 +95,27 @@ class SearchedTable(InPartitions):
     def exact(self, request: SearchRequest) -> list[list[Hit]]:
         """Search as widely as the index can, all partitions of a layout included.
 
-        That is exact for FLAT and for IVF with whole vectors. Graphs (HNSW, DISKANN) and compressed
-        vectors get the longest list of candidates that a server takes.
+        That is exact for FLAT and for IVF with whole vectors. Graphs (HNSW, DISKANN) get the
+        longest list of candidates that a server takes; of codes many candidates are scored by their
+        vectors.
         """
         offset = {k: v for k, v in (request.params or {}).items() if k == "offset"}
         table = self.table()
-        params = widest_params(describe_index(table), request.k, is_lite=table.is_lite)
-        return self.search(replace(request, params={**offset, "params": params}))
+        index = describe_index(table)
+        params = widest_params(index, request.k, is_lite=table.is_lite)
+        asked = replace(request, params={**offset, "params": params})
+        return self._search(asked, NATIVE, index_search(index).thorough())
 
     def recent_index(self) -> Mapping[str, Any]:
         """Return what Milvus says of the index, as of some seconds ago."""
         return self._recent.index(self.table())
+
+    def index_inside(self, plan: QueryPlan) -> IndexSearch:
+        """Return how the cells of a plan are searched through their index."""
+        cells = self.table().cells
+        if plan.cells is None or cells is None or cells.index == "flat":
+            return SCANNED
+        return index_search(self.recent_index())
 
     async def search_async(
         self, client: Any, request: SearchRequest, plan: QueryPlan = NATIVE
@@ -120,7 +136,10 @@ class SearchedTable(InPartitions):
                 there = await asyncio.to_thread(self.partition_names, timeout=left)
             else:
                 there = self.partition_names()
-        calls = plan_calls(request, plan, table, self.break_even, there)
+        index = SCANNED
+        if plan.cells is not None and table.cells is not None and table.cells.index != "flat":
+            index = await asyncio.to_thread(self.index_inside, plan)
+        calls = plan_calls(request, plan, table, self.break_even, there, index)
 
         async def ask_one(call: Call) -> Any:
             async with turns:
@@ -134,7 +153,7 @@ class SearchedTable(InPartitions):
 
         answers = await ask(calls)
         if scored_by_ids(plan, table):
-            index = await asyncio.to_thread(self.recent_index)
-            calls = score_calls(request, plan, table, calls, answers, index)
+            described = await asyncio.to_thread(self.recent_index)
+            calls = score_calls(request, plan, table, calls, answers, described)
             answers = await ask(calls)
         return as_hits(request, plan, table, calls, answers)

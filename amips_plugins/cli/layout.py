@@ -69,7 +69,7 @@ class _Layout(click.Group):
 )
 @click.option(
     "--index",
-    type=click.Choice(["flat", "auto", "hnsw", "ivf_flat"], case_sensitive=False),
+    type=click.Choice(["flat", "auto", "hnsw", "ivf_flat", "ivf_sq8"], case_sensitive=False),
     help="Milvus: the index inside the cells: exact, the one the collection has now, or a kind.  "
     "[default: what the bundle was trained for, mostly flat]",
 )

@@ -78,10 +78,11 @@ def _spill(ctx: click.Context, param: click.Parameter, value: str) -> float | st
 )
 @click.option(
     "--index",
-    type=click.Choice(["flat", "hnsw"]),
+    type=click.Choice(["flat", "hnsw", "ivf_sq8"]),
     default="flat",
     show_default=True,
-    help="What cells will hold: keys to scan, or a graph, whose misses the targets then count.",
+    help="What cells will hold: keys to scan, a graph, or lists of codes (Milvus), whose misses "
+    "the targets then count.",
 )
 @click.option("--epochs", type=int, help="Passes over the queries.  [default: the recipe's]")
 @click.option("--seed", default=0, show_default=True)

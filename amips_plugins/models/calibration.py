@@ -50,6 +50,9 @@ class Calibration:
     efforts
         ``(n_levels,)`` int64, rising: how far the graph inside a cell is searched (HNSW's ef) for
         the recalls to hold; None where cells are scanned.
+    lists
+        Where cells hold an IVF index of codes, the number of its lists; ``efforts`` are then how
+        many of them are searched (nprobe). None for graphs.
     """
 
     thresholds: FloatArray
@@ -58,6 +61,7 @@ class Calibration:
     scanned: FloatArray
     confidence: float
     efforts: IntArray | None = None
+    lists: int | None = None
 
     @property
     def max_k(self) -> int:
@@ -97,7 +101,7 @@ class Calibration:
         return rising
 
     def effort(self, threshold: float) -> int | None:
-        """Return how far graphs are searched at a threshold; None where cells are scanned."""
+        """Return how far the index inside cells is searched; None where cells are scanned."""
         if self.efforts is None:
             return None
         return int(self.efforts[int((self.thresholds <= threshold).argmax())])
@@ -137,9 +141,9 @@ class Calibration:
 
     def to_bytes(self) -> bytes:
         """Serialise as an npz archive (plain arrays, no pickle)."""
-        more = {} if self.efforts is None else {"efforts": self.efforts}
         return write_npz(
-            **more,
+            **({} if self.efforts is None else {"efforts": self.efforts}),
+            **({} if self.lists is None else {"lists": [self.lists]}),
             thresholds=self.thresholds,
             recall=self.recall,
             guaranteed=self.guaranteed,
@@ -151,13 +155,14 @@ class Calibration:
     def from_bytes(cls, data: bytes) -> Calibration:
         """Read what ``to_bytes`` wrote, or raise ``BundleCorrupt`` where its shapes do not fit."""
         with readable("The bundle's calibration"):
-            archive = read_npz(data, (*_ARRAYS, "confidence", "efforts"))
+            archive = read_npz(data, (*_ARRAYS, "confidence", "efforts", "lists"))
             arrays: list[npt.NDArray[np.float32]] = [
                 np.asarray(archive[name], dtype=np.float32) for name in _ARRAYS
             ]
             confidence = float(archive["confidence"][0])
             efforts = archive.get("efforts")
             efforts = None if efforts is None else np.asarray(efforts, dtype=np.int64)
+            lists = int(archive["lists"][0]) if "lists" in archive else None
         thresholds, recall, guaranteed, scanned = arrays
         per_level = thresholds.shape
         if (
@@ -170,6 +175,8 @@ class Calibration:
             raise BundleCorrupt("The bundle's calibration has unfitting shapes; publish it again.")
         finite = all(np.isfinite(array).all() for array in (thresholds[:-1], *arrays[1:]))
         possible = efforts is None or bool(((efforts > 0) & (efforts < _MOST_EFFORT)).all())
+        if lists is not None:
+            possible = possible and efforts is not None and 0 < lists < _MOST_EFFORT
         if not finite or not possible or not 0.0 <= confidence <= 1.0:
             raise BundleCorrupt("The bundle's calibration has impossible values; publish it again.")
-        return cls(thresholds, recall, guaranteed, scanned, confidence, efforts)
+        return cls(thresholds, recall, guaranteed, scanned, confidence, efforts, lists)

@@ -119,7 +119,10 @@ class RouteHook:
         shares = self.shares[cells].sum(axis=1)
         if self.always:
             shares += np.float32(self.always)
-        return QueryPlan(cells=cells, layout=self.layout, shares=shares, effort=effort)
+        effort, probes = (effort, None) if self.calibration.lists is None else (None, effort)
+        return QueryPlan(
+            cells=cells, layout=self.layout, shares=shares, effort=effort, probes=probes
+        )
 
     def unpromised(self, target: Target) -> str | None:
         """Say why a target is not what the calibration promises, or None."""

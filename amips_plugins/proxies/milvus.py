@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from amips_plugins.adapters.milvus.cell_index import SCANNED
 from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.adapters.milvus.opening import widest_params
 from amips_plugins.adapters.milvus.search import (
@@ -207,11 +208,15 @@ class _Searched:
         table = collection.table()
         check_layout(plan, collection.layout(), table.name)
         condition = self.arguments.get("filter")
-        asked = replace(request, filter=condition, params=None)
+        asked = replace(request, k=self.offset + request.k, filter=condition, params=None)
         there = None
         if plan.cells is not None:
             there = yield InThread(partial(collection.partition_names, self.name, request.timeout))
-        calls = plan_calls(asked, plan, table, collection.break_even, there)
+        index = SCANNED
+        if plan.cells is not None:
+            index = yield InThread(partial(collection.index_inside, plan))
+        calls = plan_calls(asked, plan, table, collection.break_even, there, index)
+        depth = calls[0].arguments["search_params"].get("params")
         scope = {name: calls[0].arguments[name] for name in ("filter", "partition_names")}
         # By the caller's name: where an alias has moved, the cells' partitions are not there, and
         # the native search answers. The values of a field say nothing of that.
@@ -221,6 +226,8 @@ class _Searched:
             if found["collection_name"] != table.name:
                 raise CollectionError(f"The alias {self.name!r} names {table.name!r} no more.")
         arguments = {**self.natively(request.timeout), **scope}
+        if depth:  # how far to search inside the cells, unless the caller says it
+            arguments["search_params"] = _with_depth(self.params, depth)
         offset, end = self.offset, self.offset + request.k
         if scored_by_ids(plan, table):
             fetched = self._page(arguments, max(min(plan.rescore, MAX_CANDIDATES), end))
@@ -232,8 +239,12 @@ class _Searched:
             response = (yield plain.instead(second)) if ids else candidates
             planned = _entries(response[0])
             _keep(response[0], planned[offset:end])
-        elif plan.rewritten is not None:
-            response = yield plain.instead(self._candidates(arguments, request, plan, table))
+        elif calls[0].with_vectors:
+            wanted = {"data": request.queries, "limit": max(index.candidates(end), end)}
+            if plan.rewritten is not None:
+                most = min(plan.rescore, MAX_CANDIDATES)
+                wanted = {"data": plan.rewritten, "limit": max(most, request.k)}
+            response = yield plain.instead(self._candidates(arguments, wanted, table))
             planned = self._rescored(response[0], request, table)
             _keep(response[0], planned[offset:end])
         else:
@@ -255,7 +266,8 @@ class _Searched:
 
     def _page(self, arguments: Mapping[str, Any], limit: int) -> dict[str, Any]:
         """Return the arguments of a call for the first hits."""
-        params = {name: value for name, value in self.params.items() if name != "offset"}
+        asked = arguments.get("search_params") or {}
+        params = {name: value for name, value in asked.items() if name != "offset"}
         kept = {name: value for name, value in arguments.items() if name != "offset"}
         return {**kept, "limit": limit, "search_params": params}
 
@@ -275,14 +287,14 @@ class _Searched:
         return {**page, "filter": table.where_ids(ids)}
 
     def _candidates(
-        self, arguments: Mapping[str, Any], request: SearchRequest, plan: QueryPlan, table: Table
+        self, arguments: Mapping[str, Any], asked: Mapping[str, Any], table: Table
     ) -> dict[str, Any]:
-        """Return the arguments of a call for the candidates of a rewritten query, with vectors."""
-        changed = self._page(arguments, max(min(plan.rescore, MAX_CANDIDATES), request.k))
+        """Return the arguments of a call for candidates to be scored, with their vectors."""
+        changed = self._page(arguments, asked["limit"])
         wanted = arguments.get("output_fields")
         if wanted or not table.is_lite:  # Milvus Lite returns all fields where none is named
             changed["output_fields"] = list(dict.fromkeys([*(wanted or ()), table.info.field]))
-        return {**changed, "data": plan.rewritten}
+        return {**changed, "data": asked["data"]}
 
     def _rescored(self, hits: Any, request: SearchRequest, table: Table) -> list[_Entry]:
         """Return candidates in the order of the original query's scores, with the fields wanted."""
@@ -329,6 +341,12 @@ class _Searched:
     def hits(self, response: Any) -> list[Any]:
         (found,) = response
         return [Hit(*hit) for hit in zip(found.ids, found.distances, strict=True)]
+
+
+def _with_depth(params: Mapping[str, Any], depth: Mapping[str, Any]) -> dict[str, Any]:
+    inner = dict(params.get("params") or {})
+    more = {name: depth[name] for name in depth if name not in params and name not in inner}
+    return {**params, "params": {**inner, **more}} if more else dict(params)
 
 
 _Entry = tuple[Any, float, Any]  # id, score, and pymilvus' hit

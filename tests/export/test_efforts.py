@@ -11,12 +11,14 @@ from amips_plugins.bundle.loading import known_cells, load_hook
 from amips_plugins.bundle.package import Bundle
 from amips_plugins.errors import InvalidInput
 from amips_plugins.export.cell_graphs import CellGraphs
+from amips_plugins.export.cell_lists import CellLists
 from amips_plugins.export.cost_curves import Curve
 from amips_plugins.export.efforts import EFFORTS, choose_efforts
 from amips_plugins.export.snapshot import take_snapshot
 from amips_plugins.export.train import TrainOptions, train
 from amips_plugins.models.hooks import RouteHook
 from amips_plugins.plan import Target
+from amips_plugins.tuning import lists_in_cells
 from amips_plugins.vectors import normalise
 from tests.support.training_data import clustered_keys, narrow_queries
 
@@ -60,6 +62,36 @@ def test_models_that_choose_no_cells_have_no_graphs(tmp_path: Path) -> None:
         options = msgspec.structs.replace(OPTIONS, model=model)
         with pytest.raises(InvalidInput, match="--index"):
             train(snapshot, narrow_queries(500, DIM), tmp_path / "run", options)
+
+
+@pytest.mark.slow
+def test_targets_hold_in_lists_of_codes(tmp_path: Path) -> None:
+    """As in graphs: lists that are not searched and what codes rank too low are counted."""
+    snapshot = take_snapshot(MemoryCollection(KEYS), tmp_path / "snap")
+    options = msgspec.structs.replace(OPTIONS, index="ivf_sq8")
+    run = train(snapshot, narrow_queries(9_000, DIM), tmp_path / "run", options)
+    bundle = Bundle.in_folder(run.bundle)
+    hook = load_hook(bundle)
+    assert isinstance(hook, RouteHook)
+    calibration = hook.calibration
+    assert calibration.efforts is not None
+    assert calibration.lists == lists_in_cells(N / CELLS)
+    assert (np.diff(calibration.efforts) >= 0).all()
+    members = known_cells(bundle)(list(range(N)), KEYS)[:, None]
+    cells = CellLists(KEYS, members, CELLS)
+    unseen = narrow_queries(600, DIM, seed=9)
+    hits = np.argsort(-(normalise(unseen) @ KEYS.T), axis=1)[:, :100]
+    for k, recall in ((1, 0.9), (10, 0.9), (10, 0.8), (100, 0.9)):
+        plan = hook.plan(unseen, Target(k=k, recall=recall))
+        assert plan.cells is not None, (k, recall, plan.reason)
+        assert plan.effort is None
+        assert plan.probes is not None
+        visited = np.zeros((len(unseen), CELLS + 1), dtype=bool)
+        np.put_along_axis(visited, plan.cells, True, axis=1)
+        finds = cells.search(normalise(unseen), hits, visited[:, :CELLS], [plan.probes])
+        assert finds.found[0, :, :k].mean() >= recall - 0.01, (k, recall)
+    by_number = hook.plan(unseen, Target(k=10, n_probes=3))
+    assert by_number.probes == calibration.lists
 
 
 @pytest.mark.slow

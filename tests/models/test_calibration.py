@@ -199,6 +199,12 @@ def test_efforts_stand_beside_the_thresholds() -> None:
     assert read.effort(-3.0) == 24
     assert CALIBRATION.effort(-2.0) is None
     assert Calibration.from_bytes(CALIBRATION.to_bytes()).efforts is None
+    with_lists = replace(with_efforts, lists=100)
+    assert Calibration.from_bytes(with_lists.to_bytes()).lists == 100
+    assert read.lists is None
+    for impossible in (replace(with_efforts, lists=0), replace(CALIBRATION, lists=4)):
+        with pytest.raises(BundleCorrupt):
+            Calibration.from_bytes(impossible.to_bytes())
 
 
 @pytest.mark.parametrize("efforts", [[1, 2, 3], [0, 1, 2, 3], [1, 2, 3, 1 << 20], [[1, 2, 3, 4]]])

@@ -14,6 +14,7 @@ from qdrant_client import QdrantClient, models
 from amips_plugins import LearnedRouter, route
 from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
+from amips_plugins.cell_layout import CellIndex
 from amips_plugins.errors import InvalidInput
 from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.plan import NATIVE, QueryPlan, Target
@@ -56,10 +57,12 @@ class WatchedAsync(pymilvus.AsyncMilvusClient):  # type: ignore[name-defined,mis
 class Database:
     """A collection in cells, a plain client of it, and one to be routed, of either kind."""
 
-    def __init__(self, folder: Path, path: Path, kind: str, storage: str, metric: str) -> None:
+    def __init__(
+        self, folder: Path, path: Path, kind: str, storage: str, metric: str, codes: bool = False
+    ) -> None:
         self.bare = pymilvus.MilvusClient(str(path))
         self.kind = kind
-        source = f"source_{storage}_{metric}".lower()
+        source = f"source_{storage}_{metric}_{'codes' * codes}".lower()
         schema = self.bare.create_schema(auto_id=False, enable_dynamic_field=True)
         schema.add_field("key", pymilvus.DataType.VARCHAR, is_primary=True, max_length=20)
         schema.add_field("vector", pymilvus.DataType.FLOAT_VECTOR, dim=DIM)
@@ -73,7 +76,8 @@ class Database:
         ]
         self.bare.insert(source, rows)
         collection = MilvusCollection(self.bare, source)
-        built = publish(collection, queries(1, 400), folder, storage=storage)
+        inside: CellIndex | None = "ivf_sq8" if codes else None
+        built = publish(collection, queries(1, 400), folder, storage=storage, index=inside)
         self.registry = folder / "registry"
         self.name = built.info.name
         self.layout = built.layout() or ""
@@ -121,11 +125,12 @@ def built(
     made: dict[Any, Database] = {}
     path = tmp_path_factory.mktemp("milvus") / "docs.db"
 
-    def build(storage: str = "partitions", metric: str = "COSINE") -> Database:
-        if (storage, metric) not in made:
+    def build(storage: str = "partitions", metric: str = "COSINE", codes: bool = False) -> Database:
+        asked = storage, metric, codes
+        if asked not in made:
             folder = tmp_path_factory.mktemp("bundle")
-            made[storage, metric] = Database(folder, path, request.param, storage, metric)
-        return made[storage, metric]
+            made[asked] = Database(folder, path, request.param, *asked)
+        return made[asked]
 
     yield build
     for database in made.values():
@@ -449,6 +454,35 @@ def test_a_server_scores_the_candidates_of_a_rewritten_query_by_a_second_search(
         first, *_ = database.calls[before:]
         assert first[1]["output_fields"] == ["key"]
     assert router.fallbacks == {"cells: fewer than k hits": 1}  # where there are none
+
+
+@pytest.mark.parametrize(("storage", "metric"), [("partitions", "IP"), ("field", "L2")])
+@pytest.mark.slow
+def test_hits_of_codes_are_scored_by_their_vectors(
+    built: Callable[..., Database], storage: str, metric: str
+) -> None:
+    """The caller gets what a collection without codes gives, and no vector that was not asked for.
+
+    Milvus' own native search of codes hands out their scores.
+    """
+    database, exact = built(storage, metric, codes=True), built(storage, metric)
+    given: list[dict[str, Any]] = [
+        {"limit": 6, "output_fields": ["group"]},
+        {"limit": 5, "offset": 4, "output_fields": ["*"]},
+        {"limit": 4, "search_params": {"params": {"nprobe": 100}}, "filter": "group == 1"},
+    ]
+    for more in given:
+        (wanted,) = exact.bare.search(exact.name, [QUERY], **more)
+        database.calls.clear()
+        router = database.router(database.every_cell())
+        (found,) = database.search(router, database.name, [QUERY], **more)
+        assert list(found.ids) == list(wanted.ids)
+        assert list(found.distances) == pytest.approx(list(wanted.distances), rel=1e-4, abs=1e-5)
+        assert [hit["entity"].keys() for hit in found] == [
+            {name for name in hit["entity"] if not name.startswith("amips_")} for hit in wanted
+        ]
+        (first, *_), depth = database.calls, more["limit"] + more.get("offset", 0)
+        assert first[1]["limit"] == -(-3 * depth // 2)
 
 
 def test_it_behaves_as_the_client(database: Database) -> None:

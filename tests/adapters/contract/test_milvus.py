@@ -9,7 +9,7 @@ import pytest
 
 from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.adapters.sync_facade import open_blocking
-from amips_plugins.cell_layout import Storage
+from amips_plugins.cell_layout import CellIndex, Storage
 from amips_plugins.collection import Collection, Hit, Id, SearchRequest
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, Metric
@@ -169,6 +169,19 @@ class TestMilvusLite(MilvusContract):
 class TestMilvusLiteWithACellField(TestMilvusLite):
     storage: Storage | None = "field"
     sketches = True
+
+
+class TestMilvusLiteWithCodesInsideCells(TestMilvusLite):
+    index: CellIndex = "ivf_sq8"
+
+    def test_all_cells_are_the_native_search(self) -> None:
+        """Which compares codes: here they are what a search of all vectors finds."""
+        collection = self.laid_out()
+        request = SearchRequest(vectors(1, 3), k=10)
+        plan = QueryPlan(cells=np.tile(np.arange(4), (3, 1)), layout="abc123")
+        assert [[h.id for h in hits] for hits in collection.search(request, plan)] == [
+            [h.id for h in hits] for hits in collection.exact(request)
+        ]
 
 
 class TestMilvusLiteThroughAnAsynchronousClient(TestMilvusLite):

@@ -71,12 +71,14 @@ def test_the_cells_may_keep_the_index(client: Any) -> None:
     assert {name: kept.get(name) for name in own} == own
 
 
-@pytest.mark.parametrize("index", ["flat", "hnsw", "ivf_flat"])
+@pytest.mark.parametrize("index", ["flat", "hnsw", "ivf_flat", "ivf_sq8"])
 def test_the_cells_may_have_an_index_of_another_kind(client: Any, index: CellIndex) -> None:
     source = make(client)
     plan = source.layouts.plan(spec(index=index))
     assert f"a {index.upper()} index" in plan.steps[0]
-    assert any("misses keys" in note for note in plan.notes) == (index != "flat")
+    assert any("misses keys" in note for note in plan.notes) == (index == "hnsw")
+    assert any("all lists" in note for note in plan.notes) == index.startswith("ivf")
+    assert any("by their codes" in note for note in plan.notes) == (index == "ivf_sq8")
     copy = source.layouts.build(spec(index=index))
     assert client.describe_index("docs__g2", "embedding")["index_type"] == index.upper()
     assert copy.count() == COUNT

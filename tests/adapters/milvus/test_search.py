@@ -10,9 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from amips_plugins.adapters.milvus.cell_index import index_search
 from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.adapters.milvus.opening import describe_index
 from amips_plugins.adapters.milvus.search import plan_calls
 from amips_plugins.adapters.milvus.table import Table
+from amips_plugins.cell_layout import Storage
 from amips_plugins.collection import SearchRequest
 from amips_plugins.plan import QueryPlan
 from tests.support.milvus_collection import COUNT, make, pymilvus, search, spec, vectors
@@ -175,14 +178,81 @@ def test_graphs_in_cells_are_searched_as_far_as_the_plan_says(
     table = make(client).layouts.build(spec(index="hnsw")).table()
     plan = QueryPlan(cells=np.array([[0, 1], [1, 2]]), layout="abc", effort=24)
     request = SearchRequest(vectors()[:2], k, params=params)
-    for call in plan_calls(request, plan, table, 1.0):  # Lite searches no graph
+    index = index_search({"index_type": "HNSW"})
+    for call in plan_calls(request, plan, table, 1.0, None, index):  # Lite searches no graph
         assert "ef" not in call.arguments["search_params"].get("params", {}) or ef == 9
     monkeypatch.setattr(Table, "is_lite", False)
-    calls = plan_calls(request, plan, table, 1.0)
+    calls = plan_calls(request, plan, table, 1.0, None, index)
     assert len(calls) == 2
     for call in calls:
         assert call.arguments["search_params"]["params"]["ef"] == ef
         assert call.arguments["search_params"].get("nprobe") == (params or {}).get("nprobe")
-    plain = plan_calls(request, replace(plan, effort=None), table, 1.0)
+    plain = plan_calls(request, replace(plan, effort=None), table, 1.0, None, index)
     if params is None:
         assert "params" not in plain[0].arguments["search_params"]
+
+
+SQ8 = {"index_type": "IVF_SQ8", "nlist": "12"}
+
+
+@pytest.mark.parametrize(
+    ("described", "params", "probes", "wanted"),
+    [
+        (SQ8, None, None, {"nprobe": 12}),  # nothing was calibrated: all lists, as targets have it
+        (SQ8, None, 5, {"nprobe": 5}),
+        (SQ8, None, 50, {"nprobe": 12}),
+        (SQ8, {"params": {"nprobe": 2}}, 5, {"nprobe": 2}),  # what the caller says
+        ({"index_type": "IVF_PQ"}, None, None, {"nprobe": 65_536}),
+        ({"index_type": "SCANN", "nlist": 9}, None, 3, {"nprobe": 3, "reorder_k": 50}),
+        (
+            {"index_type": "HNSW_SQ", "refine": "true"},
+            None,
+            None,
+            {"refine_k": 1.5},
+        ),
+    ],
+)
+@pytest.mark.slow
+def test_codes_in_cells_are_searched_as_far_as_the_plan_says(
+    client: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    described: dict[str, Any],
+    params: dict[str, Any] | None,
+    probes: int | None,
+    wanted: dict[str, float],
+) -> None:
+    table = make(client).layouts.build(spec(index="hnsw")).table()
+    monkeypatch.setattr(Table, "is_lite", False)
+    plan = QueryPlan(cells=np.array([[0, 1]]), layout="abc", probes=probes)
+    request = SearchRequest(vectors()[:1], 5, params=params)
+    index = index_search(described)
+    (call,) = plan_calls(request, plan, table, 1.0, None, index)
+    assert call.arguments["search_params"]["params"] == wanted
+    by_codes = described["index_type"] in ("IVF_SQ8", "IVF_PQ")
+    assert call.with_vectors == by_codes
+    assert call.arguments["limit"] == {"IVF_SQ8": 8, "IVF_PQ": 40}.get(described["index_type"], 5)
+    assert ("embedding" in call.arguments["output_fields"]) == by_codes
+
+
+@pytest.mark.parametrize("storage", ["partitions", "field"])
+@pytest.mark.slow
+def test_hits_of_codes_have_the_scores_of_the_vectors(client: Any, storage: Storage) -> None:
+    """Milvus Lite compares codes of a byte; what it hands out is scored again."""
+    collection = make(client)
+    copy = collection.layouts.build(spec(index="ivf_sq8", storage=storage))
+    assert copy.table().cells is not None
+    assert str(describe_index(copy.table())["index_type"]) == "IVF_SQ8"
+    plan = QueryPlan(cells=np.array([[0], [1], [0]]), layout="abc")
+    fields = ("title", "free")
+    request = SearchRequest(vectors()[:3], 4, params={"offset": 2}, fields=fields)
+    for row, hits in enumerate(copy.search(request, plan)):
+        own = np.flatnonzero(np.arange(COUNT) % 2 == plan.cells[row, 0])  # type: ignore[index]
+        scores = vectors()[own] @ vectors()[row]
+        best = np.argsort(-scores, kind="stable")[2:6]
+        assert [hit.id for hit in hits] == own[best].tolist()
+        assert [hit.score for hit in hits] == pytest.approx(scores[best].tolist(), rel=1e-5)
+        assert all(set(hit.fields) == set(fields) for hit in hits)
+    exact = copy.exact(SearchRequest(vectors()[:1], 3, params={"offset": 1}))[0]
+    assert [hit.score for hit in exact] == pytest.approx(
+        np.sort(vectors() @ vectors()[0])[::-1][1:4].tolist(), rel=1e-5
+    )

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str
 def test_a_service_is_pinned_limited_and_on_loopback(name: str) -> None:
     service = SERVICES[name]
     assert re.search(r":v?\d+\.\d+\.\d+$", service["image"])
-    assert service["ports"]
-    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    assert bool(service.get("ports")) != (service.get("profiles") == ["ray"])
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     assert service["volumes"]
     assert {"mem_limit", "cpus", "pids_limit", "stop_grace_period"} <= service.keys()
     assert "no-new-privileges:true" in service["security_opt"]
@@ -55,6 +56,21 @@ def test_what_the_monitoring_mounts_is_there(name: str) -> None:
     mounted = [source for source in sources if source.startswith("./")]
     assert mounted
     assert all((DOCKER / source).exists() for source in mounted)
+
+
+@pytest.mark.parametrize("name", ["ray-head", "ray-worker"])
+def test_nodes_of_a_cluster_share_a_token_and_their_files(name: str) -> None:
+    service = SERVICES[name]
+    assert service["environment"]["RAY_AUTH_MODE"] == "token"
+    assert service["volumes"] == ["ray:/work"]  # the home of the image's user: its token is there
+    trainer = (DOCKER / "trainer" / "Dockerfile").read_text()
+    assert "--home-dir /work" in trainer
+    assert "ARG EXTRAS=" in trainer
+    assert "scale" in service["build"]["args"]["EXTRAS"].split(",")
+    assert service["image"] == f"amips-ray:{version('amips-plugins')}"
+    (command,) = service["command"]
+    assert "exec ray start" in command
+    assert ("get-auth-token --generate" in command) == (name == "ray-head")
 
 
 def test_the_wheels_version_is_the_same_everywhere() -> None:

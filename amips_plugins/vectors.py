@@ -15,6 +15,7 @@ l2        (x, 1)              (y, -||y||^2 / 2)
 
 from __future__ import annotations
 
+from array import array
 from enum import Enum
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = [
     "FloatArray",
     "IntArray",
     "Metric",
+    "all_finite",
     "as_good_as",
     "as_queries",
     "lift_keys",
@@ -69,16 +71,20 @@ def as_queries(
     ``InvalidInput``, by the ``noun`` for one and for several, where they are not numeric, of
     another dimension, empty, or not finite.
     """
+    if type(queries) is list and len(queries) == dim:
+        read = _row(queries)
+        if read is not None:
+            return read, True
     one, many = noun
     try:
         given = np.asarray(queries)
         if given.dtype.kind in "SUMmc":  # numpy would make numbers of text, dates and complex
             raise TypeError(f"dtype {given.dtype}")
         if given.dtype == np.float32:  # without the context, which takes as long as all the rest
-            array = np.ascontiguousarray(given)
+            rows = np.ascontiguousarray(given)
         else:
             with np.errstate(over="ignore"):  # too large is infinite, and refused below
-                array = np.ascontiguousarray(given, dtype=np.float32)
+                rows = np.ascontiguousarray(given, dtype=np.float32)
     except RuntimeError as exc:  # torch: the tensor is on a device, or wants a gradient
         raise InvalidInput(f"{many} cannot be read ({exc}); pass a numpy array.") from exc
     except (TypeError, ValueError) as exc:
@@ -92,13 +98,29 @@ def as_queries(
             f"{many} have shape {given.shape}, but the collection holds vectors of "
             f"dimension {dim}; pass ({dim},) or (n, {dim})."
         )
-    array = array.reshape(-1, dim)
-    if len(array) == 0:
+    rows = rows.reshape(-1, dim)
+    if len(rows) == 0:
         raise InvalidInput(f"{many} are empty; pass at least one vector.")
-    if not np.isfinite(array).all():
-        row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+    if not all_finite(rows):
+        row = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
         raise InvalidInput(f"{one} {row} holds a NaN or infinite number; remove or re-embed it.")
-    return array, single
+    return rows, single
+
+
+def _row(queries: list[Any]) -> FloatArray | None:
+    """Read a list of finite floats as ``(1, n)``, several times as fast as numpy; others are None.
+
+    It is what an application hands a client.
+    """
+    if {*map(type, queries)} != {float}:
+        return None
+    row = np.frombuffer(array("f", queries), dtype=np.float32)
+    return row[None, :] if all_finite(row) else None
+
+
+def all_finite(numbers: FloatArray) -> bool:
+    """Tell whether there is neither NaN nor infinity; ``all`` would take three times as long."""
+    return b"\0" not in np.isfinite(numbers).tobytes()
 
 
 def as_good_as(score: Any) -> Any:

@@ -75,6 +75,8 @@ def test_metrics_are_their_names() -> None:
     "queries",
     [
         [1.0, 2.0],
+        [1.0, 2],
+        [np.float64(1.0), 2.0],
         (1, 2),
         np.array([1, 2], dtype=np.float16),
         np.array([1, 2], dtype=np.float64),
@@ -133,6 +135,8 @@ def test_float32_is_not_copied() -> None:
         ([[1.0, 2.0], [3.0]], "must be numbers.*list"),
         ({1.0, 2.0}, "must be numbers.*set"),
         ([1 + 2j, 0], "must be numbers"),
+        ([1.0, 2j], "must be numbers"),
+        ([1.0, "2"], "must be numbers"),
         (np.array(["2020-01-01", "2020-01-02"], dtype="M8[D]"), "must be numbers"),
         ([object(), 1.0], "must be numbers"),
     ],

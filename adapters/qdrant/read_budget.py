@@ -33,7 +33,8 @@ class ReadBudget:
 
     def spend(self, reads: int) -> None:
         """Count what a search takes."""
-        self._spent, self._since = self._taken() + reads, time.monotonic()
+        taken = 0.0 if self._limit is None else self._taken()
+        self._spent, self._since = taken + reads, time.monotonic()
 
     def _taken(self) -> float:
         """Return the reads that have not come back yet."""

@@ -83,24 +83,27 @@ class SearchedPoints(PointCollection):
     @property
     def break_even(self) -> float:
         """Share of the keys above which a search of everything is cheaper than one of cells."""
-        if self._given is not None and self._given.key in (self._found.tenant_keys or ()):
+        found, given = self._kept or self._found, self._given
+        if given is not None and given.key in (found.tenant_keys or ()):
             return 1.0  # natively, every value is searched, too, or every point
-        if self._shards is not None:
+        if given is None and found.shards is not None:
             return _IN_SHARDS
-        return break_even_of(_IN_PAYLOAD, self._found.codes, on_disk=self._found.on_disk)
+        if found.codes is None and not found.on_disk:
+            return _IN_PAYLOAD
+        return break_even_of(_IN_PAYLOAD, found.codes, on_disk=found.on_disk)
 
     def unroutable(self, request: SearchRequest, *, rewritten: bool) -> str | None:
         """Say why a plan would change what a request means, or what it may not ask for, or None."""
-        found = self._found
+        found = self._kept or self._found
         if found.limits.strict is not None:
             n_cells = 0 if found.cells is None else found.cells.n_cells
             n_cells = n_cells if self._given is None else len(self._given.values)
             refused = found.limits.refused_search(n_cells)
             if refused is not None:
                 return refused
-        if not rewritten and self._budget.near():
+        if not rewritten and (self._reads or self._budget).near():
             return "read_rate_limit: a search of cells takes two reads"
-        return super().unroutable(request, rewritten=rewritten)
+        return super().unroutable(request, rewritten=rewritten) if request.params else None
 
     @property
     def _budget(self) -> ReadBudget:
@@ -220,7 +223,7 @@ class SearchedPoints(PointCollection):
 
     def asked_shards(self, plan: QueryPlan) -> list[ShardKey] | None:
         """Return the shard keys that a search of one query asks; None for all."""
-        shards = self._shards
+        shards = None if self._given is not None else (self._kept or self._found).shards
         if shards is None or plan.cells is None or self._asks_everything(plan):
             return None
         return shards.asked(plan.cells[0].tolist())
@@ -235,20 +238,18 @@ class SearchedPoints(PointCollection):
 
         Raises ``InvalidInput`` as ``search`` does.
         """
-        check_layout(plan, self.layout(), self._name)
-        cells, shards = self._cells, self._shards
-        in_payload = plan.cells is not None and cells is not None and shards is None
-        if in_payload and not self._asks_everything(plan):
-            assert plan.cells is not None  # noqa: S101 - for the type checker
-            assert cells is not None  # noqa: S101 - for the type checker
-            condition = in_cells(cells, plan.cells[0].tolist(), condition)
-        self._budget.spend(1 if plan.cells is None else 2)
+        found, chosen = self._kept or self._found, plan.cells
+        cells = self._given or found.cells
+        graphs = self._given is None and found.shards is not None
+        (self._reads or self._budget).spend(1 if chosen is None else 2)
         share = None if plan.shares is None else float(plan.shares[0])
-        codes = self._found.codes if shards is None else None
-        params = search_params(
-            request, plan, not self._local, codes, share, graphs=shards is not None
-        )
-        return condition, params
+        if chosen is not None:
+            if cells is None or plan.layout != cells.layout:
+                check_layout(plan, self.layout(), self._name)
+            elif not graphs and (share is None or share <= self.break_even):
+                condition = in_cells(cells, chosen[0].tolist(), condition)
+        codes = None if graphs else found.codes
+        return condition, search_params(request, plan, not self._local, codes, share, graphs=graphs)
 
     def _planned(
         self, request: SearchRequest, plan: QueryPlan

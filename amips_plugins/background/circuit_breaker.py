@@ -22,6 +22,7 @@ class Breaker:
         self._longest = longest
         self._lock = ForkLock()
         self._failed = 0
+        self.troubled = False  # whether a success would say anything new
         self._rest = rest
         self._until: float | None = None  # when the next trial is due; None while closed
         self._tried = False  # since it opened, or since the last trial failed
@@ -49,6 +50,7 @@ class Breaker:
             return False
         with self._lock:
             closes = self._until is not None
+            self.troubled = False
             self._failed, self._until, self._rest, self._tried = 0, None, self._first, False
             return closes
 
@@ -56,6 +58,7 @@ class Breaker:
         """Note a failure; return whether it opened the breaker."""
         with self._lock:
             self._failed += 1
+            self.troubled = True
             if self._failed < self._most:
                 return False
             opens = self._until is None

@@ -200,9 +200,7 @@ class HealthMonitor:
         found: Sequence[Sequence[Hit]],
         plan: QueryPlan,
     ) -> None:
-        """Take over one query of a call that was answered by a plan, where chance wants it."""
-        if not self.chosen(len(request.queries)):
-            return
+        """Take over one query of a ``chosen`` call that was answered by a plan."""
         row = random.randrange(len(request.queries))  # noqa: S311 - as above
         if isinstance(found[row], Incomplete):
             return  # a collection that failed is no fault of the plan

@@ -14,6 +14,7 @@ RouteHook      queries (n, dim)            priority (n, n_cells)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -22,11 +23,12 @@ from amips_plugins.models.calibration import Calibration
 from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.models.tuned import TunedHook
 from amips_plugins.plan import EXACT, NATIVE, PreQueryHook, QueryPlan, Target
-from amips_plugins.vectors import FloatArray, IntArray
+from amips_plugins.vectors import FloatArray, IntArray, all_finite
 
 __all__ = ["ModelFault", "NativeHook", "RewriteHook", "RouteHook", "is_quick"]
 
 _QUICK = 1 << 26  # multiplications: some ten milliseconds on one core
+_AIMS = 256  # targets that a hook remembers
 
 
 class ModelFault(RuntimeError):
@@ -61,7 +63,7 @@ class RewriteHook:
                 "them in params, for example params={'nprobe': 16}."
             )
         (rewritten,) = self.model.run(["rewritten"], {"queries": queries})
-        if not np.isfinite(rewritten).all():
+        if not all_finite(rewritten):
             raise ModelFault("The KeyNet's output is not finite.")
         return QueryPlan(rewritten=rewritten, rescore=self.candidates(target.k))
 
@@ -100,7 +102,7 @@ class RouteHook:
         A target that only all keys are sure to reach takes an exact search; one without a promise
         is native, as are ``n_probes`` of every cell.
         """
-        threshold, reason = self._threshold(target)
+        threshold, reason, effort = self._aim(target)
         n_probes = target.n_probes
         if reason is not None:
             return QueryPlan(reason=reason)
@@ -108,15 +110,18 @@ class RouteHook:
             return NATIVE if target.widen == np.inf else EXACT
         if n_probes is not None and n_probes >= len(self.shares) - 1:
             return NATIVE
-        (priority,) = self.model.run(["priority"], {"queries": queries})
+        if len(queries) == 1:
+            priority = self.model.run_row("priority", queries)
+        else:
+            (priority,) = self.model.run(["priority"], {"queries": queries})
         # Not by their sum: finite numbers can overflow it, and numpy would warn.
-        if not np.isfinite(priority).all():
+        if not all_finite(priority):
             raise ModelFault("The router's priorities are not finite.")
         if n_probes is None:
-            cells, effort = cells_above(priority, threshold), self.calibration.effort(threshold)
+            cells = cells_above(priority, threshold)
         else:
-            cells, effort = best_cells(priority, n_probes), self.calibration.effort(-np.inf)
-        shares = self.shares[cells].sum(axis=1)
+            cells = best_cells(priority, n_probes)
+        shares: FloatArray = np.add.reduce(self.shares.take(cells), axis=1)
         if self.always:
             shares += np.float32(self.always)
         effort, probes = (effort, None) if self.calibration.lists is None else (None, effort)
@@ -126,7 +131,25 @@ class RouteHook:
 
     def unpromised(self, target: Target) -> str | None:
         """Say why a target is not what the calibration promises, or None."""
-        return self._threshold(target)[1]
+        return self._aim(target)[1]
+
+    @cached_property
+    def _aims(self) -> dict[tuple[float | None, ...], tuple[float, str | None, int | None]]:
+        """What the targets come to that were asked for before: a service has a few."""
+        return {}
+
+    def _aim(self, target: Target) -> tuple[float, str | None, int | None]:
+        """Return what a cell has to reach, why nothing is promised, how far graphs are followed."""
+        asked = target.k, target.recall, target.n_probes, target.widen
+        found = self._aims.get(asked)
+        if found is None:
+            threshold, reason = self._threshold(target)
+            least = threshold if target.n_probes is None else -np.inf
+            found = threshold, reason, self.calibration.effort(least)
+            if len(self._aims) >= _AIMS:
+                self._aims.clear()
+            self._aims[asked] = found
+        return found
 
     def _threshold(self, target: Target) -> tuple[float, str | None]:
         """Return what a cell has to reach, or why there is nothing that it could be."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from amips_plugins.background.forks import renew_after_fork
 from amips_plugins.errors import BundleCorrupt
 from amips_plugins.models.onnx_check import check_onnx
+from amips_plugins.vectors import FloatArray
 
 __all__ = ["OnnxModel"]
 
@@ -28,6 +31,7 @@ class OnnxModel:
         self._threads = threads
         self._before: Any = None
         self._session: Any = self._open()
+        self._rows = threading.local()
         renew_after_fork(self)
 
     def after_fork(self) -> None:
@@ -35,8 +39,8 @@ class OnnxModel:
 
         The parent's session keeps the locks of that moment. It stays, for to end it waits for them.
         """
-        self._before = self._session or self._before
-        self._session = None
+        self._before = self._session or self._before, self._rows
+        self._session, self._rows = None, threading.local()
 
     def _open(self) -> Any:
         import onnxruntime
@@ -77,3 +81,39 @@ class OnnxModel:
         session = self._session or self._opened()
         result: list[npt.NDArray[Any]] = session.run(outputs, inputs)
         return result
+
+    def run_row(self, output: str, queries: FloatArray) -> FloatArray:
+        """Run the model on one query, ``(1, dim)``, from and to memory that each thread keeps.
+
+        With cold caches that takes three quarters of what ``run`` does. The result is this
+        thread's until its next call.
+        """
+        session = self._session or self._opened()
+        row = getattr(self._rows, "row", None)
+        if row is not None and row.session is session and row.output == output:
+            found: FloatArray = row.run(queries)
+        else:
+            (found,) = session.run([output], {"queries": queries})
+            self._rows.row = _Row(session, output, queries, found)
+        return found
+
+
+class _Row:
+    """The memory of one thread for one query and what a model says of it."""
+
+    def __init__(self, session: Any, output: str, queries: FloatArray, found: FloatArray) -> None:
+        from onnxruntime import OrtValue
+
+        self.session = session
+        self.output = output
+        self._given: FloatArray = np.array(queries)
+        self._found: FloatArray = np.array(found)
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input("queries", OrtValue.ortvalue_from_numpy(self._given))
+        self._binding.bind_ortvalue_output(output, OrtValue.ortvalue_from_numpy(self._found))
+
+    def run(self, queries: FloatArray) -> FloatArray:
+        """Run the model."""
+        self._given[0] = queries[0]
+        self.session.run_with_iobinding(self._binding)
+        return self._found

@@ -6,8 +6,9 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple, Protocol
 
 from amips_plugins.collection import Collection, CollectionInfo, SearchRequest
 from amips_plugins.plan import QueryPlan, Target
@@ -16,7 +17,16 @@ from amips_plugins.routing.effects import Effects, InThread
 from amips_plugins.routing.fallbacks import Fallbacks
 from amips_plugins.routing.router import LearnedRouter
 
-__all__ = ["Arguments", "Call", "Dialect", "Found", "RoutableCall", "RoutedCollection", "search"]
+__all__ = [
+    "Arguments",
+    "Call",
+    "Dialect",
+    "Found",
+    "RoutableCall",
+    "RoutedCollection",
+    "Stance",
+    "search",
+]
 
 _log = logging.getLogger("amips_plugins")
 _NAMES_STAY = 30.0  # seconds that an alias is taken to name what it named: a router's own refresh
@@ -34,6 +44,8 @@ class Arguments:
 
     def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return a call's arguments by name, or None where the client would not take them."""
+        if not args:
+            return kwargs  # type: ignore[return-value]  # a dictionary of the call's own
         if len(args) > len(self._names):
             return None
         found = dict(zip(self._names, args, strict=False))
@@ -43,7 +55,7 @@ class Arguments:
         return found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """An effect that calls a method of the caller's client; ``errors`` keeps what it raised."""
 
@@ -54,11 +66,11 @@ class Call:
 
     def instead(self, arguments: Mapping[str, Any]) -> Call:
         """Return the call with other arguments; both remember errors in one list."""
-        return replace(self, args=(), kwargs=arguments)
+        return Call(self.method, (), arguments, self.errors)
 
     def other(self, method: Callable[..., Any], arguments: Mapping[str, Any]) -> Call:
         """Return a call of another method, to go with this one."""
-        return replace(self, method=method, args=(), kwargs=arguments)
+        return Call(method, (), arguments, self.errors)
 
     def raised(self, exc: Exception) -> bool:
         """Tell whether an error is the client's own."""
@@ -81,7 +93,7 @@ class Call:
             raise
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Found:
     """What a changed call found: what the caller gets, and the hits by which to judge the plan.
 
@@ -148,6 +160,22 @@ class Dialect(Protocol):
         ...
 
 
+class _Own(NamedTuple):
+    """What a collection is called, and whether its native search is the client's own call."""
+
+    collection: Collection
+    name: str
+    as_asked: bool
+
+
+class Stance(Enum):
+    """What is to be done about a search: nothing, where it is another collection's."""
+
+    LEAVE = 0
+    REST = 1  # nothing, unless somebody watches
+    SEARCH = 2
+
+
 class RoutedCollection:
     """The router of a proxy, and the names that its collection goes by.
 
@@ -164,6 +192,8 @@ class RoutedCollection:
     ) -> None:
         self.recall = recall
         self._router = router
+        self._made = None if isinstance(router, LateRouter) else router
+        self._own: _Own | None = None
         self._same = same
         self._as_asked = as_asked
         self._faults = Fallbacks()
@@ -172,7 +202,18 @@ class RoutedCollection:
     @property
     def router(self) -> LearnedRouter | None:
         """The router; None while it waits for its collection."""
-        return self._router.made if isinstance(self._router, LateRouter) else self._router
+        made = self._made
+        if made is None and isinstance(self._router, LateRouter):
+            made = self._made = self._router.made
+        return made
+
+    def _known(self, router: LearnedRouter) -> _Own:
+        """Return what is known of the collection; every search asks."""
+        own, collection = self._own, router.collection
+        if own is None or own.collection is not collection:
+            own = _Own(collection, collection.info.name, self._as_asked(collection))
+            self._own = own
+        return own
 
     def of(self, name: str, *, look: bool = True) -> Effects[LearnedRouter | None]:
         """Return the router if a name is its collection's, as of half a minute ago.
@@ -184,10 +225,9 @@ class RoutedCollection:
             router = (yield InThread(self._router.get)) if name == self._router.name else None
         if router is None:
             return None
-        info = router.collection.info
-        if name == info.name:
+        if name == self._known(router).name:
             return router
-        now = time.monotonic()
+        info, now = router.collection.info, time.monotonic()
         since, same = self._names.get(name, (-_NAMES_STAY, False))
         if look and now - since >= _NAMES_STAY:
             try:
@@ -198,20 +238,24 @@ class RoutedCollection:
             self._names[name] = (now, same)
         return router if same else None
 
-    def is_other(self, name: Any) -> bool:
-        """Tell whether it is known by now that a name is another collection's."""
-        router = self.router
-        if router is None or name == router.collection.info.name:
-            return False
+    def stance(self, name: Any) -> Stance:
+        """Say, as far as is known without asking, what is to be done about a search by a name."""
+        router = self._made or self.router
+        if router is None:
+            return Stance.SEARCH
+        own = self._own
+        if own is None or own.collection is not router.collection:
+            own = self._known(router)
+        if name == own.name:
+            return Stance.SEARCH if router.plans or not own.as_asked else Stance.REST
         since, same = self._names.get(name, (-_NAMES_STAY, False))
-        return not same and time.monotonic() - since < _NAMES_STAY
+        other = not same and time.monotonic() - since < _NAMES_STAY
+        return Stance.LEAVE if other else Stance.SEARCH
 
-    def rests(self, name: str) -> bool:
-        """Tell, and count, that the router has nothing to do with a search by this name."""
-        router = self.router
-        if router is None or name != router.collection.info.name:
-            return False
-        return self._as_asked(router.collection) and router.rests()
+    def rests(self) -> bool:
+        """Tell, and count, that the router has nothing to do with a search of its collection."""
+        router = self._made or self.router
+        return router is not None and router.rests()
 
     def note(self, exc: Exception) -> None:
         """Count a fault of ours, in whose place the client's own call answers."""
@@ -227,9 +271,10 @@ def search(routed: RoutedCollection, call: RoutableCall, plain: Call) -> Effects
     response = _NOTHING
     try:
         router = yield from routed.of(call.name)
-        asked = None if router is None else call.request(router.collection)
-        if router is not None and asked is not None:
-            timeout, whole = asked.timeout, call.whole(router.collection)
+        collection = None if router is None else router.collection
+        asked = None if collection is None else call.request(collection)
+        if router is not None and collection is not None and asked is not None:
+            timeout, whole = asked.timeout, call.whole(collection)
 
             def by_client(
                 collection: Collection, request: SearchRequest, plan: QueryPlan
@@ -255,7 +300,9 @@ def search(routed: RoutedCollection, call: RoutableCall, plain: Call) -> Effects
                 return [found.hits]
 
             target = Target(k=asked.k, recall=routed.recall)
-            yield from router.search_effects(asked, target, search=by_client, sampled=whole)
+            yield from router.search_effects(
+                asked, target, search=by_client, sampled=whole, wanted=False
+            )
     except Exception as exc:
         if plain.raised(exc):
             raise

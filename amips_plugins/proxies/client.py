@@ -13,6 +13,7 @@ from amips_plugins.proxies.calls import (
     Dialect,
     RoutableCall,
     RoutedCollection,
+    Stance,
     search,
 )
 from amips_plugins.routing.effects import Effects, run, run_async
@@ -32,23 +33,24 @@ Method = Callable[[Any, type, str], Callable[..., Any]]
 class ClientProxy:
     """Stands in for a client: attributes are read from it and set on it, private ones too."""
 
-    __slots__ = ("_amips_client", "_amips_methods", "_amips_routed")
+    __slots__ = ("_amips_client", "_amips_routed")
 
     _amips_client: Any
-    _amips_methods: Mapping[str, Callable[..., Any]]
     _amips_routed: RoutedCollection
 
-    def __init__(
-        self, client: Any, kind: type, methods: Mapping[str, Method], routed: RoutedCollection
-    ) -> None:
-        made = {
-            name: wraps(getattr(kind, name))(method(client, kind, name))
+    def __new__(
+        cls, client: Any, kind: type, methods: Mapping[str, Method], routed: RoutedCollection
+    ) -> ClientProxy:
+        """Make a proxy, of a class of its own: its methods are found there without a search."""
+        made: dict[str, Any] = {
+            name: staticmethod(wraps(getattr(kind, name))(method(client, kind, name)))
             for name, method in methods.items()
             if hasattr(kind, name)
         }
-        object.__setattr__(self, "_amips_client", client)
-        object.__setattr__(self, "_amips_methods", made)
-        object.__setattr__(self, "_amips_routed", routed)
+        proxy: ClientProxy = object.__new__(type(cls.__name__, (cls,), {"__slots__": (), **made}))
+        object.__setattr__(proxy, "_amips_client", client)
+        object.__setattr__(proxy, "_amips_routed", routed)
+        return proxy
 
     @property
     def amips_router(self) -> LearnedRouter | None:
@@ -60,8 +62,7 @@ class ClientProxy:
         return self._amips_client.__class__  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:
-        method = self._amips_methods.get(name)
-        return getattr(self._amips_client, name) if method is None else method
+        return getattr(self._amips_client, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._amips_client, name, value)
@@ -91,10 +92,11 @@ def routing(dialect: Dialect, routed: RoutedCollection, show: Show) -> Method:
         def read(args: Any, kwargs: Any) -> RoutableCall | None:
             try:
                 named = arguments.named(args, kwargs)
-                if named is None or routed.is_other(named.get("collection_name")):
+                if named is None:
                     return None
-                call = dialect.read(named)
-                return None if call is None or routed.rests(call.name) else call
+                stance = routed.stance(named.get("collection_name"))
+                call = None if stance is Stance.LEAVE else dialect.read(named)
+                return None if stance is Stance.REST and call and routed.rests() else call
             except Exception as exc:  # noqa: BLE001 - the client answers whatever is wrong here
                 routed.note(exc)
                 return None

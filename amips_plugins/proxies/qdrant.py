@@ -93,7 +93,9 @@ def wrap(
 
 def _show(records: Any) -> Any:
     for record in records:
-        hide(record.payload)
+        payload = record.payload
+        if payload:
+            hide(payload)
     return records
 
 
@@ -126,21 +128,22 @@ class _Qdrant:
     """How ``query_points`` is asked."""
 
     def read(self, arguments: dict[str, Any]) -> RoutableCall | None:
-        for name, value in arguments.items():
-            if value is not None and name not in _KEPT:
-                return None
+        if not _KEPT.issuperset(arguments):
+            for name, value in arguments.items():
+                if value is not None and name not in _KEPT:
+                    return None
         if not isinstance(arguments.get("query"), (list, tuple, np.ndarray)):
             return None
-        params = arguments.get("search_params")
-        if not isinstance(params, models.SearchParams | None):
-            return None
-        if not isinstance(arguments.get("query_filter"), models.Filter | None):
+        condition, params = arguments.get("query_filter"), arguments.get("search_params")
+        if condition is not None and not isinstance(condition, models.Filter):
             return None
         given: dict[str, Any] = {}
         if params is not None:
+            if not isinstance(params, models.SearchParams):
+                return None
             given = {name: value for name, value in params if value not in (None, False)}
-        if not _PARAMS.issuperset(given):
-            return None  # among them exact, which asks for no approximation at all
+            if not _PARAMS.issuperset(given):
+                return None  # among them exact, which asks for no approximation at all
         return _QueryPoints(arguments, given)
 
 
@@ -162,7 +165,7 @@ class _QdrantBatch(_Qdrant):
         return _QueryBatch(asked.arguments, asked.params, arguments, request)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _QueryPoints:
     """A call of ``query_points``."""
 
@@ -188,28 +191,30 @@ class _QueryPoints:
             queries, single = as_queries(arguments["query"], info.dim)
         except InvalidInput:
             return None  # such as several vectors, or names of points
-        shard_key = arguments.get("shard_key_selector")
-        chosen = ("cell_shards", "shards")  # those of a layout, and of given partitions
-        if shard_key is not None and any(getattr(collection, one, None) for one in chosen):
-            return None  # of these the router chooses itself
+        if not single:
+            return None
+        shard_key, condition = arguments.get("shard_key_selector"), arguments.get("query_filter")
+        if shard_key is not None:
+            chosen = ("cell_shards", "shards")  # those of a layout, and of given partitions
+            if any(getattr(collection, one, None) for one in chosen):
+                return None  # of these the router chooses itself
+            if not info.namespace:
+                condition = ["shard_key", condition]  # one that nothing is known of
         if info.namespace and str(shard_key) != info.namespace:
             return None  # the router knows one shard key alone
-        condition = arguments.get("query_filter")
-        if shard_key is not None and not info.namespace:
-            condition = ["shard_key", condition]  # one that nothing is known of
-        request = SearchRequest(
+        return SearchRequest(
             queries,
             limit,
             condition,
             params=self.params,
             timeout=None if timeout is None else float(timeout),
         )
-        return request if single else None
 
     def whole(self, collection: Collection) -> bool:
         given = self.arguments
-        sharded = given.get("shard_key_selector") is not None and not collection.info.namespace
-        return not self.offset and not sharded and given.get("score_threshold") is None
+        if given.get("offset") or given.get("score_threshold") is not None:
+            return False
+        return given.get("shard_key_selector") is None or bool(collection.info.namespace)
 
     def natively(self, timeout: float | None) -> Mapping[str, Any]:
         return {**self.arguments, "timeout": _seconds(timeout)}
@@ -260,7 +265,6 @@ class _QueryPoints:
     def routed(
         self, plain: Call, collection: Collection, request: SearchRequest, plan: QueryPlan
     ) -> Effects[Found]:
-        info = collection.info
         reader: Any = collection  # a QdrantCollection
         condition = self.arguments.get("query_filter")
         changes: dict[str, Any] = {}
@@ -283,10 +287,11 @@ class _QueryPoints:
             changes["score_threshold"] = None
         response = yield self.changed(plain, changes)
         found = self.hits(response)
-        everything = changes["query_filter"] is condition and plan.rewritten is None
-        everything = everything and "shard_key_selector" not in changes
-        if self.offset and len(found) < request.k and not everything:
-            found = yield from self._beyond(plain, changes, response, request)
+        if len(found) < request.k and self.offset:
+            everything = changes["query_filter"] is condition and plan.rewritten is None
+            everything = everything and "shard_key_selector" not in changes
+            if not everything:
+                found = yield from self._beyond(plain, changes, response, request)
         if threshold is None:
             return Found(response, found)
         page = self.hits(response)
@@ -295,7 +300,8 @@ class _QueryPoints:
         if (scores == edge).any():  # whether the edge itself passes is the database's to say
             response = yield self.changed(plain, {**changes, "score_threshold": threshold})
         else:
-            better = scores > edge if info.metric.larger_is_better else scores < edge
+            larger = collection.info.metric.larger_is_better
+            better = scores > edge if larger else scores < edge
             kept = [hit for hit, ok in zip(page, better.tolist(), strict=True) if ok]
             self.answer(response).points = kept
         return Found(response, found)
@@ -335,7 +341,7 @@ class _QueryPoints:
         return list(self.answer(response).points)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _QueryBatch(_QueryPoints):
     """A call of ``query_batch_points`` with one query."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
 
-from amips_plugins.background.forks import ForkLock
+from amips_plugins.background.forks import renew_after_fork
 
 __all__ = ["Fallbacks"]
 
@@ -18,24 +19,35 @@ class Fallbacks:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._logged: set[str] = set()
-        self._lock = ForkLock()
+        self.after_fork()
+        renew_after_fork(self)
 
-    def note(
-        self, name: str, reason: str, cause: object = None, logged: set[str] | None = None
-    ) -> str:
-        """Count a reason for the collection of this name, log it the first time, and return it."""
-        logged = self._logged if logged is None else logged
+    def after_fork(self) -> None:
+        """Let go of a lock that a thread of the parent process may have held."""
+        self._lock = threading.Lock()  # a ForkLock, without what its calls take of every search
+
+    def count(self, reason: str, logged: set[str]) -> bool:
+        """Count a reason; tell whether it is new, and to be logged."""
         with self._lock:
             self.counts[reason] += 1
-            new = reason not in logged
+            if reason in logged:
+                return False
             logged.add(reason)
-        if new:
-            more = "" if cause is None else f" ({cause})"
-            _log.warning(
-                "The native search answers for %r: %s%s",
-                name,
-                reason,
-                more,
-                extra={"amips_event": "fallback", "amips_collection": name, "amips_reason": reason},
-            )
+            return True
+
+    def note(self, name: str, reason: str, cause: object = None) -> str:
+        """Count a reason for the collection of this name, log it the first time, and return it."""
+        if self.count(reason, self._logged):
+            self.log(name, reason, cause)
         return reason
+
+    def log(self, name: str, reason: str, cause: object) -> None:
+        """Say why the native search answers for the collection of this name."""
+        more = "" if cause is None else f" ({cause})"
+        _log.warning(
+            "The native search answers for %r: %s%s",
+            name,
+            reason,
+            more,
+            extra={"amips_event": "fallback", "amips_collection": name, "amips_reason": reason},
+        )

@@ -83,21 +83,25 @@ def plan_search(
     except Exception as exc:  # noqa: BLE001 - whatever a model does, the native search answers
         serving.planned(good=False)
         return NATIVE, serving.note(fallbacks, f"model: {type(exc).__name__}", exc)
-    serving.planned(good=True)
+    if serving.model_breaker.troubled:
+        serving.planned(good=True)
     if reason is not None:
         return NATIVE, serving.note(fallbacks, reason, _HINTS.get(reason))
     if plan.mode == "tuned" and plan.reason is not None:  # the widest search, yet no promise
         return plan, serving.note(fallbacks, plan.reason, _TUNED_HINTS.get(plan.reason))
     if plan.exact and not (yield InThread(partial(getattr, serving.collection, "exhaustive"))):
         return plan, serving.note(fallbacks, NOT_EXHAUSTIVE)
-    most = serving.collection.max_candidates
-    if most is not None and plan.rescore > most:
-        plan = replace(plan, rescore=most)
+    if plan.rescore:
+        most = serving.collection.max_candidates
+        if most is not None and plan.rescore > most:
+            plan = replace(plan, rescore=most)
     return plan, None
 
 
 def _has_to_be_known(hook: PreQueryHook, request: SearchRequest, target: Target) -> bool:
     """Tell whether a plan would be made for a filter, of which nothing is promised."""
+    if request.filter is None:
+        return False
     free = target.n_probes is not None or target.recall == 1.0 or isinstance(hook, NativeHook)
     return not free and narrows(request.filter)
 
@@ -107,11 +111,12 @@ def _unroutable(
 ) -> str | None:
     """Say why the plan is empty, would change what is meant, or find less than is asked for."""
     rewritten = plan.rewritten is not None
-    if plan.mode == "native":
+    if plan.cells is None and plan.mode == "native":
         return plan.reason
-    most = collection.max_candidates
-    if rewritten and most is not None and request.k > most:
-        return "k: more than there may be candidates"
+    if rewritten:
+        most = collection.max_candidates
+        if most is not None and request.k > most:
+            return "k: more than there may be candidates"
     reason = collection.unroutable(request, rewritten=rewritten)
     if reason is None and plan.params is not None and target.recall is None:
         asked = request.params or {}

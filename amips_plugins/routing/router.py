@@ -275,14 +275,18 @@ class LearnedRouter:
         explain: bool = False,
         search: SearchBy = search_collection,
         sampled: bool = True,
+        wanted: bool = True,
     ) -> Effects[list[Hits]]:
         """Search for a request that has been checked; how to wait is the caller's matter.
 
         ``search`` performs every search of a collection that it takes, by its plan or natively,
         and decides what a hit is: all that is asked of its result is a list for each query.
-        Where the request does not say all that is asked, it is not to be ``sampled``.
+        Where the request does not say all that is asked, it is not to be ``sampled``. Who has the
+        hits from ``search`` already does not want them again, and none are returned.
         """
-        effects = self._search(request, target, search, explain=explain, sampled=sampled)
+        effects = self._search(
+            request, target, search, explain=explain, sampled=sampled, wanted=wanted
+        )
         return self._observers.around(effects) if self._observers.surround else effects
 
     def _search(
@@ -293,6 +297,7 @@ class LearnedRouter:
         *,
         explain: bool,
         sampled: bool,
+        wanted: bool,
     ) -> Effects[list[Hits]]:
         self._refresher.run_if_due()
         serving = self._follower.serving  # taken once: a look meanwhile is the next search's
@@ -316,10 +321,13 @@ class LearnedRouter:
         ended = time.perf_counter()
         if serving.account(self._fallbacks, plan, answered):
             self._refresher.run_soon()
-        promised = target.n_probes is None and target.recall != 1.0 and answered.fallback is None
-        if serving.watch and health and sampled and promised and fallback in WATCHED:
-            asked = serving.watch, health.widen, request, target
-            self._monitor.offer(*asked, answered.found, answered.plan)
+        if sampled and serving.watch and health and self._monitor.chosen(len(request.queries)):
+            free = target.n_probes is not None or target.recall == 1.0
+            if not free and answered.fallback is None and fallback in WATCHED:
+                asked = serving.watch, health.widen, request, target
+                self._monitor.offer(*asked, answered.found, answered.plan)
+        if not (wanted or self._observers):
+            return []
         times = planned - started, ended - planned
         version = None if serving.manifest is None else serving.manifest.version
         base = Trace(answered.plan.mode, None, version, fallback or answered.fallback)
@@ -331,15 +339,20 @@ class LearnedRouter:
             self._observers.tell(collection, request, answered, traced, share, times)
         return [Hits(hits, trace) for hits, trace in zip(answered.found, traced, strict=True)]
 
+    @property
+    def plans(self) -> bool:
+        """Whether a model plans the searches to come, as far as is known before they are asked."""
+        serving = self._follower.serving
+        return self._enabled and serving.hook is not None and serving.obstacle is None
+
     def rests(self) -> bool:
         """Tell, and count, that the native search has to answer a search that nobody watches.
 
         Whoever would answer it natively in another way can do that at once.
         """
-        serving = self._follower.serving
-        plans = self._enabled and serving.hook is not None and serving.obstacle is None
-        if plans or self._observers:
+        if self.plans or self._observers:
             return False
+        serving = self._follower.serving
         self._refresher.run_if_due()
         reason = (serving.obstacle or "no bundle") if self._enabled else "disabled"
         serving.note(self._fallbacks, reason, serving.hint if self._enabled else None)

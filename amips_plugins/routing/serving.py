@@ -106,12 +106,16 @@ class Serving:
 
     def note(self, fallbacks: Fallbacks, reason: str, cause: object = None) -> str:
         """Count a reason to answer natively, log it once for this state, and return it."""
-        return fallbacks.note(self.collection.info.name, reason, cause, self._logged)
+        if fallbacks.count(reason, self._logged):
+            fallbacks.log(self.collection.info.name, reason, cause)
+        return reason
 
     def account(self, fallbacks: Fallbacks, plan: QueryPlan, answered: Outcome) -> bool:
         """Learn from a search that was answered; tell whether to look around soon."""
-        if plan is not NATIVE and not answered.blameless:
-            self.searched(by_plan=answered.plan is plan)
+        by_plan = answered.plan is plan
+        news = not by_plan or self.search_breaker.troubled
+        if news and plan is not NATIVE and not answered.blameless:
+            self.searched(by_plan=by_plan)
         for reason, cause in answered.notes:
             self.note(fallbacks, reason, cause)
         return answered.fallback is not None or answered.incomplete

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from amips_plugins.bundle.contents import MODEL
 from amips_plugins.models.onnx_session import OnnxModel
+from amips_plugins.vectors import FloatArray
 from tests.support.bundles import DIM, N_CELLS, make_files
 
 TASKS = Path("/proc/self/task")
@@ -58,3 +60,26 @@ def test_threads_change_no_output() -> None:
         two.run(["priority"], {"queries": queries})[0],
         rtol=1e-5,
     )
+
+
+def test_a_single_row_gives_what_a_batch_gives_on_every_thread() -> None:
+    queries = np.random.default_rng(0).standard_normal((40, DIM)).astype(np.float32)
+    model = OnnxModel(make_files()[MODEL])
+    (wanted,) = model.run(["priority"], {"queries": queries})
+
+    def rows(_: int) -> FloatArray:
+        found = [model.run_row("priority", one[None, :]).copy() for one in queries]
+        return np.concatenate(found)
+
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(rows, range(8)):
+            np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_a_single_row_is_read_before_the_call_returns() -> None:
+    model, query = OnnxModel(make_files()[MODEL]), np.ones((1, DIM), dtype=np.float32)
+    model.run_row("priority", query)
+    wanted = model.run_row("priority", query).copy()
+    found = model.run_row("priority", query)
+    query[:] = -3.0
+    np.testing.assert_array_equal(found, wanted)

@@ -330,6 +330,11 @@ def test_cells_with_most_of_the_keys_are_a_search_of_the_graph_where_there_is_on
 def test_the_cells_left_out_are_all_but_those_chosen(chosen: list[int], others: list[int]) -> None:
     record = LayoutRecord("a1", "v1", 4)
     assert [record.all_but(chosen) for _ in range(2)] == [others] * 2
-    assert in_cells(record, chosen, None) == models.Filter(
+    made = in_cells(record, chosen, None)
+    validated = models.Filter(
         must_not=[models.FieldCondition(key=record.key, match=models.MatchAny(any=others))]
     )
+    assert made == validated
+    assert made.model_dump_json() == validated.model_dump_json()  # made without validation
+    assert made.model_dump(exclude_unset=True) == validated.model_dump(exclude_unset=True)
+    assert models.Filter.model_validate(made.model_dump()) == validated

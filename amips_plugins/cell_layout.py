@@ -14,6 +14,7 @@ import numpy as np
 
 from amips_plugins.errors import InvalidInput
 from amips_plugins.progress import Progress, no_progress
+from amips_plugins.sizing import Kept
 from amips_plugins.sketch import same_vectors, sketch
 from amips_plugins.vectors import BoolArray, FloatArray, IntArray, Metric
 
@@ -78,6 +79,8 @@ class Construction:
         What has to be done before a verdict means anything, as a whole sentence; mostly empty.
     graphs
         How many graphs every search asks; None where it asks none, or nobody knows.
+    kept
+        What a server of Milvus keeps in memory; None for others.
     """
 
     facts: tuple[tuple[str, str], ...]
@@ -88,6 +91,7 @@ class Construction:
     notes: tuple[str, ...] = field(default=())
     first: str = ""
     graphs: int | None = None
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from amips_plugins.bundle.contents import CALIBRATION, CELLS, load
@@ -12,6 +13,7 @@ from amips_plugins.cell_layout import BuildPlan, CellIndex, LayoutSpec, Storage
 from amips_plugins.collection import Collection
 from amips_plugins.errors import InvalidInput
 from amips_plugins.progress import Progress, no_progress
+from amips_plugins.sizing import size_up
 
 __all__ = ["backfill", "check_backfill", "lay_out", "plan_layout"]
 
@@ -70,9 +72,21 @@ def plan_layout(
     index: CellIndex | None = None,
     alias: str | None = None,
     work: Path | None = None,
+    memory: int | None = None,
 ) -> BuildPlan:
-    """Say what ``lay_out`` would do, or refuse as it would; nothing is changed."""
-    return collection.layouts.plan(_spec(collection, bundle, storage, index, alias, work))
+    """Say what ``lay_out`` would do, or refuse as it would; nothing is changed.
+
+    With ``memory``, in bytes, a note says how to keep the collection in it.
+    """
+    spec = _spec(collection, bundle, storage, index, alias, work)
+    plan = collection.layouts.plan(spec)
+    if memory is None:
+        return plan
+    info, kept = collection.info, collection.describe().kept
+    if kept is not None and spec.index != "auto":
+        kept = replace(kept, index=spec.index.upper())
+    sized = size_up(plan.keys, info.dim, memory, info.database, kept)
+    return replace(plan, notes=(*plan.notes, sized.text))
 
 
 def backfill(

@@ -14,6 +14,7 @@ import pytest
 from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.doctor.diagnose import diagnose
+from amips_plugins.sizing import Kept
 
 pymilvus = pytest.importorskip("pymilvus")
 qdrant_client = pytest.importorskip("qdrant_client")
@@ -72,7 +73,9 @@ def test_milvus(milvus: Any, kind: str, params: dict[str, int], native: str, sho
         indexed = 0 if kind == "FLAT" else 1
         assert facts["segments"] == f"1 loaded, {indexed} of them indexed, 0 still growing"
         assert ("a graph in memory" in built.obstacle) == (kind == "HNSW")
-        found = diagnose(collection, QUERIES, n_cells=8)
+        assert built.kept == Kept(kind)
+        found = diagnose(collection, QUERIES, n_cells=8, memory=10**9)
+        assert f"Its {kind} index and ids take" in found.notes[-1]
         assert found.verdict.answer == "leave"  # of so few keys
         assert found.trial is not None
         assert (found.trial.cost("index", 0.95) is not None) == (kind == "IVF_FLAT")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from amips_plugins.adapters.milvus.opening import describe_index
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.cell_layout import Construction
+from amips_plugins.sizing import Kept
 
 __all__ = ["MANY_GRAPHS", "describe_milvus", "fan_out_notes"]
 
 _SERVER_FROM = 100_000  # keys: below, a call costs more than what cells save
 _LITE_FROM = 1_000
 _LITE_LISTS = 128
+_IDS = 200  # texts whose length is looked at
 MANY_GRAPHS = 8  # below, a search of all of them is cheap enough (docs/performance.md)
 _STATES = ("index_type", "metric_type", "field_name", "index_name")
 _PROGRESS = ("total_rows", "indexed_rows", "pending_index_rows", "state")
@@ -22,6 +26,26 @@ _PROGRESS = ("total_rows", "indexed_rows", "pending_index_rows", "state")
 def describe_milvus(table: Table) -> Construction:
     """Look at index, segments and partitions."""
     index = describe_index(table)
+    built = _built(table, index)
+    return built if table.is_lite else replace(built, kept=_kept(table, index))
+
+
+def _kept(table: Table, index: Mapping[str, Any]) -> Kept:
+    id_bytes = 8.0
+    if table.string_keys:
+        rows = next(table.pages(_IDS, 1 << 20, [table.key]), [])
+        id_bytes = sum(len(row[table.key].encode()) for row in rows) / max(1, len(rows))
+    mapped = {**(table.raw.get("properties") or {}), **index}.get("mmap.enabled")
+    version = re.match(r"v?(\d+)\.(\d+)", str(table.client.get_server_version()))
+    return Kept(
+        str(index.get("index_type", "FLAT")).upper(),
+        str(mapped).lower() == "true",
+        id_bytes,
+        version is not None and (int(version[1]), int(version[2])) >= (2, 5),
+    )
+
+
+def _built(table: Table, index: Mapping[str, Any]) -> Construction:
     kind = str(index.get("index_type", "none")).upper()
     facts = (
         ("server", "Milvus Lite" if table.is_lite else str(table.client.get_server_version())),

@@ -39,7 +39,8 @@ _NAMES = {
     "--memory",
     type=click.FloatRange(min=0.001),
     metavar="GB",
-    help="Memory the database may use for this collection; says how to keep it there (Qdrant).",
+    help="Memory the database may use for this collection; says how to keep it there (Qdrant, "
+    "Milvus servers).",
 )
 @click.option(
     "--partitions",

@@ -83,6 +83,12 @@ class _Layout(click.Group):
     help="Folder to go on from after a crash.  "
     "[default: .amips/DATABASE-NAME-LAYOUT-ADDRESS where the command runs]",
 )
+@click.option(
+    "--memory",
+    type=click.FloatRange(min=0.001),
+    metavar="GB",
+    help="Memory the database may use for the collection; the plan says how to keep it there.",
+)
 @dry_run_option
 @yes_option
 @click.option("--drop-old", is_flag=True, help="Afterwards drop what rollback would need.")
@@ -91,6 +97,7 @@ def _build(
     uri: str,
     version: str | None,
     registry: str | None,
+    memory: float | None,
     dry_run: bool,
     yes: bool,
     drop_old: bool,
@@ -108,7 +115,7 @@ def _build(
     """
     from amips_plugins.bundle.registry import Registry
     from amips_plugins.collection import collection_key
-    from amips_plugins.layout import lay_out, plan_layout
+    from amips_plugins.layout import lay_out
 
     with _connect(uri) as collection:
         bundle = Registry(registry).open(collection_key(collection.info), version)
@@ -116,7 +123,7 @@ def _build(
         there = options["alias"] is None and _finished(collection, bundle)
         if dry_run or (not there and not yes and sys.stdin.isatty()):
             nothing = BuildPlan((), collection.count(), 0, 0.0, ("these cells are there already",))
-            plan = nothing if there else plan_layout(collection, bundle, **options)
+            plan = nothing if there else _plan(collection, bundle, memory, **options)
             if dry_run and as_json:
                 echo_json(plan)
             else:
@@ -146,6 +153,13 @@ def _build(
                 f"Kept to roll back to: {', '.join(status.older)}. To drop it: amips layout "
                 f"drop-old URI"
             )
+
+
+def _plan(collection: Any, bundle: Any, memory: float | None, **options: Any) -> BuildPlan:
+    from amips_plugins.layout import plan_layout
+
+    n_bytes = None if memory is None else int(memory * 1e9)
+    return plan_layout(collection, bundle, memory=n_bytes, **options)
 
 
 @click.group("layout", cls=_Layout, help=_build.help)

@@ -51,6 +51,12 @@ _EXIT = {"tune": 0, "rebuild": 0, "leave": 3, "unclear": 4}
 )
 @click.option("--sample", default=100_000, show_default=True, help="Keys that a copy has, at most.")
 @click.option(
+    "--memory",
+    type=click.FloatRange(min=0.001),
+    metavar="GB",
+    help="Memory the database may use for this collection: builds that take more are not tried.",
+)
+@click.option(
     "-o",
     "--out",
     type=click.Path(path_type=Path),
@@ -69,6 +75,7 @@ def command(
     k: int,
     budget_minutes: float,
     sample: int,
+    memory: float | None,
     out: Path,
     registry: str | None,
     dry_run: bool,
@@ -105,7 +112,13 @@ def command(
         raise InvalidInput(f"--k {k} cannot be calibrated; pass a number from 1 to {MAX_K}.")
     if sample < 1_000:
         raise InvalidInput(f"--sample {sample} keys tell nothing; pass 1000 or more.")
-    options = TuneOptions(recall=recall, k=k, seconds=60.0 * budget_minutes, sample=sample)
+    options = TuneOptions(
+        recall=recall,
+        k=k,
+        seconds=60.0 * budget_minutes,
+        sample=sample,
+        memory=None if memory is None else int(memory * 1e9),
+    )
     store, applied = Registry(registry), None
     with connect(uri) as collection:
         info = collection.info

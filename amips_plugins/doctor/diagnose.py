@@ -9,11 +9,11 @@ import numpy as np
 
 from amips_plugins.collection import Collection, SearchRequest
 from amips_plugins.doctor.findings import Diagnosis, Verdict
-from amips_plugins.doctor.sizing import size_up
 from amips_plugins.doctor.verdict import RECALLS, judge, judge_unseen
 from amips_plugins.errors import InvalidInput, TrainingError
 from amips_plugins.export.trial_result import Trial
 from amips_plugins.progress import Progress, no_progress
+from amips_plugins.sizing import size_up
 from amips_plugins.vectors import FloatArray
 
 __all__ = ["SAMPLE", "diagnose"]
@@ -38,7 +38,7 @@ def diagnose(
     """Find out how a collection is built and whether a router would pay; nothing is changed.
 
     Queries of None are guessed from the keys; ``sample`` keys at most are tried. With ``memory``,
-    in bytes, a note says how to keep a Qdrant collection in it.
+    in bytes, a note says how to keep the collection in it.
     """
     if n_cells < 2 or sample < n_cells:
         raise InvalidInput(
@@ -48,7 +48,9 @@ def diagnose(
     info, count, built = collection.info, collection.count(), collection.describe()
     # All that is asked of the database comes before the trial: its connection may not outlive it.
     share, break_even = collection.overflow() / max(1, count), collection.break_even
-    sized = () if memory is None else (_sized(info.database, count, info.dim, memory),)
+    sized: tuple[str, ...] = ()
+    if memory is not None:
+        sized = (size_up(count, info.dim, memory, info.database, built.kept).text,)
     facts = (*built.facts, *_counted(collection, queries, count))
     verdict = judge_unseen(built, count, collection.layout(), share)
     trial: Trial | None = None
@@ -93,14 +95,6 @@ def _counted(
     if total is not None:
         told = f"{total / len(rows) / 1e6:.2f} MB of vectors a native search"
     yield "scored", told
-
-
-def _sized(database: str, keys: int, dim: int, memory: int) -> str:
-    if not database.startswith("qdrant"):
-        raise InvalidInput(
-            "How a collection fits into a memory was measured for Qdrant only; leave out --memory."
-        )
-    return size_up(keys, dim, memory).text
 
 
 def _try(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,19 @@ import msgspec
 import numpy as np
 
 from amips_plugins.adapters.tuning import tuning_of
-from amips_plugins.collection import Collection, KeyBatch, SearchRequest, collection_key
+from amips_plugins.collection import (
+    Collection,
+    CollectionInfo,
+    KeyBatch,
+    SearchRequest,
+    collection_key,
+)
 from amips_plugins.errors import InvalidInput
 from amips_plugins.files import read_file, replace_file
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.plan import NATIVE, Target
 from amips_plugins.progress import Progress, no_progress
+from amips_plugins.sizing import Kept, bytes_of_build, size_up
 from amips_plugins.tune.calibrating import calibrated, planned
 from amips_plugins.tune.copies import Copies
 from amips_plugins.tune.keys import DrawnKeys, draw, truth_of
@@ -44,7 +51,7 @@ class TuneOptions:
     """What to aim at, and how long to look.
 
     ``seconds`` are all that trials of other builds may take together; ``sample`` is the number of
-    keys that a copy has at most.
+    keys that a copy has at most. What takes more than so many bytes of ``memory`` is left out.
     """
 
     recall: float = 0.95
@@ -52,6 +59,7 @@ class TuneOptions:
     seconds: float = 1_200.0
     sample: int = 100_000
     seed: int = 0
+    memory: int | None = None
 
 
 class TuneResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,6 +135,10 @@ def measure(
     builds, depth = tuning.builds(), deepest(collection, count)
     if depth < options.k:
         raise InvalidInput(f"The database allows {depth} hits a search; ask for no more (--k).")
+    sized: tuple[str, ...] = ()
+    if options.memory is not None:
+        sized = (size_up(count, info.dim, options.memory, info.database, built.kept).text,)
+    fitting, large = _fitting(info, builds, count, options.memory, built.kept)
     empty = np.zeros((1, info.dim), dtype=np.float32)
     reason = collection.unroutable(SearchRequest(empty, options.k), rewritten=False)
     if reason is not None:
@@ -162,8 +174,9 @@ def measure(
         clock,
         progress,
     )
-    done = [first, native, *copies.try_all(builds, options.seconds, trials)]
-    rows = (*(one.row for one in done), *untried(info.database, built, builds))
+    done = [first, native, *copies.try_all(fitting, options.seconds, trials)]
+    rows = (*(one.row for one in done), *large, *untried(info.database, built, builds))
+    notes = [*_notes(built.notes, parts, count, len(keys.ids), collection.count()), *sized]
     result = TuneResult(
         collection=info.name,
         database=info.database,
@@ -179,11 +192,26 @@ def measure(
         unit=unit,
         rows=rows,
         choice=choose(rows, options.recall, options.k),
-        notes=tuple(_notes(built.notes, parts, count, len(keys.ids), collection.count())),
+        notes=tuple(notes),
     )
     known = {one.row.search: one.calibration for one in done if one.calibration is not None}
     by_name = {build.name: build for build in builds}
     return Measured(result, tuning, found, by_name, known, parts, keys.sample())
+
+
+def _fitting(
+    info: CollectionInfo, builds: Sequence[Build], keys: int, memory: int | None, kept: Kept | None
+) -> tuple[list[Build], list[Row]]:
+    """Return the builds that fit into the memory, and rows that say so of the others."""
+    fitting, large = list[Build](), list[Row]()
+    for build in builds:
+        needed = bytes_of_build(keys, info.dim, build.name, build.bytes_per_key, kept)
+        if memory is None or needed <= memory:
+            fitting.append(build)
+        else:
+            why = f"takes about {needed / 1e9:,.2g} GB of the {memory / 1e9:,.2g} GB of --memory"
+            large.append(dropped(build.name, why))
+    return fitting, large
 
 
 def deepest(collection: Collection, count: int) -> int:

@@ -15,10 +15,11 @@ import pytest
 from amips_plugins import MemoryCollection, Registry
 from amips_plugins.adapters import connect
 from amips_plugins.adapters.memory.layouts import MemoryLayouts
-from amips_plugins.cell_layout import BuildPlan, LayoutSpec
+from amips_plugins.cell_layout import BuildPlan, Construction, LayoutSpec
 from amips_plugins.cli import main
 from amips_plugins.cli.output import duration, size
 from amips_plugins.collection import CollectionInfo
+from amips_plugins.sizing import Kept
 from tests.support.bundles import (
     COUNT,
     N_CELLS,
@@ -82,6 +83,20 @@ def test_to_do_it_again_is_no_error(collection: MemoryCollection, amips: Amips) 
     out, _ = amips("layout", URI, "--dry-run")
     assert "these cells are there already" in out
     assert collection.layouts.status().older == ()
+
+
+def test_a_dry_run_says_what_fits_into_a_memory(
+    collection: MemoryCollection, amips: Amips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, err = amips("layout", URI, "--dry-run", "--memory", "1", fails=1)
+    assert "leave out --memory" in err
+    built = Construction((), kept=Kept("HNSW"))
+    monkeypatch.setattr(collection, "describe", lambda: built)
+    out, _ = amips("layout", URI, "--dry-run", "--memory", "1")
+    assert "Its FLAT index and ids take" in out  # what the copy gets
+    out, _ = amips("layout", URI, "--dry-run", "--memory", "1", "--index", "auto")
+    assert "Its HNSW index and ids take" in out
+    assert collection.layout() is None
 
 
 def test_a_dry_run_changes_nothing(collection: MemoryCollection, amips: Amips) -> None:

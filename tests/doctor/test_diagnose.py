@@ -387,7 +387,7 @@ def test_errors(home: Path, tmp_path: Path) -> None:
         ([uri, "--queries", "q", "--queries-log", "l"], "Pass one of"),
         ([uri, "--queries", str(tmp_path / "no.npy")], "no.npy"),
         ([uri, "--cells", "1"], "tell nothing"),
-        ([uri, "--memory", "1"], "measured for Qdrant only"),
+        ([uri, "--memory", "1"], "Qdrant and Milvus servers only"),
     ):
         code, out, err = run(*arguments)
         assert (code, out) == (1, "")

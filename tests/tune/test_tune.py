@@ -212,6 +212,9 @@ def test_what_the_database_refuses_and_what_there_is_no_time_for_is_dropped_and_
     monkeypatch.setattr(EdgeTuning, "free_bytes", lambda *_: 1000)
     rows = measure(collection, queries, no_time, home / "tune").result.rows
     assert {row.dropped for row in rows[2:-1]} == {"a copy takes about 1 MB, and 0 MB are free"}
+    small = measure(collection, queries, replace(no_time, memory=10_000), home / "tune").result
+    assert all("of --memory" in (row.dropped or "") for row in small.rows[2:-1])
+    assert small.notes[-1].startswith("Not even 2-bit codes fit")
 
 
 @pytest.mark.usefixtures("few")

@@ -112,7 +112,8 @@ class LayoutSpec:
         Milvus: a partition for every cell, or a field that holds the cell; left out, partitions
         where they are few enough. Qdrant: the payload in place, or that of a copy, or custom shard
         keys of a copy; left out, a copy where there is a graph and an alias to move, with shard
-        keys where a search asks many shards as it is.
+        keys where a search asks many shards as it is. Qdrant Edge: the payload or, as well,
+        a shard with a graph for every cell.
     index
         Milvus: the vector index inside the cells: ``"flat"`` (exact), ``"auto"`` (what the
         collection has now), ``"hnsw"``, ``"ivf_flat"`` or ``"ivf_sq8"`` (with the collection's

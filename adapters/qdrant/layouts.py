@@ -65,7 +65,7 @@ class QdrantLayouts:
         follow from reading some keys now and a rule of thumb for a write.
         """
         self._check(spec)
-        key, keys = _record(spec).key, self._collection.count()
+        key, keys = self._record(spec).key, self._collection.count()
         n_bytes = self._n_bytes(spec)
         steps = (
             f"write a marker into the metadata of {self._name!r}",
@@ -84,7 +84,7 @@ class QdrantLayouts:
         force is then unchanged.
         """
         known = spec.layout in self._check(spec).kept()
-        record = _record(spec)
+        record = self._record(spec)
         adopted = not known and bool(self._store.taken(record.sketch_key))
         if not known:
             self._mark(replace(record, complete=False))
@@ -178,6 +178,9 @@ class QdrantLayouts:
             warn_of_stale(self._name, self._staleness(here).displace_sample(assign))
         return given
 
+    def _record(self, spec: LayoutSpec) -> LayoutRecord:
+        return LayoutRecord(spec.layout, spec.version, spec.n_cells, shared=spec.shared)
+
     @property
     def _name(self) -> str:
         return self._collection.info.name
@@ -231,7 +234,7 @@ class QdrantLayouts:
                 f"{self._name!r} holds cells {spec.layout!r} that were begun with {found.n_cells} "
                 f"cells, not {spec.n_cells}; remove them with drop_old first."
             )
-        record = _record(spec)
+        record = self._record(spec)
         self._store.check(record)
         if found is None:
             self._refuse_taken(record)
@@ -268,7 +271,7 @@ class QdrantLayouts:
             raise
 
     def _n_bytes(self, spec: LayoutSpec) -> int:
-        return self._collection.count() * (sum(map(len, _record(spec).keys)) + _PER_KEY)
+        return self._collection.count() * (sum(map(len, self._record(spec).keys)) + _PER_KEY)
 
     def _seconds(self, keys: int) -> float:
         began = time.perf_counter()
@@ -325,10 +328,6 @@ class QdrantLayouts:
                 if advance is not None:
                     advance(len(batch.ids))
         return given, left
-
-
-def _record(spec: LayoutSpec) -> LayoutRecord:
-    return LayoutRecord(spec.layout, spec.version, spec.n_cells, shared=spec.shared)
 
 
 def _names(entry: object, record: LayoutRecord) -> bool:

@@ -22,7 +22,6 @@ from amips_plugins.adapters.cell_groups import merge_hits
 from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.qdrant.cells import LayoutRecord, serving
 from amips_plugins.adapters.qdrant.codes import Codes, break_even_of, codes_of
-from amips_plugins.adapters.qdrant.layouts import QdrantLayouts
 from amips_plugins.adapters.qdrant.point_collection import Found, PointCollection
 from amips_plugins.adapters.qdrant.points import (
     RESERVED,
@@ -35,10 +34,11 @@ from amips_plugins.adapters.qdrant.points import (
 )
 from amips_plugins.adapters.qdrant_edge.describe import describe_edge
 from amips_plugins.adapters.qdrant_edge.filters import among
+from amips_plugins.adapters.qdrant_edge.layouts import QdrantEdgeLayouts
 from amips_plugins.adapters.qdrant_edge.search import EdgeSearch
 from amips_plugins.adapters.qdrant_edge.shard import OpenShard
 from amips_plugins.adapters.qdrant_edge.store import EdgeStore
-from amips_plugins.cell_layout import AssignCells, Construction
+from amips_plugins.cell_layout import Construction
 from amips_plugins.collection import (
     CollectionInfo,
     Cursor,
@@ -51,7 +51,6 @@ from amips_plugins.collection import (
 from amips_plugins.errors import CollectionError, InvalidInput, require
 from amips_plugins.partitions import Partitions
 from amips_plugins.plan import NATIVE, QueryPlan, searches_everything
-from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -62,6 +61,7 @@ else:
 __all__ = ["QdrantEdgeCollection"]
 
 _GRAPH = {"m": 16, "full_scan_threshold": 10_000}  # the engine's own
+_TRIES = 3  # of a search through the graphs of cells, while others write
 _QUERIES = 256  # in one call, during which all other threads wait
 
 
@@ -257,10 +257,15 @@ class QdrantEdgeCollection(PointCollection):
 
     def _run(self, search: EdgeSearch, rows: range) -> list[list[Hit]]:
         # One call for all rows: no write comes between the searches of one query's cells.
-        writes, placed = self._shard.writes, self._placed(search.record)
-        asked = search.requests(rows, everything_placed=placed)
-        answers = self._answers([request for _, request in asked])
-        if placed and not (self._shard.writes == writes and self._placed(search.record)):
+        for _ in range(_TRIES if search.by_graphs else 1):
+            writes, placed = self._shard.writes, self._placed(search.record)
+            candidates = self._candidates(search, rows)
+            asked = search.requests(rows, everything_placed=placed, candidates=candidates)
+            answers = self._answers([request for _, request in asked])
+            same = self._shard.writes == writes and self._placed(search.record) == placed
+            if same or not (placed or search.by_graphs):
+                break
+        else:
             # A key may have lost its cell since we looked: look for those without one, too.
             asked = search.requests(rows, everything_placed=False)
             answers = self._answers([request for _, request in asked])
@@ -274,6 +279,12 @@ class QdrantEdgeCollection(PointCollection):
             else merge_hits(parts, search.request.k, larger_is_better=larger)
             for parts in by_row.values()
         ]
+
+    def _candidates(self, search: EdgeSearch, rows: range) -> dict[int, set[Id]] | None:
+        record = search.record
+        if not (search.by_graphs and isinstance(record, LayoutRecord)):
+            return None
+        return search.candidates(rows, self._shard.graphs(record, self.info.field))
 
     def _placed(self, record: LayoutRecord | Partitions | None) -> bool:
         return record is not None and self._store.everything_placed(record)
@@ -307,21 +318,27 @@ class QdrantEdgeCollection(PointCollection):
         info = found.info
         written = payloads(info, found.cells, names, vectors, fields, cells)
         refuse_other_vectors(info, self._look().vectors)  # one may have been added
-        points = [
-            edge.Point(name, {info.field: key} if info.field else key, payload)
-            for name, key, payload in zip(names, vectors.tolist(), written, strict=True)
-        ]
-        bare = [key for key, payload in zip(names, written, strict=True) if not payload]
-        if bare:  # the engine keeps the payload of a point that is written without any
-            self._shard.update(
-                edge.UpdateOperation.clear_payload_by_filter(edge.Filter(must=[among(bare)]))
-            )
-        self._shard.update(edge.UpdateOperation.upsert_points(points), len(points))
+        with self._shard.writing:
+            placing = self._store.begin(found.cells, names, written)
+            points = [
+                edge.Point(name, {info.field: key} if info.field else key, payload)
+                for name, key, payload in zip(names, vectors.tolist(), written, strict=True)
+            ]
+            bare = [key for key, payload in zip(names, written, strict=True) if not payload]
+            if bare:  # the engine keeps the payload of a point that is written without any
+                self._shard.update(
+                    edge.UpdateOperation.clear_payload_by_filter(edge.Filter(must=[among(bare)]))
+                )
+            self._shard.update(edge.UpdateOperation.upsert_points(points), len(points))
+            placing()
 
     def delete(self, ids: Sequence[Id]) -> None:
         """Delete points; ids that are not there are none of its business."""
         names = as_ids(ids)
-        self._shard.update(edge.UpdateOperation.delete_points(names), len(names))
+        with self._shard.writing:
+            placing = self._store.begin(self._found.cells, names, [])
+            self._shard.update(edge.UpdateOperation.delete_points(names), len(names))
+            placing()
 
     def describe(self) -> Construction:
         """Look at graph, storage and segments."""
@@ -342,7 +359,7 @@ class QdrantEdgeCollection(PointCollection):
         """Builds, shows, mends and takes back the cells."""
         if self._given is not None:
             return self._given_layouts(self._given)  # type: ignore[return-value]  # has all of it
-        return QdrantEdgeLayouts(self, self._store)
+        return QdrantEdgeLayouts(self, self._store, self.optimize)
 
     def optimize(self) -> None:
         """Let the engine rebuild its segments: points of a cell together, HNSW where it is wanted.
@@ -356,23 +373,6 @@ class QdrantEdgeCollection(PointCollection):
     def close(self) -> None:
         """Close the shard if ``connect`` opened it, for all objects of it; safe to call twice."""
         self._shard.close()
-
-
-class QdrantEdgeLayouts(QdrantLayouts):
-    """The cells of a ``QdrantEdgeCollection``: Qdrant's, with a rebuild after a backfill."""
-
-    def __init__(self, collection: QdrantEdgeCollection, store: EdgeStore) -> None:
-        super().__init__(collection, store)
-        self._optimize = collection.optimize
-
-    def backfill(
-        self, assign: AssignCells, progress: Progress = no_progress, *, verify: bool = False
-    ) -> int:
-        """Give the overflow its cells, and return how many keys got one."""
-        given = super().backfill(assign, progress, verify=verify)
-        if given:
-            self._optimize()
-        return given
 
 
 def _described(vector: Mapping[str, Any]) -> DenseVector:

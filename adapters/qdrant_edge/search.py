@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from amips_plugins.adapters.cell_groups import OVERFLOW, group_by_cells
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant.codes import Codes
 from amips_plugins.adapters.qdrant.points import RESERVED, listed
-from amips_plugins.adapters.qdrant_edge.filters import both, in_cells
-from amips_plugins.collection import SearchRequest
+from amips_plugins.adapters.qdrant_edge.cell_graphs import CellGraphs
+from amips_plugins.adapters.qdrant_edge.filters import among, both, in_cells
+from amips_plugins.collection import Id, SearchRequest
 from amips_plugins.errors import InvalidInput, require
 from amips_plugins.partitions import Partitions
 from amips_plugins.plan import QueryPlan
@@ -53,6 +56,18 @@ class EdgeSearch:
         # HNSW under the filter of a cell loses keys.
         self._exact = _search_params({**asked, "exact": True})
         self._codes = codes
+        # Graphs know nothing of the payload, and serve who says how far to follow them.
+        self.by_graphs = (
+            isinstance(self.record, LayoutRecord)
+            and bool(self.record.places)
+            and plan.effort is not None
+            and plan.rewritten is None
+            and request.filter is None
+            and not asked.get("exact")
+        )
+        if self.by_graphs:  # which cost the same however many keys are in them
+            self._everything = np.zeros_like(everything)
+        self._effort = max(asked.get("hnsw_ef") or 0, plan.effort or 0)
         if codes is not None:
             wide = edge.QuantizationSearchParams(rescore=True, oversampling=codes.oversampling)
             self._by_codes = _search_params({"quantization": wide, **asked})
@@ -63,16 +78,43 @@ class EdgeSearch:
         scanned = self._codes is not None and self._codes.scan(share)
         return self._by_codes if scanned else self._exact
 
+    def candidates(self, rows: range, graphs: CellGraphs) -> dict[int, set[Id]]:
+        """Ask the graphs of the cells of some rows which points to look at."""
+        assert self._plan.cells is not None and isinstance(self.record, LayoutRecord)  # noqa: S101, PT018 - for the type checker
+        routed = [row for row in rows if not self._everything[row]]
+        asked: dict[str, list[int]] = {}
+        for place, cells in enumerate(self._plan.cells[routed].tolist()):
+            for name in {self.record.home(cell) for cell in cells if cell >= 0}:
+                asked.setdefault(name, []).append(place)
+        queries = self.request.queries[routed].tolist()
+        found = graphs.candidates(asked, queries, self.request.k, self._effort)
+        return dict(zip(routed, found, strict=True))
+
     def requests(
-        self, rows: range, *, everything_placed: bool
+        self,
+        rows: range,
+        *,
+        everything_placed: bool,
+        candidates: Mapping[int, set[Id]] | None = None,
     ) -> list[tuple[int, edge.QueryRequest]]:
-        """Write the searches that answer some rows, those with the same filter together."""
+        """Write the searches that answer some rows, those with the same filter together.
+
+        ``candidates`` are the points to look at of each row's cells; None for all in them.
+        """
         plan = self._plan
         if plan.cells is None or self.record is None:
             return [(row, self._one(row, self._params, self.request.filter)) for row in rows]
         full = [row for row in rows if self._everything[row]]
         routed = [row for row in rows if not self._everything[row]]
         asked = [(row, self._one(row, self._scan(row), self.request.filter)) for row in full]
+        if candidates is not None:
+            overflow = in_cells(self.record, [OVERFLOW])
+            for row in routed:
+                chosen = edge.Filter(must=[among([*candidates[row]])])
+                asked += [(row, self._one(row, self._exact, chosen))] if candidates[row] else []
+                if not everything_placed:
+                    asked.append((row, self._one(row, self._scan(row), overflow)))
+            return asked
         if plan.rewritten is None:
             groups = group_by_cells(plan.cells[routed])
         else:  # the candidates are the best of all cells, so no search may be cut into several

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from amips_plugins.adapters.qdrant.cells import LayoutRecord
+from amips_plugins.adapters.qdrant_edge.cell_graphs import CellGraphs, graph_params
 from amips_plugins.errors import (
     CollectionError,
     CollectionNotFound,
@@ -31,6 +35,7 @@ __all__ = ["OpenShard"]
 
 _CONFIG = "edge_config.json"  # the engine's own
 _METADATA = "amips.json"
+_GRAPHS = "amips_cells"  # folder of a layout's shards
 _FLUSH_EVERY = 10_000  # keys: the log grows, and takes time to read again, until a flush
 
 
@@ -44,6 +49,9 @@ class OpenShard:
         self.writes = 0
         self._unflushed = 0
         self._owned = False
+        self._graphs: dict[str, CellGraphs] = {}
+        self.writing = threading.RLock()
+        """Held by a write that goes to several shards."""
 
     @classmethod
     def load(cls, folder: Path) -> OpenShard:
@@ -109,6 +117,26 @@ class OpenShard:
         content = {**self.metadata(), **changes}
         replace_file(self.folder / _METADATA, json.dumps(content, indent=1).encode())
 
+    def graphs(self, record: LayoutRecord, field: str) -> CellGraphs:
+        """Return the shards of a layout's cells."""
+        _ = self.engine  # refuses forks
+        with self.writing:
+            if record.layout not in self._graphs:
+                params = graph_params(self.config(), field)
+                self._graphs[record.layout] = CellGraphs(self._place(record), params)
+            return self._graphs[record.layout]
+
+    def drop_graphs(self, record: LayoutRecord) -> None:
+        """Remove them."""
+        with self.writing:
+            found = self._graphs.pop(record.layout, None)
+            if found is not None:
+                found.drop()
+            shutil.rmtree(self._place(record), ignore_errors=True)
+
+    def _place(self, record: LayoutRecord) -> Path:
+        return self.folder / _GRAPHS / record.layout
+
     def update(self, operation: edge.UpdateOperation, keys: int = 1) -> None:
         """Write. The log holds it on return: the process may be killed then."""
         self.writes += 1
@@ -120,18 +148,28 @@ class OpenShard:
     def flush(self) -> None:
         """Bring to the disk what only the log holds."""
         self._unflushed = 0
+        for graphs in list(self._graphs.values()):  # first what the points say they are in
+            graphs.flush()
         self.engine.flush()
 
     def optimize(self) -> None:
         """Let the engine rebuild its segments (see ``QdrantEdgeCollection.optimize``)."""
         self.engine.optimize()
+        for graphs in list(self._graphs.values()):
+            graphs.optimize()
         self.flush()
 
     def close(self) -> None:
-        """Close the shard if ``load`` opened it; safe to call twice, and in a fork."""
+        """Close the shard if ``load`` opened it; safe to call twice, and in a fork.
+
+        Shards of cells are closed in any case.
+        """
+        here = os.getpid() == self._process  # else they are the other process's to close
+        for graphs in self._graphs.values() if here else ():
+            graphs.close()
         if self._owned:
             self._owned = False
-            if os.getpid() == self._process:  # else it is the other process's to close
+            if here:
                 self._engine.close()
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
@@ -115,9 +116,11 @@ class EdgeStore:
         self._shard.update(edge.UpdateOperation.delete_field_index(key))
 
     def remove_cells(self, record: LayoutRecord) -> None:
-        """Remove both keys from every point."""
+        """Remove both keys from every point, and the shards of the cells."""
         there = edge.Filter(must_not=[edge.IsEmptyCondition(record.key)])
         self._shard.update(edge.UpdateOperation.delete_payload_by_filter(there, record.keys))
+        if record.places:
+            self._shard.drop_graphs(record)
         self._scattered = True
 
     def without_cell(self, record: LayoutRecord) -> Iterator[Sequence[Id]]:
@@ -148,9 +151,111 @@ class EdgeStore:
         claim: int,
     ) -> None:
         """Write the cells of those of the points that still have the claim."""
-        standing = exactly(record.key, [claim])
-        for key, cell, one in zip(ids, cells, sketches, strict=True):
-            self._set(record.beside(cell, one), [key], standing)
+        with self._shard.writing:
+            if record.places:
+                stored = dict(zip(ids, zip(cells, sketches, strict=True), strict=True))
+                homes = self._copy(record, stored, claim)
+                names = self._shard.graphs(record, self._field).names()
+                self._leave(record, dict.fromkeys(homes, names), homes)
+            standing = exactly(record.key, [claim])
+            for key, cell, one in zip(ids, cells, sketches, strict=True):
+                self._set(record.beside(cell, one), [key], standing)
+
+    def begin(
+        self, record: LayoutRecord | None, ids: Sequence[Id], written: Sequence[dict[str, Any]]
+    ) -> Callable[[], None]:
+        """Prepare to write points, or to delete those of which nothing is ``written``.
+
+        Where cells have shards, what is written are points without a cell first; what is returned
+        is to be called afterwards, puts them into the shards and gives them their cells.
+        """
+        if record is None or not record.places:
+            return lambda: None
+        before, claim = self._homes(record, ids), -2 - secrets.randbelow(2**31 - 2)
+        stored: dict[Id, tuple[int | list[int], int]] = {}
+        for key, payload in zip(ids, written, strict=False):
+            if payload[record.key] != OVERFLOW:
+                stored[key] = payload[record.key], payload[record.sketch_key]
+                payload[record.key] = claim
+
+        def placing() -> None:
+            homes = self._copy(record, stored, claim) if stored else {}
+            self._leave(record, before, homes)
+            standing = exactly(record.key, [claim])
+            for key, (cell, one) in stored.items():
+                self._set(record.beside(cell, one), [key], standing)
+
+        return placing
+
+    def _copy(
+        self,
+        record: LayoutRecord,
+        stored: Mapping[Id, tuple[int | list[int], int]],
+        claim: int,
+    ) -> dict[Id, list[str]]:
+        """Write claimed points into the shards of their cells, and return these."""
+        graphs = self._shard.graphs(record, self._field)
+        found: dict[Id, list[str]] = {}
+        for batch in self.claimed(record, list(stored), claim):
+            homes = [record.homes(stored[key][0]) for key in batch.ids]
+            sketches = [stored[key][1] for key in batch.ids]
+            graphs.put(batch.ids, batch.vectors.tolist(), sketches, homes)
+            found.update(zip(batch.ids, homes, strict=True))
+        return found
+
+    def _homes(self, record: LayoutRecord, ids: Sequence[Id]) -> dict[Id, list[str]]:
+        """Return the shards of the cells that points have."""
+        records = self._shard.engine.retrieve(list(ids), [record.key], False)
+        cells: dict[Id, Any] = {
+            plain_id(one.id): (one.payload or {}).get(record.key) for one in records
+        }
+        return {
+            key: record.homes(cell)
+            for key, cell in cells.items()
+            if record.own_cell(cell) is not None
+        }
+
+    def _leave(
+        self,
+        record: LayoutRecord,
+        before: Mapping[Id, Sequence[str]],
+        homes: Mapping[Id, Sequence[str]],
+    ) -> None:
+        """Take points out of the shards where they were, but for their homes now."""
+        gone: dict[str, list[Id]] = {}
+        for key, names in before.items():
+            for name in {*names} - {*homes.get(key, ())}:
+                gone.setdefault(name, []).append(key)
+        graphs = self._shard.graphs(record, self._field)
+        for name, ids in gone.items():
+            graphs.remove(ids, [name])
+
+    def mend(self, record: LayoutRecord) -> None:
+        """Compare the shards of cells with the points that are to be in them.
+
+        Points that a power failure has left out lose their cells, so that a backfill writes them
+        again; what belongs to no point is removed.
+        """
+        if not record.places:
+            return
+        graphs = self._shard.graphs(record, self._field)
+        for name in record.shard_keys:
+            there = graphs.sketches(name)
+            missing: list[Id] = []
+            with self._shard.writing:
+                here = exactly(record.key, record.cells_of(name))
+                for records in self._pages(
+                    _WRITE_BATCH, here, payload=[record.sketch_key], vectors=False
+                ):
+                    for one in records:
+                        key = plain_id(one.id)
+                        # A sketch of None is none that we have written.
+                        known = (one.payload or {}).get(record.sketch_key)
+                        if key not in there or there.pop(key) != known:
+                            missing.append(key)
+                if missing:
+                    self.displace(record, missing)
+                graphs.remove(list(there), [name])
 
     def sample(self, record: LayoutRecord, n: int) -> CelledKeys | None:
         """Let the engine draw points."""
@@ -173,7 +278,11 @@ class EdgeStore:
 
     def displace(self, record: LayoutRecord, ids: Sequence[Id]) -> None:
         """Write that these points have no cell."""
-        self._set(record.beside(OVERFLOW, 0), ids, self._has_vector)
+        with self._shard.writing:
+            before = self._homes(record, ids) if record.places else {}
+            self._set(record.beside(OVERFLOW, 0), ids, self._has_vector)
+            if before:
+                self._leave(record, before, {})
 
     def _set(
         self, payload: dict[str, int | list[int]], ids: Sequence[Id], where: edge.ConditionType

@@ -64,7 +64,8 @@ class _Layout(click.Group):
     "--storage",
     type=click.Choice(["partitions", "field", "payload", "copy", "shards"]),
     help="What holds a cell. Milvus: partitions, field.  [default: partitions where they are few "
-    "enough]  Qdrant: payload (in place), copy, shards (a copy with a shard key for every cell).  "
+    "enough]  Qdrant: payload (in place), copy, shards (a copy with a shard key for every cell; "
+    "Qdrant Edge: a shard with a graph below the collection's own).  "
     "[default: copy where there are a graph and an alias, shards where a search asks 8 or more]",
 )
 @click.option(

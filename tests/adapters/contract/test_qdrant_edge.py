@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import qdrant_edge as edge
 
 from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
-from amips_plugins.collection import Collection, Id
+from amips_plugins.collection import Collection, Hit, Id, SearchRequest
+from amips_plugins.plan import NATIVE, QueryPlan
 from amips_plugins.vectors import FloatArray, Metric
 from tests.adapters.contract.collection_contract import COUNT, DIM, CollectionContract
 
@@ -25,6 +27,7 @@ class TestQdrantEdge(CollectionContract):
         sorted(str(uuid.uuid5(uuid.NAMESPACE_OID, str(row))) for row in range(COUNT))
     )
     vector = ""
+    collection: type[QdrantEdgeCollection] = QdrantEdgeCollection
     optimizers = edge.EdgeOptimizersConfig()
     folder: Path
     shard: edge.EdgeShard
@@ -53,7 +56,7 @@ class TestQdrantEdge(CollectionContract):
         kind = edge.PayloadSchemaType.Keyword
         self.shard.update(edge.UpdateOperation.create_field_index("group", kind))
         self.upsert(ids, keys, groups)
-        return QdrantEdgeCollection(self.shard, folder)
+        return self.collection(self.shard, folder)
 
     def upsert(
         self, ids: Sequence[Id], keys: FloatArray, groups: Sequence[str] | None = None
@@ -84,6 +87,28 @@ class TestQdrantEdge(CollectionContract):
 
 class TestQdrantEdgeNamedVector(TestQdrantEdge):
     vector = "text"
+
+
+class _ByGraphs(QdrantEdgeCollection):
+    """Plans that say nothing of an effort go through the graphs of the cells, too."""
+
+    def search(self, request: SearchRequest, plan: QueryPlan = NATIVE) -> list[list[Hit]]:
+        if plan.cells is not None and plan.effort is None:
+            plan = replace(plan, effort=1_000)
+        return super().search(request, plan)
+
+
+class TestQdrantEdgeShards(TestQdrantEdge):
+    """A shard with a graph in it for every cell."""
+
+    storage = "shards"
+    collection: type[QdrantEdgeCollection] = _ByGraphs
+
+
+class TestQdrantEdgeScannedShards(TestQdrantEdgeShards):
+    """The same without an effort, so that cells are scanned."""
+
+    collection = QdrantEdgeCollection
 
 
 @pytest.mark.slow

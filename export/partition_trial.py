@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,16 +17,22 @@ for _module in ("torch", "faiss"):
 import msgspec
 import numpy as np
 
+from amips_plugins.export.cell_graphs import CellGraphs
 from amips_plugins.export.cost_curves import Curve, resampled_costs
+from amips_plugins.export.dataset import TrainingTask
 from amips_plugins.export.given import Given, largest_first
 from amips_plugins.export.quick_trial import EPOCHS, TrialOptions, pose_trial
 from amips_plugins.export.recipes import PRESETS
 from amips_plugins.export.routers import train_router
+from amips_plugins.export.targets import top_keys
 from amips_plugins.partitions import Value
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import FloatArray, Metric
 
 __all__ = ["PartitionCost", "PartitionTrial", "run_partition_trial"]
+
+_EFFORTS = (12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
+_GRAPH_KEYS, _GRAPH_QUERIES, _BUILD_EFFORT = 20_000, 300, 100
 
 
 class PartitionCost(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,11 +41,13 @@ class PartitionCost(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     search
-        ``largest first``, whatever is asked, or ``linear``: a quick router.
+        ``largest first``, whatever is asked, or ``linear``: a quick router. ``one graph`` is what
+        a single HNSW graph over all keys takes, where they can be had in one.
     recall
         The recall@k.
     searches, keys
-        Mean number of partitions searched, and the share of the keys that they hold.
+        Mean number of partitions searched, and the share of the keys that they hold; of one graph
+        the share of the keys that a query is compared with, at 20,000 keys or the sample's.
     """
 
     search: str
@@ -62,7 +70,8 @@ class PartitionTrial(msgspec.Struct, frozen=True, kw_only=True):
     test_queries, guessed
         Queries that were measured on, and whether they were made up from the keys.
     costs
-        The largest first, and a quick router, at every recall.
+        One graph, the largest first, and a quick router, at every recall; a graph that does not
+        reach one has no figure.
     ratio_low, ratio_high
         95 % bootstrap interval of what the router costs over the largest first, in keys, at the
         highest recall.
@@ -120,10 +129,13 @@ def run_partition_trial(
             largest=float(given.cells.sizes.max() / len(keys)),
             test_queries=len(task.test.queries),
             guessed=splits.source == "guess",
-            costs=tuple(
-                _cost(name, curve, wanted.k, recall)
-                for name, curve in curves.items()
-                for recall in wanted.recalls
+            costs=(
+                *_one_graph(task, wanted),
+                *(
+                    _cost(name, curve, wanted.k, recall)
+                    for name, curve in curves.items()
+                    for recall in wanted.recalls
+                ),
             ),
             ratio_low=float(low),
             ratio_high=float(high),
@@ -138,3 +150,20 @@ def _cost(name: str, curve: Curve, k: int, recall: float) -> PartitionCost:
         searches=float(curve.probes[level]),
         keys=float(curve.scanned[:, level].mean()),
     )
+
+
+def _one_graph(task: TrainingTask, wanted: TrialOptions) -> Iterator[PartitionCost]:
+    """Count what a graph over all keys, or some of them, takes to reach each recall."""
+    rows = np.random.default_rng(wanted.seed).permutation(len(task.keys))[:_GRAPH_KEYS]
+    keys = np.ascontiguousarray(task.lifted[np.sort(rows)], dtype=np.float32)
+    unit = task.test.unit[:_GRAPH_QUERIES]
+    hits, _ = top_keys(unit, keys, wanted.k, task.device)
+    members = np.zeros((len(keys), 1), dtype=np.int64)
+    graph = CellGraphs(keys, members, 1, build_effort=_BUILD_EFFORT)
+    visited = np.ones((len(unit), 1), dtype=np.bool_)
+    finds = graph.search(unit, hits, visited, _EFFORTS)
+    found, compared = finds.found.mean(axis=(1, 2, 3)), finds.distances.mean(axis=(1, 2))
+    for recall in wanted.recalls:
+        if found[-1] >= recall:
+            share = float(compared[int((found >= recall).argmax())] / len(keys))
+            yield PartitionCost(search="one graph", recall=recall, searches=1.0, keys=share)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amips_plugins.cli.options import QueryFiles, json_option, queries_options
+from amips_plugins.cli.options import QueryFiles, json_option, queries_options, several_option
 from amips_plugins.cli.output import echo_json, share, table
 from amips_plugins.cli.progress import show_progress
 
@@ -28,7 +28,7 @@ _NAMES = {
 
 
 @click.command("doctor")
-@click.argument("uri")
+@click.argument("uris", metavar="URI...", nargs=-1, required=True)
 @queries_options(
     ", from your log. Without it queries are guessed from the keys, and the doctor cannot say "
     "whether routing pays."
@@ -48,21 +48,24 @@ _NAMES = {
     help="Ask whether a router over the values of this field would pay, or over the 'native' "
     "partitions of the database, and not one over cells.",
 )
+@several_option
 @json_option
 def command(
-    uri: str,
+    uris: tuple[str, ...],
     queries: QueryFiles,
     cells: int,
     sample: int,
     memory: float | None,
     partitions: str | None,
+    name: str,
     as_json: bool,
 ) -> None:
     """Say whether routing would pay for the collection URI.
 
     Looks at how the collection is built, reads its keys (two million at most), and trains a quick
     router on a sample of them. Nothing is written to the database, and nothing stays on disk.
-    Shares on a sample are an estimate.
+    Shares on a sample are an estimate. Several URIs, or NAME=URI, are searched as one, and each is
+    a partition: the doctor says whether a router would pay that chooses among them.
 
     \b
     The exit status is
@@ -75,11 +78,16 @@ def command(
     from amips_plugins.collection import collection_key
     from amips_plugins.doctor.diagnose import diagnose
     from amips_plugins.doctor.partitions import diagnose_partitions
-    from amips_plugins.errors import require
+    from amips_plugins.errors import InvalidInput, require
+    from amips_plugins.partitions import NATIVE_PARTITIONS
 
+    if len(uris) > 1 and memory is not None:
+        raise InvalidInput("--memory is of one collection; ask for each of them by itself.")
+    if len(uris) > 1:
+        partitions = partitions or NATIVE_PARTITIONS
     require("torch", "train")
     require("faiss", "train")
-    with connect(uri) as collection:
+    with connect(*uris, name=name) as collection:
         info = collection.info
         rows = queries.read(collection_key(info), info.metric, info.dim)
         if partitions is not None:
@@ -114,9 +122,7 @@ def _show_partitions(found: PartitionDiagnosis) -> str:
         [one.search, f"{one.recall:.2f}", f"{one.searches:.1f}", share(one.keys)]
         for one in trial.costs
     ]
-    shown = table(
-        ["search", f"recall@{trial.k}", f"of {trial.partitions} partitions", "keys"], rows
-    )
+    shown = table(["search", f"recall@{trial.k}", f"searches, of {trial.partitions}", "keys"], rows)
     return f"{shown}\n\n{found.verdict.text}"
 
 

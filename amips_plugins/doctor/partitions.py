@@ -27,9 +27,9 @@ _K = 10
 _WORTH = 0.9  # of what the largest first cost
 _FEW = 200  # test queries
 _MUCH_OVERFLOW = 0.3
-_ONE_GRAPH = (
-    "Where one graph over all keys can be had, have that: it costs less than any choice among "
-    "graphs."
+_HAS_ONE = (
+    "Leave it as it is: a native search follows a graph over all keys already, which costs less "
+    "than any choice among its parts."
 )
 
 
@@ -53,6 +53,8 @@ def diagnose_partitions(
 ) -> PartitionDiagnosis:
     """Try a router over the partitions that a field tells apart; nothing is changed.
 
+    Of several collections as one each is a partition, and ``named`` is ``native``.
+
     Raises
     ------
     InvalidInput
@@ -63,24 +65,43 @@ def diagnose_partitions(
 
     seen = collection.partitioned(Partitions.named(named))
     info, count = collection.info, collection.count()
-    keys, values = _read(seen, sample, min(count, _MOST_READ), seed, progress)
-    wanted = TrialOptions(2, RECALLS, _K, None, count, min(count, _MOST_READ), seed)
     field = None if seen.partitions is None else seen.partitions.field
+    # What is read part by part is read to the end: the first keys would be of the first parts.
+    read = count if field is None else min(count, _MOST_READ)
+    keys, values = _read(seen, sample, read, seed, progress)
+    wanted = TrialOptions(2, RECALLS, _K, None, count, read, seed)
+    has_one = collection.describe().native == "graph" and seen.break_even < 1.0
     trial: PartitionTrial | None = None
     try:
         if len(keys) <= _K:
             raise TrainingError(f"{len(keys)} keys are too few to try anything on.")
         trial = run_partition_trial(keys, values, field, info.metric, queries, wanted, progress)
         verdict = judge_partitions(trial)
+        if has_one:
+            verdict = Verdict(answer="leave", text=_HAS_ONE)
     except TrainingError as exc:
         verdict = Verdict(answer="unclear", text=f"Cannot say: {exc}")
     return PartitionDiagnosis(collection=info.name, field=field, trial=trial, verdict=verdict)
 
 
 def judge_partitions(trial: PartitionTrial) -> Verdict:
-    """Say what to do about given partitions."""
+    """Say what one graph over all keys would cost, and then what to do about given partitions."""
+    found = _judge(trial)
+    one = _at(trial, "one graph", RECALLS[-1])
+    if one is None:
+        return found
+    told = (
+        f"One graph over all keys reaches recall@{trial.k} {one.recall:.2f} in a single search "
+        f"that compares a query with {one.keys:.1%} of them: where it can be had, have that. "
+    )
+    return Verdict(answer=found.answer, text=told + found.text)
+
+
+def _judge(trial: PartitionTrial) -> Verdict:
     recall = RECALLS[-1]
     first, routed = _at(trial, "largest first", recall), _at(trial, "linear", recall)
+    assert first is not None  # noqa: S101 - for the type checker
+    assert routed is not None  # noqa: S101
     compared = (
         f"recall@{trial.k} {recall:.2f} takes {routed.searches:.1f} of {trial.partitions} "
         f"partitions with {routed.keys:.0%} of the keys, and {first.searches:.1f} with "
@@ -113,12 +134,13 @@ def judge_partitions(trial: PartitionTrial) -> Verdict:
     return Verdict(
         answer="route",
         text=f"Worth it where every partition is a search of its own: {compared}. Go on with "
-        f"amips snapshot --partitions, train, publish. {_ONE_GRAPH}",
+        f"amips snapshot --partitions, train, publish.",
     )
 
 
-def _at(trial: PartitionTrial, search: str, recall: float) -> PartitionCost:
-    return next(one for one in trial.costs if (one.search, one.recall) == (search, recall))
+def _at(trial: PartitionTrial, search: str, recall: float) -> PartitionCost | None:
+    asked = search, recall
+    return next((one for one in trial.costs if (one.search, one.recall) == asked), None)
 
 
 def _read(

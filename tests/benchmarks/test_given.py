@@ -32,7 +32,7 @@ def test_every_method_is_measured_on_queries_that_nothing_has_seen(
     full = {method for situation, method, _, many in by if situation == "sections" and many}
     assert full == {
         *("all", "largest first", "nearest mean", "votes", "linear", "mlp"),
-        *("heads (3)", "heads (3), keys"),
+        *("heads (3)", "heads (3), keys", "heads (3), promised", "heads (3), keys, promised"),
     }
     for recall in given.RECALLS:
         everything, heads = (
@@ -47,3 +47,10 @@ def test_every_method_is_measured_on_queries_that_nothing_has_seen(
         assert few > 2 * heads.searches
     assert {row.situation for row in rows} == {"sections", "permuted", "topical"}
     assert {(row.k, row.storage) for row in rows} == {(10, 1.0)}
+    assert by["sections", "heads (3), promised", 0.9, True].found > 0.89
+    more = ["--seed", "1", "--only-heads", "--few", "300"]
+    again = [str(tmp_path), "--json", str(out), *more]
+    CliRunner().invoke(given.main, again, catch_exceptions=False)
+    rows = [given.Row(**row) for row in json.loads(out.read_text())]
+    assert {(row.seed, row.situation) for row in rows} == {(1, "sections")}
+    assert {row.method.partition(",")[0] for row in rows} == {"heads (3)"}

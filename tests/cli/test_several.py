@@ -39,6 +39,12 @@ def uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.slow
 def test_the_main_job(uris: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", *uris, "--name", "docs", "--queries", "queries.npy"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert said.index("one graph") < said.index("largest first") < said.index("linear")
+    assert "One graph over all keys" in said
     main(["snapshot", *uris, "--name", "docs", "-o", "snap"])
     arguments = ["--queries", "queries.npy", "--recall", "0.9", "--epochs", "3"]
     main(["train", "snap", *arguments, "-o", "run"])
@@ -68,3 +74,6 @@ def test_bad_input_is_one_sentence(uris: list[str], capsys: pytest.CaptureFixtur
         with pytest.raises(SystemExit):
             main(["snapshot", *arguments, "-o", "snap"])
         assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["doctor", *uris[:2], "--memory", "1"])
+    assert "--memory is of one collection" in capsys.readouterr().err

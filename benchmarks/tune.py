@@ -1,7 +1,21 @@
 """What ``amips tune`` chooses, beside the best of all that it could have chosen.
 
-Every build that the database offers is swept over every effort on test queries that tuning has not
-seen; costs are ratios to the collection as it is, taken turn by turn.
+    python benchmarks/tune.py npm2pypi/ --only edge --keys 100000
+    python benchmarks/tune.py pydocs --only demo --keys 12000
+
+Every build that could be set is swept over every effort on test queries that tuning has not seen;
+costs are ratios to the collection as it is, taken turn by turn. The situations:
+
+edge
+    One graph of Qdrant Edge.
+milvus
+    A Milvus server with one HNSW index.
+fanned
+    A Milvus server with the keys at random in 64 partitions, a graph in each.
+demo
+    Milvus Lite without an index, as ``amips demo`` stores its keys.
+small
+    The same with 2,000 keys.
 """
 
 from __future__ import annotations
@@ -22,8 +36,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from amips_plugins.adapters.tuning import tuning_of
 from amips_plugins.cli.progress import show_progress
+from amips_plugins.cli.tune import show as show_result
 from amips_plugins.collection import Collection
-from amips_plugins.errors import AmipsError
+from amips_plugins.errors import AmipsError, InvalidInput
 from amips_plugins.files import replace_file
 from amips_plugins.plan import NATIVE, QueryPlan
 from amips_plugins.tune.calibrating import parameter_of
@@ -39,6 +54,8 @@ from benchmarks.data import Source, load
 Clock = Callable[[], float]
 K = 10
 _ROWS = 1_000
+_GRAPHS = 64
+_SMALL = 2_000
 
 
 class Swept(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +81,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     effort: int | None
     minutes: float
     swept: list[Swept]
+    text: str = ""
 
     @property
     def taken(self) -> Swept:
@@ -77,7 +95,8 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def best(self) -> Swept | None:
         """The cheapest that reaches the target on test queries; None where none does."""
-        reached = [one for one in self.swept if one.recall >= self.recall]
+        as_found = Swept(build=FOUND, effort=0, recall=self.as_found_recall, ratio=1.0)
+        reached = [one for one in (as_found, *self.swept) if one.recall >= self.recall]
         return min(reached, key=lambda one: one.ratio, default=None)
 
 
@@ -92,22 +111,22 @@ def sweep(
     """Try everything; return also recall and milliseconds of the collection as it is."""
     tuning = tuning_of(collection)
     found = tuning.as_found()
-    assert found is not None
     keys = draw(collection, 10**9, 0, show_progress)
     truth = truth_of(collection, queries, K, show_progress)
     swept: list[Swept] = []
     as_is = (collection, NATIVE, truth)
-    base = None
+    (base,) = try_both([as_is], queries, K, clock, show_progress, "as it is")
+    if found is None:
+        return [], float(base.recall.mean()), 1e3 * float(base.calm.mean())
 
     def try_build(name: str, build: Build, place: Collection) -> None:
-        nonlocal base
         seen = truth if build.exact_scores else truth.by_ids()
         for effort in build.knob.efforts:
             plan = QueryPlan(params=parameter_of(build).params(effort, K))
             ways: list[Any] = [(place, plan, seen), as_is]
             title = f"{name} {effort}"
-            trial, base = try_both(ways, queries, K, clock, show_progress, title)
-            ratio = float(trial.calm.mean() / base.calm.mean())
+            trial, beside = try_both(ways, queries, K, clock, show_progress, title)
+            ratio = float(trial.calm.mean() / beside.calm.mean())
             recall = float(trial.recall.mean())
             swept.append(Swept(build=name, effort=effort, recall=recall, ratio=ratio))
             click.echo(f"{name:<14} {effort:>5} recall {recall:.4f} ratio {ratio:.2f}")
@@ -124,7 +143,6 @@ def sweep(
                 try_build(build.name, build, copy)
         except Exception as exc:  # noqa: BLE001 - what the server refuses is no choice
             click.echo(f"{build.name}: {' '.join(str(exc).split())[:200]}")
-    assert base is not None
     return swept, float(base.recall.mean()), 1e3 * float(base.calm.mean())
 
 
@@ -135,30 +153,36 @@ def situation(
     queries: FloatArray,
     test: FloatArray,
     recall: float,
+    minutes: float = 60.0,
 ) -> Situation:
     """Tune, and hold the choice against all others."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
-        options = TuneOptions(recall=recall, k=K, seconds=3_600.0)
+        options = TuneOptions(recall=recall, k=K, seconds=minutes * 60)
         work = Path(folder, "tune")
-        measured = measure(collection, queries, options, work, show_progress, clock)
-        minutes = (time.monotonic() - began) / 60
-        result = measured.result
-        click.echo(f"{name}: {result.choice.text}")
+        try:
+            result = measure(collection, queries, options, work, show_progress, clock).result
+            chosen = next((row for row in result.rows if row.search == result.choice.search), None)
+            answer, text = result.choice.answer, result.choice.text
+            click.echo(show_result(result))
+        except InvalidInput as exc:
+            chosen, answer, text = None, "leave", str(exc)
+            click.echo(f"{name}: {text}")
+        took = (time.monotonic() - began) / 60
         swept, at, ms = sweep(collection, test, Path(folder, "sweep"), clock, applied_alone=True)
-    chosen = next((row for row in result.rows if row.search == result.choice.search), None)
     return Situation(
         name=name,
-        keys=result.keys,
-        unit=result.unit,
+        keys=collection.count(),
+        unit="cpu",
         recall=recall,
         as_found_recall=at,
         as_found_ms=ms,
-        answer=result.choice.answer,
+        answer=answer,
         chosen=FOUND if chosen is None else chosen.search,
         effort=None if chosen is None else chosen.effort,
-        minutes=minutes,
+        minutes=took,
         swept=swept,
+        text=text,
     )
 
 
@@ -235,10 +259,8 @@ def edge(keys: FloatArray) -> Iterator[tuple[Collection, Clock]]:
 
 
 @contextmanager
-def lite(keys: FloatArray) -> Iterator[tuple[Collection, Clock]]:
-    """Milvus Lite, with the index that it has by default in our guides: IVF_FLAT."""
-    import json
-
+def demo(keys: FloatArray) -> Iterator[tuple[Collection, Clock]]:
+    """Milvus Lite as the demo has it: every search looks at all keys."""
     from pymilvus import DataType, MilvusClient
 
     from amips_plugins.adapters.milvus.collection import MilvusCollection
@@ -248,16 +270,13 @@ def lite(keys: FloatArray) -> Iterator[tuple[Collection, Clock]]:
         schema = client.create_schema(auto_id=False)
         schema.add_field("id", DataType.INT64, is_primary=True)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=keys.shape[1])
-        client.create_collection("docs", schema=schema)
+        index = client.prepare_index_params()
+        index.add_index("vector", index_type="FLAT", metric_type="COSINE")
+        client.create_collection("docs", schema=schema, index_params=index)
         for low in range(0, len(keys), _ROWS):
             block = keys[low : low + _ROWS].tolist()
             client.insert("docs", [{"id": low + at, "vector": row} for at, row in enumerate(block)])
         client.flush("docs")
-        index = client.prepare_index_params()
-        lists = {"params": json.dumps({"nlist": 128})}
-        index.add_index("vector", index_type="IVF_FLAT", metric_type="COSINE", params=lists)
-        client.create_index("docs", index)
-        client.load_collection("docs")
         yield MilvusCollection(client, "docs"), time.process_time
         client.close()
 
@@ -273,7 +292,25 @@ def milvus(keys: FloatArray) -> Iterator[tuple[Collection, Clock]]:
         yield server.collection("docs"), meter.cpu
 
 
-_SITUATIONS: dict[str, Callable[[FloatArray], Any]] = {"edge": edge, "lite": lite, "milvus": milvus}
+@contextmanager
+def fanned(keys: FloatArray) -> Iterator[tuple[Collection, Clock]]:
+    """Start the Milvus server of the wheel, with a graph in each of many partitions."""
+    from benchmarks.engines import Milvus
+
+    with Milvus() as server:
+        parts = np.random.default_rng(0).permutation(len(keys)) % _GRAPHS
+        server.index("docs", keys, None, parts[:, None])
+        meter = server.meter
+        yield server.collection("docs"), meter.cpu
+
+
+_SITUATIONS: dict[str, Callable[[FloatArray], Any]] = {
+    "edge": edge,
+    "milvus": milvus,
+    "fanned": fanned,
+    "demo": demo,
+    "small": lambda keys: demo(keys[:_SMALL]),
+}
 
 
 def show(found: Sequence[Situation]) -> str:
@@ -303,6 +340,7 @@ def show(found: Sequence[Situation]) -> str:
 @click.option("--queries", default=1_600, show_default=True, help="Queries that tune is given.")
 @click.option("--test", default=400, show_default=True, help="Test queries.")
 @click.option("--recall", default=0.95, show_default=True)
+@click.option("--minutes", default=60.0, show_default=True, help="Time for tune's trials.")
 @click.option("--promises", "check", is_flag=True, help="Resample calibrations; nothing else.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="File of the rows.")
 @click.option("--cache", type=click.Path(path_type=Path), default=Path(".bench/cache"))
@@ -313,13 +351,14 @@ def main(
     queries: int,
     test: int,
     recall: float,
+    minutes: float,
     check: bool,
     json_file: Path | None,
     cache: Path,
 ) -> None:
     """Measure on DATA: a folder of arrays, pydocs, or beir:NAME."""
     try:
-        found = load(Source(data, cache), show_progress)
+        found = load(Source(data, cache, limit=keys), show_progress)
     except AmipsError as exc:
         raise click.ClickException(str(exc)) from exc
     some = np.ascontiguousarray(found.keys[:keys], dtype=np.float32)
@@ -331,7 +370,8 @@ def main(
                 click.echo(show_promises(promises(collection, pool, found.test[:test])))
                 continue
             asked = np.ascontiguousarray(found.train[:queries], dtype=np.float32)
-            done.append(situation(name, collection, clock, asked, found.test[:test], recall))
+            seen = found.test[:test]
+            done.append(situation(name, collection, clock, asked, seen, recall, minutes))
         if done:
             click.echo(show(done))
         if json_file is not None:

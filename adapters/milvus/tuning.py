@@ -101,8 +101,8 @@ class MilvusTuning:
         options = {"index_type": kind, **{name: index[name] for name in names if name in index}}
         width = {"HNSW_SQ": 1.0, "IVF_SQ8": 1.0, "IVF_RABITQ": 1 / 8, "SCANN": 0.5}.get(kind, 4.0)
         exact = kind in ("AUTOINDEX", "FLAT", "HNSW", "IVF_FLAT", "SCANN", "DISKANN")
-        if kind.startswith("HNSW") or (kind == "AUTOINDEX" and self._table.is_lite):
-            knob = Knob("ef", GRAPH_EFFORTS)  # Lite's automatic index is a graph of the same kind
+        if kind.startswith("HNSW") or kind == "AUTOINDEX":  # which is such a graph, too
+            knob = Knob("ef", GRAPH_EFFORTS)
         elif kind == "DISKANN":
             knob = Knob("search_list", GRAPH_EFFORTS)
         elif kind == "FLAT":

@@ -11,6 +11,7 @@ from amips_plugins.cli.evaluate import show
 from amips_plugins.cli.options import json_option
 from amips_plugins.cli.output import echo_json
 from amips_plugins.cli.progress import show_progress
+from amips_plugins.cli.tune import show as show_tuned
 from amips_plugins.errors import require
 
 __all__ = ["command"]
@@ -45,11 +46,11 @@ def command(database: str, folder: Path, pairs: int, as_json: bool) -> None:
     The first sentence of a docstring asks for its body. Some minutes on two cores.
     Interrupted, the same command goes on where it stopped.
     """
-    for module in ("torch", "faiss", "tokenizers"):
+    for module in ("torch", "faiss", "tokenizers", "qdrant_edge"):
         require(module, "demo")
     from amips_plugins.demo.run import run
 
     say = partial(click.echo, err=as_json)
-    measured = run(database, folder, pairs, say, show, show_progress)
+    measured = run(database, folder, pairs, say, show, show_tuned, show_progress)
     if as_json:
         echo_json(measured)

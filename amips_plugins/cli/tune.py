@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from amips_plugins.tune.rows import Row
     from amips_plugins.tune.run import TuneResult
 
-__all__ = ["command"]
+__all__ = ["command", "show"]
 
 _EXIT = {"tune": 0, "rebuild": 0, "leave": 3, "unclear": 4}
 
@@ -130,7 +130,7 @@ def command(
                 click.echo(note, err=True)
             measured = measure(collection, rows, options, out, show_progress)
             if not as_json:
-                click.echo(_show(measured.result))
+                click.echo(show(measured.result))
             answer = measured.result.choice.answer
             if not dry_run and answer == "rebuild" and not _may_rebuild(measured.result, yes=yes):
                 measured = settled(measured, rebuild=False)
@@ -179,7 +179,8 @@ def _may_rebuild(result: TuneResult, *, yes: bool) -> bool:
     return agreed(what, yes=False)
 
 
-def _show(result: TuneResult) -> str:
+def show(result: TuneResult) -> str:
+    """Write what was found as a table, and what to do."""
     facts = [*result.construction, ("keys", f"{result.keys:,}")]
     width = max(len(name) for name, _ in facts)
     lines = [f"{result.collection!r}", *(f"  {name:<{width}}  {text}" for name, text in facts)]

@@ -1,11 +1,13 @@
-"""The whole job on real text: store, snapshot, train, publish, lay out, search, measure."""
+"""The whole job on real text: store, snapshot, train, publish, lay out, search, measure, tune."""
 
 from __future__ import annotations
 
 import random
 import re
+import shutil
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +27,7 @@ from amips_plugins.files import replace_file
 from amips_plugins.layout import lay_out
 from amips_plugins.progress import Progress
 from amips_plugins.routing.router import LearnedRouter
+from amips_plugins.tune.run import TuneOptions, TuneResult, measure
 from amips_plugins.vectors import FloatArray
 
 __all__ = ["run"]
@@ -32,6 +35,8 @@ __all__ = ["run"]
 _NAME = "docs"
 _N_CELLS = 64
 _HELD_OUT = 1_000  # pairs whose questions no training sees
+_TUNED = TuneOptions(seconds=60.0)
+_ASKED = 600  # questions that tuning is given, which takes a minute or two
 _QUESTIONS = (
     "split text into tokens",
     "solve a system of linear equations",
@@ -40,10 +45,17 @@ _QUESTIONS = (
 
 Say = Callable[[str], object]
 Show = Callable[[list[Measurement], int], str]
+ShowTuned = Callable[[TuneResult], str]
 
 
 def run(
-    database: str, folder: Path, limit: int, say: Say, show: Show, progress: Progress
+    database: str,
+    folder: Path,
+    limit: int,
+    say: Say,
+    show: Show,
+    show_tuned: ShowTuned,
+    progress: Progress,
 ) -> list[Measurement]:
     """Run the demo in a folder; what is there from an earlier run is used again.
 
@@ -86,6 +98,10 @@ def run(
             f"ms is the median of single queries{chosen.remark}:\n"
         )
         say(show(measured, 10))
+        say(f"\n7. The same keys where nothing is trained: amips tune --dry-run{chosen.tuned}.\n")
+        with chosen.to_tune(collection, folder, keys) as place:
+            tuned = measure(place, train_queries[:_ASKED], _TUNED, work / "tune", progress)
+        say(show_tuned(tuned.result))
         return measured
     finally:
         collection.close()
@@ -256,24 +272,63 @@ def _itself(collection: Collection) -> Iterator[Collection]:
     yield collection.current()
 
 
+@contextmanager
+def _as_it_is(collection: Collection, _: Path, __: FloatArray) -> Iterator[Collection]:
+    yield collection
+
+
+@contextmanager
+def _in_edge(_: Collection, folder: Path, keys: FloatArray) -> Iterator[Collection]:
+    import qdrant_edge as edge
+
+    from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
+
+    if not (folder / "edge" / _NAME).exists():
+        building = folder / "edge-building"
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir()
+        vectors = edge.EdgeVectorParams(size=keys.shape[1], distance=edge.Distance.Cosine)
+        config = edge.EdgeConfig(vectors=vectors)
+        edge.EdgeShard.create(str(building / _NAME), config).close()
+        with QdrantEdgeCollection.connect(str(building), _NAME) as shard:
+            shard.upsert(range(len(keys)), keys)
+            shard.optimize()
+        building.rename(folder / "edge")
+    with QdrantEdgeCollection.connect(str(folder / "edge"), _NAME) as shard:
+        yield shard
+
+
 @dataclass(frozen=True)
 class _Database:
-    """How the demo stores keys, how many questions it can afford, and where cells may be."""
+    """How the demo stores keys, how many questions it affords, where cells are, what it tunes."""
 
     what: str
     measured: int
     remark: str
     store: Callable[[Path, list[Pair], FloatArray, Progress], Collection]
     generations: Callable[[Collection], Iterator[Collection]]
+    to_tune: Callable[[Collection, Path, FloatArray], AbstractContextManager[Collection]]
+    tuned: str
 
 
 _DATABASES = {
-    "milvus": _Database("Milvus Lite, in docs.db", _HELD_OUT, "", _milvus, _milvus_generations),
+    "milvus": _Database(
+        "Milvus Lite, in docs.db",
+        _HELD_OUT,
+        "",
+        _milvus,
+        _milvus_generations,
+        _as_it_is,
+        " on the collection as it was stored",
+    ),
     "qdrant": _Database(
         "Qdrant's embedded mode, in memory",
         60,  # it filters in a Python loop, a third of a second a query
         " (of the embedded mode, which filters in Python: a server is another matter)",
         _qdrant,
         _itself,
+        _in_edge,
+        ", in Qdrant Edge, the server's engine in this\n   process, since the embedded mode "
+        "looks at every key whatever is set",
     ),
 }

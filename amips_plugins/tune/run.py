@@ -131,7 +131,7 @@ def measure(
     info, tuning = collection.info, tuning_of(collection)
     built, count, found = collection.describe(), collection.count(), tuning.as_found()
     if found is None or count <= options.k:
-        raise InvalidInput(_nothing(built.first, count))
+        raise InvalidInput(_nothing(built.first, count, local=getattr(collection, "local", False)))
     builds, depth = tuning.builds(), deepest(collection, count)
     if depth < options.k:
         raise InvalidInput(f"The database allows {depth} hits a search; ask for no more (--k).")
@@ -283,9 +283,14 @@ def _digest(parts: QueryParts) -> str:
     return hashlib.sha256(parts.calibrate.tobytes() + parts.compare.tobytes()).hexdigest()
 
 
-def _nothing(first: str, count: int) -> str:
+def _nothing(first: str, count: int, *, local: bool) -> str:
     if first:
         return f"There is nothing to tune yet. {first}"
+    if local:
+        return (
+            "There is nothing to tune: Qdrant's local mode looks at every key, whatever index is "
+            "configured. Tune the collection on the server that it is meant for, or in Qdrant Edge."
+        )
     return (
         f"There is nothing to tune: every search of these {count:,} keys looks at all of them, and "
         f"no parameter changes that; amips doctor says whether cells would pay."

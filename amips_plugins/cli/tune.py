@@ -103,7 +103,7 @@ def command(
     from amips_plugins.collection import collection_key
     from amips_plugins.errors import InvalidInput
     from amips_plugins.tune.apply import apply_choice, check_unpinned, settled
-    from amips_plugins.tune.run import MAX_K, TuneOptions, measure
+    from amips_plugins.tune.run import MAX_K, NothingToTune, TuneOptions, measure
     from amips_plugins.tune.trials import alone
 
     if not 0.0 < recall < 1.0:
@@ -126,9 +126,16 @@ def command(
             check_unpinned(store, collection_key(info))
         rows = queries.read(collection_key(info), info.metric, info.dim)
         with alone(out):
-            for note in tuning_of(collection).notes if budget_minutes else ():
+            tuning = tuning_of(collection)
+            for note in tuning.notes if budget_minutes and tuning.as_found() is not None else ():
                 click.echo(note, err=True)
-            measured = measure(collection, rows, options, out, show_progress)
+            try:
+                measured = measure(collection, rows, options, out, show_progress)
+            except NothingToTune as exc:
+                click.echo(exc, err=as_json)
+                if as_json:
+                    echo_json({"measured": None, "applied": None})
+                sys.exit(_EXIT["leave"])
             if not as_json:
                 click.echo(show(measured.result))
             answer = measured.result.choice.answer

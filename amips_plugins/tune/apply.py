@@ -130,7 +130,10 @@ def apply_choice(
         version=version,
         registry=registry.root,
         rebuilt=rebuilt,
-        evaluated=tuple(rows),
+        evaluated=tuple(
+            msgspec.structs.replace(row, search=row.search.replace("learned", "tuned"))
+            for row in rows
+        ),
         way_back=tuple(back),
     )
 

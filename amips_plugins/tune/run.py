@@ -37,13 +37,25 @@ from amips_plugins.tune.untried import untried
 from amips_plugins.tuning import Build, Tuning
 from amips_plugins.vectors import FloatArray
 
-__all__ = ["MAX_K", "Measured", "TuneOptions", "TuneResult", "deepest", "measure"]
+__all__ = [
+    "MAX_K",
+    "Measured",
+    "NothingToTune",
+    "TuneOptions",
+    "TuneResult",
+    "deepest",
+    "measure",
+]
 
 _PATIENCE = 60.0  # seconds for the calibration of the collection itself
 _FEW, _PACE, _PACED = 200, "queries", 20
 _NOTHING_TO_SET = "every search looks at all keys, and no parameter changes that"
 MAX_K = 100
 """Largest k that is calibrated."""
+
+
+class NothingToTune(InvalidInput):
+    """The collection is best left as it is, for nothing can be set, or not yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +138,13 @@ def measure(
 
     ``clock`` is for whoever can read the CPU seconds of the engine's process.
 
-    Raises ``InvalidInput`` where there is nothing to set, or the queries do not do.
+    Raises ``NothingToTune`` where there is nothing to set, ``InvalidInput`` where the queries do
+    not do, or the database allows too little.
     """
     info, tuning = collection.info, tuning_of(collection)
     built, count, found = collection.describe(), collection.count(), tuning.as_found()
     if found is None or count <= options.k:
-        raise InvalidInput(_nothing(built.first, count, local=getattr(collection, "local", False)))
+        raise NothingToTune(_nothing(built.first, count, local=getattr(collection, "local", False)))
     builds, depth = tuning.builds(), deepest(collection, count)
     if depth < options.k:
         raise InvalidInput(f"The database allows {depth} hits a search; ask for no more (--k).")

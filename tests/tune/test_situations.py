@@ -91,7 +91,7 @@ def test_many_graphs(tmp_path: Path) -> None:
         assert f"asks {graphs} segments" in (rows[-1].dropped or "")
         assert rows[-1].search == CELLS_ROW
         found = situation(
-            "fanned", collection, time.process_time, vectors(1, 500), vectors(2, 200), 0.95
+            "fanned", collection, time.process_time, vectors(1, 300), vectors(2, 100), 0.9
         )
     held(found)
 
@@ -99,7 +99,7 @@ def test_many_graphs(tmp_path: Path) -> None:
 def test_milvus_lite_as_the_demo_has_it() -> None:
     pytest.importorskip("milvus_lite")
     with demo(vectors(0, 4_000)) as (collection, clock):
-        found = situation("demo", collection, clock, vectors(1, 300), vectors(2, 100), 0.95)
+        found = situation("demo", collection, clock, vectors(1, 160), vectors(2, 40), 0.9)
     assert found.as_found_recall == 1.0
     held(found)
 
@@ -108,7 +108,7 @@ def test_few_keys(tmp_path: Path) -> None:
     pytest.importorskip("milvus_lite")
     keys = vectors(0, 2_000)
     with demo(keys) as (collection, clock):
-        found = situation("small", collection, clock, vectors(1, 300), vectors(2, 100), 0.95)
+        found = situation("small", collection, clock, vectors(1, 160), vectors(2, 40), 0.9)
     held(found)
     params = edge.EdgeVectorParams(size=DIM, distance=edge.Distance.Cosine)
     edge.EdgeShard.create(str(tmp_path / "docs"), edge.EdgeConfig(vectors=params)).close()

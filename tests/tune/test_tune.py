@@ -30,13 +30,14 @@ from amips_plugins.tune.apply import apply_choice, settled
 from amips_plugins.tune.measuring import effort_curve, exact_truth
 from amips_plugins.tune.recalls import EffortCurve
 from amips_plugins.tune.rows import FOUND, NATIVE_ROW, Choice
-from amips_plugins.tune.run import Measured, TuneOptions, measure
+from amips_plugins.tune.run import Measured, NothingToTune, TuneOptions, measure
 from amips_plugins.tune.trials import alone
 from amips_plugins.tune.untried import CELLS_ROW, KEYNET_ROW
 from amips_plugins.tuning import GRAPH_EFFORTS, Build, Knob
 from tests.support import edge_graph as graph
 from tests.support.bundles import write_bundle
 from tests.support.progress_recorder import Recorder
+from tests.support.qdrant_data import fill
 
 OPTIONS = TuneOptions(recall=0.9)
 CODES = ["int8 codes", "4-bit codes", "2-bit codes", "binary codes"]
@@ -122,7 +123,7 @@ def test_what_was_chosen_holds_on_other_queries(collection: Collection, home: Pa
     registry = Registry(home / "registry")
     done = apply_choice(collection, kept, registry, home / "tune")
     assert done.rebuilt is None
-    assert [row.search for row in done.evaluated] == ["native", "learned, recall 0.90"]
+    assert [row.search for row in done.evaluated] == ["native", "tuned, recall 0.90"]
     assert "AMIPS_DISABLED" in done.way_back[0]
     assert recall_of(collection, home, 0.9) >= 0.9
     again = apply_choice(collection, kept, registry, home / "tune")
@@ -351,7 +352,9 @@ def test_few_queries_promise_less_and_the_best_is_named(collection: Collection, 
     assert "the best target is 0.8" in found.choice.text
 
 
-def test_where_there_is_nothing_to_set_it_says_so(home: Path) -> None:
+def test_where_there_is_nothing_to_set_it_says_so(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(InvalidInput, match="nothing to tune"):
         measure(MemoryCollection(graph.keys()), None, OPTIONS, home / "tune")
     with connect(uri(home)) as opened:
@@ -362,8 +365,20 @@ def test_where_there_is_nothing_to_set_it_says_so(home: Path) -> None:
     edge.EdgeShard.create(str(home / "bare"), edge.EdgeConfig(vectors=params)).close()
     with connect(f"qdrant-edge://{home}?collection=bare") as bare:
         bare.upsert(range(100), graph.keys()[:100, :4])
-        with pytest.raises(InvalidInput, match="looks at all of them"):
+        with pytest.raises(NothingToTune, match="looks at all of them"):
             measure(bare, None, OPTIONS, home / "tune")
+    asked = ["tune", f"qdrant-edge://{home}?collection=bare", "-o", str(home / "tune")]
+    assert run(asked) == 3  # left as it is
+    assert "nothing to tune" in capsys.readouterr().out
+    assert run([*asked, "--json"]) == 3
+    assert json.loads(capsys.readouterr().out) == {"measured": None, "applied": None}
+    client = pytest.importorskip("qdrant_client").QdrantClient(path=str(home / "local"))
+    fill(client)
+    client.close()
+    assert run(["tune", f"qdrant://{home}/local?collection=docs", "-o", str(home / "tune")]) == 3
+    shown = capsys.readouterr()
+    assert "local mode looks at every key" in shown.out
+    assert "Trials are built" not in shown.err
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -84,12 +84,12 @@ def test_milvus_with_a_graph_in_each_of_many_partitions(milvus: Any, tmp_path: P
     milvus.create_collection(name, schema=schema, num_shards=1)
     for part in range(graphs):
         milvus.create_partition(name, f"p{part}")
-        rows = range(part, len(keys), graphs)
-        milvus.insert(name, [{"id": n, "vector": keys[n]} for n in rows], partition_name=f"p{part}")
+        ids = range(part, len(keys), graphs)
+        milvus.insert(name, [{"id": n, "vector": keys[n]} for n in ids], partition_name=f"p{part}")
     milvus.flush(name)
     index = milvus.prepare_index_params()
-    options = {"M": 8, "efConstruction": 40}
-    index.add_index("vector", index_type="HNSW", metric_type="IP", index_name="v", params=options)
+    links = {"M": 8, "efConstruction": 40}
+    index.add_index("vector", index_type="HNSW", metric_type="IP", index_name="v", params=links)
     milvus.create_index(name, index)
     milvus.load_collection(name)
     collection = MilvusCollection(milvus, name)

@@ -35,7 +35,11 @@ Search = Callable[[FloatArray], list[Any]]
 
 @dataclass(frozen=True)
 class Method:
-    """One way to search one store; the larger a setting, the more is searched."""
+    """One way to search one store; the larger a setting, the more is searched.
+
+    ``oversampling`` is of candidates scored by their vectors for every hit; of a cell file 0 is its
+    own.
+    """
 
     name: str
     store: str
@@ -56,6 +60,7 @@ METHODS = (
     Method("routed exactly", "cells", "routed", _TARGETS),
     Method("routed, 2-bit codes", "cells", "routed", _TARGETS, 4.0),
     Method("cell file, 2 bits", "file 2", "routed", _TARGETS),
+    Method("cell file, 2 for a hit", "file 2", "routed", _TARGETS, 2.0),
     Method("cell file, 4 bits", "file 4", "routed", _TARGETS),
     Method("sample, exactly", "cells", "sample", (0.0,)),
     Method("sample, 2-bit codes", "cells", "sample", (1.0,)),
@@ -161,7 +166,11 @@ def prepare(collection: Collection, method: Method, setting: float, routing: Rou
     def routed(query: FloatArray) -> list[Any]:
         assert hook is not None
         plan = hook.plan(query, Target(K, setting))
-        params = {"exact": True} if method.name == "routed exactly" else None
+        params: dict[str, Any] | None = None
+        if method.name == "routed exactly":
+            params = {"exact": True}
+        elif method.store in FILES and method.oversampling:
+            params = {"oversampling": method.oversampling}
         return collection.search(SearchRequest(query, K, params=params), plan)[0]
 
     if hook is not None:

@@ -23,11 +23,12 @@ from amips_plugins.errors import (
     InvalidInput,
 )
 
-__all__ = ["DiskFile", "Ranges", "StoredFile"]
+__all__ = ["DiskFile", "Ranges", "StoredFile", "pages_of"]
 
 Span = tuple[int, int]
 
 _DONTCACHE = 0x80  # RWF_DONTCACHE of Linux 6.14
+_PAGE = 4096  # bytes that a disk is read in at least
 _TOGETHER = 64  # reads of a store under way at once
 _PAUSE = 0.05  # seconds before a read is tried again; then twice as long, up to a second
 
@@ -84,7 +85,7 @@ class DiskFile:
         if once and self._uncached:
             return [self._leaving_no_trace(start, end) for start, end in spans]
         if len(spans) > 1 and hasattr(os, "posix_fadvise"):
-            for start, end in spans:
+            for start, end in pages_of(spans):
                 os.posix_fadvise(self._file, start, end - start, os.POSIX_FADV_WILLNEED)
         return [self._whole(start, end) for start, end in spans]
 
@@ -209,6 +210,18 @@ class StoredFile:
     def changed(self) -> bool:
         """Tell whether another file lies there now."""
         return self._look() != self._which
+
+
+def pages_of(spans: Sequence[Span]) -> list[Span]:
+    """Return the whole pages that spans lie on, those that touch together: each is one read."""
+    found: list[Span] = []
+    for start, end in sorted(spans):
+        low, high = start // _PAGE * _PAGE, -(-end // _PAGE) * _PAGE
+        if found and low <= found[-1][1]:
+            found[-1] = found[-1][0], max(high, found[-1][1])
+        else:
+            found.append((low, high))
+    return found
 
 
 def _complete(data: bytes, length: int, where: str) -> bytes:

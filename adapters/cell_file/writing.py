@@ -29,6 +29,7 @@ from amips_plugins.adapters.cell_file.file_format import (
     row_type,
     sections_of,
 )
+from amips_plugins.adapters.cell_file.ordering import near_ones_together
 from amips_plugins.collection import CollectionKey
 from amips_plugins.files import held
 from amips_plugins.progress import Progress, no_progress
@@ -145,6 +146,9 @@ def _write(file: int, spec: CellFileSpec, keys: Keys, cells: IntArray, progress:
         for run, count in enumerate(counts):
             rows = order[starts[run] : starts[run + 1]]
             vectors = np.ascontiguousarray(keys.vectors(rows), dtype="<f4")
+            near = near_ones_together(vectors, spec.metric)
+            rows, vectors = rows[near], vectors[near]
+            order[starts[run] : starts[run + 1]] = rows
             codes = coder.encode(vectors)
             runs["crc"][run] = zlib.crc32(codes)
             _put(file, codes, places["codes"].offset + int(runs["code"][run]))

@@ -20,6 +20,7 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 
 from amips_plugins import AsyncLearnedRouter, LearnedRouter, route
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
+from amips_plugins.collection import SearchRequest
 from amips_plugins.errors import AmipsError
 from amips_plugins.plan import QueryPlan, Target
 from amips_plugins.vectors import FloatArray
@@ -410,3 +411,40 @@ def test_an_error_of_the_callers_own_is_the_clients(
         assert found[2] is kind
         assert found[1].count("search") <= 2
     assert not routed.router.fallbacks["breaker: search"]
+
+
+@pytest.mark.parametrize("links", [0, 16])
+def test_codes_that_are_taken_away_under_a_router(client: QdrantClient, links: int) -> None:
+    """Cells are found as before, and the next look at the collection notices."""
+    name = create(client)
+    client.update_collection(
+        name,
+        hnsw_config=models.HnswConfigDiff(m=links),
+        vectors_config={"": models.VectorParamsDiff(on_disk=True)},
+        quantization_config=models.ScalarQuantization(
+            scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8)
+        ),
+    )
+    fill(client, name, keys(COUNT))
+    QdrantCollection(client, name).layouts.build(spec())
+    collection = QdrantCollection(client, name)
+    router = LearnedRouter(collection, hook=EveryCell(), refresh=None)
+    asked = queries(30)
+
+    def found() -> list[list[Any]]:
+        return [[hit.id for hit in router.search(query, k=10)] for query in asked]
+
+    exact = [[hit.id for hit in hits] for hits in collection.exact(SearchRequest(asked, k=10))]
+
+    def recall() -> float:
+        pairs = zip(found(), exact, strict=True)
+        return float(np.mean([len(set(one) & set(other)) / 10 for one, other in pairs]))
+
+    assert collection._found.codes is not None
+    assert recall() >= 0.98
+    client.update_collection(name, quantization_config=models.Disabled.DISABLED)
+    until(lambda: client.get_collection(name).status == models.CollectionStatus.GREEN)
+    assert recall() >= 0.98  # by an object that still takes them for there
+    assert collection.current()._found.codes is None
+    assert recall() == 1.0
+    assert router.fallbacks == {}

@@ -68,6 +68,33 @@ def test_a_group_caps_and_counts(tmp_path: Path, wish: str) -> None:
         assert group.cap(None)
 
 
+def test_a_cap_below_what_a_process_needs_is_refused_or_ends_it() -> None:
+    """What ``cold.measure`` and ``cold.examine`` then write into the row."""
+    try:
+        group = MemoryGroup()
+    except CannotCap as exc:
+        pytest.skip(str(exc))
+    with group:
+        hold = "import sys; x = bytearray(b'x' * (100 << 20)); print(1, flush=True); input()"
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter
+            [sys.executable, "-c", f"input(); {hold}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            group.take(process.pid)
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "1\n"
+            assert group.used() > 100 << 20
+            capped = group.cap(20 << 20)
+            process.communicate("end\n")
+        assert not capped or process.returncode != 0
+
+
 def test_the_table_says_why_there_are_no_figures() -> None:
     row = cold.Row(data="d", keys=1, memory=5.0, method="graph, int8", note="does not fit")
     full = msgspec.structs.replace(

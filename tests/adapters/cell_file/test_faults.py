@@ -7,6 +7,8 @@ import fcntl
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -154,6 +156,49 @@ def test_a_full_disk_replaces_nothing(path: Path, monkeypatch: pytest.MonkeyPatc
     again = CellFileCollection(path)
     assert (again.count(), again.layout()) == (COUNT + 1, "abc")
     assert set(ids(again)) <= {*right, COUNT}
+
+
+WRITES = """
+import sys
+from pathlib import Path
+from amips_plugins.cli import main
+from amips_plugins.adapters.cell_file.collection import CellFileCollection
+from tests.adapters.cell_file.made import write
+
+path = Path(sys.argv[1]) / "docs.cells"
+write(path)
+before = path.read_bytes()
+try:
+    write(path, bits=8)
+except OSError as exc:
+    print(exc.strerror)
+assert path.read_bytes() == before
+assert [one.name for one in path.parent.iterdir() if one.name.endswith(".tmp")] == []
+print(CellFileCollection(path).count())
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_really_full_replaces_nothing(path: Path, tmp_path: Path) -> None:
+    """A file system with room for one file and a half, where this user may make one."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    room = 3 * path.stat().st_size // 2
+    inside = f'mount -t tmpfs -o size={room} tmpfs "$1" && exec "$2" -c "$3" "$1"'
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", inside, "sh"]
+    if shutil.which("unshare") is None:
+        pytest.skip("no file system of one's own can be made here")
+    done = subprocess.run(  # noqa: S603 - our own interpreter
+        [*command, str(mount), sys.executable, WRITES],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[3],
+    )
+    if "mount" in done.stderr or "unshare" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:2] == ["No space left on device", str(COUNT)]
 
 
 def test_a_log_that_was_cut_short_loses_only_what_was_not_acknowledged(path: Path) -> None:

@@ -340,8 +340,14 @@ class Table:
         return bool(fields[self.info.field].get("nullable"))
 
     def has_vector(self, row: Mapping[str, Any]) -> bool:
-        """Tell whether a row is a key: newer servers have rows whose vector is null."""
-        return row[self.info.field] is not None
+        """Tell whether a row is a key: newer servers have rows whose vector is null.
+
+        Milvus Lite hands such a vector out as zeros, as it stores it.
+        """
+        vector = row[self.info.field]
+        if vector is None or not (self.is_lite and self.vector_is_nullable):
+            return vector is not None
+        return any(vector)
 
     @property
     def has_sketches(self) -> bool:

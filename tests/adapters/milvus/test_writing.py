@@ -267,6 +267,27 @@ def test_rows_without_a_vector_are_no_keys(client: Any) -> None:
     assert client.list_collections() == ["docs"]
 
 
+def test_rows_whose_null_vector_lite_stores_as_zeros_are_no_keys(client: Any) -> None:
+    schema = client.create_schema(auto_id=False)
+    schema.add_field("key", pymilvus.DataType.INT64, is_primary=True)
+    schema.add_field("embedding", pymilvus.DataType.FLOAT_VECTOR, dim=4, nullable=True)
+    index = client.prepare_index_params()
+    index.add_index("embedding", index_type="FLAT", metric_type="IP")
+    client.create_collection("sparse", schema=schema, index_params=index)
+    rows = [
+        {"key": key, "embedding": None if key % 5 == 0 else vector}
+        for key, vector in enumerate(vectors())
+    ]
+    client.insert("sparse", rows)
+    keys = [key for key in range(COUNT) if key % 5]
+    copy = MilvusCollection(client, "sparse").layouts.build(spec())
+    for collection in (MilvusCollection(client, "sparse"), copy):
+        assert [key for batch in collection.scan(1000) for key in batch.ids] == keys
+        assert list(collection.fetch([0, 1]).ids) == [1]
+    assert copy.count() == COUNT
+    assert copy.table().overflow() == COUNT - len(keys)
+
+
 def test_ids_of_other_types(client: Any) -> None:
     copy = make(client).layouts.build(spec())
     given: Any = np.array([3, 4])

@@ -34,16 +34,18 @@ from amips_plugins.vectors import FloatArray
 from benchmarks.data import Source, load
 from benchmarks.learned import Routing, train_routing
 from benchmarks.protocols import pose
-from benchmarks.qdrant_server import Bench, Search, recall
+from benchmarks.qdrant_bench import INT8, TARGETS, Bench, K, Search, first_keys, recall
 from integration_tests.servers import QdrantProcess
 
-K = 10
-_TARGETS = (0.9, 0.95, 0.98)
 _EFFORTS = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _CELL_EFFORTS = (16, 24, 32, 48, 64, 96)
 _CELL_RECALL = (0.9, 0.93, 0.95, 0.965, 0.98, 0.99)
 _UPLOAD = 500
 _BATCH = 256
+
+Method = Callable[[float], "tuple[str, Search] | None"]
+"""Set to a recall target on calibration queries: the setting, and the search; or None."""
+RESCORED = models.QuantizationSearchParams(rescore=True, oversampling=2.0)
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,9 @@ def fill_shards(bench: Bench, name: str, shards: int, threshold: int) -> None:
     bench.wait(name)
 
 
-def cells_in_shards(bench: Bench, routing: Routing) -> QdrantCollection:
-    """Lay the one collection out in shard keys."""
-    bench.fill("docs")
+def cells_in_shards(bench: Bench, routing: Routing, **options: Any) -> QdrantCollection:
+    """Load a collection, and lay it out in shard keys."""
+    bench.fill("docs", **options)
     alias = bench.alias("docs")
     spec = LayoutSpec(
         routing.layout,
@@ -174,14 +176,47 @@ def cells_in_shards(bench: Bench, routing: Routing) -> QdrantCollection:
     return built
 
 
+def followed(
+    bench: Bench,
+    tuning: Queries,
+    name: str,
+    codes: models.QuantizationSearchParams | None = None,
+) -> Method:
+    """Follow the graphs of a collection as it is."""
+
+    def make(target: float) -> tuple[str, Search] | None:
+        def search(ef: int) -> Search:
+            return asked(bench, name, models.SearchParams(hnsw_ef=ef, quantization=codes))
+
+        ef = smallest(search, target, tuning.parts())
+        return None if ef is None else (f"ef {ef}", search(ef))
+
+    return make
+
+
+def in_shards(
+    bench: Bench, tuning: Queries, collection: QdrantCollection, routing: Routing
+) -> Method:
+    """Route to the shards of cells."""
+
+    def make(target: float) -> tuple[str, Search] | None:
+        chosen = cheapest(bench, collection, routing, target, tuning)
+        if chosen is None:
+            return None
+        level, effort = chosen
+        return f"ef {effort}", routed(collection, routing, level, effort)
+
+    return make
+
+
 def measure(
     bench: Bench,
-    methods: Sequence[tuple[str, Callable[[float], tuple[str, Search] | None]]],
+    methods: Sequence[tuple[str, Method]],
     singles: Split,
     batches: Split,
 ) -> None:
     """Ask the test queries of every method, set to every target."""
-    for target in _TARGETS:
+    for target in TARGETS:
         for name, make in methods:
             made = make(target)
             if made is None:
@@ -216,17 +251,15 @@ def main(
     """Measure on DATA: a folder of arrays, pydocs, or beir:NAME."""
     settings = {"service__hardware_reporting": "true"}
     try:
-        dataset = load(Source(data, cache), show_progress)
-        dataset = replace(dataset, name=f"{dataset.name}-{keys}", keys=dataset.keys[:keys])
+        dataset = first_keys(load(Source(data, cache), show_progress), keys)
         with (
             tempfile.TemporaryDirectory(dir=dataset.cache) as work,
             QdrantProcess(settings, cluster=True) as server,
         ):
             task = pose(dataset, "unseen", 0, Path(work), show_progress)
             routing = train_routing(task, cells, epochs)
-            bench = Bench(
-                server, server.address.client(timeout=600), np.asarray(dataset.keys), [], json_file
-            )
+            client = server.address.client(timeout=600)
+            bench = Bench([server], client, np.asarray(dataset.keys), [], json_file)
             run(bench, routing, task.calibrate, task.test, queries, each, shards)
     except AmipsError as exc:
         raise click.ClickException(str(exc)) from exc
@@ -247,39 +280,19 @@ def run(
     batches = replace(test, queries=test.queries[half:queries], hits=test.hits[half:queries])
     tuning = Queries(calibrate, each)
     laid_out = cells_in_shards(bench, routing)
-    int8 = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
-    rescored = models.QuantizationSearchParams(rescore=True, oversampling=2.0)
-
-    def native(name: str, **more: Any) -> Callable[[float], tuple[str, Search] | None]:
-        def make(target: float) -> tuple[str, Search] | None:
-            def search(ef: int) -> Search:
-                return asked(bench, name, models.SearchParams(hnsw_ef=ef, **more))
-
-            ef = smallest(search, target, tuning.parts())
-            return None if ef is None else (f"ef {ef}", search(ef))
-
-        return make
-
-    def cells(target: float) -> tuple[str, Search] | None:
-        chosen = cheapest(bench, laid_out, routing, target, tuning)
-        if chosen is None:
-            return None
-        level, effort = chosen
-        return f"ef {effort}", routed(laid_out, routing, level, effort)
-
-    methods: list[tuple[str, Callable[[float], tuple[str, Search] | None]]] = [
-        ("one graph", native("docs")),
-        ("routed to shards", cells),
+    methods: list[tuple[str, Method]] = [
+        ("one graph", followed(bench, tuning, "docs")),
+        ("routed to shards", in_shards(bench, tuning, laid_out, routing)),
     ]
     mean = len(bench.keys) * bench.keys.shape[1] * 4 / 1024
     for number in [int(one) for one in shards.split(",") if one]:
         name = f"random{number}"
         with bench.work("load", f"{number} random shards"):
             fill_shards(bench, name, number, max(10, int(mean / number / 4)))
-        methods.append((f"fan-out over {number} shards", native(name)))
+        methods.append((f"fan-out over {number} shards", followed(bench, tuning, name)))
     with bench.work("load", "int8 codes"):
-        bench.fill("codes", models.ScalarQuantization(scalar=int8))
-    methods.append(("one graph, int8 rescored", native("codes", quantization=rescored)))
+        bench.fill("codes", INT8)
+    methods.append(("one graph, int8 rescored", followed(bench, tuning, "codes", RESCORED)))
     measure(bench, methods, singles, batches)
 
 

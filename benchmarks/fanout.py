@@ -1,7 +1,7 @@
 """What a search costs where an engine searches many graphs: all of them, or those of some cells.
 
     python benchmarks/fanout.py DATA --segments 16,64,128 [--json rows.json]
-    python benchmarks/fanout.py DATA --engine edge --segments 64 --k 10 --queries 4000
+    python benchmarks/fanout.py DATA --engine edge --engine milvus --segments 64 --k 10
 
 DATA is what ``benchmarks/routing.py`` takes. An engine that keeps a collection in S segments, each
 with an HNSW graph over keys as they came, searches all S for every query. Here S is also the number
@@ -33,6 +33,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -63,6 +64,8 @@ from benchmarks.fanout_ways import (
     way,
 )
 from benchmarks.protocols import pose
+
+Name = Literal["counts", "edge", "milvus"]
 
 
 def measure(way: Way, graphs: CellGraphs, split: Split, efforts: Sequence[int]) -> list[Curve]:
@@ -154,24 +157,26 @@ def _methods(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ..
 @click.argument("data", envvar="AMIPS_BENCH_DATA")
 @click.option(
     "--engine",
-    "name",
+    "names",
     type=click.Choice(["counts", "edge", "milvus"]),
-    default="counts",
+    multiple=True,
+    default=["counts"],
     show_default=True,
+    help="May be given several times: then a router is trained once for all.",
 )
 @click.option("--segments", default="16,64,128", show_default=True, callback=_numbers)
 @click.option("--k", "ks", default="1,10,100", show_default=True, callback=_numbers)
 @click.option("--only", default=",".join(METHODS), show_default=True, callback=_methods)
 @click.option("--spill", default=0.27, show_default=True, help="Copies, as a share of the keys.")
 @click.option("--batch", default=512, show_default=True, help="Queries in a call, of an engine.")
-@click.option("--queries", default=2_000, show_default=True, help="Of each split, at most.")
+@click.option("--queries", default=2_000, show_default=True, help="Counted of each split.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="File of the rows.")
 @click.option("--quick", is_flag=True, help="Part of the data.")
 @click.option("--cache", type=click.Path(path_type=Path), default=Path(".bench/cache"))
 def main(
     data: str,
-    name: Literal["counts", "edge", "milvus"],
+    names: tuple[Name, ...],
     segments: tuple[int, ...],
     ks: tuple[int, ...],
     only: tuple[str, ...],
@@ -192,21 +197,25 @@ def main(
         dataset = load(Source(data, cache, quick), show_progress)
         units = [(1, "one-graph"), *((s, m) for s in segments for m in METHODS[1:])]
         done = {(r.engine, r.data, r.seed, r.segments, r.method) for r in found}
-        missing = [
-            (number, method)
+        missing = {
+            (number, method): [
+                name for name in names if (name, dataset.name, seed, number, method) not in done
+            ]
             for number, method in units
-            if method in only and (name, dataset.name, seed, number, method) not in done
-        ]
-        if missing:
+            if method in only
+        }
+        if any(missing.values()):
             task = pose(dataset, "unseen", seed, Path(), show_progress)
-            task = deepened(task, queries, max(*ks, *FAR_ENOUGH))
-            with (
-                tempfile.TemporaryDirectory(dir=dataset.cache) as work,
-                engine(name, Path(work)) as running,
-            ):
-                task = replace(task, work=Path(work))
-                for number, method in missing:
-                    prepared = way(method, task, number, spill)
+            deep = deepened(task, queries, max(*ks, *FAR_ENOUGH))
+        with ExitStack() as stack:
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=dataset.cache)))
+            wanted = {name for some in missing.values() for name in some}
+            running = {name: stack.enter_context(engine(name, work)) for name in sorted(wanted)}
+            for (number, method), some in missing.items():
+                if not some:
+                    continue
+                prepared = way(method, replace(deep, work=work), number, spill)
+                for name in some:
                     row = partial(
                         FanoutRow,
                         engine=name,
@@ -216,17 +225,19 @@ def main(
                         method=method,
                         storage=prepared.storage,
                     )
-                    if running is None:
-                        found += counted_rows(row, task, prepared, ks)
+                    started = running[name]
+                    if started is None:
+                        found += counted_rows(row, deep, prepared, ks)
                     else:
-                        found += engine_rows(running, row, task, prepared, ks, batch)
+                        found += engine_rows(started, row, task, prepared, ks, batch)
                     if json_file is not None:
-                        lines = b",\n".join(msgspec.json.encode(row) for row in found)
+                        lines = b",\n".join(msgspec.json.encode(one) for one in found)
                         replace_file(json_file, b"[\n" + lines + b"\n]\n")
     except AmipsError as exc:
         raise click.ClickException(str(exc)) from exc
-    here = (name, dataset.name, seed)
-    click.echo(shown([row for row in found if (row.engine, row.data, row.seed) == here]))
+    for name in names:
+        here = (name, dataset.name, seed)
+        click.echo(shown([row for row in found if (row.engine, row.data, row.seed) == here]))
 
 
 def _read(path: Path | None) -> list[FanoutRow]:

@@ -34,7 +34,9 @@ from benchmarks.fanout_ways import RECALLS, FanoutRow, Way, chosen
 __all__ = ["Engine", "engine", "engine_rows"]
 
 _MANY = (10, 16, 24, 32, 48, 64, 96)
+_ALL = (10, 13, 16, 20, 24, 32, 40, 48, 64)  # where nothing is chosen but the effort
 _ONE = (16, 24, 32, 48, 64, 80, 100, 128, 160, 200)
+_CALIBRATED = 1_000  # queries with every effort
 _UPLOAD = 1_000
 _KB_OF_A_GRAPH = 10  # below it Edge would scan
 
@@ -199,14 +201,18 @@ def engine_rows(
     if share <= batch:
         raise InvalidInput(
             f"{len(task.test.queries)} test queries are too few for {slots} settings with a batch "
-            f"of {batch} and single queries each; pass a smaller --batch, or a larger --queries."
+            f"of {batch} and single queries each; pass a smaller --batch."
         )
-    efforts = [one for one in (_MANY if way.n_cells > 1 else _ONE) if one >= max(ks)]
+    grid = _ONE if way.n_cells == 1 else _MANY if way.model_keys else _ALL
+    efforts = [one for one in grid if one >= max(ks)]
     if not efforts:
         raise InvalidInput(f"The engines are searched for {max(_MANY)} keys at most.")
     measured = []
     with running.graphs(task.keys, way) as graphs:
-        curves = _calibrated(running, graphs, way, task.calibrate, efforts, max(ks))
+        calibrate = task.calibrate
+        if not running.remembers:
+            calibrate = calibrate.take(np.arange(min(_CALIBRATED, len(calibrate.queries))))
+        curves = _calibrated(running, graphs, way, calibrate, efforts, max(ks))
         for slot, (k, target) in enumerate((k, target) for k in ks for target in RECALLS):
             own = task.test.take(np.arange(slot * share, (slot + 1) * share))
             place = chosen(curves, efforts, k, target)

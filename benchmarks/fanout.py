@@ -168,6 +168,7 @@ def _methods(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ..
 @click.option("--k", "ks", default="1,10,100", show_default=True, callback=_numbers)
 @click.option("--only", default=",".join(METHODS), show_default=True, callback=_methods)
 @click.option("--spill", default=0.27, show_default=True, help="Copies, as a share of the keys.")
+@click.option("--max-cell", type=float, help="Largest cell, as a multiple of the mean.")
 @click.option("--batch", default=512, show_default=True, help="Queries in a call, of an engine.")
 @click.option("--queries", default=2_000, show_default=True, help="Counted of each split.")
 @click.option("--seed", default=0, show_default=True)
@@ -181,6 +182,7 @@ def main(
     ks: tuple[int, ...],
     only: tuple[str, ...],
     spill: float,
+    max_cell: float | None,
     batch: int,
     queries: int,
     seed: int,
@@ -196,10 +198,12 @@ def main(
         found = _read(json_file)
         dataset = load(Source(data, cache, quick), show_progress)
         units = [(1, "one-graph"), *((s, m) for s in segments for m in METHODS[1:])]
-        done = {(r.engine, r.data, r.seed, r.segments, r.method) for r in found}
+        done = {(r.engine, r.data, r.seed, r.segments, r.method, r.max_cell) for r in found}
         missing = {
             (number, method): [
-                name for name in names if (name, dataset.name, seed, number, method) not in done
+                name
+                for name in names
+                if (name, dataset.name, seed, number, method, max_cell) not in done
             ]
             for number, method in units
             if method in only
@@ -214,7 +218,7 @@ def main(
             for (number, method), some in missing.items():
                 if not some:
                     continue
-                prepared = way(method, replace(deep, work=work), number, spill)
+                prepared = way(method, replace(deep, work=work), number, spill, max_cell)
                 for name in some:
                     row = partial(
                         FanoutRow,
@@ -224,6 +228,8 @@ def main(
                         segments=number,
                         method=method,
                         storage=prepared.storage,
+                        largest=prepared.largest,
+                        max_cell=max_cell,
                     )
                     started = running[name]
                     if started is None:
@@ -236,8 +242,9 @@ def main(
     except AmipsError as exc:
         raise click.ClickException(str(exc)) from exc
     for name in names:
-        here = (name, dataset.name, seed)
-        click.echo(shown([row for row in found if (row.engine, row.data, row.seed) == here]))
+        here = (name, dataset.name, seed, max_cell)
+        rows = [r for r in found if (r.engine, r.data, r.seed, r.max_cell) == here]
+        click.echo(shown(rows))
 
 
 def _read(path: Path | None) -> list[FanoutRow]:

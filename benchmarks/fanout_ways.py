@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from amips_plugins.cli.progress import show_progress
-from amips_plugins.export.clustering import native_cells, query_aware_cells
+from amips_plugins.export.clustering import QueryAware, native_cells, query_aware_cells
 from amips_plugins.export.cost_curves import (
     Curve,
     levels_by_rank,
@@ -74,6 +74,10 @@ class FanoutRow(msgspec.Struct, frozen=True, kw_only=True):
         Searched a query.
     effort
         HNSW's ef.
+    largest
+        The largest graph, as a multiple of the mean.
+    max_cell
+        What it was to be at most.
     storage
         Keys stored, copies counted, as a multiple of the keys.
     """
@@ -93,6 +97,8 @@ class FanoutRow(msgspec.Struct, frozen=True, kw_only=True):
     p50_ms: float | None = None
     graphs: float | None = None
     effort: int | None = None
+    largest: float | None = None
+    max_cell: float | None = None
 
 
 Levels = Callable[[Split], tuple[IntArray, int]]
@@ -110,13 +116,21 @@ class Way:
     efforts: tuple[int, ...] = _EFFORTS
 
     @property
+    def largest(self) -> float:
+        """The largest cell, copies counted, as a multiple of the mean."""
+        sizes = [int((self.members == cell).any(axis=1).sum()) for cell in range(self.n_cells)]
+        return max(sizes) * self.n_cells / sum(sizes)
+
+    @property
     def storage(self) -> float:
         """Keys stored, copies counted, as a multiple of the keys."""
         copies = sum(int((column != self.members[:, 0]).sum()) for column in self.members.T)
         return 1.0 + copies / len(self.members)
 
 
-def way(method: str, task: TrainingTask, segments: int, spill: float) -> Way:
+def way(
+    method: str, task: TrainingTask, segments: int, spill: float, max_cell: float | None = None
+) -> Way:
     """Prepare a way to search; nothing of it sees the calibration or the test queries."""
     n_keys, train = len(task.keys), task.train
     if method in ("one-graph", "fan-out"):
@@ -132,11 +146,18 @@ def way(method: str, task: TrainingTask, segments: int, spill: float) -> Way:
         candidate = native_candidate(task, cells, assignment)
     else:
         cells, assignment = query_aware_cells(
-            task.keys, task.metric, segments, task.seed, train.queries, train.hits
+            task.keys,
+            task.metric,
+            segments,
+            task.seed,
+            train.queries,
+            train.hits,
+            QueryAware(max_cell=max_cell),
         )
         members = assignment[:, None]
         if method == "routed-spill":
-            members = members_by_votes(assignment, train.hits[:, : task.k], cells.n_cells, spill)
+            best = train.hits[:, : task.k]
+            members = members_by_votes(assignment, best, cells.n_cells, spill, max_cell=max_cell)
             cells = with_members(cells, members)
         preset = PRESETS["default"]["linear"]
         candidate = train_router("linear", preset, task, cells, members, graphs=True)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from amips_plugins.errors import TrainingError
+from amips_plugins.export.balance import capped_offsets
 from amips_plugins.export.executors import LOCAL, Executor
 from amips_plugins.export.keys import Keys, Shard, blocks, shards
 from amips_plugins.export.views import QueryAware, SeenKeys
@@ -126,9 +127,32 @@ def query_aware_cells(
         for block, views in seen.views(sample):
             points[block] = views
         centroids, offsets = weighted_k_means(points, weights, n_cells, seed, recipe)
+        if recipe.max_cell is not None:
+            offsets = _capped(points, centroids, offsets, recipe.max_cell)
     sizes = np.zeros(n_cells, dtype=np.int64)
     cells = Cells(centroids, offsets, sizes, seen.view, centre)
     return without_empty(cells, seen.nearest(centroids, offsets))
+
+
+def _capped(
+    points: FloatArray, centroids: FloatArray, offsets: FloatArray, max_cell: float
+) -> FloatArray:
+    """Return offsets with which no cell holds more than ``max_cell`` times the mean."""
+    step = min(_BLOCK, max(256, _NEARNESSES // len(centroids)))
+    matrix = torch.from_numpy(centroids.T.copy())
+
+    def choose(added: FloatArray) -> tuple[IntArray, FloatArray]:
+        cells, margins = [], []
+        for low in range(0, len(points), step):
+            block = torch.from_numpy(points[low : low + step])
+            two = torch.addmm(torch.from_numpy(added), block, matrix).topk(2, dim=1)
+            cells.append(two.indices[:, 0].numpy())
+            margins.append((two.values[:, 0] - two.values[:, 1]).numpy())
+        return np.concatenate(cells), np.concatenate(margins)
+
+    if len(centroids) == 1:
+        return offsets
+    return capped_offsets(choose, offsets, int(max_cell * len(points) / len(centroids)))
 
 
 def centre_of(keys: Keys, metric: Metric, executor: Executor = LOCAL) -> FloatArray | None:

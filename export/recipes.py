@@ -42,6 +42,9 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     spill
         Copies of keys in further cells, as a share of the keys; ``auto`` makes none unless they
         pay, and never for Milvus, where a copy is a row.
+    max_cell
+        Largest cell, copies counted, as a multiple of the mean, for engines whose segments have a
+        largest size; None for any.
     index
         What cells will hold: ``flat`` for a scan, ``hnsw`` for a graph, with which every cell costs
         about the same, or ``ivf_sq8`` for lists of codes; the promise then counts their misses.
@@ -63,6 +66,7 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     device: Literal["auto", "cpu", "cuda"] = "auto"
     partitions: str | None = None
     count: Literal["searches", "keys"] = "searches"
+    max_cell: Annotated[float, msgspec.Meta(ge=1.05)] | None = None
 
 
 @dataclass(frozen=True)

@@ -34,13 +34,17 @@ def share_of_copies(assignment: IntArray) -> float:
 
 
 def spilled(
-    task: TrainingTask, cells: Cells, assignment: IntArray, share: float
+    task: TrainingTask,
+    cells: Cells,
+    assignment: IntArray,
+    share: float,
+    max_cell: float | None = None,
 ) -> tuple[Cells, IntArray]:
     """Give keys further cells by the votes of the training queries."""
     if not share:
         return cells, assignment
     hits = task.train.hits[:, : task.k]
-    members = members_by_votes(assignment, hits, cells.n_cells, share)
+    members = members_by_votes(assignment, hits, cells.n_cells, share, max_cell=max_cell)
     return (cells, assignment) if members.shape[1] == 1 else (with_members(cells, members), members)
 
 
@@ -48,6 +52,7 @@ def worthwhile_spill(
     task: TrainingTask,
     plain: Candidate,
     train: Callable[[Cells, IntArray], Candidate],
+    max_cell: float | None = None,
 ) -> Candidate:
     """Return the candidate, or one that is trained for shared keys where that is cheaper.
 
@@ -56,7 +61,7 @@ def worthwhile_spill(
     """
     best, cost = plain, _cost(plain.measure(task.validate), task)
     shares = [
-        spilled(task, plain.cells, plain.assignment, share)
+        spilled(task, plain.cells, plain.assignment, share, max_cell)
         for share in _SHARES
         if cost < np.inf and plain.assignment.ndim == 1
     ]

@@ -25,6 +25,7 @@ from amips_plugins.bundle.package import Bundle
 from amips_plugins.export.bundle_writer import write_bundle
 from amips_plugins.export.candidates import Candidate
 from amips_plugins.export.clustering import (
+    QueryAware,
     centre_of,
     check_enough_keys,
     native_cells,
@@ -183,6 +184,13 @@ def _check(snapshot: Snapshot, options: TrainOptions) -> None:
             f"A model of the kind {options.model!r} does not say how far to search an index inside "
             f"cells; leave --index out."
         )
+    if options.max_cell is not None and (
+        options.model in ("keynet", "native") or options.layout == "native" or options.partitions
+    ):
+        raise InvalidInput(
+            "Only query-aware cells can have a largest size; leave --max-cell out, or --layout, "
+            "--partitions and --model."
+        )
     if options.spill not in ("auto", 0.0):
         if options.model in ("keynet", "native"):
             raise InvalidInput(
@@ -302,7 +310,7 @@ def _train_routers(task: TrainingTask, options: TrainOptions) -> list[Candidate]
     baseline = native_candidate(task, native, native_assignment)
     cells, assignment = native, native_assignment
     if options.layout == "query-aware":
-        cells, assignment = _query_aware(task, n_cells)
+        cells, assignment = _query_aware(task, n_cells, options.max_cell)
     if cells.n_cells < n_cells:
         warnings.warn(
             f"{n_cells - cells.n_cells} of {n_cells} cells came out empty and are left out; the "
@@ -315,9 +323,10 @@ def _train_routers(task: TrainingTask, options: TrainOptions) -> list[Candidate]
     if options.spill == "auto":
         trained = [linear(cells, assignment)]
         if options.model != "native":
-            trained = [worthwhile_spill(task, trained[0], linear)]
+            trained = [worthwhile_spill(task, trained[0], linear, options.max_cell)]
     else:
-        trained = [linear(*spilled(task, cells, assignment, options.spill))]
+        shared = spilled(task, cells, assignment, options.spill, options.max_cell)
+        trained = [linear(*shared)]
     cells, assignment = trained[0].cells, trained[0].assignment
     if options.model in ("auto", "supportnet"):
         recipe = presets["supportnet"]
@@ -332,9 +341,10 @@ def _refit(options: TrainOptions, copies: float, kind: ModelKind, task: Training
     if options.layout == "native":
         cut = _native(task, n_cells, task.seed)
     else:
-        cut = _query_aware(task, n_cells)
+        cut = _query_aware(task, n_cells, options.max_cell)
     routing: Literal["linear", "supportnet"] = "linear" if kind == "linear" else "supportnet"
-    return train_router(routing, _recipes(options)[kind], task, *spilled(task, *cut, copies))
+    shared = spilled(task, *cut, copies, options.max_cell)
+    return train_router(routing, _recipes(options)[kind], task, *shared)
 
 
 def _native(task: TrainingTask, n_cells: int, seed: int) -> tuple[Cells, IntArray]:
@@ -344,11 +354,20 @@ def _native(task: TrainingTask, n_cells: int, seed: int) -> tuple[Cells, IntArra
     return cut
 
 
-def _query_aware(task: TrainingTask, n_cells: int) -> tuple[Cells, IntArray]:
+def _query_aware(
+    task: TrainingTask, n_cells: int, max_cell: float | None
+) -> tuple[Cells, IntArray]:
     keys, metric, train, do = task.keys, task.metric, task.train, task.executor
     with task.progress("cut cells as queries see them", 1, 0, "partitions") as step:
         cut = query_aware_cells(
-            keys, metric, n_cells, task.seed, train.queries, train.hits, executor=do
+            keys,
+            metric,
+            n_cells,
+            task.seed,
+            train.queries,
+            train.hits,
+            QueryAware(max_cell=max_cell),
+            do,
         )
         step.advance()
     return cut
@@ -363,7 +382,7 @@ def _train_keynet(task: TrainingTask, options: TrainOptions) -> list[Candidate]:
     rescore = RewriteHook.candidates(options.k)
     trained = train_keynet(presets["keynet"], task, cells, assignment, rescore)
     n_cells = min(options.n_cells, len(task.train.queries))
-    linear = train_router("linear", presets["linear"], task, *_query_aware(task, n_cells))
+    linear = train_router("linear", presets["linear"], task, *_query_aware(task, n_cells, None))
     return [baseline, linear, trained]
 
 

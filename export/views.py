@@ -47,6 +47,8 @@ class QueryAware:
         Lloyd iterations.
     depth
         How many of a query's best keys say how it sees them.
+    max_cell
+        Largest cell, as a multiple of the mean, as far as offsets can make it so; None for any.
     """
 
     weight: float = 2.0
@@ -57,6 +59,7 @@ class QueryAware:
     size_penalty: float = 0.02
     iterations: int = 12
     depth: int = 30
+    max_cell: float | None = None
 
 
 @dataclass(frozen=True)

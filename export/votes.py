@@ -16,7 +16,12 @@ _MOST_CELLS = 3  # of one key
 
 
 def members_by_votes(
-    assignment: IntArray, hits: IntArray, n_cells: int, share: float, most: int = _MOST_CELLS
+    assignment: IntArray,
+    hits: IntArray,
+    n_cells: int,
+    share: float,
+    most: int = _MOST_CELLS,
+    max_cell: float | None = None,
 ) -> IntArray:
     """Give the keys that queries look for elsewhere further cells.
 
@@ -36,6 +41,8 @@ def members_by_votes(
         Copies allowed, as a share of the keys.
     most
         Cells that one key may have.
+    max_cell
+        Largest cell, copies counted, as a multiple of the mean; None for any.
 
     Returns
     -------
@@ -45,6 +52,11 @@ def members_by_votes(
     """
     count = int(share * len(assignment))
     rows, cells = _most_voted(assignment, hits, n_cells)
+    if max_cell is not None:
+        largest = max_cell * (len(assignment) + count) / n_cells
+        room = largest - np.bincount(assignment[assignment >= 0], minlength=n_cells)
+        fits = _places(cells) <= room[cells]
+        rows, cells = rows[fits], cells[fits]
     place = _places(rows)
     allowed = np.flatnonzero(place < most)[:count]
     rows, cells, place = rows[allowed], cells[allowed], place[allowed]

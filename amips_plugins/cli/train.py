@@ -77,6 +77,13 @@ def _spill(ctx: click.Context, param: click.Parameter, value: str) -> float | st
     help="Give keys further cells, up to this share of the keys; 0 for none.",
 )
 @click.option(
+    "--max-cell",
+    metavar="MULTIPLE",
+    type=click.FloatRange(min=1.05),
+    help="Largest cell, as a multiple of the mean, such as 1.2, for engines whose segments have a "
+    "largest size.  [default: any]",
+)
+@click.option(
     "--index",
     type=click.Choice(["flat", "hnsw", "ivf_sq8"]),
     default="flat",

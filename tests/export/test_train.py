@@ -418,6 +418,20 @@ def test_a_refused_call_leaves_the_folder_to_the_next(
     assert train(snapshot_of(n=400), QUERIES, tmp_path / "run", asked).manifest.n_cells == 6
 
 
+def test_no_cell_is_larger_than_was_asked(
+    snapshot_of: Callable[..., Snapshot], tmp_path: Path
+) -> None:
+    for asked in (
+        options(layout="native", max_cell=1.2),
+        options("native", max_cell=1.2),
+        options(partitions="topic", max_cell=1.2),
+    ):
+        refused(InvalidInput, "--max-cell", snapshot_of(n=400), QUERIES, tmp_path / "no", asked)
+    asked = options("linear", n_cells=8, epochs=1, max_cell=1.1)
+    run = train(snapshot_of(n=400), QUERIES, tmp_path / "run", asked)
+    assert Cells.from_bytes((run.bundle / "cells.npz").read_bytes()).sizes.max() <= 1.1 * 400 / 8
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
 def test_cuda_that_is_not_there(snapshot_of: Callable[..., Snapshot], tmp_path: Path) -> None:
     asked = options(device="cuda")

@@ -56,7 +56,7 @@ from benchmarks.serving_rows import Served, ServedStore
 _T = TypeVar("_T")
 
 _KEYNET = "KeyNet on IVF_FLAT"
-_CODES, _FEW_LISTS = "codes in partitions", "codes in partitions, few lists"
+_CODES, _FEW_LISTS = "codes in partitions", "few lists of codes in partitions"
 MILVUS = (
     *("full scan", "IVF_FLAT", _KEYNET, "HNSW", "partitions", "cell field"),
     *("IVF_SQ8", _CODES, _FEW_LISTS),

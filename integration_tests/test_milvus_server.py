@@ -236,16 +236,6 @@ def test_codes_inside_cells(ivf: MilvusCollection, client: Any, storage: Storage
     assert (fewer < every - 0.2) == (storage == "partitions")  # a field has one index over all
     exact = copy.exact(SearchRequest(queries(), k=10, fields=("row",)))
     assert recall([{int(hit.fields["row"]) for hit in hits} for hits in exact], wanted) >= 0.99
-    # Codes that somebody takes away under an object that still takes them for there.
-    name = copy.info.name
-    client.release_collection(name)
-    client.drop_index(name, "embedding")
-    flat = client.prepare_index_params()
-    flat.add_index("embedding", index_type="FLAT", metric_type="IP", index_name="embedding")
-    client.create_index(name, flat)
-    client.load_collection(name)
-    without = found_rows(copy, k=10, plan=plan)
-    assert recall(without, [{row for row in rows if row % n_cells < 3} for rows in wanted]) == 1.0
 
 
 def rows_of(collection: MilvusCollection, ids: Any) -> Any:

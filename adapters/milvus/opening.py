@@ -159,11 +159,12 @@ def _metric(client: MilvusClient, name: str, field: str) -> Metric:
     return _METRICS[metric]
 
 
-def describe_index(table: Table) -> Mapping[str, Any]:
+def describe_index(table: Table, timeout: float | None = None) -> Mapping[str, Any]:
     """Return what Milvus says of the vector field's index; nothing where there is none."""
-    indexes = table.client.list_indexes(table.name, field_name=table.info.field)
+    client, field = table.client, table.info.field
+    indexes = client.list_indexes(table.name, field_name=field, timeout=timeout)
     found: Mapping[str, Any] = (
-        table.client.describe_index(table.name, indexes[0]) if indexes else {}
+        client.describe_index(table.name, indexes[0], timeout=timeout) if indexes else {}
     )
     return found
 

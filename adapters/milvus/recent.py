@@ -22,10 +22,16 @@ class Recent:
         self._index: tuple[float, Mapping[str, Any]] = (float("-inf"), {})
         self._partitions: tuple[float, list[str]] = (float("-inf"), [])
 
-    def index(self, table: Table) -> Mapping[str, Any]:
+    def index(self, table: Table, timeout: float | None = None) -> Mapping[str, Any]:
         """Return the index of the vector."""
         if time.monotonic() - self._index[0] > _INDEX_STAYS:
-            self._index = time.monotonic(), describe_index(table)
+            known = self._index[1]
+            try:
+                known = describe_index(table, timeout)
+            except Exception:  # of a server that is away the search itself tells, in its own words
+                if not known:
+                    raise
+            self._index = time.monotonic(), known
         return self._index[1]
 
     def partitions(self, table: Table, name: str, timeout: float | None) -> list[str]:

@@ -67,10 +67,10 @@ class SearchedTable(InPartitions):
         CollectionError
             Milvus Lite has lost a cell's partition; a server says so by an error of its own.
         """
-        return self._search(request, plan, self.index_inside(plan))
+        return self._search(request, plan, None)
 
     def _search(
-        self, request: SearchRequest, plan: QueryPlan, index: IndexSearch
+        self, request: SearchRequest, plan: QueryPlan, index: IndexSearch | None
     ) -> list[list[Hit]]:
         table = self.table()
         check_layout(plan, self.layout(), table.name)
@@ -78,6 +78,8 @@ class SearchedTable(InPartitions):
         there = None
         if plan.cells is not None:
             there = self.partition_names(timeout=time_left(request.timeout, started))
+        if index is None:
+            index = self.index_inside(plan, time_left(request.timeout, started))
         calls = plan_calls(request, plan, table, self.break_even, there, index)
 
         def ask(asked: Sequence[Call]) -> list[Any]:
@@ -110,12 +112,12 @@ class SearchedTable(InPartitions):
         """Return what Milvus says of the index, as of some seconds ago."""
         return self._recent.index(self.table())
 
-    def index_inside(self, plan: QueryPlan) -> IndexSearch:
+    def index_inside(self, plan: QueryPlan, timeout: float | None = None) -> IndexSearch:
         """Return how the cells of a plan are searched through their index."""
         cells = self.table().cells
         if plan.cells is None or cells is None or cells.index == "flat":
             return SCANNED
-        return index_search(self.recent_index())
+        return index_search(self._recent.index(self.table(), timeout))
 
     async def search_async(
         self, client: Any, request: SearchRequest, plan: QueryPlan = NATIVE
@@ -138,7 +140,8 @@ class SearchedTable(InPartitions):
                 there = self.partition_names()
         index = SCANNED
         if plan.cells is not None and table.cells is not None and table.cells.index != "flat":
-            index = await asyncio.to_thread(self.index_inside, plan)
+            left = time_left(request.timeout, started)
+            index = await asyncio.to_thread(self.index_inside, plan, left)
         calls = plan_calls(request, plan, table, self.break_even, there, index)
 
         async def ask_one(call: Call) -> Any:

@@ -214,7 +214,7 @@ class _Searched:
             there = yield InThread(partial(collection.partition_names, self.name, request.timeout))
         index = SCANNED
         if plan.cells is not None:
-            index = yield InThread(partial(collection.index_inside, plan))
+            index = yield InThread(partial(collection.index_inside, plan, request.timeout))
         calls = plan_calls(asked, plan, table, collection.break_even, there, index)
         depth = calls[0].arguments["search_params"].get("params")
         scope = {name: calls[0].arguments[name] for name in ("filter", "partition_names")}

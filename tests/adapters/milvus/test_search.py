@@ -256,3 +256,27 @@ def test_hits_of_codes_have_the_scores_of_the_vectors(client: Any, storage: Stor
     assert [hit.score for hit in exact] == pytest.approx(
         np.sort(vectors() @ vectors()[0])[::-1][1:4].tolist(), rel=1e-5
     )
+
+
+@pytest.mark.slow
+def test_codes_that_are_taken_away_under_a_router(client: Any) -> None:
+    """An object that still takes them for there finds the same, and soon looks again."""
+    copy = make(client).layouts.build(spec(index="ivf_sq8"))
+    plan = QueryPlan(cells=np.array([[0], [1], [0]]), layout="abc")
+    request = SearchRequest(vectors()[:3], 4)
+    before = copy.search(request, plan)
+    name = copy.info.name
+    client.release_collection(name)
+    client.drop_index(name, "embedding")
+    index = client.prepare_index_params()
+    index.add_index("embedding", index_type="FLAT", metric_type="IP", index_name="embedding")
+    client.create_index(name, index)
+    client.load_collection(name)
+    assert copy.index_inside(plan).oversampling == 1.5  # as of a moment ago
+    assert copy.search(request, plan) == before
+    copy._recent._index = (float("-inf"), copy._recent._index[1])
+    assert copy.index_inside(plan).oversampling == 1.0
+    after = copy.search(request, plan)
+    assert [[hit.id for hit in hits] for hits in after] == [
+        [hit.id for hit in hits] for hits in before
+    ]

@@ -23,7 +23,8 @@ routed-spill
 The engine ``counts`` is HNSW of faiss with its own counter of distances, so that figures are the
 same on any machine; the router's multiplications are counted in. How far a graph is searched (ef)
 and how many graphs are chosen together: what costs the least of all that reach a recall on
-calibration queries is read on test queries, which nothing was chosen on. ``edge`` and ``milvus``
+calibration queries is read on test queries, which nothing was chosen on. ``two efforts`` are an ef
+for the cells of the highest priority and a smaller one for the others. ``edge`` and ``milvus``
 are engines (``fanout_engines.py``), whose CPU is counted: the choice is made in the same way with
 their own graphs, and no query is asked twice of an engine that remembers queries.
 """
@@ -46,9 +47,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from amips_plugins.cli.progress import show_progress
 from amips_plugins.errors import AmipsError, InvalidInput
-from amips_plugins.export.cell_graphs import CellGraphs, joint_curves
+from amips_plugins.export.cell_graphs import CellGraphs
 from amips_plugins.export.cost_curves import Curve
 from amips_plugins.export.dataset import Split, TrainingTask
+from amips_plugins.export.two_efforts import Graded, cheapest_pair
 from amips_plugins.files import replace_file
 from benchmarks.data import Source, load
 from benchmarks.fanout_engines import engine, engine_rows
@@ -68,12 +70,12 @@ from benchmarks.protocols import pose
 Name = Literal["counts", "edge", "milvus"]
 
 
-def measure(way: Way, graphs: CellGraphs, split: Split, efforts: Sequence[int]) -> list[Curve]:
+def measure(way: Way, graphs: CellGraphs, split: Split, efforts: Sequence[int]) -> Graded:
     """Search, with every effort and at every level."""
     levels, n_levels = way.levels(split)
     finds = graphs.search(split.unit, split.hits, levels < n_levels, efforts, show_progress)
     hit_cells = way.members[split.hits]
-    return joint_curves(finds, levels, n_levels, hit_cells, way.model_keys, len(way.members))
+    return Graded(finds, levels, n_levels, hit_cells, way.model_keys, len(way.members))
 
 
 def counted_rows(
@@ -84,24 +86,43 @@ def counted_rows(
     efforts = efforts_for(way, ks)
     calibration = measure(way, graphs, task.calibrate, efforts)
     test = measure(way, graphs, task.test, efforts)
+    wanted = [(k, target) for k in ks for target in RECALLS]
+    curves, tested = calibration.single(), test.single()
     measured = []
-    for k in ks:
-        for target in RECALLS:
-            measured.append(row(k=k, target=target))
-            effort = chosen(calibration, efforts, k, target)
-            if effort is None:
-                continue
-            level = int((calibration[effort].mean_recall(k) >= target).argmax())
-            curve = test[effort]
-            cost = float(curve.scanned[:, level].mean()) + curve.model
-            measured[-1] = msgspec.structs.replace(
-                measured[-1],
-                recall=float(curve.mean_recall(k)[level]),
-                distances=cost * len(way.members),
-                graphs=float(curve.probes[level]),
-                effort=efforts[effort],
+    for k, target in wanted:
+        effort = chosen(curves, efforts, k, target)
+        measured.append(row(k=k, target=target))
+        if effort is not None:
+            figures = _figures(curves[effort], tested[effort], k, target, len(way.members))
+            measured[-1] = row(k=k, target=target, effort=efforts[effort], **figures)
+    if not way.routed:
+        return measured
+    for (k, target), pair in zip(wanted, cheapest_pair(calibration, efforts, wanted), strict=True):
+        two = partial(row, k=k, target=target, method=f"{row().method}, two efforts")
+        measured.append(two())
+        if pair is not None:
+            curve = test.curve(pair)
+            figures = _figures(calibration.curve(pair), curve, k, target, len(way.members))
+            measured[-1] = two(
+                effort=efforts[pair.near],
+                far_effort=efforts[pair.far],
+                near_graphs=float(curve.probes[pair.until]),
+                **figures,
             )
     return measured
+
+
+def _figures(
+    calibration: Curve, test: Curve, k: int, target: float, n_keys: int
+) -> dict[str, float]:
+    """Read off the test queries what reaches a recall on the calibration queries."""
+    level = int((calibration.mean_recall(k) >= target).argmax())
+    cost = float(test.scanned[:, level].mean()) + test.model
+    return {
+        "recall": float(test.mean_recall(k)[level]),
+        "distances": cost * n_keys,
+        "graphs": float(test.probes[level]),
+    }
 
 
 def shown(found: Sequence[FanoutRow]) -> str:
@@ -114,9 +135,7 @@ def shown(found: Sequence[FanoutRow]) -> str:
         header += [f"{target:.2f}: {part}" for target in RECALLS]
     by = {(row.k, row.segments, row.method, row.batch, row.target): row for row in found}
     lines = []
-    for k, segments, method, batch in sorted(
-        {key[:4] for key in by}, key=lambda key: (key[3] > 1, *key[:2], METHODS.index(key[2]))
-    ):
+    for k, segments, method, batch in sorted({key[:4] for key in by}, key=_place):
         parts = [by[k, segments, method, batch, target] for target in RECALLS]
         line = [str(k), str(segments), method, f"{parts[0].storage:.2f}"]
         line += [] if counted else [str(batch)]
@@ -124,12 +143,25 @@ def shown(found: Sequence[FanoutRow]) -> str:
             _number(one.distances, ",.0f") if counted else _number(one.cpu_s_per_1000, ".2f")
             for one in parts
         ]
-        line += ["-" if one.graphs is None else f"{one.graphs:.1f}, {one.effort}" for one in parts]
+        line += [_searched(one) for one in parts]
         line += [_number(one.recall, ".3f") for one in parts]
         line += [] if counted else [_number(one.p50_ms, ".1f") for one in parts]
         lines.append(line)
     rule = [":--" if name == "method" else "--:" for name in header]
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])
+
+
+def _place(key: tuple[int, int, str, int]) -> tuple[bool, int, int, int, str]:
+    k, segments, method, batch = key
+    return batch > 1, k, segments, METHODS.index(method.partition(",")[0]), method
+
+
+def _searched(row: FanoutRow) -> str:
+    if row.graphs is None:
+        return "-"
+    if row.far_effort is None:
+        return f"{row.graphs:.1f}, {row.effort}"
+    return f"{row.near_graphs:.1f} of {row.graphs:.1f}, {row.effort} and {row.far_effort}"
 
 
 def _number(value: float | None, form: str) -> str:

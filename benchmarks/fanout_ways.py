@@ -56,7 +56,7 @@ class FanoutRow(msgspec.Struct, frozen=True, kw_only=True):
     segments
         Number of graphs.
     method
-        One of ``METHODS``.
+        One of ``METHODS``, "two efforts" behind it where that is so.
     k, target
         The target: recall@k.
     recall
@@ -74,6 +74,8 @@ class FanoutRow(msgspec.Struct, frozen=True, kw_only=True):
         Searched a query.
     effort
         HNSW's ef.
+    near_graphs, far_effort
+        With two efforts, how many graphs are searched with ``effort``, and the ef of the others.
     largest
         The largest graph, as a multiple of the mean.
     max_cell
@@ -87,8 +89,8 @@ class FanoutRow(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     segments: int
     method: str
-    k: int
-    target: float
+    k: int = 0
+    target: float = 0.0
     storage: float
     batch: int = 1
     recall: float | None = None
@@ -97,6 +99,8 @@ class FanoutRow(msgspec.Struct, frozen=True, kw_only=True):
     p50_ms: float | None = None
     graphs: float | None = None
     effort: int | None = None
+    near_graphs: float | None = None
+    far_effort: int | None = None
     largest: float | None = None
     max_cell: float | None = None
 
@@ -114,6 +118,7 @@ class Way:
     model_keys: float
     levels: Levels
     efforts: tuple[int, ...] = _EFFORTS
+    routed: bool = False  # by a threshold for all queries
 
     @property
     def largest(self) -> float:
@@ -186,7 +191,8 @@ def way(
     def by_threshold(split: Split) -> tuple[IntArray, int]:
         return levels_by_threshold(priority(split), thresholds), len(thresholds)
 
-    return Way(members, cells.n_cells, candidate.parameters / task.keys.shape[1], by_threshold)
+    model_keys = candidate.parameters / task.keys.shape[1]
+    return Way(members, cells.n_cells, model_keys, by_threshold, routed=True)
 
 
 def _far(split: Split) -> list[tuple[IntArray, float]]:

@@ -70,7 +70,8 @@ def test_rows_say_what_every_way_costs(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     rows = bench(folder, path)
     assert {(row["method"], row["segments"]) for row in rows} == {
-        (method, 1 if method == "one-graph" else 8) for method in METHODS
+        (method, 1 if method == "one-graph" else 8)
+        for method in (*METHODS, "routed, two efforts", "routed-spill, two efforts")
     }
     by = {(row["method"], row["k"], row["target"]): row for row in rows}
     for (method, k, target), row in by.items():
@@ -79,7 +80,11 @@ def test_rows_say_what_every_way_costs(folder: Path, tmp_path: Path) -> None:
         assert row["recall"] > target - 0.1
         assert 0 < row["distances"] < 8 * 3_000
         assert row["effort"] >= min(k, 100)
-        if method == "routed-spill":
+        if "two efforts" in method:
+            assert min(k, 100) <= row["far_effort"] < row["effort"]
+            assert 0 < row["near_graphs"] <= row["graphs"]
+            assert row["distances"] < 1.1 * by[method.partition(",")[0], k, target]["distances"]
+        if "spill" in method:
             assert 1.05 < row["storage"] <= 1.27
         else:
             assert row["storage"] == 1.0

@@ -1,0 +1,113 @@
+"""Two efforts by priority: the best cells' graphs searched far, those of the others less far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from amips_plugins.export.cell_graphs import Finds, joint_curves
+from amips_plugins.export.cost_curves import Curve
+from amips_plugins.vectors import IntArray
+
+__all__ = ["Graded", "TwoEfforts", "cheapest_pair"]
+
+_NEAR = (0.6, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 13.0)  # mean graphs
+
+
+@dataclass(frozen=True)
+class TwoEfforts:
+    """How far graphs are searched: those up to a level far, the others less.
+
+    Attributes
+    ----------
+    near, far
+        Places of the two efforts among those that were tried, ``near`` that of the best cells.
+    until
+        The last level whose cells are searched with ``near``.
+    """
+
+    near: int
+    far: int
+    until: int
+
+
+@dataclass(frozen=True)
+class Graded:
+    """Searches of graphs with several efforts, from which those with two at a time follow.
+
+    Attributes
+    ----------
+    finds
+        The searches.
+    levels
+        ``(n_queries, n_cells)`` int64: the level that first searches a cell.
+    n_levels
+        Number of levels.
+    hit_cells
+        ``(n_queries, depth, width)`` int64: all cells of the true top keys.
+    model_keys
+        What choosing the cells costs, in distances.
+    n_keys
+        Number of keys.
+    """
+
+    finds: Finds
+    levels: IntArray
+    n_levels: int
+    hit_cells: IntArray
+    model_keys: float
+    n_keys: int
+
+    def single(self) -> list[Curve]:
+        """Measure every effort by itself."""
+        return self._curves(self.finds)
+
+    def curve(self, pair: TwoEfforts) -> Curve:
+        """Measure two efforts; each level searches what the one before does, and more."""
+        flat = self.hit_cells.reshape(len(self.levels), -1)
+        reached = np.take_along_axis(self.levels, flat, axis=1).reshape(self.hit_cells.shape)
+        found, distances = self.finds.found, self.finds.distances
+        return self._curves(
+            Finds(
+                np.where(reached <= pair.until, found[pair.near], found[pair.far])[None],
+                np.where(self.levels <= pair.until, distances[pair.near], distances[pair.far])[
+                    None
+                ],
+            )
+        )[0]
+
+    def _curves(self, finds: Finds) -> list[Curve]:
+        return joint_curves(
+            finds, self.levels, self.n_levels, self.hit_cells, self.model_keys, self.n_keys
+        )
+
+
+def cheapest_pair(
+    graded: Graded, efforts: Sequence[int], wanted: Sequence[tuple[int, float]]
+) -> list[TwoEfforts | None]:
+    """Return the two efforts that reach each recall at the least cost; None where none do.
+
+    Parameters
+    ----------
+    graded
+        Searches of queries that nothing is reported on.
+    efforts
+        Those that were tried, rising.
+    wanted
+        Pairs of k and recall@k. An engine's effort is k at least.
+    """
+    probes = graded.single()[0].probes
+    untils = np.unique(np.searchsorted(probes, _NEAR).clip(max=graded.n_levels - 1)).tolist()
+    best: list[tuple[float, TwoEfforts | None]] = [(np.inf, None) for _ in wanted]
+    for far in range(len(efforts)):
+        for near in range(far + 1, len(efforts)):
+            for until in untils:
+                pair = TwoEfforts(near, far, until)
+                curve = graded.curve(pair)
+                for place, (k, recall) in enumerate(wanted):
+                    cost = curve.cost(k, recall) if efforts[far] >= k else np.inf
+                    if cost < best[place][0]:
+                        best[place] = cost, pair
+    return [pair for _, pair in best]

@@ -11,7 +11,8 @@ edge
 milvus
     A Milvus server with one HNSW index.
 fanned
-    A Milvus server with the keys at random in 64 partitions, a graph in each.
+    A Milvus server with the keys at random in 64 partitions, a graph in each; of fewer than 77,000
+    keys in as many as have 1,200.
 demo
     Milvus Lite without an index, as ``amips demo`` stores its keys.
 small
@@ -54,7 +55,7 @@ from benchmarks.data import Source, load
 Clock = Callable[[], float]
 K = 10
 _ROWS = 1_000
-_GRAPHS = 64
+_GRAPHS, _IN_GRAPH = 64, 1_200  # keys, below which Milvus builds no index in a segment
 _SMALL = 2_000
 
 
@@ -298,7 +299,8 @@ def fanned(keys: FloatArray) -> Iterator[tuple[Collection, Clock]]:
     from benchmarks.engines import Milvus
 
     with Milvus() as server:
-        parts = np.random.default_rng(0).permutation(len(keys)) % _GRAPHS
+        graphs = min(_GRAPHS, max(1, len(keys) // _IN_GRAPH))
+        parts = np.random.default_rng(0).permutation(len(keys)) % graphs
         server.index("docs", keys, None, parts[:, None])
         meter = server.meter
         yield server.collection("docs"), meter.cpu

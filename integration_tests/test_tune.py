@@ -25,7 +25,7 @@ from amips_plugins.health.recall import recall_at_k
 from amips_plugins.plan import QueryPlan
 from amips_plugins.tune.apply import apply_choice, settled
 from amips_plugins.tune.rows import FOUND, NATIVE_ROW, Choice
-from amips_plugins.tune.run import TuneOptions, measure
+from amips_plugins.tune.run import NothingToTune, TuneOptions, measure
 from amips_plugins.tune.untried import CELLS_ROW, KEYNET_ROW
 from integration_tests.servers import QdrantAddress, QdrantProcess, ServerError
 from integration_tests.test_doctor import COUNT, DIM, KEYS, milvus, milvus_collection
@@ -112,7 +112,13 @@ def test_milvus_with_a_graph_in_each_of_many_partitions(milvus: Any, tmp_path: P
     milvus.drop_collection(name)
 
 
-def test_milvus_automatic_index_is_searched_as_far_as_its_ef_says(milvus: Any) -> None:
+def test_milvus_automatic_index_is_searched_as_far_as_its_ef_says(
+    milvus: Any, tmp_path: Path
+) -> None:
+    growing = milvus_collection(milvus, "AUTOINDEX", {}, flush=False)
+    with pytest.raises(NothingToTune, match="flush, and wait for the index"):
+        measure(growing, queries(1, 60), OPTIONS, tmp_path / "tune")
+    milvus.drop_collection(growing.info.name)
     collection = milvus_collection(milvus, "AUTOINDEX", {})
     found = MilvusTuning(collection).as_found()
     assert found is not None

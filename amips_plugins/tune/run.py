@@ -145,6 +145,8 @@ def measure(
     built, count, found = collection.describe(), collection.count(), tuning.as_found()
     if found is None or count <= options.k:
         raise NothingToTune(_nothing(built.first, count, local=getattr(collection, "local", False)))
+    if found.knob.efforts and built.native == "scan":  # the index is not searched yet
+        raise NothingToTune(_nothing(" ".join(built.notes), count, local=False))
     builds, depth = tuning.builds(), deepest(collection, count)
     if depth < options.k:
         raise InvalidInput(f"The database allows {depth} hits a search; ask for no more (--k).")

@@ -126,6 +126,8 @@ class LayoutSpec:
         others apart; left out, memory.
     shared
         Whether a key may lie in more than one cell.
+    copies
+        Further cells that keys had in the bundle's snapshot, all together; 0 where nobody knows.
     graphs
         Whether the bundle's targets count what graphs inside the cells miss.
     lists
@@ -146,6 +148,7 @@ class LayoutSpec:
     alias: str | None = None
     work: Path | None = None
     shared: bool = False
+    copies: int = 0
     graphs: bool = False
     lists: int | None = None
     sizes: tuple[int, ...] = ()
@@ -293,7 +296,7 @@ def find_stale(
     rest = np.flatnonzero(~judged).tolist()
     if assign is not None and len(rest):
         again = assign([ids[row] for row in rest], vectors[rest])
-        stale[rest] = (again if again.ndim == 1 else again[:, 0]) != cells[rest]
+        stale[rest] = (again.reshape(len(rest), -1) != cells[rest, None]).all(axis=1)
         judged[rest] = True
     return judged, stale
 

@@ -179,6 +179,7 @@ def _spec(
         alias,
         work,
         shared=manifest.copies > 0,
+        copies=manifest.copies,
         graphs=graphs and lists is None,
         lists=lists,
         sizes=tuple(cells.sizes.tolist()),

@@ -191,15 +191,10 @@ def _check(snapshot: Snapshot, options: TrainOptions) -> None:
             "Only query-aware cells can have a largest size; leave --max-cell out, or --layout, "
             "--partitions and --model."
         )
-    if options.spill not in ("auto", 0.0):
-        if options.model in ("keynet", "native"):
-            raise InvalidInput(
-                f"A model of the kind {options.model!r} gives keys one cell; leave --spill out."
-            )
-        if snapshot.manifest.collection.database == "milvus":
-            raise InvalidInput(
-                "Milvus would have to store a key once for each of its cells; leave --spill out."
-            )
+    if options.spill not in ("auto", 0.0) and options.model in ("keynet", "native"):
+        raise InvalidInput(
+            f"A model of the kind {options.model!r} gives keys one cell; leave --spill out."
+        )
     if not 0.0 < options.recall < 1.0:
         raise InvalidInput(f"recall={options.recall} is no target; pass a number between 0 and 1.")
     if options.model == "keynet" and snapshot.manifest.metric is not Metric.COSINE:

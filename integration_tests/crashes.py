@@ -18,7 +18,17 @@ from amips_plugins.cell_layout import LayoutSpec, Storage
 from amips_plugins.collection import Id
 from amips_plugins.vectors import FloatArray, IntArray
 
-__all__ = ["COUNT", "DIM", "N_CELLS", "Build", "by_remainder", "make", "spec", "until_it_works"]
+__all__ = [
+    "COUNT",
+    "DIM",
+    "N_CELLS",
+    "Build",
+    "by_remainder",
+    "in_two_cells",
+    "make",
+    "spec",
+    "until_it_works",
+]
 
 COUNT = 1500
 DIM = 8
@@ -50,11 +60,21 @@ def by_remainder(ids: Sequence[Id], _: FloatArray) -> IntArray:
     return np.asarray(ids, dtype=np.int64) % N_CELLS
 
 
-def spec(work: Path, storage: Storage = "partitions") -> LayoutSpec:
-    return LayoutSpec("crash1", N_CELLS, by_remainder, "v1", storage=storage, work=work)
+def in_two_cells(ids: Sequence[Id], _: Any = None) -> IntArray:
+    """Give every third key a second cell."""
+    numbers = np.asarray(ids, dtype=np.int64)
+    own = numbers % N_CELLS
+    return np.stack([own, np.where(numbers % 3 == 0, (own + 1) % N_CELLS, own)], axis=1)
 
 
-def until_it_works(client: Any, alias: str, work: Path) -> MilvusCollection:
+def spec(work: Path, storage: Storage = "partitions", *, shared: bool = False) -> LayoutSpec:
+    assign = in_two_cells if shared else by_remainder
+    return LayoutSpec("crash1", N_CELLS, assign, "v1", storage=storage, work=work, shared=shared)
+
+
+def until_it_works(
+    client: Any, alias: str, work: Path, *, shared: bool = False
+) -> MilvusCollection:
     """Run the build until it ends well, as an operator does after a crash."""
     deadline = time.monotonic() + _PATIENCE
     while True:
@@ -62,7 +82,7 @@ def until_it_works(client: Any, alias: str, work: Path) -> MilvusCollection:
             live = MilvusCollection(client, alias)
             if live.layout() is not None and not live.layouts.status().unfinished:
                 return live
-            return live.layouts.build(spec(work))
+            return live.layouts.build(spec(work, shared=shared))
         except pymilvus.MilvusException:  # noqa: PERF203 - an attempt takes seconds
             if time.monotonic() > deadline:
                 raise
@@ -72,9 +92,12 @@ def until_it_works(client: Any, alias: str, work: Path) -> MilvusCollection:
 class Build:
     """A build, or a backfill, in a process of its own that can be killed at any moment."""
 
-    def __init__(self, uri: str, alias: str, work: Path, verb: str = "build") -> None:
+    def __init__(
+        self, uri: str, alias: str, work: Path, verb: str = "build", *, shared: bool = False
+    ) -> None:
+        given = [uri, alias, str(work), verb, "shared" if shared else "apart"]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "integration_tests.crashes", uri, alias, str(work), verb],
+            [sys.executable, "-m", "integration_tests.crashes", *given],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
         )
@@ -92,11 +115,12 @@ class Build:
 
 
 if __name__ == "__main__":
-    uri, alias, work, verb = sys.argv[1:]
+    uri, alias, work, verb, kind = sys.argv[1:]
+    shared = kind == "shared"
     client = pymilvus.MilvusClient(uri)
     live = MilvusCollection(client, alias)
     if verb == "backfill":
-        live.layouts.backfill(by_remainder)
+        live.layouts.backfill(in_two_cells if shared else by_remainder)
     else:
-        live.layouts.build(spec(Path(work)))
+        live.layouts.build(spec(Path(work), shared=shared))
     client.close()

@@ -29,15 +29,19 @@ from integration_tests.crashes import (
     N_CELLS,
     Build,
     by_remainder,
+    in_two_cells,
     make,
     spec,
     until_it_works,
 )
 from integration_tests.servers import MilvusServer
-from tests.support.milvus_crashing import Watched, Writer, check, contents
+from tests.support.milvus_crashing import Killed, Watched, Writer, check, contents
 
 KILLS = int(os.environ.get("AMIPS_KILLS", "1"))
 SEEDS = range(KILLS)
+STEPS = sorted({*range(0, 64, max(1, 16 // KILLS))})
+"""Steps of a build at which the builder dies: some of them, and at night all."""
+KINDS = pytest.mark.parametrize("shared", [False, True], ids=["one cell", "more cells"])
 
 
 @pytest.fixture
@@ -91,16 +95,25 @@ def revive(server: MilvusServer, client: Any) -> None:
     server.wait_until_ready(*(n for n in client.list_collections() if "building" not in n))
 
 
+def writer_of(client: Any, alias: str, shared: bool) -> Writer:
+    return Writer(client, alias, N_CELLS, assign=in_two_cells if shared else None)
+
+
+def checked(live: MilvusCollection, expected: dict[Id, FloatArray], shared: bool) -> None:
+    check(live, expected, N_CELLS, in_two_cells if shared else None)
+
+
 def ids_of(writer: Writer, count: int = 20) -> list[int]:
     return [int(key) for key in writer.rng.choice(COUNT + 500, count, replace=False)]
 
 
+@KINDS
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_server_dies_at_a_step_of_a_build(
-    milvus_to_kill: MilvusServer, client: Any, tmp_path: Path, seed: int
+    milvus_to_kill: MilvusServer, client: Any, tmp_path: Path, seed: int, shared: bool
 ) -> None:
     alias = make(client)
-    writer = Writer(client, alias, N_CELLS)
+    writer = writer_of(client, alias, shared)
     rng = np.random.default_rng(seed)
     # A build changes something about 30 times; each call is told before and after.
     deadly, told = int(rng.integers(0, 56)), [0]
@@ -111,23 +124,64 @@ def test_the_server_dies_at_a_step_of_a_build(
             crash(milvus_to_kill)
 
     with suppress(pymilvus.MilvusException):  # or the client waits until the server is back
-        MilvusCollection(Watched(client, die), alias).layouts.build(spec(tmp_path))
+        MilvusCollection(Watched(client, die), alias).layouts.build(spec(tmp_path, shared=shared))
     revive(milvus_to_kill, client)
     writer.write(ids_of(writer))
-    check(until_it_works(client, alias, tmp_path), writer.expected, N_CELLS)
+    checked(until_it_works(client, alias, tmp_path, shared=shared), writer.expected, shared)
 
 
+@pytest.mark.parametrize("step", STEPS)
+def test_a_build_with_keys_in_two_cells_dies_at_every_step(
+    milvus_uri: str, tmp_path: Path, step: int
+) -> None:
+    client = pymilvus.MilvusClient(milvus_uri)
+    alias = make(client)
+    writer = writer_of(client, alias, shared=True)
+    told = [0]
+
+    def die(_name: str, _done: bool) -> None:
+        told[0] += 1
+        if told[0] == step + 1:
+            raise Killed
+
+    try:
+        MilvusCollection(Watched(client, die), alias).layouts.build(spec(tmp_path, shared=True))
+    except Killed:
+        died = True
+    else:
+        died = False
+    for _ in range(3):
+        writer.write(ids_of(writer, 4))
+    live = MilvusCollection(client, alias)
+    assert contents(live) == {key: one.tolist() for key, one in writer.expected.items()}
+    if died:
+        live = until_it_works(client, alias, tmp_path, shared=True)
+    checked(live, writer.expected, shared=True)
+    assert died or step > 40  # a build changes something about 30 times, told before and after
+    for name in (live.info.name, live.layouts.status().older[-1]):
+        for known in client.list_aliases(name)["aliases"]:
+            client.drop_alias(known)
+        client.drop_collection(name)
+    client.close()
+
+
+@KINDS
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_server_dies_at_any_moment_of_a_build_and_a_backfill(
-    milvus_to_kill: MilvusServer, client: Any, tmp_path: Path, seed: int
+    milvus_to_kill: MilvusServer, client: Any, tmp_path: Path, seed: int, shared: bool
 ) -> None:
     rng = np.random.default_rng(100 + seed)
     alias = make(client)
-    writer = Writer(client, alias, N_CELLS)
+    writer = writer_of(client, alias, shared)
 
     for within, work in (
-        (4.0, lambda: MilvusCollection(client, alias).layouts.build(spec(tmp_path))),
-        (2.0, lambda: MilvusCollection(client, alias).layouts.backfill(by_remainder)),
+        (4.0, lambda: MilvusCollection(client, alias).layouts.build(spec(tmp_path, shared=shared))),
+        (
+            2.0,
+            lambda: MilvusCollection(client, alias).layouts.backfill(
+                in_two_cells if shared else by_remainder
+            ),
+        ),
     ):
         timer = threading.Timer(rng.uniform(0, within), lambda: crash(milvus_to_kill))
         timer.start()
@@ -135,24 +189,27 @@ def test_the_server_dies_at_any_moment_of_a_build_and_a_backfill(
             work()
         timer.join()
         revive(milvus_to_kill, client)
-        live = until_it_works(client, alias, tmp_path)
+        live = until_it_works(client, alias, tmp_path, shared=shared)
         new = list(range(10_000, 10_400))
         vectors = rng.standard_normal((len(new), DIM)).astype(np.float32)
         live.upsert(new, vectors)  # without cells, for the backfill
         writer.expected |= dict(zip(new, vectors, strict=True))
-    live.layouts.backfill(by_remainder)
-    check(live, writer.expected, N_CELLS)
+    live.layouts.backfill(in_two_cells if shared else by_remainder)
+    checked(live, writer.expected, shared)
 
 
+@KINDS
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_builder_dies_at_any_moment(
-    milvus_to_kill: MilvusServer, client: Any, tmp_path: Path, seed: int
+    milvus_to_kill: MilvusServer, client: Any, tmp_path: Path, seed: int, shared: bool
 ) -> None:
     alias = make(client)
-    writer = Writer(client, alias, N_CELLS)
+    writer = writer_of(client, alias, shared)
     rng = np.random.default_rng(200 + seed)
     for _ in range(3):
-        if not Build(milvus_to_kill.uri, alias, tmp_path).kill_after(rng.uniform(1.0, 7.0)):
+        if not Build(milvus_to_kill.uri, alias, tmp_path, shared=shared).kill_after(
+            rng.uniform(1.0, 7.0)
+        ):
             break
         writer.write(ids_of(writer))
         live = MilvusCollection(client, alias)
@@ -160,16 +217,17 @@ def test_the_builder_dies_at_any_moment(
             assert set(contents(live)) == set(writer.expected)
         elif not live.layouts.status().unfinished:
             break
-    check(until_it_works(client, alias, tmp_path), writer.expected, N_CELLS)
+    checked(until_it_works(client, alias, tmp_path, shared=shared), writer.expected, shared)
 
 
+@KINDS
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_server_dies_in_a_stream_of_upserts_and_searches(
-    milvus_to_kill: MilvusServer, client: Any, tmp_path: Path, seed: int
+    milvus_to_kill: MilvusServer, client: Any, tmp_path: Path, seed: int, shared: bool
 ) -> None:
     alias = make(client)
-    live = MilvusCollection(client, alias).layouts.build(spec(tmp_path))
-    writer = Writer(client, alias, N_CELLS)
+    live = MilvusCollection(client, alias).layouts.build(spec(tmp_path, shared=shared))
+    writer = writer_of(client, alias, shared)
     router = LearnedRouter(MilvusCollection(client, alias), hook=AllCells())
     doubtful: list[int] = []
 
@@ -200,7 +258,7 @@ def test_the_server_dies_in_a_stream_of_upserts_and_searches(
         live.delete(doubtful)
         for key in doubtful:
             writer.expected.pop(key, None)
-    check(live, writer.expected, N_CELLS)
+    checked(live, writer.expected, shared)
 
 
 class AllCells:

@@ -26,6 +26,10 @@ COUNT = 6000  # a segment under 1024 rows gets no IVF index and ignores nprobe
 
 
 class TestMilvusServer(MilvusContract):
+    shares_keys = True
+    shared_sketches = True
+    brought_back = 0
+
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
     def database(cls, milvus_uri: str) -> Iterator[None]:
@@ -36,6 +40,7 @@ class TestMilvusServer(MilvusContract):
 
 @pytest.mark.skipif("AMIPS_NIGHTLY" not in os.environ, reason="takes minutes: set AMIPS_NIGHTLY")
 class TestMilvusServerWithACellField(TestMilvusServer):
+    shares_keys = False
     storage: Storage | None = "field"
 
 

@@ -3,6 +3,9 @@
 A laid-out collection says so in the properties it was created with (a server forgets properties
 altered later when it restarts). Its cells are partitions, with the overflow in Milvus' own
 ``_default``, or values of the field ``amips_cell``, where the overflow is -1.
+
+Where keys lie in more cells than one, a key has a row in the partition of each: a server returns
+equal ids once. What we have to know of such rows lies in Milvus' dynamic field.
 """
 
 from __future__ import annotations
@@ -20,10 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUILDING",
+    "CELLS_FIELD",
     "CELL_FIELD",
+    "COPY_FIELD",
     "DEFAULT_PARTITION",
     "RESERVED",
     "SKETCH_FIELD",
+    "STAMP_FIELD",
     "CellProperties",
     "building_name",
     "draining",
@@ -37,6 +43,9 @@ RESERVED = "amips_"
 """What everything of ours in users' rows begins with."""
 CELL_FIELD = "amips_cell"
 SKETCH_FIELD = "amips_sketch"
+COPY_FIELD = "amips_copy"  # of all rows of a key but the one in its own cell
+CELLS_FIELD = "amips_cells"  # of a key in several: all of them, its own first
+STAMP_FIELD = "amips_stamp"  # and the write that its rows are of
 BUILDING = "__building_"  # in the name of a copy that is not complete
 DEFAULT_PARTITION = "_default"  # where Milvus puts a row that names no partition
 
@@ -48,7 +57,8 @@ _PROPERTY = "amips."
 class CellProperties:
     """The cells of a laid-out table (see ``LayoutSpec``), and the ``source`` it was copied from.
 
-    ``family`` is the name of the first generation; those of older versions do not say it.
+    ``family`` is the name of the first generation; those of older versions do not say it, nor
+    whether keys may lie in several cells, which they did not.
     """
 
     layout: str
@@ -58,6 +68,7 @@ class CellProperties:
     source: str
     index: str
     family: str
+    shared: bool = False
 
     def properties(self) -> dict[str, str]:
         """Write them as properties of a collection."""
@@ -78,6 +89,7 @@ class CellProperties:
             source=found["source"] or "",
             index=found["index"] or "FLAT",
             family=found["family"] or "",
+            shared=found["shared"] == str(True),
         )
 
     def partition(self, cell: int) -> str:

@@ -218,7 +218,7 @@ class MilvusCollection(SearchedTable):
 
     def count(self) -> int:
         """Return the number of keys, with every write acknowledged before this call."""
-        return self.table().count()
+        return self.table().count_keys()
 
     def scan(self, batch_size: int, after: Cursor | None = None) -> Iterator[KeyBatch]:
         """Read every row with a vector once, in the order of the ids, behind the id ``after``.
@@ -264,7 +264,8 @@ class MilvusCollection(SearchedTable):
         """
         table = self.table()
         ids = self._plain(ids)
-        check_keys(table.info.dim, self.layout(), ids, vectors, fields, cells)
+        shared = table.shares_keys
+        check_keys(table.info.dim, self.layout(), ids, vectors, fields, cells, shared=shared)
         stored = fields if fields is not None else [{}] * len(ids)
         rows = [
             {

@@ -14,6 +14,7 @@ from amips_plugins.adapters.copies.row_changes import Row, SourceBaseline, diges
 from amips_plugins.adapters.milvus.cell_index import index_search
 from amips_plugins.adapters.milvus.failures import failure_of
 from amips_plugins.adapters.milvus.opening import describe_index, widest_params
+from amips_plugins.adapters.milvus.shared_rows import mend_torn
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.adapters.milvus.writing import write_rows
 from amips_plugins.cell_layout import AssignCells, check_assigned
@@ -47,7 +48,7 @@ class TableReplica(Replica):
 
     def count(self) -> int:
         """Count the source."""
-        return self.source.count()
+        return self.source.count_keys()
 
     def rows(self, *, of_copy: bool = False) -> Iterator[Row]:
         """Read a table in the order of the ids."""
@@ -97,20 +98,27 @@ class TableReplica(Replica):
         some = [rows[place] for place in keys]
         ids = [row[self.target.key] for row in some]
         chosen = self.assign(ids, self.target.vectors(some))
-        found[keys] = check_assigned(chosen, len(ids), cells.n_cells)
+        chosen = check_assigned(chosen, len(ids), cells.n_cells, shared=cells.shared)
+        found = np.full((len(rows), *chosen.shape[1:]), OVERFLOW)
+        found[keys] = chosen
         return found
+
+    def unite(self) -> None:
+        """Make one of what a run that died has left of keys in several cells."""
+        if self.target.shares_keys:
+            mend_torn(self.target, self.cells_of)
 
     def problem(self, base: SourceBaseline) -> str | None:
         """Compare numbers of rows, and the neighbours of a sample."""
-        if self.target.count() > len(base.ids):
+        if self.target.count_keys() > len(base.ids):
             self._mend()
-        more = self.target.count() - len(base.ids)
+        more = self.target.count_keys() - len(base.ids)
         if more:
             return f"The copy {self.target.name!r} has {more:+} keys against {self.source.name!r}"
         # What Milvus counts and never hands out, such as the largest of its ids, is in no copy.
         # What others wrote since then was not meant to be read: so the count before the reading.
         hidden = self.counted - len(base.ids)
-        if hidden > 0 and (hidden := hidden - self.source.count_copies()) > 0:
+        if hidden > 0 and (hidden := hidden - self.source.count_twins()) > 0:
             return (
                 f"{self.source.name!r} counts {hidden} rows more than it hands out, which a copy "
                 f"would lack (such as the id {2**63 - 1}); delete these"
@@ -126,7 +134,7 @@ class TableReplica(Replica):
         before, after = _nearest(self.source, queries, k), _nearest(self.target, queries, k)
         found = float(np.mean([found_again(*pair) for pair in zip(before, after, strict=True)]))
         # One that others upserted beside its row in a cell the source finds twice, the copy once.
-        moved = self.changed + max(0, self.source.count() - len(base.ids))
+        moved = self.changed + max(0, self.source.count_keys() - len(base.ids))
         if found_enough(found, moved, len(base.ids)):
             return None
         return (
@@ -138,7 +146,8 @@ class TableReplica(Replica):
         """Make one row of those that a client inserted twice, having lost the answer."""
         for page in self.target.pages(_BATCH, _READ_BYTES, ["*"]):
             ids = [row[self.target.key] for row in page]
-            if self.target.count(self.target.where_ids(ids)) > len(ids):
+            once = self.target.all_of(self.target.where_ids(ids), self.target.no_copies)
+            if self.target.count(once) > len(ids):
                 rows = [self.target.bare(row) for row in page]
                 write_rows(self.target, rows, self.cells_of(rows))
 
@@ -157,6 +166,11 @@ def _nearest(table: Table, queries: FloatArray, k: int) -> list[dict[Id, float]]
         search_params={"metric_type": table.info.metric.name, "params": widest},
         consistency_level="Strong",
     )
+    if any(len({hit["entity"][table.key] for hit in hits}) < len(hits) for hits in answers):
+        raise CollectionError(
+            f"This Milvus finds a key of {table.name!r} once for each of its rows, which keys in "
+            f"more than one cell do not bear; lay out a bundle that was trained with --spill 0."
+        )
     sign = 1.0 if table.info.metric.larger_is_better else -1.0
     return [
         {hit["entity"][table.key]: sign * float(hit["distance"]) for hit in hits}

@@ -44,7 +44,7 @@ def plan_copy(
     storage = choose_storage(spec)
     _check(table, spec, storage, alias)
     keys = _count_ids(table)
-    n_bytes, rate = _estimate(table, keys, storage)
+    n_bytes, rate = _estimate(table, keys + spec.copies, storage)
     folder = path()
     if folder is not None:
         _check_disk(folder, n_bytes)
@@ -60,25 +60,27 @@ def plan_copy(
     steps.append(f"keep {table.name!r} until it is dropped")
     notes = [
         *_notes(table, spec, storage, alias, target),
+        *_copies_notes(spec, keys, n_bytes),
         *_index_notes(table, spec, storage, keys),
     ]
-    return BuildPlan(tuple(steps), keys, n_bytes, _PASSES * keys / rate, tuple(notes))
+    rows = keys + spec.copies
+    return BuildPlan(tuple(steps), keys, n_bytes, _PASSES * rows / rate, tuple(notes))
 
 
 def choose_storage(spec: LayoutSpec) -> Storage:
     """Return where the cells go: partitions where they are few enough, else a field."""
-    if spec.shared:
-        raise InvalidInput(
-            f"The cells {spec.layout!r} share keys, which Milvus would have to store more than "
-            f"once; lay out a bundle that was trained with --spill 0."
-        )
     if spec.storage in ("payload", "copy", "shards"):
         raise InvalidInput(
             f"The storage {spec.storage!r} is for Qdrant; Milvus has 'partitions' and 'field'."
         )
+    if spec.shared and spec.storage == "field":
+        raise InvalidInput(
+            f"The cells {spec.layout!r} share keys, and the field of a row holds one cell; use the "
+            f"storage 'partitions', or a bundle that was trained with --spill 0."
+        )
     if spec.storage is not None:
         return spec.storage
-    return "partitions" if spec.n_cells <= _MANY_PARTITIONS else "field"
+    return "partitions" if spec.shared or spec.n_cells <= _MANY_PARTITIONS else "field"
 
 
 def has_clustering_keys(version: str) -> bool:
@@ -89,6 +91,12 @@ def has_clustering_keys(version: str) -> bool:
 
 def _check(table: Table, spec: LayoutSpec, storage: Storage, alias: str | None) -> None:
     name = table.name
+    if spec.shared and table.is_lite:
+        raise InvalidInput(
+            f"The cells {spec.layout!r} share keys, and Milvus Lite keeps one row of an id, in "
+            f"whatever partition it was written to last; use a server, or a bundle that was "
+            f"trained with --spill 0."
+        )
     if table.cells is not None and table.cells.layout == spec.layout:
         raise InvalidInput(
             f"{name!r} is laid out in the cells {spec.layout!r} already, and the alias {alias!r} "
@@ -129,19 +137,19 @@ def _check(table: Table, spec: LayoutSpec, storage: Storage, alias: str | None) 
 
 
 def _count_ids(table: Table) -> int:
-    before = table.count()
+    before = table.count_keys()
     distinct = sum(len(page) for page in table.pages(16_384, 1 << 30, [table.key]))
-    more = min(before, table.count()) - distinct  # or others wrote and deleted meanwhile
+    more = min(before, table.count_keys()) - distinct  # or others wrote and deleted meanwhile
     if more <= 0:
         return distinct
-    twice = table.count_copies()
+    twice = table.count_twins()
     # In cells others upsert beside the row in a cell, and the newer one is copied.
     if twice and not table.in_partitions:
         raise InvalidInput(
             f"Collection {table.name!r} holds {twice} rows whose id another row has too, and a "
             f"copy would keep one of each; delete these ids and write them once."
         )
-    if more > twice and table.count() - distinct > twice:
+    if more > twice and table.count_keys() - distinct > twice:
         raise InvalidInput(
             f"Collection {table.name!r} counts {more - twice} rows more than Milvus hands out, and "
             f"a copy would lack them; delete them (one with the id {2**63 - 1} is such a row)."
@@ -200,6 +208,18 @@ def _index_notes(table: Table, spec: LayoutSpec, storage: Storage, keys: int) ->
             f"Milvus builds no index: they are scanned"
         )
     return notes
+
+
+def _copies_notes(spec: LayoutSpec, keys: int, n_bytes: int) -> Sequence[str]:
+    if not spec.shared:
+        return ()
+    rows = keys + spec.copies
+    return (
+        f"keys in more than one cell have a row in each: about {spec.copies:,} rows more, "
+        f"{rows / max(1, keys):.2f} times the memory, of which they take about "
+        f"{n_bytes * spec.copies / max(1, rows) / 1e6:,.0f} MB besides the index; Milvus' own "
+        f"count(*) counts them, Milvus' answers do not",
+    )
 
 
 def _notes(

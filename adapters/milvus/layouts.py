@@ -78,14 +78,14 @@ class MilvusLayouts:
         table, alias = self.collection.table(), self._alias(spec)
         if self._undrained(spec):
             step = f"copy to {table.name!r} what was written to its source before the switch"
-            return BuildPlan((step,), table.count(), 0, 0.0)
+            return BuildPlan((step,), table.count_keys(), 0, 0.0)
         self._check_drained()
         finished = self._finished(spec)
         if finished is not None:
             note = f"{finished!r} has these cells already: nothing is left to copy"
             new = alias is not None and self._target_of(alias) is None
             steps = (f"point alias {alias!r} at {finished!r}",) if new else ()
-            return BuildPlan(steps, table.count(), 0, 0.0, (note,))
+            return BuildPlan(steps, table.count_keys(), 0, 0.0, (note,))
         complete = self._generations.complete(spec.layout)
         if complete is not None and self._base_of(spec, complete) is None:
             raise InvalidInput(
@@ -162,13 +162,17 @@ class MilvusLayouts:
         name = self._generations.complete(spec.layout)
         if name is not None:
             copy = TableReplica(source, self._open(name), spec.assign, progress)
+            copy.unite()
             base = copy.catch_up(self._base_of(spec, name))
             _save_base(spec, name, base)
         else:
             building, new = prepare_copy(spec, source)
             copy = TableReplica(source, self._open(building), spec.assign, progress)
             try:
+                if not new:
+                    copy.unite()
                 base = copy.catch_up(new=new)
+                copy.unite()  # of what a client wrote twice, having lost the answer
             except CollectionError:
                 if new:  # a row that can never be copied
                     self._client.drop_collection(building)
@@ -226,9 +230,11 @@ class MilvusLayouts:
         progress: Progress,
         base: SourceBaseline | None = None,
     ) -> MilvusCollection:
+        copy = TableReplica(source, target, spec.assign, progress)
         if base is None:  # the run before has died; without its notes only what is missing comes
+            copy.unite()
             base = _load_base(spec, target.name) or SourceBaseline()
-        self._finish_switch(TableReplica(source, target, spec.assign, progress), base)
+        self._finish_switch(copy, base)
         if spec.work is not None:
             _base_file(spec.work, target.name).unlink(missing_ok=True)
         return self.collection.sibling(target.name)
@@ -255,7 +261,7 @@ class MilvusLayouts:
             layout=None if cells is None else cells.layout,
             version=(cells.version or None) if cells else None,
             storage=None if cells is None else cells.storage,
-            count=table.count(),
+            count=table.count_keys(),
             overflow=table.overflow(),
             unfinished=tuple(unfinished),
             older=tuple(older),

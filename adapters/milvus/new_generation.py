@@ -33,7 +33,14 @@ def prepare_copy(spec: LayoutSpec, source: Table) -> tuple[str, bool]:
     client, storage = source.client, choose_storage(spec)
     family, _ = generation_of(source.name, source.cells)
     cells = CellProperties(
-        spec.layout, spec.n_cells, spec.version, storage, source.name, spec.index, family
+        spec.layout,
+        spec.n_cells,
+        spec.version,
+        storage,
+        source.name,
+        spec.index,
+        family,
+        spec.shared,
     )
     building = building_name(family, spec.layout, storage)
     new = not client.has_collection(building)
@@ -67,6 +74,8 @@ def _create(source: Table, building: str, cells: CellProperties) -> None:
         if field["name"] not in (CELL_FIELD, SKETCH_FIELD)
     ]
     raw = {**source.raw, "fields": fields, "auto_id": False}
+    if cells.shared:  # where the marks of its rows lie; to clients who know of none it is no field
+        raw["enable_dynamic_field"] = True
     schema = orm.CollectionSchema.construct_from_dict(raw)
     if cells.storage == "field":
         version = str(source.client.get_server_version())
@@ -94,7 +103,7 @@ def _create(source: Table, building: str, cells: CellProperties) -> None:
 def _create_indexes(source: Table, building: str, spec: LayoutSpec) -> None:
     """Create those indexes that are missing."""
     client, info = source.client, source.info
-    rows = source.count() / spec.n_cells
+    rows = (source.count_keys() + spec.copies) / spec.n_cells
     made = {
         client.describe_index(building, index)["field_name"]
         for index in client.list_indexes(building)

@@ -1,9 +1,9 @@
-"""What Milvus said of a collection's partitions and index a moment ago: every search needs it."""
+"""What Milvus said of a collection a moment ago, and every search needs to know."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from amips_plugins.adapters.milvus.opening import describe_index
@@ -21,6 +21,7 @@ class Recent:
     def __init__(self) -> None:
         self._index: tuple[float, Mapping[str, Any]] = (float("-inf"), {})
         self._partitions: tuple[float, list[str]] = (float("-inf"), [])
+        self._overflow: tuple[float, bool] = (float("-inf"), True)
 
     def index(self, table: Table, timeout: float | None = None) -> Mapping[str, Any]:
         """Return the index of the vector."""
@@ -46,6 +47,26 @@ class Recent:
                     raise
             self._partitions = time.monotonic(), known
         return self._partitions[1]
+
+    @property
+    def no_overflow(self) -> bool:
+        """Tell whether it is known that nothing lies in the overflow."""
+        when, some = self._overflow
+        return not some and time.monotonic() - when <= _PARTITIONS_STAY
+
+    def has_overflow(self, table: Table, there: Sequence[str], timeout: float | None) -> bool:
+        """Tell whether something lies in the overflow, among the partitions that are ``there``."""
+        if time.monotonic() - self._overflow[0] > _PARTITIONS_STAY:
+            rows = table.client.query(
+                table.name,
+                filter=table.any_id,
+                output_fields=["count(*)"],
+                partition_names=table.overflow_partitions(there),
+                consistency_level="Eventually",  # of what no search sees yet, none needs to know
+                timeout=timeout,
+            )
+            self._overflow = time.monotonic(), rows[0]["count(*)"] > 0
+        return self._overflow[1]
 
     def asks(self, table: Table) -> bool:
         """Tell whether the next reading of the partitions waits for the database."""

@@ -27,6 +27,7 @@ __all__ = [
     "all_or_none",
     "as_hits",
     "changed_meaning",
+    "id_of",
     "plan_calls",
     "score_calls",
     "scored_by_ids",
@@ -168,11 +169,12 @@ def score_calls(
     return [
         Call(call.rows, {**call.arguments, **fixed, "filter": table.where_ids(ids)})
         for call, (hits,) in zip(asked, answers, strict=True)
-        if (ids := [_id(hit, table) for hit in hits])
+        if (ids := [id_of(hit, table) for hit in hits])
     ]
 
 
-def _id(hit: Any, table: Table) -> Id:
+def id_of(hit: Any, table: Table) -> Id:
+    """Return the id of a hit."""
     # Servers up to 2.3 do not say what the key is called.
     found: Id = hit.get(table.key, hit.get("id"))
     return found
@@ -333,7 +335,7 @@ def _hits(
     added = {table.key, table.info.field} if "*" not in wanted else set()
     return [
         Hit(
-            _id(answer[place], table),
+            id_of(answer[place], table),
             scores[place],
             {
                 name: value

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 from amips_plugins.adapters.milvus.cell_index import SCANNED, IndexSearch, index_search
 from amips_plugins.adapters.milvus.given import InPartitions
 from amips_plugins.adapters.milvus.opening import describe_index, widest_params
+from amips_plugins.adapters.milvus.overwritten import MOST_ROUNDS, around, overwritten
 from amips_plugins.adapters.milvus.search import (
     Call,
     all_or_none,
     as_hits,
+    id_of,
     plan_calls,
     score_calls,
     scored_by_ids,
     time_left,
 )
-from amips_plugins.collection import Hit, SearchRequest, check_layout
+from amips_plugins.collection import Hit, Id, SearchRequest, check_layout
 from amips_plugins.plan import NATIVE, QueryPlan
 
 if TYPE_CHECKING:
@@ -88,11 +90,36 @@ class SearchedTable(InPartitions):
                 for call in asked
             ]
 
-        answers = ask(calls)
+        answers, first = ask(calls), calls
         if scored_by_ids(plan, table):
             calls = score_calls(request, plan, table, calls, answers, self.recent_index())
             answers = ask(calls)
+        hidden: set[Id] = set()
+        for _ in range(MOST_ROUNDS if there and table.shares_keys else 0):
+            more = self.overwritten(
+                calls, answers, there or (), time_left(request.timeout, started)
+            )
+            if more <= hidden:
+                break
+            hidden |= more
+            calls = around(first, hidden, table, there or ())
+            answers = ask(calls)
         return as_hits(request, plan, table, calls, answers)
+
+    def overwritten(
+        self,
+        calls: Sequence[Call],
+        answers: Sequence[Any],
+        there: Sequence[str],
+        timeout: float | None,
+    ) -> set[Id]:
+        """Return the ids in these answers that somebody has written since to the overflow."""
+        table = self.table()
+        if not self._recent.has_overflow(table, there, timeout):
+            return set()
+        ids = {id_of(hit, table) for answer in answers for hits in answer for hit in hits}
+        searched = [call.arguments["partition_names"] for call in calls]
+        return overwritten(table, ids, searched, there, timeout)
 
     def exact(self, request: SearchRequest) -> list[list[Hit]]:
         """Search as widely as the index can, all partitions of a layout included.
@@ -154,9 +181,20 @@ class SearchedTable(InPartitions):
                 return [await ask_one(asked[0])]
             return await all_or_none(ask_one(call) for call in asked)
 
-        answers = await ask(calls)
+        answers, first = await ask(calls), calls
         if scored_by_ids(plan, table):
             described = await asyncio.to_thread(self.recent_index)
             calls = score_calls(request, plan, table, calls, answers, described)
+            answers = await ask(calls)
+        hidden: set[Id] = set()
+        for _ in range(MOST_ROUNDS if there and table.shares_keys else 0):
+            if self._recent.no_overflow:
+                break
+            left = time_left(request.timeout, started)
+            more = await asyncio.to_thread(self.overwritten, calls, answers, there or (), left)
+            if more <= hidden:
+                break
+            hidden |= more
+            calls = around(first, hidden, table, there or ())
             answers = await ask(calls)
         return as_hits(request, plan, table, calls, answers)

@@ -15,8 +15,11 @@ from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.copies.row_changes import encoded
 from amips_plugins.adapters.milvus.cells import (
     CELL_FIELD,
+    CELLS_FIELD,
+    COPY_FIELD,
     DEFAULT_PARTITION,
     SKETCH_FIELD,
+    STAMP_FIELD,
     CellProperties,
 )
 from amips_plugins.collection import CollectionInfo, Cursor, Id
@@ -33,6 +36,7 @@ _MAX_PAGE = 16_384  # rows Milvus returns for one query
 _FIRST_PAGE = 256
 _ANSWER_BYTES = 16 << 20  # of the 64 MiB that a server sends at most; rows differ
 _MAX_IDS = 5_000  # in one expression
+_OURS = (CELL_FIELD, SKETCH_FIELD, COPY_FIELD, CELLS_FIELD, STAMP_FIELD)
 _LITE_ESCAPES = str.maketrans({'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
@@ -102,6 +106,10 @@ class Table:
             consistency_level=consistency,
         )
         return int(rows[0]["count(*)"])
+
+    def count_keys(self) -> int:
+        """Count rows, of a key in several cells only the one in its own."""
+        return self.count(self.no_copies)
 
     def _query(self, **arguments: Any) -> list[dict[str, Any]]:
         try:
@@ -246,6 +254,16 @@ class Table:
         """Whether its cells are partitions."""
         return self.cells is not None and self.cells.storage == "partitions"
 
+    @property
+    def shares_keys(self) -> bool:
+        """Whether a key may lie in several cells, a row in each."""
+        return self.cells is not None and self.cells.shared
+
+    @property
+    def no_copies(self) -> str:
+        """A filter that keeps one row of every key."""
+        return f"not exists {COPY_FIELD}" if self.shares_keys else ""
+
     def _newest(
         self,
         rows: list[dict[str, Any]],
@@ -302,6 +320,12 @@ class Table:
         """Return those of the ids that are there."""
         return set(self._read(ids, [self.key], "", None))
 
+    def read_in(
+        self, partition: str, ids: Sequence[Id], fields: Sequence[str]
+    ) -> dict[Id, dict[str, Any]]:
+        """Read those of the rows that lie in a partition."""
+        return self._read(ids, fields, "", [partition])
+
     def _read(
         self,
         ids: Sequence[Id],
@@ -320,12 +344,13 @@ class Table:
             found |= {row[self.key]: row for row in rows}
         return found
 
-    def count_copies(self) -> int:
-        """Count the rows whose id another row has too, each but once."""
+    def count_twins(self) -> int:
+        """Count the rows whose id another row has too, each but once; rows of ours are none."""
         twice = 0
         for page in self.pages(_MAX_IDS, 1 << 30, [self.key]):
             ids = [row[self.key] for row in page]
-            twice += max(0, self.count(self.where_ids(ids)) - len(ids))
+            keys = self.count(self.all_of(self.where_ids(ids), self.no_copies))
+            twice += max(0, keys - len(ids))
         return twice
 
     def vectors(self, rows: Sequence[Mapping[str, Any]]) -> FloatArray:
@@ -364,12 +389,16 @@ class Table:
         if self.is_lite:
             self.client.flush(self.name)
 
+    def delete_in(self, partition: str, ids: Sequence[Id]) -> None:
+        """Delete ids in one partition; a server's other rows of them stay."""
+        for some in _chunks(ids, _MAX_IDS):
+            self.client.delete(self.name, filter=self.where_ids(some), partition_name=partition)
+
     def bare(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return a row as its writer knows it: without its cell and what Milvus computes."""
         computed = {f["name"] for f in self.raw["fields"] if f.get("is_function_output")}
-        return {
-            name: row[name] for name in row if name not in (CELL_FIELD, SKETCH_FIELD, *computed)
-        }
+        left_out = {*_OURS, *computed}
+        return {name: row[name] for name in row if name not in left_out}
 
 
 @lru_cache(maxsize=64)

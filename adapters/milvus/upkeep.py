@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.copies.row_changes import digest
 from amips_plugins.adapters.milvus.cells import CELL_FIELD, SKETCH_FIELD, CellProperties
+from amips_plugins.adapters.milvus.shared_rows import last_rows, mend_torn
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.adapters.milvus.writing import write_rows
 from amips_plugins.cell_layout import (
@@ -63,6 +65,8 @@ def backfill(table: Table, assign: AssignCells, progress: Progress, *, verify: b
             now = table.read_overflow(list(read))
             moved += _place(table, read, now, assign, moved=True)
             step.advance(len(page))
+    if table.shares_keys:
+        mend_torn(table, lambda rows: _given(table, rows, assign))
     if not verify:
         _take_away_sampled(table, assign)
     return moved
@@ -77,19 +81,26 @@ def _place(
     moved: bool,
 ) -> int:
     """Put rows into their cells, or none, but for those that changed since they were read."""
-    ids, vectors = list(read), table.vectors(list(read.values()))
-    cells: IntArray = np.full(len(ids), OVERFLOW)
-    if assign is not None:
-        cells = check_assigned(assign(ids, vectors), len(ids), _cells(table).n_cells)
+    ids, cells = list(read), _given(table, list(read.values()), assign)
+    own = cells if cells.ndim == 1 else cells[:, 0]
     due = [
         place
         for place, key in enumerate(ids)
-        if (cells[place] != OVERFLOW or not moved)
+        if (own[place] != OVERFLOW or not moved)
         and key in now
         and digest(table.bare(now[key])) == digest(read[key])
     ]
     write_rows(table, [read[ids[place]] for place in due], cells[due], moved=moved)
-    return int((cells[due] != OVERFLOW).sum())
+    return int((own[due] != OVERFLOW).sum())
+
+
+def _given(table: Table, rows: list[dict[str, Any]], assign: AssignCells | None) -> IntArray:
+    """Return the cells of rows; none for those without a vector."""
+    cells, ids = _cells(table), [row[table.key] for row in rows]
+    if assign is None:
+        return np.full(len(ids), OVERFLOW)
+    chosen = assign(ids, table.vectors(rows))
+    return check_assigned(chosen, len(ids), cells.n_cells, shared=cells.shared)
 
 
 def _take_away_sampled(table: Table, assign: AssignCells) -> None:
@@ -154,9 +165,9 @@ def _names(table: Table) -> list[Any]:
 def _mend(table: Table, ids: Sequence[Id], assign: AssignCells | None) -> int:
     if not ids:
         return 0
-    rows = table.read(ids)
-    read = {key: table.bare(row) for key, row in rows.items() if table.has_vector(row)}
-    return _place(table, read, table.read(list(read)), assign, moved=False)
+    look = partial(last_rows, table) if table.shares_keys else table.read
+    read = {key: table.bare(row) for key, row in look(ids).items() if table.has_vector(row)}
+    return _place(table, read, look(list(read)), assign, moved=False)
 
 
 def _judged(table: Table, page: _Page, assign: AssignCells | None) -> tuple[int, list[Id]]:
@@ -167,7 +178,7 @@ def _judged(table: Table, page: _Page, assign: AssignCells | None) -> tuple[int,
     ids = [row[table.key] for row in rows]
     found = [row[CELL_FIELD] if page[1] is None else page[1] for row in rows]
     cells: IntArray = np.array(found, dtype=np.int64)
-    beside = [row.get(SKETCH_FIELD) if page[1] is None else None for row in rows]
+    beside = [row.get(SKETCH_FIELD) for row in rows]
     judged, stale = find_stale(ids, table.vectors(rows), cells, beside, table.info.metric, assign)
     return int(judged.sum()), [ids[place] for place in np.flatnonzero(stale)]
 
@@ -186,7 +197,7 @@ def _sampled(table: Table, size: int) -> Iterator[_Page]:
     table.count()  # with which the server catches up: after it, reads need not be strong
     field = cells.storage == "field"
     scopes: list[tuple[str, list[str] | None]] = [
-        (f"{CELL_FIELD} == {cell}", None) if field else ("", [cells.partition(cell)])
+        (f"{CELL_FIELD} == {cell}", None) if field else (table.no_copies, [cells.partition(cell)])
         for cell in range(cells.n_cells)
     ]
     counts = np.array([table.count(*scope, "Bounded") for scope in scopes])
@@ -216,9 +227,9 @@ def _sampled(table: Table, size: int) -> Iterator[_Page]:
 
 
 def _fields(table: Table) -> list[str]:
-    beside = [SKETCH_FIELD] if table.has_sketches else []
-    cell = [] if table.in_partitions else [CELL_FIELD, *beside]
-    return [table.key, table.info.field, *cell]
+    beside = [SKETCH_FIELD] if table.has_sketches or table.shares_keys else []
+    cell = [] if table.in_partitions else [CELL_FIELD]
+    return [table.key, table.info.field, *cell, *beside]
 
 
 def _cells(table: Table) -> CellProperties:

@@ -12,6 +12,7 @@ import numpy as np
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.milvus.cells import CELL_FIELD, SKETCH_FIELD
+from amips_plugins.adapters.milvus.shared_rows import write_shared_rows
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.collection import Id
 from amips_plugins.errors import CollectionError
@@ -38,13 +39,16 @@ def write_rows(
 
     A new row has been accepted before the old one goes, so what is refused changes nothing
     that was there, and a writer that dies in between loses nothing. ``new`` says that no such
-    row is there, ``moved`` that the rows are in the overflow now.
+    row is there, ``moved`` that the rows are in the overflow now. Where keys may lie in several
+    cells, these are ``(n, width)``, and the rows are written as ``shared_rows`` says.
     """
     size = max(1, min(_ROWS, _WRITE_BYTES // (4 * table.info.dim + 256)))
     for start in range(0, len(rows), size):
         some = rows[start : start + size]
         chosen = np.full(len(some), OVERFLOW) if cells is None else cells[start : start + size]
-        if new:
+        if table.shares_keys:
+            write_shared_rows(table, some, chosen, new=new, moved=moved)
+        elif new:
             _put(table, some, chosen, table.client.insert)
         elif table.is_lite:
             _write_lite(table, some, chosen)
@@ -72,7 +76,7 @@ def _tidy(table: Table, rows: Sequence[dict[str, Any]], cells: IntArray, *, move
     """Take away what rows just written have left where they were before."""
     if moved:
         for partition in table.overflow_partitions():
-            _delete_in(table, partition, [row[table.key] for row in rows])
+            table.delete_in(partition, [row[table.key] for row in rows])
     if rows:
         _keep_one(table, rows, cells)
 
@@ -155,14 +159,7 @@ def _delete_elsewhere(table: Table, ids: Sequence[Id], cells: IntArray) -> None:
     own = [table.cells.partition(cell) for cell in cells.tolist()]
     for partition in table.partitions():
         strange = [key for key, home in zip(ids, own, strict=True) if home != partition]
-        if strange:
-            _delete_in(table, partition, strange)
-
-
-def _delete_in(table: Table, partition: str, ids: Sequence[Id]) -> None:
-    """Delete ids in one partition; a server's other copies stay."""
-    if ids:
-        table.client.delete(table.name, filter=table.where_ids(ids), partition_name=partition)
+        table.delete_in(partition, strange)
 
 
 def _by_cell(cells: IntArray) -> list[list[int]]:

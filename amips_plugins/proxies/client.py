@@ -119,7 +119,12 @@ def routing(dialect: Dialect, routed: RoutedCollection, show: Show) -> Method:
     return make
 
 
-def changing(routed: RoutedCollection, change: Change, after: After | None = None) -> Method:
+def changing(
+    routed: RoutedCollection,
+    change: Change,
+    after: After | None = None,
+    show: Show = lambda response: response,
+) -> Method:
     """Make a method's calls with other arguments, and do what they leave to do ``after`` them."""
 
     def make(client: Any, kind: type, name: str) -> Callable[..., Any]:
@@ -144,10 +149,10 @@ def changing(routed: RoutedCollection, change: Change, after: After | None = Non
             return response
 
         def method(*args: Any, **kwargs: Any) -> Any:
-            return run(effects(args, kwargs))
+            return shown(show, run(effects(args, kwargs)))
 
         async def method_async(*args: Any, **kwargs: Any) -> Any:
-            return await run_async(effects(args, kwargs), None)
+            return shown(show, await run_async(effects(args, kwargs), None))
 
         return method_async if iscoroutinefunction(getattr(kind, name)) else method
 

@@ -12,12 +12,14 @@ import numpy as np
 from amips_plugins.adapters.milvus.cell_index import SCANNED
 from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.adapters.milvus.opening import widest_params
+from amips_plugins.adapters.milvus.overwritten import MOST_ROUNDS, without
 from amips_plugins.adapters.milvus.search import (
     MAX_CANDIDATES,
     plan_calls,
     scored_by_ids,
     with_params,
 )
+from amips_plugins.adapters.milvus.search import Call as Searched
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.collection import (
     Collection,
@@ -78,10 +80,9 @@ def wrap(
                 "search": routing(_Milvus(), routed, _show_hits),
                 "hybrid_search": reading(_show_hits),
                 "search_iterator": reading(lambda pages: _Pages(pages, _show_page)),
-                "query": reading(_show_rows),
                 "get": reading(_show_rows),
                 "query_iterator": reading(lambda pages: _Pages(pages, _show_rows)),
-                **writes(routed),
+                **writes(routed, _show_rows),
             }
             return proxy(client, kinds[name], methods, routed)
     return None
@@ -249,6 +250,10 @@ class _Searched:
             _keep(response[0], planned[offset:end])
         else:
             response = yield plain.instead(arguments)
+            if there and table.shares_keys:
+                yield from self._without_older(
+                    response, plain, arguments, collection, there, request.k
+                )
             planned = _entries(response[0])
             everything = scope["partition_names"] is None and scope["filter"] == (condition or "")
             if not offset or len(planned) == request.k or everything:
@@ -263,6 +268,34 @@ class _Searched:
             pages = planned + [entry for entry in others if entry[0] not in before]
             _keep(response[0], pages[offset:end])
         return Found(response, [Hit(key, score) for key, score, _ in planned])
+
+    def _without_older(
+        self,
+        response: Any,
+        plain: Call,
+        arguments: dict[str, Any],
+        collection: MilvusCollection,
+        there: Sequence[str],
+        limit: int,
+    ) -> Effects[None]:
+        """Find keys that somebody has written since to the overflow there only."""
+        table, timeout, end = collection.table(), arguments["timeout"], self.offset + limit
+        asked, answers, hidden = [arguments], [response], set[Id]()
+        for _ in range(MOST_ROUNDS):
+            calls = [Searched([0], one) for one in asked]
+            more = yield InThread(partial(collection.overwritten, calls, answers, there, timeout))
+            if more <= hidden:
+                break
+            hidden |= more
+            asked = without(arguments, hidden, table, there)
+            answers = []
+            for one in asked:
+                answers.append((yield plain.instead(self._page(one, end))))
+        if hidden:
+            better = table.info.metric.larger_is_better
+            found = [entry for answer in answers for entry in _entries(answer[0])]
+            found.sort(key=lambda entry: -entry[1] if better else entry[1])
+            _keep(response[0], found[self.offset : end])
 
     def _page(self, arguments: Mapping[str, Any], limit: int) -> dict[str, Any]:
         """Return the arguments of a call for the first hits."""

@@ -1,4 +1,4 @@
-"""Writes through a Milvus client: a row that gets another vector is in no stale cell."""
+"""Writes through a Milvus client, which leave no row in a stale cell, and counts of keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from amips_plugins.adapters.milvus.cells import CELL_FIELD
 from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.proxies.calls import Call, RoutedCollection
-from amips_plugins.proxies.client import Method, changing
+from amips_plugins.proxies.client import Method, Show, changing
 from amips_plugins.proxies.records import of_others
 from amips_plugins.routing.effects import Effects, InThread
 from amips_plugins.routing.router import LearnedRouter
@@ -17,8 +17,8 @@ from amips_plugins.routing.router import LearnedRouter
 __all__ = ["writes"]
 
 
-def writes(routed: RoutedCollection) -> dict[str, Method]:
-    """Return the proxy's methods that write rows."""
+def writes(routed: RoutedCollection, show_rows: Show) -> dict[str, Method]:
+    """Return the proxy's methods that write rows or count them."""
 
     def laid_out(name: Any) -> Effects[tuple[LearnedRouter, Table] | None]:
         """Return the router and the table in cells that a name means, or None."""
@@ -28,6 +28,16 @@ def writes(routed: RoutedCollection) -> dict[str, Method]:
             return None
         laid_out = collection.partitions is None and collection.layout()
         return (router, collection.table()) if laid_out else None
+
+    def count(_: Any, __: Call, given: dict[str, Any]) -> Effects[dict[str, Any] | None]:
+        """Count keys, of which one may have a row in each of several cells."""
+        if given.get("output_fields") != ["count(*)"] or given.get("partition_names"):
+            return None
+        found = yield from laid_out(given["collection_name"])
+        if found is None or not found[1].shares_keys:
+            return None
+        table = found[1]
+        return {**given, "filter": table.all_of(given.get("filter") or "", table.no_copies)}
 
     def insert(_: Any, __: Call, given: dict[str, Any]) -> Effects[dict[str, Any]]:
         yield from ()
@@ -54,6 +64,7 @@ def writes(routed: RoutedCollection) -> dict[str, Method]:
     return {
         "insert": changing(routed, insert),
         "upsert": changing(routed, upsert, place),
+        "query": changing(routed, count, show=show_rows),
     }
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from amips_plugins.adapters.milvus.collection import MilvusCollection
+from amips_plugins.adapters.milvus.shared_rows import torn_keys
 from amips_plugins.collection import Id
-from amips_plugins.vectors import FloatArray
+from amips_plugins.vectors import FloatArray, IntArray
 
 _CHANGING = {
     "alter_alias",
@@ -66,6 +67,8 @@ class Writer:
         Number of cells.
     fields
         Stored fields of every row.
+    assign
+        Gives ids their cells; left out, their remainders.
     """
 
     def __init__(
@@ -74,9 +77,10 @@ class Writer:
         alias: str = "live",
         n_cells: int = 2,
         fields: Mapping[str, Any] | None = None,
+        assign: Callable[[Sequence[Id]], IntArray] | None = None,
     ) -> None:
         self.live = MilvusCollection(client, alias)
-        self.n_cells = n_cells
+        self.assign = assign or (lambda ids: np.asarray(ids, dtype=np.int64) % n_cells)
         self.fields = {} if fields is None else fields
         self.rng = np.random.default_rng(0)
         self.expected: dict[Id, FloatArray] = {
@@ -94,7 +98,7 @@ class Writer:
             if gone:
                 collection.delete(ids)
             else:
-                cells = np.array(ids) % self.n_cells if collection.layout() else None
+                cells = self.assign(ids) if collection.layout() else None
                 collection.upsert(ids, vectors, [self.fields] * len(ids), cells)
             self.live = collection
             if collection.current() is collection:
@@ -116,9 +120,12 @@ def contents(collection: MilvusCollection) -> dict[Id, list[float]]:
 
 
 def check(
-    collection: MilvusCollection, expected: Mapping[Id, FloatArray], n_cells: int = 2
+    collection: MilvusCollection,
+    expected: Mapping[Id, FloatArray],
+    n_cells: int = 2,
+    assign: Callable[[Sequence[Id]], IntArray] | None = None,
 ) -> None:
-    """The keys are there, each once, in the cell that it belongs to."""
+    """The keys are there, each once, in all cells that it belongs to and in no other."""
     there = contents(collection)
     lost = sorted(set(expected) - set(there))
     risen = sorted(set(there) - set(expected))
@@ -127,13 +134,20 @@ def check(
     table = collection.table()
     cells = table.cells
     assert cells is not None
+    keys = sorted(expected)
+    homes = np.array(keys) % n_cells if assign is None else assign(keys)
+    homes = homes.reshape(len(keys), -1)
     for cell in range(n_cells):
         where, partitions = f"amips_cell == {cell}", None
         if cells.storage == "partitions":
             where, partitions = "", [cells.partition(cell)]
-        pages = table.pages(1000, 8 << 20, [table.key], where=where, partitions=partitions)
-        assert [row[table.key] for page in pages for row in page] == sorted(
-            key for key in expected if int(key) % n_cells == cell
-        )
+        fields = [table.key, table.info.field]
+        pages = table.pages(1000, 8 << 20, fields, where=where, partitions=partitions)
+        found = {row[table.key]: table.vectors([row])[0] for page in pages for row in page}
+        inside = [key for key, own in zip(keys, homes, strict=True) if cell in own]
+        assert list(found) == inside
+        assert all(found[key].tolist() == expected[key].tolist() for key in inside)
+    if table.shares_keys:
+        assert list(torn_keys(table)) == []
     assert collection.overflow() == 0
     assert collection.count() == len(expected)

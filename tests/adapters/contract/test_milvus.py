@@ -102,28 +102,19 @@ class MilvusContract(CollectionContract):
     sketches = False
 
     def rewrite_in_place(self, collection: Collection, ids: Sequence[Id], keys: FloatArray) -> None:
-        name, rows = (
-            collection.info.name,
-            self.client.query(
-                collection.info.name, filter=f"key in {list(ids)}", output_fields=["*"]
-            ),
-        )
-        new = {key: vector.tolist() for key, vector in zip(ids, keys, strict=True)}
-        changed = [{**row, "embedding": new[row["key"]]} for row in rows]
-        if self.storage == "field":  # what was read is written again, the cell with it
-            self.client.upsert(name, changed)
-            return
-        for partition in self.client.list_partitions(name):
+        name, new = collection.info.name, dict(zip(ids, keys.tolist(), strict=True))
+        field = self.storage == "field"
+        # What was read is written again, the cell with it.
+        for partition in ["_default"] if field else self.client.list_partitions(name):
             there = self.client.query(
                 name,
                 filter=f"key in {list(ids)}",
-                output_fields=["key"],
+                output_fields=["*"],
                 partition_names=[partition],
             )
-            here = {row["key"] for row in there}
-            if here:
-                some = [row for row in changed if row["key"] in here]
-                self.client.upsert(name, some, partition_name=partition)
+            if there:
+                changed = [{**row, "embedding": new[row["key"]]} for row in there]
+                self.client.upsert(name, changed, partition_name=partition)
 
     def check_finished(self, collection: Collection) -> None:
         plan = collection.layouts.plan(self.spec())

@@ -27,12 +27,12 @@ __all__ = [
     "as_hits",
     "both",
     "empty",
-    "group_by_cell",
     "has_cell",
     "has_value",
     "has_vector",
     "in_cells",
     "index_of_cells",
+    "one_cell",
     "others_than",
     "plan_queries",
     "search_params",
@@ -122,34 +122,8 @@ def _widely(params: models.SearchParams | None, k: int) -> models.SearchParams:
     return models.SearchParams.model_construct(**{**(dict(params) if params else {}), **changed})
 
 
-def group_by_cell(
-    queries: Sequence[models.QueryRequest],
-    request: SearchRequest,
-    plan: QueryPlan,
-    record: LayoutRecord,
-    break_even: float,
-) -> tuple[list[int], list[models.QueryRequest]]:
-    """Write a plan's queries as a search for each query and cell, and the row of each.
-
-    Searches of one cell stand side by side with one filter: those the server answers together,
-    which costs it a fraction of as many filters.
-    """
-    everything = searches_everything(plan, break_even)
-    by_cell: dict[int, list[int]] = {}
-    rows = [row for row in range(len(queries)) if everything[row]]
-    found = [queries[row] for row in rows]
-    for row, cells in enumerate([] if plan.cells is None else plan.cells.tolist()):
-        if not everything[row]:
-            for cell in {OVERFLOW, *cells}:
-                by_cell.setdefault(cell, []).append(row)
-    for cell, wanted in sorted(by_cell.items()):
-        condition = _one_cell(record, cell, request.filter)
-        found += [queries[row].model_copy(update={"filter": condition}) for row in wanted]
-        rows += wanted
-    return rows, found
-
-
-def _one_cell(record: LayoutRecord, cell: int, condition: models.Filter | None) -> models.Filter:
+def one_cell(record: LayoutRecord, cell: int, condition: models.Filter | None) -> models.Filter:
+    """Points of one cell, or without any, that meet a condition."""
     if cell == OVERFLOW:
         here = without_cell(record)
     else:

@@ -9,6 +9,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from amips_plugins.adapters.cell_groups import merge_hits
+from amips_plugins.adapters.qdrant.batches import (
+    CellGroup,
+    GrpcBatch,
+    by_cell,
+    by_shard,
+    one_by_one,
+    prefers_grpc,
+)
 from amips_plugins.adapters.qdrant.cell_shards import CellShards, ShardKey
 from amips_plugins.adapters.qdrant.codes import Codes, break_even_of
 from amips_plugins.adapters.qdrant.point_collection import Found, PointCollection
@@ -17,7 +25,6 @@ from amips_plugins.adapters.qdrant.search import (
     as_arguments,
     as_hits,
     both,
-    group_by_cell,
     has_value,
     in_cells,
     others_than,
@@ -41,7 +48,7 @@ __all__ = ["SearchedPoints", "ServerFound"]
 _BATCH = 64  # queries from which on they share cells enough,
 _NUMBERS = 1_000_000  # of vectors in one call: a server takes 32 MiB of JSON
 _IN_PAYLOAD, _IN_SHARDS = 0.4, 0.8  # see break_even
-_SEARCHES_EACH = 12.0  # and searches a query up to which sending them pays (docs/performance.md)
+_SEARCHES_EACH = {False: 12.0, True: 32.0}  # up to which sending them pays; True over gRPC
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +137,13 @@ class SearchedPoints(PointCollection):
             The plan's cells are of another layout, the filter is not a ``models.Filter``, or a
             parameter is not one of ``models.SearchParams``.
         """
+        batch = self._over_grpc(self._client, request, plan)
+        if batch is not None:
+            results: list[Any] = []
+            for call in batch.calls(self._portion, _whole_seconds(request.timeout)):
+                seconds = self._seconds(request)
+                results += self._client.grpc_points.QueryBatch(call, timeout=seconds).result
+            return batch.hits(results, request, self.info.metric.larger_is_better)
         rows, queries, timeout = self._planned(request, plan)
         if len(queries) == 1:
             # The client's batch call costs 200 us of Python more for a query than this one.
@@ -147,6 +161,13 @@ class SearchedPoints(PointCollection):
         """Search as ``search`` does, through an ``AsyncQdrantClient``."""
         if self._kept is None:
             self._kept = await asyncio.to_thread(self._look)
+        batch = self._over_grpc(client, request, plan)
+        if batch is not None:
+            results: list[Any] = []
+            points: Any = client.grpc_points  # an asynchronous one
+            for call in batch.calls(self._portion, _whole_seconds(request.timeout)):
+                results += (await points.QueryBatch(call, timeout=self._seconds(request))).result
+            return batch.hits(results, request, self.info.metric.larger_is_better)
         rows, queries, timeout = self._planned(request, plan)
         if len(queries) == 1:
             one = as_arguments(queries[0])
@@ -157,12 +178,36 @@ class SearchedPoints(PointCollection):
                 answers += await client.query_batch_points(self._name, some, timeout=timeout)
         return self._merged(request, rows, as_hits(answers))
 
+    @property
+    def _portion(self) -> int:
+        """Searches in one call that a server takes."""
+        return max(1, _NUMBERS // self.info.dim)
+
     def _portions(
         self, queries: list[models.QueryRequest]
     ) -> Iterator[Sequence[models.QueryRequest]]:
         """Cut a batch into calls that a server takes."""
-        size = max(1, _NUMBERS // self.info.dim)
+        size = self._portion
         return (queries[start : start + size] for start in range(0, len(queries), size))
+
+    def _seconds(self, request: SearchRequest) -> float | None:
+        """Return what a call of gRPC may take, as the client's own."""
+        return self.timeout if request.timeout is None else _whole_seconds(request.timeout)
+
+    def _over_grpc(self, client: Any, request: SearchRequest, plan: QueryPlan) -> GrpcBatch | None:
+        """Write a batch as messages, where that costs less than what the client's call makes."""
+        if not prefers_grpc(client) or not self._groups(request, plan, over_grpc=True):
+            return None
+        queries = self.queries(request, plan)
+        groups = self._grouped(request, plan)
+        return GrpcBatch.of(self._name, queries, groups, self._shard_key)
+
+    def _grouped(self, request: SearchRequest, plan: QueryPlan) -> list[CellGroup]:
+        shards, record = self._shards, self._found.cells
+        if shards is not None:
+            return by_shard(request, plan, shards, self.break_even)
+        assert record is not None  # noqa: S101 - for the type checker
+        return by_cell(request, plan, record, self.break_even)
 
     def _merged(
         self, request: SearchRequest, rows: list[int], answers: list[list[Hit]]
@@ -262,35 +307,30 @@ class SearchedPoints(PointCollection):
         rows = list(range(len(queries)))
         if by_value and given is not None:
             rows, queries = self._value_by_value(request, plan, given, queries)
-        elif self._groups(request, plan):
-            assert self._found.cells is not None  # noqa: S101 - for the type checker
-            rows, queries = group_by_cell(
-                queries, request, plan, self._found.cells, self.break_even
-            )
+        elif self._groups(request, plan, over_grpc=False):
+            rows, queries = one_by_one(queries, self._grouped(request, plan))
         if plan.cells is None and self._found.tenant_keys is not None:
             spread = [(row, one) for row in rows for one in self._spread(queries[row])]
             rows, queries = [row for row, _ in spread], [one for _, one in spread]
         if self._shard_key is not None:
             for query in queries:
                 query.shard_key = self._shard_key
-        # Qdrant counts whole seconds, and 0 would mean no time at all.
-        timeout = None if request.timeout is None else max(1, math.ceil(request.timeout))
-        return rows, queries, timeout
+        return rows, queries, _whole_seconds(request.timeout)
 
-    def _groups(self, request: SearchRequest, plan: QueryPlan) -> bool:
+    def _groups(self, request: SearchRequest, plan: QueryPlan, *, over_grpc: bool) -> bool:
         """Tell whether a batch costs less as a search for each query and cell.
 
         Every search that is sent takes the client's time and a read of strict mode's. Of shards a
-        query names several in one search, which costs less than many (docs/performance.md).
+        query names several in one search, which over REST costs less (docs/performance.md).
         """
-        if self._shards is not None:
+        if self._shards is not None and not over_grpc:
             return False
         if plan.cells is None or plan.rewritten is not None or self._local:
             return False
         if self._given is not None or self._found.cells is None:
             return False
         searches = int((plan.cells >= 0).sum()) + len(request.queries)
-        fits = searches <= _SEARCHES_EACH * len(request.queries)
+        fits = searches <= _SEARCHES_EACH[over_grpc] * len(request.queries)
         return len(request.queries) >= _BATCH and fits and not self._found.limits.counts_searches
 
     def _value_by_value(
@@ -326,6 +366,11 @@ class SearchedPoints(PointCollection):
         if parts is not None:
             query.prefetch = [_part(inner, *part) for part in parts]
         return [query]
+
+
+def _whole_seconds(timeout: float | None) -> int | None:
+    # Qdrant counts whole seconds, and 0 would mean no time at all.
+    return None if timeout is None else max(1, math.ceil(timeout))
 
 
 def _part(query: Any, condition: Any, params: Any) -> Any:

@@ -61,8 +61,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     recall
         Recall@10 on the test queries; None for work that answers none.
     server_cpu_ms, mb_scored
-        The server's CPU, and the bytes of vectors that it counts as scored, per query (of a layout:
-        in all).
+        The server's CPU, less what it uses when idle, and the bytes of vectors that it counts as
+        scored, per query (of a layout: in all).
     client_cpu_ms, p50_ms
         CPU of the asking thread, and the median of a call, per query; of a layout the seconds.
     batch
@@ -95,6 +95,13 @@ class Bench:
     keys: FloatArray
     rows: list[Measured]
     file: Path | None
+    idle: float = 0.0  # CPU seconds a second
+
+    def rest(self, seconds: float = 15.0) -> None:
+        """Measure what it uses when nobody asks: a shard is looked after by itself."""
+        before, began = self.used()[0], time.perf_counter()
+        time.sleep(seconds)
+        self.idle = (self.used()[0] - before) / (time.perf_counter() - began)
 
     def add(self, row: Measured) -> None:
         """Keep a row, on disk too."""
@@ -153,19 +160,20 @@ class Bench:
         """Ask every query once, and keep what that took."""
         found: list[list[int]] = []
         taken = []
-        before, thread = self.used(), time.thread_time()
+        before, thread, first = self.used(), time.thread_time(), time.perf_counter()
         for start in range(0, len(split.queries), batch):
             began = time.perf_counter()
             found += search(split.queries[start : start + batch])
             taken.append((time.perf_counter() - began) / batch)
         mine, after, n = time.thread_time() - thread, self.used(), len(split.queries)
+        idle = self.idle * (time.perf_counter() - first)
         self.add(
             Measured(
                 situation=situation,
                 method=method,
                 target=target,
                 recall=recall(found, split),
-                server_cpu_ms=1e3 * (after[0] - before[0]) / n,
+                server_cpu_ms=1e3 * (after[0] - before[0] - idle) / n,
                 mb_scored=(after[1] - before[1]) / n,
                 client_cpu_ms=1e3 * mine / n,
                 p50_ms=1e3 * float(np.median(taken)),

@@ -31,6 +31,7 @@ from benchmarks.qdrant_bench import INT8, Bench, first_keys
 from benchmarks.qdrant_shards import (
     RESCORED,
     Queries,
+    asking_over_grpc,
     cells_in_shards,
     followed,
     in_shards,
@@ -88,6 +89,7 @@ def main(
                 ],
                 replace(test, queries=test.queries[:half], hits=test.hits[:half]),
                 replace(test, queries=test.queries[half:queries], hits=test.hits[half:queries]),
+                lambda: asking_over_grpc(bench, laid_out),
             )
     except AmipsError as exc:
         raise click.ClickException(str(exc)) from exc

@@ -186,6 +186,10 @@ def searches(
     singles = replace(test, queries=test.queries[:half], hits=test.hits[:half])
     batches = replace(test, queries=test.queries[half:], hits=test.hits[half:])
     record = LayoutRecord(routing.layout, "bench", routing.n_cells)
+    over_grpc = QdrantCollection(
+        bench.nodes[0].address.client(timeout=600, prefer_grpc=True), cells.info.name
+    )
+    bench.rest()
     for target in TARGETS:
         ef = tuned(lambda effort: native(cells, effort), target, tune)
         if ef is not None:
@@ -197,10 +201,11 @@ def searches(
             "cells, as before": before(cells, record, plan),
             "cells": routed(cells, plan, grouped=False),
             "cells, one by one": routed(cells, plan),
+            "cells, one by one, gRPC": routed(over_grpc, plan),
         }
         for split, size in ((singles, 1), (batches, 256)):
             for name, search in methods.items():
-                if size > 1 or name != "cells, one by one":
+                if size > 1 or "one by one" not in name:
                     what = "single" if size == 1 else "batch"
                     bench.examine(what, name, target, search, split, size)
         shares = plan(test.queries).shares

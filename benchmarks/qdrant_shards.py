@@ -13,6 +13,7 @@ import itertools
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -214,8 +215,10 @@ def measure(
     methods: Sequence[tuple[str, Method]],
     singles: Split,
     batches: Split,
+    over_grpc: Callable[[], AbstractContextManager[None]] | None = None,
 ) -> None:
-    """Ask the test queries of every method, set to every target."""
+    """Ask the test queries of every method, set to every target; batches over gRPC, too."""
+    bench.rest()
     for target in TARGETS:
         for name, make in methods:
             made = make(target)
@@ -225,6 +228,10 @@ def measure(
             setting, search = made
             for what, split, size in (("single", singles, 1), ("batch", batches, _BATCH)):
                 bench.examine(what, f"{name}, {setting}", target, search, split, size)
+                if size > 1 and over_grpc is not None:
+                    whole = f"{name} over gRPC, {setting}"
+                    with over_grpc():
+                        bench.examine(what, whole, target, search, split, size)
 
 
 @click.command()
@@ -293,7 +300,20 @@ def run(
     with bench.work("load", "int8 codes"):
         bench.fill("codes", INT8)
     methods.append(("one graph, int8 rescored", followed(bench, tuning, "codes", RESCORED)))
-    measure(bench, methods, singles, batches)
+    measure(bench, methods, singles, batches, lambda: asking_over_grpc(bench, laid_out))
+
+
+@contextmanager
+def asking_over_grpc(bench: Bench, collection: QdrantCollection) -> Iterator[None]:
+    """Have a collection, and the bench, ask over gRPC."""
+    rest = bench.client
+    bench.client = bench.nodes[0].address.client(timeout=600, prefer_grpc=True)
+    collection._client = bench.client
+    try:
+        yield
+    finally:
+        bench.client.close()
+        bench.client = collection._client = rest
 
 
 if __name__ == "__main__":

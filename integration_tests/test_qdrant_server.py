@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
+from amips_plugins.adapters.qdrant import searched_points
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.collection import Collection, Hit, Id, SearchRequest
 from amips_plugins.errors import CollectionError, CollectionNotFound
@@ -45,7 +46,9 @@ class TestQdrantServer(QdrantContract):
         cls.address, cls.built, cls.made = qdrant, {}, []
         cls.client = qdrant.client(prefer_grpc=cls.grpc)
         cls.awaited = qdrant.async_client(prefer_grpc=cls.grpc)
-        with LoopThread() as cls.loop:
+        with LoopThread() as cls.loop, pytest.MonkeyPatch.context() as patch:
+            if cls.grpc:  # small batches, too, are messages of ours
+                patch.setattr(searched_points, "_BATCH", 2)
             yield
             cls.loop.run(cls.awaited.close())
         for name in cls.made:

@@ -22,7 +22,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException
 
 from amips_plugins import LearnedRouter, route
-from amips_plugins.adapters.qdrant import copied_layouts
+from amips_plugins.adapters.qdrant import copied_layouts, searched_points
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.cell_layout import LayoutSpec
 from amips_plugins.collection import Collection, Id, SearchRequest
@@ -78,6 +78,8 @@ class ShardsOnServer(ShardsContract, OverRest):
         cls.awaited = qdrant_node.async_client(prefer_grpc=cls.grpc)
         with LoopThread() as cls.loop, pytest.MonkeyPatch.context() as patch:
             patch.setattr(copied_layouts, "GRACE", 0.2)
+            if cls.grpc:  # small batches, too, are messages of ours
+                patch.setattr(searched_points, "_BATCH", 2)
             yield
             cls.loop.run(cls.awaited.close())
         for found in cls.client.get_collections().collections:

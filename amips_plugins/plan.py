@@ -58,6 +58,9 @@ class QueryPlan:
     effort
         How far to search the graph inside a cell (HNSW's ef), where there is one; None leaves it to
         the database.
+    efforts
+        ``(n_queries, n_probes)`` int64 the same for every cell, where that is known; ``effort`` is
+        the largest then, for databases that search all cells alike.
     probes
         How many lists of the IVF index inside a cell to search, where there is one; None for all.
     exact
@@ -77,6 +80,7 @@ class QueryPlan:
     layout: str | None = None
     shares: FloatArray | None = None
     effort: int | None = None
+    efforts: IntArray | None = None
     probes: int | None = None
     exact: bool = False
     params: Mapping[str, Any] | None = None

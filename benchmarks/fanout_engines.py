@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 import click
 import msgspec
 import numpy as np
+import torch
 
 from amips_plugins.errors import InvalidInput
 from amips_plugins.export.cell_graphs import Finds, joint_curves
@@ -203,6 +204,7 @@ def engine_rows(
             f"{len(task.test.queries)} test queries are too few for {slots} settings with a batch "
             f"of {batch} and single queries each; pass a smaller --batch."
         )
+    torch.set_num_threads(1)  # as a service asks its router
     grid = _ONE if way.n_cells == 1 else _MANY if way.model_keys else _ALL
     efforts = [one for one in grid if one >= max(ks)]
     if not efforts:

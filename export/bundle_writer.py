@@ -85,7 +85,9 @@ def write_bundle(
         priorities = _priorities(session, problem.test)
         measure = partial(_priorities, session)
         index = None if given is not None or options.index == "flat" else options.index
-        promised = promise(published, native, problem, measure, refit, index=index)
+        # Of these only Qdrant Edge asks the cells one by one.
+        two = snapshot.manifest.collection.database == "qdrant-edge"
+        promised = promise(published, native, problem, measure, refit, index=index, two_efforts=two)
         values[CALIBRATION] = promised.calibration
     if given is not None:
         values[PARTITIONS] = given

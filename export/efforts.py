@@ -20,6 +20,7 @@ from amips_plugins.export.cell_graphs import CellGraphs, joint_curves
 from amips_plugins.export.cell_lists import CellLists
 from amips_plugins.export.cost_curves import Curve, curve, levels_by_threshold
 from amips_plugins.export.dataset import Split, TrainingTask
+from amips_plugins.export.two_efforts import Graded, choose_two_efforts
 from amips_plugins.tuning import list_efforts
 from amips_plugins.vectors import FloatArray, IntArray
 
@@ -49,12 +50,22 @@ class EffortLevels:
         What will be laid out, as far as it is known.
     candidate
         The router.
+    near, far_efforts
+        ``(n_levels,)`` with two efforts: the last level whose cells are searched with ``efforts``,
+        rising, and the effort of the others, rising. None with one.
     """
 
     thresholds: FloatArray
     efforts: IntArray
     indexes: CellGraphs | CellLists
     candidate: Candidate
+    near: IntArray | None = None
+    far_efforts: IntArray | None = None
+
+    @property
+    def near_thresholds(self) -> FloatArray | None:
+        """What a cell has to reach for the larger effort; None with one."""
+        return None if self.near is None else self.thresholds[self.near]
 
     @property
     def lists(self) -> int | None:
@@ -70,7 +81,8 @@ class EffortLevels:
         split = split.take(np.arange(min(_CALIBRATED, len(split.queries))))
         n_levels, members = len(self.thresholds), _members(self.candidate)
         levels = levels_by_threshold(self.candidate.priority(split), self.thresholds)
-        used, place = np.unique(self.efforts, return_inverse=True)
+        far = self.efforts if self.far_efforts is None else self.far_efforts
+        used = np.union1d(self.efforts, far)
         visited = levels < n_levels - 1
         grid, lists = used, self.lists is not None
         if not lists:
@@ -79,17 +91,28 @@ class EffortLevels:
         # From which level on every effort that is still to come finds a key.
         misses = np.zeros(finds.found.shape[1:], dtype=np.int64)
         ranks = np.arange(1, split.hits.shape[1] + 1)
-        for number, effort in enumerate(used):
+        hit_cells = members[split.hits]
+        flat = np.take_along_axis(levels, hit_cells.reshape(len(levels), -1), axis=1)
+        reached = flat.reshape(hit_cells.shape)
+        # From which level on the cell of a hit is among those that are searched farther.
+        near = np.zeros(n_levels + 1, dtype=np.int64)
+        if self.near is not None:
+            near = np.searchsorted(self.near, np.arange(n_levels + 1), side="left")
+        turns = near[reached]
+        for effort in used:
             # Who asks for k keys, the last of them of rank k, searches graphs at least so far.
             least = np.zeros_like(ranks) if lists else ranks
             wanted = np.minimum(np.maximum(effort, least), grid[-1])
             here = np.searchsorted(grid, wanted, side="left")
             found = finds.found[here, :, ranks - 1].swapaxes(0, 1)
-            last = int(np.flatnonzero(place == number).max())
-            misses = np.maximum(misses, np.where(found, 0, last + 1))
-        hit_cells = members[split.hits]
-        flat = np.take_along_axis(levels, hit_cells.reshape(len(levels), -1), axis=1)
-        found = np.maximum(flat.reshape(hit_cells.shape), misses).min(axis=2)
+            for own, begin, end in ((self.efforts, turns, n_levels), (far, 0, turns)):
+                at = np.flatnonzero(own == effort)
+                if not len(at):
+                    continue
+                last = np.minimum(at[-1], np.asarray(end) - 1)
+                asked = (last >= at[0]) & (last >= begin)
+                misses = np.maximum(misses, np.where(found | ~asked, 0, last + 1))
+        found = np.maximum(reached, misses).min(axis=2)
         whole = curve(
             levels,
             n_levels,
@@ -108,8 +131,13 @@ def effort_levels(
     priority: Callable[[Split], FloatArray],
     thresholds: FloatArray,
     index: InCells = "hnsw",
+    *,
+    two: bool = False,
 ) -> EffortLevels:
-    """Build the indexes and choose the effort of every level on validation queries."""
+    """Build the indexes and choose the effort of every level on validation queries.
+
+    ``two`` efforts, by priority, are for graphs of databases that search each cell by itself.
+    """
     candidate = replace(published, priority=priority)
     split = task.validate.take(np.arange(min(_VALIDATED, len(task.validate.queries))))
     members, priorities = _members(candidate), priority(split)
@@ -128,6 +156,17 @@ def effort_levels(
     efforts = EFFORTS if isinstance(indexes, CellGraphs) else list_efforts(indexes.lists)
     levels = levels_by_threshold(priorities, kept)
     finds = indexes.search(split.unit, split.hits, levels < len(kept), efforts, task.progress)
+    if two and isinstance(indexes, CellGraphs):
+        graded = Graded(finds, levels, len(kept), hit_cells, 0.0, len(members))
+        near, efforts_near, far = choose_two_efforts(graded, efforts, task.k)
+        return EffortLevels(
+            np.append(kept, np.float32(-np.inf)),
+            np.append(efforts_near, max(efforts)),
+            indexes,
+            candidate,
+            np.append(near, len(kept)),
+            np.append(far, max(efforts)),
+        )
     curves = joint_curves(finds, levels, len(kept), hit_cells, 0.0, len(members))
     chosen = choose_efforts(curves, efforts, task.k)
     return EffortLevels(

@@ -65,6 +65,7 @@ def promise(
     refit: Refit,
     *,
     index: InCells | None = None,
+    two_efforts: bool = False,
 ) -> Promise:
     """Calibrate the router that serves, whose ``priorities`` are the served model's own.
 
@@ -76,10 +77,16 @@ def promise(
     thresholds = thresholds_for(priorities(task.validate), validated)
     depth = min(max(MAX_K, task.k), task.calibrate.hits.shape[1])
     if index is not None:
-        levels = effort_levels(published, task, priorities, thresholds, index)
+        levels = effort_levels(published, task, priorities, thresholds, index, two=two_efforts)
         found = levels.measure(task.calibrate, task)
         calibration = calibrate(found, levels.thresholds, depth, asked=task.calibrate.asked)
-        calibration = replace(calibration, efforts=levels.efforts, lists=levels.lists)
+        calibration = replace(
+            calibration,
+            efforts=levels.efforts,
+            lists=levels.lists,
+            near=levels.near_thresholds,
+            far_efforts=levels.far_efforts,
+        )
         return Promise(calibration, found, native.measure(task.calibrate))
     measured = [(replace(published, priority=priorities), task.calibrate)]
     if len(task.calibrate.queries) < ENOUGH:

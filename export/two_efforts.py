@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +11,9 @@ from amips_plugins.export.cell_graphs import Finds, joint_curves
 from amips_plugins.export.cost_curves import Curve
 from amips_plugins.vectors import IntArray
 
-__all__ = ["Graded", "TwoEfforts", "cheapest_pair"]
+__all__ = ["Graded", "TwoEfforts", "cheapest_pair", "choose_two_efforts"]
 
+_RECALLS = (*np.arange(0.5, 0.9, 0.05), *np.arange(0.9, 0.98, 0.01), 0.98, 0.985, 0.99, 0.995)
 _NEAR = (0.6, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 13.0)  # mean graphs
 
 
@@ -98,16 +99,41 @@ def cheapest_pair(
     wanted
         Pairs of k and recall@k. An engine's effort is k at least.
     """
+    best: list[tuple[float, TwoEfforts | None]] = [(np.inf, None) for _ in wanted]
+    for pair in _pairs(graded, len(efforts)):
+        curve = graded.curve(pair)
+        for place, (k, recall) in enumerate(wanted):
+            cost = curve.cost(k, recall) if efforts[pair.far] >= k else np.inf
+            if cost < best[place][0]:
+                best[place] = cost, pair
+    return [pair for _, pair in best]
+
+
+def choose_two_efforts(
+    graded: Graded, efforts: Sequence[int], k: int
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Return for every level the last that is searched farther, and both efforts; all rise.
+
+    So no cell is searched less far at a level than at one before.
+    """
+    wanted = [(k, float(recall)) for recall in _RECALLS]
+    until, near, far = (np.zeros(graded.n_levels, dtype=np.int64) for _ in range(3))
+    for (_, recall), pair in zip(wanted, cheapest_pair(graded, efforts, wanted), strict=True):
+        if pair is None:
+            continue
+        level = int((graded.curve(pair).mean_recall(k) >= recall).argmax())
+        for values, value in ((until, pair.until), (near, pair.near), (far, pair.far)):
+            values[level] = max(int(values[level]), value)
+    known = np.asarray(efforts, dtype=np.int64)
+    until, near, far = (np.maximum.accumulate(values) for values in (until, near, far))
+    return until, known[near], known[far]
+
+
+def _pairs(graded: Graded, n_efforts: int) -> Iterator[TwoEfforts]:
+    """Go through all pairs of two different efforts, with either for some of the cells."""
     probes = graded.single()[0].probes
     untils = np.unique(np.searchsorted(probes, _NEAR).clip(max=graded.n_levels - 1)).tolist()
-    best: list[tuple[float, TwoEfforts | None]] = [(np.inf, None) for _ in wanted]
-    for far in range(len(efforts)):
-        for near in range(far + 1, len(efforts)):
+    for far in range(n_efforts):
+        for near in range(far + 1, n_efforts):
             for until in untils:
-                pair = TwoEfforts(near, far, until)
-                curve = graded.curve(pair)
-                for place, (k, recall) in enumerate(wanted):
-                    cost = curve.cost(k, recall) if efforts[far] >= k else np.inf
-                    if cost < best[place][0]:
-                        best[place] = cost, pair
-    return [pair for _, pair in best]
+                yield TwoEfforts(near, far, until)

@@ -82,21 +82,24 @@ class CellGraphs:
         return sorted(one.name for one in self._folder.iterdir() if one.suffix != ".new")
 
     def candidates(
-        self, asked: Mapping[str, Sequence[int]], queries: Sequence[list[float]], k: int, ef: int
+        self, asked: Mapping[str, Mapping[int, int]], queries: Sequence[list[float]], k: int
     ) -> list[set[Id]]:
         """Return, for every query, ids that are the best of one of the shards that it asks.
 
-        ``asked`` has the rows of the queries by shard.
+        ``asked`` has, by shard, the rows of the queries, and with which ef.
         """
         found: list[set[Id]] = [set() for _ in queries]
-        params = edge.SearchParams(hnsw_ef=max(ef, k))
         for name, rows in asked.items():
             shard = self._shard(name)
             if shard is None:
                 continue
             requests = [
-                edge.QueryRequest(k, query=edge.Query.Nearest(queries[row]), params=params)
-                for row in rows
+                edge.QueryRequest(
+                    k,
+                    query=edge.Query.Nearest(queries[row]),
+                    params=edge.SearchParams(hnsw_ef=effort),
+                )
+                for row, effort in rows.items()
             ]
             answers = (
                 [shard.query(requests[0])]

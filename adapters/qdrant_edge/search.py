@@ -67,7 +67,7 @@ class EdgeSearch:
         )
         if self.by_graphs:  # which cost the same however many keys are in them
             self._everything = np.zeros_like(everything)
-        self._effort = max(asked.get("hnsw_ef") or 0, plan.effort or 0)
+        self._least = int(asked.get("hnsw_ef") or 0)
         if codes is not None:
             wide = edge.QuantizationSearchParams(rescore=True, oversampling=codes.oversampling)
             self._by_codes = _search_params({"quantization": wide, **asked})
@@ -82,12 +82,20 @@ class EdgeSearch:
         """Ask the graphs of the cells of some rows which points to look at."""
         assert self._plan.cells is not None and isinstance(self.record, LayoutRecord)  # noqa: S101, PT018 - for the type checker
         routed = [row for row in rows if not self._everything[row]]
-        asked: dict[str, list[int]] = {}
-        for place, cells in enumerate(self._plan.cells[routed].tolist()):
-            for name in {self.record.home(cell) for cell in cells if cell >= 0}:
-                asked.setdefault(name, []).append(place)
+        efforts = self._plan.efforts
+        if efforts is None:
+            efforts = np.full(self._plan.cells.shape, self._plan.effort or 0, dtype=np.int64)
+        efforts = np.maximum(efforts, max(self._least, self.request.k))
+        asked: dict[str, dict[int, int]] = {}
+        for place, row in enumerate(routed):
+            for cell, effort in zip(
+                self._plan.cells[row].tolist(), efforts[row].tolist(), strict=True
+            ):
+                if cell >= 0:
+                    here = asked.setdefault(self.record.home(cell), {})
+                    here[place] = max(here.get(place, 0), effort)
         queries = self.request.queries[routed].tolist()
-        found = graphs.candidates(asked, queries, self.request.k, self._effort)
+        found = graphs.candidates(asked, queries, self.request.k)
         return dict(zip(routed, found, strict=True))
 
     def requests(

@@ -27,6 +27,7 @@ from amips_plugins.vectors import FloatArray, IntArray
 __all__ = ["Calibration"]
 
 _ARRAYS = ("thresholds", "recall", "guaranteed", "scanned")
+_OPTIONAL = ("efforts", "lists", "near", "far_efforts")
 _MOST_EFFORT = 1 << 16
 
 
@@ -50,6 +51,9 @@ class Calibration:
     efforts
         ``(n_levels,)`` int64, rising: how far the graph inside a cell is searched (HNSW's ef) for
         the recalls to hold; None where cells are scanned.
+    near, far_efforts
+        ``(n_levels,)`` where graphs are searched with two efforts: what a cell has to reach for
+        ``efforts``, falling, and the effort of those that do not, rising. None for one effort.
     lists
         Where cells hold an IVF index of codes, the number of its lists; ``efforts`` are then how
         many of them are searched (nprobe). None for graphs.
@@ -62,6 +66,8 @@ class Calibration:
     confidence: float
     efforts: IntArray | None = None
     lists: int | None = None
+    near: FloatArray | None = None
+    far_efforts: IntArray | None = None
 
     @property
     def max_k(self) -> int:
@@ -106,6 +112,16 @@ class Calibration:
             return None
         return int(self.efforts[int((self.thresholds <= threshold).argmax())])
 
+    def far(self, threshold: float) -> tuple[float, int] | None:
+        """Return below which priority graphs are searched less far, and how far; None if nowhere.
+
+        The threshold is one of the calibration's.
+        """
+        if self.near is None or self.far_efforts is None:
+            return None
+        level = int((self.thresholds <= threshold).argmax())
+        return float(self.near[level]), int(self.far_efforts[level])
+
     def unpromised(self, k: int, recall: float) -> str | None:
         """Say in a few words why a recall@k is not promised, or None; a share is refused if none.
 
@@ -144,6 +160,8 @@ class Calibration:
         return write_npz(
             **({} if self.efforts is None else {"efforts": self.efforts}),
             **({} if self.lists is None else {"lists": [self.lists]}),
+            **({} if self.near is None else {"near": self.near}),
+            **({} if self.far_efforts is None else {"far_efforts": self.far_efforts}),
             thresholds=self.thresholds,
             recall=self.recall,
             guaranteed=self.guaranteed,
@@ -155,7 +173,7 @@ class Calibration:
     def from_bytes(cls, data: bytes) -> Calibration:
         """Read what ``to_bytes`` wrote, or raise ``BundleCorrupt`` where its shapes do not fit."""
         with readable("The bundle's calibration"):
-            archive = read_npz(data, (*_ARRAYS, "confidence", "efforts", "lists"))
+            archive = read_npz(data, (*_ARRAYS, "confidence", *_OPTIONAL))
             arrays: list[npt.NDArray[np.float32]] = [
                 np.asarray(archive[name], dtype=np.float32) for name in _ARRAYS
             ]
@@ -163,6 +181,9 @@ class Calibration:
             efforts = archive.get("efforts")
             efforts = None if efforts is None else np.asarray(efforts, dtype=np.int64)
             lists = int(archive["lists"][0]) if "lists" in archive else None
+            near, far = archive.get("near"), archive.get("far_efforts")
+            near = None if near is None else np.asarray(near, dtype=np.float32)
+            far = None if far is None else np.asarray(far, dtype=np.int64)
         thresholds, recall, guaranteed, scanned = arrays
         per_level = thresholds.shape
         if (
@@ -170,13 +191,18 @@ class Calibration:
             or guaranteed.shape != recall.shape
             or not per_level == scanned.shape == recall.shape[1:]
             or not np.isneginf(thresholds[-1:]).any()  # nor is there none
-            or (efforts is not None and efforts.shape != per_level)
+            or any(a is not None and a.shape != per_level for a in (efforts, near, far))
+            or (near is None) != (far is None)
         ):
             raise BundleCorrupt("The bundle's calibration has unfitting shapes; publish it again.")
         finite = all(np.isfinite(array).all() for array in (thresholds[:-1], *arrays[1:]))
-        possible = efforts is None or bool(((efforts > 0) & (efforts < _MOST_EFFORT)).all())
+        possible = all(
+            bool(((a > 0) & (a < _MOST_EFFORT)).all()) for a in (efforts, far) if a is not None
+        )
+        if near is not None:
+            possible = possible and efforts is not None and not np.isnan(near).any()
         if lists is not None:
             possible = possible and efforts is not None and 0 < lists < _MOST_EFFORT
         if not finite or not possible or not 0.0 <= confidence <= 1.0:
             raise BundleCorrupt("The bundle's calibration has impossible values; publish it again.")
-        return cls(thresholds, recall, guaranteed, scanned, confidence, efforts, lists)
+        return cls(thresholds, recall, guaranteed, scanned, confidence, efforts, lists, near, far)

@@ -125,8 +125,19 @@ class RouteHook:
         if self.always:
             shares += np.float32(self.always)
         effort, probes = (effort, None) if self.calibration.lists is None else (None, effort)
+        efforts: IntArray | None = None
+        far = self.calibration.far(threshold) if n_probes is None else None
+        if far is not None and effort is not None:
+            own = np.take_along_axis(priority, np.maximum(cells, 0), axis=1)
+            near = (own >= far[0]) | (own >= priority.max(axis=1, keepdims=True))
+            efforts = np.where(near, effort, far[1])
         return QueryPlan(
-            cells=cells, layout=self.layout, shares=shares, effort=effort, probes=probes
+            cells=cells,
+            layout=self.layout,
+            shares=shares,
+            effort=effort,
+            efforts=efforts,
+            probes=probes,
         )
 
     def unpromised(self, target: Target) -> str | None:

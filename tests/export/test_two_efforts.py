@@ -1,10 +1,22 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from amips_plugins.export.cell_graphs import CellGraphs
-from amips_plugins.export.two_efforts import Graded, TwoEfforts, cheapest_pair
+from amips_plugins.export.cost_curves import levels_by_threshold
+from amips_plugins.export.dataset import Split
+from amips_plugins.export.efforts import EffortLevels
+from amips_plugins.export.two_efforts import (
+    Graded,
+    TwoEfforts,
+    cheapest_pair,
+    choose_two_efforts,
+)
+from amips_plugins.progress import no_progress
 from amips_plugins.vectors import IntArray, normalise
 
 N, DIM, CELLS, EFFORTS = 1_200, 16, 6, (4, 8, 16, 48)
@@ -50,6 +62,57 @@ def test_two_efforts_are_counted_query_by_query(graded: Graded) -> None:
         assert curve.scanned[:, level].mean() * N == pytest.approx(
             cost / len(graded.levels), rel=1e-4
         )
+
+
+def test_no_level_searches_any_cell_less_far_than_one_before(graded: Graded) -> None:
+    until, near, far = choose_two_efforts(graded, EFFORTS, 3)
+    for values in (until, near, far):
+        assert len(values) == CELLS
+        assert (np.diff(values) >= 0).all()
+    assert (far <= near).all()
+
+
+def test_what_a_level_finds_it_finds_at_all_later_ones() -> None:
+    """Against a search that goes through all levels, hit by hit."""
+    rng = np.random.default_rng(3)
+    keys = normalise(rng.standard_normal((400, 8)).astype(np.float32))
+    queries = normalise(rng.standard_normal((30, 8)).astype(np.float32))
+    hits = np.argsort(-queries @ keys.T, axis=1)[:, :5]
+    first = rng.integers(CELLS, size=400)
+    members = np.stack([first, np.where(rng.random(400) < 0.3, (first + 1) % CELLS, first)], axis=1)
+    thresholds = np.array([1.0, 0.5, 0.0, -0.5, -np.inf], dtype=np.float32)
+    priorities = rng.standard_normal((30, CELLS)).astype(np.float32)
+    near, efforts = np.array([0, 0, 1, 1, 4]), np.array([16, 16, 24, 48, 192])
+    far = np.array([1, 2, 2, 8, 192])
+    split = Split(queries, queries, hits)
+    indexes = CellGraphs(keys, members, CELLS, links=2, build_effort=8)
+    task: Any = SimpleNamespace(progress=no_progress)
+    cells: Any = SimpleNamespace(sizes=np.ones(CELLS, dtype=np.int64), n_cells=CELLS)
+    candidate: Any = SimpleNamespace(
+        priority=lambda _: priorities, assignment=members, cells=cells, parameters=8.0
+    )
+    two = EffortLevels(thresholds, efforts, indexes, candidate, near, far)
+    measured = two.measure(split, task)
+    levels = levels_by_threshold(priorities, thresholds)
+    grid = np.union1d(np.union1d(efforts, far), np.array([16, 24, 32, 48, 64, 100])).tolist()
+    finds = indexes.search(queries, hits, levels < 4, grid)
+    differing = 0
+    for query in range(30):
+        for rank in range(5):
+            found_at = []
+            for level in range(4):
+                found = False
+                for place, cell in enumerate(members[hits[query, rank]]):
+                    reached = levels[query, cell]
+                    effort = efforts[level] if reached <= near[level] else far[level]
+                    at = next(i for i, one in enumerate(grid) if one >= max(effort, rank + 1))
+                    found |= reached <= level and bool(finds.found[at, query, rank, place])
+                found_at.append(found)
+            # From which level on it is always found; a copy's misses count by themselves.
+            always = next((lv for lv in range(5) if all(found_at[lv:])), 4)
+            assert measured.found[query, rank] >= always
+            differing += measured.found[query, rank] != always
+    assert differing <= 3  # where two copies take turns
 
 
 def test_the_cheapest_pair_is_cheaper_than_what_was_not_chosen(graded: Graded) -> None:

@@ -207,6 +207,26 @@ def test_efforts_stand_beside_the_thresholds() -> None:
             Calibration.from_bytes(impossible.to_bytes())
 
 
+def test_two_efforts_stand_beside_the_thresholds() -> None:
+    efforts, far = np.array([16, 24, 24, 100]), np.array([10, 10, 16, 100])
+    near = np.array([0.5, 0.5, -1.0, -np.inf], dtype=np.float32)
+    whole = replace(CALIBRATION, efforts=efforts, near=near, far_efforts=far)
+    read = Calibration.from_bytes(whole.to_bytes())
+    found = [read.far(float(one)) for one in THRESHOLDS]
+    assert found == list(zip(near.tolist(), far.tolist(), strict=True))
+    assert CALIBRATION.far(float(THRESHOLDS[0])) is None
+    for impossible in (
+        replace(whole, efforts=None),
+        replace(whole, near=None),
+        replace(whole, far_efforts=None),
+        replace(whole, far_efforts=np.array([0, 1, 2, 3])),
+        replace(whole, far_efforts=far[:3]),
+        replace(whole, near=np.array([0.5, np.nan, -1.0, -2.0])),
+    ):
+        with pytest.raises(BundleCorrupt):
+            Calibration.from_bytes(impossible.to_bytes())
+
+
 @pytest.mark.parametrize("efforts", [[1, 2, 3], [0, 1, 2, 3], [1, 2, 3, 1 << 20], [[1, 2, 3, 4]]])
 def test_efforts_that_cannot_be_are_refused(efforts: list[Any]) -> None:
     damaged = replace(CALIBRATION, efforts=np.array(efforts))

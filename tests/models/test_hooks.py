@@ -117,6 +117,30 @@ def test_a_route_names_the_best_cells_first(route: RouteHook, n_probes: int) -> 
     np.testing.assert_array_equal(plan.cells, np.argsort(-priority, axis=1)[:, :n_probes])
 
 
+def test_the_best_cells_are_searched_farther(route: RouteHook) -> None:
+    (priority,) = route.model.run(["priority"], {"queries": QUERIES})
+    n_levels = len(route.calibration.thresholds)
+    least = float(np.median(priority.max(axis=1)))  # half of the queries have no cell above it
+    calibration = replace(
+        route.calibration,
+        efforts=np.full(n_levels, 64),
+        near=np.full(n_levels, least, dtype=np.float32),
+        far_efforts=np.full(n_levels, 16),
+    )
+    plan = replace(route, calibration=calibration).plan(QUERIES, Target(k=3))
+    assert plan.effort == 64
+    assert plan.cells is not None
+    assert plan.efforts is not None
+    for cells, efforts, own in zip(plan.cells, plan.efforts, priority, strict=True):
+        for cell, effort in zip(cells, efforts, strict=True):
+            if cell >= 0:
+                near = own[cell] >= least or cell == own.argmax()
+                assert effort == (64 if near else 16)
+    by_number = replace(route, calibration=calibration).plan(QUERIES, Target(k=3, n_probes=2))
+    assert by_number.efforts is None
+    assert route.plan(QUERIES, Target(k=3)).efforts is None
+
+
 def test_a_batch_is_planned_as_its_queries(route: RouteHook, rewrite: RewriteHook) -> None:
     target = Target(k=3)
     cells, rewritten = route.plan(QUERIES, target).cells, rewrite.plan(QUERIES, target).rewritten

@@ -16,11 +16,17 @@ from amips_plugins import QdrantEdgeCollection
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant_edge.cell_graphs import CellGraphs
 from amips_plugins.adapters.qdrant_edge.shard import OpenShard
+from amips_plugins.bundle.loading import load_hook
+from amips_plugins.bundle.package import Bundle
 from amips_plugins.cell_layout import LayoutSpec
 from amips_plugins.collection import Collection, SearchRequest
-from amips_plugins.plan import QueryPlan
-from amips_plugins.vectors import FloatArray, IntArray
+from amips_plugins.export.snapshot import take_snapshot
+from amips_plugins.export.train import TrainOptions, train
+from amips_plugins.layout import lay_out
+from amips_plugins.plan import QueryPlan, Target
+from amips_plugins.vectors import FloatArray, IntArray, normalise
 from tests.adapters.qdrant_edge.test_collection import DIM, N_CELLS, create, vectors
+from tests.support.training_data import clustered_keys, narrow_queries
 
 COUNT = 80
 SPEC = LayoutSpec(
@@ -199,6 +205,60 @@ def test_cells_go_with_their_shards(docs: QdrantEdgeCollection, tmp_path: Path) 
     assert (tmp_path / "docs" / "amips_cells" / "abc").is_dir()
     assert docs.current().layouts.drop_old() == ["abc"]
     assert not (tmp_path / "docs" / "amips_cells" / "abc").exists()
+
+
+def test_every_cell_has_its_own_effort(
+    docs: QdrantEdgeCollection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = laid_out(docs)
+    home, asked = record_of(built).home, {}
+    plain = CellGraphs.candidates
+
+    def watched(self: CellGraphs, wanted: Any, *rest: Any) -> Any:
+        asked.update(wanted)
+        return plain(self, wanted, *rest)
+
+    monkeypatch.setattr(CellGraphs, "candidates", watched)
+    cells, efforts = np.array([[0, 2], [2, -1]]), np.array([[64, 16], [32, 64]])
+    plan = QueryPlan(cells=cells, layout="abc", effort=64, efforts=efforts)
+    request = SearchRequest(vectors(2, 1), k=20)
+    built.search(request, plan)
+    assert asked == {home(0): {0: 64}, home(2): {0: 20, 1: 32}}  # never less than k
+    built.search(replace(request, params={"hnsw_ef": 40}), plan)
+    assert asked == {home(0): {0: 64}, home(2): {0: 40, 1: 40}}
+    built.search(request, replace(plan, efforts=None))
+    assert asked == {home(0): {0: 64}, home(2): {0: 64, 1: 64}}
+
+
+@pytest.mark.slow
+def test_targets_hold_in_the_graphs_of_cells(tmp_path: Path) -> None:
+    keys = normalise(clustered_keys(3_000, DIM, clusters=300))
+    folder = tmp_path / "docs"
+    params = edge.EdgeVectorParams(size=DIM, distance=edge.Distance.Cosine)
+    edge.EdgeShard.create(str(folder), edge.EdgeConfig(vectors=params)).close()
+    collection = reopened(tmp_path)
+    collection.upsert(range(len(keys)), keys)
+    options = TrainOptions(
+        model="linear", n_cells=8, epochs=4, recall=0.9, k=10, spill=0.27, index="hnsw"
+    )
+    snapshot = take_snapshot(collection, tmp_path / "snap")
+    run = train(snapshot, narrow_queries(6_000, DIM), tmp_path / "run", options)
+    bundle = Bundle.in_folder(run.bundle)
+    hook = load_hook(bundle)
+    built = lay_out(collection, bundle, storage="shards")
+    unseen = narrow_queries(300, DIM, seed=9)
+    hits = np.argsort(-(normalise(unseen) @ keys.T), axis=1)
+    for k, recall in ((1, 0.9), (10, 0.8), (10, 0.9)):
+        plan = hook.plan(unseen, Target(k=k, recall=recall))
+        assert plan.efforts is not None
+        assert plan.efforts.max() == plan.effort
+        answers = built.search(SearchRequest(unseen, k=k), plan)
+        same = [
+            len({hit.id for hit in answer} & {*true})
+            for answer, true in zip(answers, hits[:, :k].tolist(), strict=True)
+        ]
+        assert np.mean(same) / k >= recall - 0.01
+    collection.close()
 
 
 class Killed(BaseException):

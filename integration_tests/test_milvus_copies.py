@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amips_plugins import LearnedRouter, route
+from amips_plugins import HealthMonitor, LearnedRouter, route
 from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.adapters.milvus.shared_rows import torn_keys
+from amips_plugins.bundle.package import Bundle
 from amips_plugins.cell_layout import LayoutSpec
 from amips_plugins.collection import Hit, Id, SearchRequest
 from amips_plugins.errors import InvalidInput
+from amips_plugins.layout import lay_out
 from amips_plugins.plan import QueryPlan, Target
-from amips_plugins.vectors import FloatArray, IntArray
+from amips_plugins.vectors import FloatArray, IntArray, normalise
 from tests.support.milvus_crashing import Killed, Watched
 
 pymilvus = pytest.importorskip("pymilvus")
@@ -269,3 +271,47 @@ def test_a_plan_says_what_copies_take(client: Any, alias: str, tmp_path: Path) -
     assert plan.n_bytes == pytest.approx(plain.n_bytes * (COUNT + 667) / COUNT, rel=0.01)
     with pytest.raises(InvalidInput, match="--spill 0"):
         collection.layouts.plan(spec(storage="field"))
+
+
+def test_targets_hold_in_graphs_with_keys_in_two_cells(client: Any, tmp_path: Path) -> None:
+    """For several k, on queries that nothing has seen, with an HNSW graph in every cell."""
+    pytest.importorskip("torch")
+    from amips_plugins.export.snapshot import take_snapshot
+    from amips_plugins.export.train import TrainOptions, train
+    from tests.support.training_data import clustered_keys, narrow_queries
+
+    keys = normalise(clustered_keys(9_000, DIM, clusters=300))
+    name = f"graphs_{secrets.token_hex(4)}"
+    schema = client.create_schema(auto_id=False)
+    schema.add_field("key", pymilvus.DataType.INT64, is_primary=True)
+    schema.add_field("v", pymilvus.DataType.FLOAT_VECTOR, dim=DIM)
+    index = client.prepare_index_params()
+    index.add_index("v", index_type="FLAT", metric_type="IP")
+    client.create_collection(name, schema=schema, index_params=index, num_shards=1)
+    for start in range(0, len(keys), 3_000):
+        some = keys[start : start + 3_000]
+        client.insert(name, [{"key": start + row, "v": one} for row, one in enumerate(some)])
+    options = TrainOptions(
+        model="linear", n_cells=6, epochs=4, recall=0.9, k=10, spill=0.27, index="hnsw"
+    )
+    snapshot = take_snapshot(MilvusCollection(client, name), tmp_path / "snap")
+    run = train(snapshot, narrow_queries(9_000, DIM), tmp_path / "run", options)
+    bundle = Bundle.in_folder(run.bundle)
+    copy = lay_out(MilvusCollection(client, name), bundle, work=tmp_path / "work")
+    assert copy.count() == len(keys)
+    table = MilvusCollection(client, copy.info.name).table()
+    assert table.count() == len(keys) + bundle.manifest.copies > len(keys)
+    segments = client.list_loaded_segments(copy.info.name)
+    assert all(part.index_name for part in segments if part.num_rows >= 1_024)
+    unseen = narrow_queries(300, DIM, seed=9)
+    best = np.argsort(-(unseen @ keys.T), axis=1)[:, :100]
+    router = LearnedRouter(copy, bundle=run.bundle, watch=HealthMonitor(share=0, drift_share=0))
+    for k, recall in ((1, 0.9), (10, 0.9), (10, 0.8), (100, 0.9)):
+        answers = router.search(unseen, k=k, recall=recall)
+        found = [[hit.id for hit in hits] for hits in answers]
+        assert all(len(set(ids)) == k for ids in found)
+        shares = [len({*ids} & {*row}) / k for ids, row in zip(found, best[:, :k], strict=True)]
+        assert np.mean(shares) >= recall - 0.02, (k, recall)
+        assert {hits.trace.mode for hits in answers} == {"route"}
+    for left in (copy.info.name, name):
+        client.drop_collection(left)

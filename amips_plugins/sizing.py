@@ -2,8 +2,9 @@
 
 What has to be in memory is what every search touches: graph and codes; the vectors may lie on disk
 where only the best candidates are scored by them. Of Qdrant measured on 300,000 keys of dimension
-384 with the memory capped, page cache included. Of Milvus the sizes are those that a server 2.3.5
-took for an index (docs/performance.md); that what fits is fast was not measured under a cap.
+384 with the memory capped, page cache included. Of Milvus the sizes of whole vectors are
+those that a server 2.3.5 took (docs/performance.md), those of codes are their bytes; nothing was
+measured under a cap, and cells of codes lost to lists of them where they were compared.
 """
 
 from __future__ import annotations
@@ -105,22 +106,20 @@ def _size_up_milvus(keys: int, dim: int, memory: int, kept: Kept) -> Sizing:
     would = f"Its {kept.index} index and ids would take {_amount(now)} {have}"
     if kept.mapped:
         would += ", and mapped (mmap) it reads the rest from the disk"
-    cells: Keep = "codes, scanned" if keys <= _SCANNED else "codes in cells"
-    how = "build that" if keys <= _SCANNED else "let cells hold it (amips layout --index"
-    ways: list[tuple[str, Keep, int, str]] = [
-        ("HNSW_SQ", "codes and graph", 8, "build that"),
-        ("IVF_SQ8", cells, 8, how if keys <= _SCANNED else f"{how} ivf_sq8)"),
-        ("IVF_PQ", cells, 2, how if keys <= _SCANNED else f"{how} auto, from one that has it)"),
+    ways: list[tuple[str, Keep, int]] = [
+        ("HNSW_SQ", "codes and graph", 8),
+        ("IVF_SQ8", "codes, scanned", 8),
+        ("IVF_PQ", "codes, scanned", 2),
     ]
-    for kind, keep, bits, advice in ways:
+    for kind, keep, bits in ways:
         needed = bytes_of(keys, dim, replace(kept, index=kind))
         if needed <= memory and (kind != "HNSW_SQ" or kept.coded_graphs):
             return Sizing(
                 keep,
                 bits,
                 needed,
-                f"{would}, {kind} {_amount(needed)}: {advice}, with the vectors mapped (mmap) to "
-                "score the best candidates.",
+                f"{would}, {kind} {_amount(needed)}: build that, with the vectors mapped (mmap) "
+                "where candidates are scored by them.",
             )
     return Sizing(
         "cell file",

@@ -27,9 +27,13 @@ _COLOURS = {
     "HNSW": "#cc79a7",
     "partitions": "#56b4e9",
     "cell field": "#0072b2",
+    "IVF_SQ8": "#e69f00",
+    "codes in partitions": "#d55e00",
+    "few lists of codes in partitions": "#f0e442",
     "cells": "#0072b2",
 }
-_COPIES = ("partitions", "cell field")
+_CODES = ("codes in partitions", "few lists of codes in partitions")
+_COPIES = ("partitions", "cell field", *_CODES)
 _HEADING = (
     "engine",
     "method",

@@ -63,13 +63,13 @@ def test_a_milvus_index_takes_what_a_server_took(index: str, keys: int, megabyte
     [
         ("HNSW", 1.3, False, "vectors", 32, "it fits as it is"),
         ("IVF_FLAT", 1.1, False, "vectors", 32, "it fits as it is"),
-        ("SCANN", 1.1, False, "codes in cells", 8, "(amips layout --index ivf_sq8), with"),
+        ("SCANN", 1.1, False, "codes, scanned", 8, "IVF_SQ8 148 MB: build that, with"),
         ("HNSW", 0.5, True, "codes and graph", 8, "HNSW_SQ 190 MB: build that, with the vectors"),
-        ("HNSW", 0.5, False, "codes in cells", 8, "(amips layout --index ivf_sq8), with"),
-        ("HNSW", 0.35, True, "codes in cells", 8, "(amips layout --index ivf_sq8), with"),
+        ("HNSW", 0.5, False, "codes, scanned", 8, "IVF_SQ8 148 MB: build that, with"),
+        ("HNSW", 0.35, True, "codes, scanned", 8, "IVF_SQ8 148 MB: build that, with"),
         ("IVF_SQ8", 0.35, True, "codes, scanned", 8, "it fits as it is"),
-        ("HNSW", 0.2, True, "codes in cells", 2, "IVF_PQ 61 MB: let cells hold it"),
-        ("IVF_SQ8", 0.2, True, "codes in cells", 2, "IVF_PQ 61 MB: let cells hold it"),
+        ("HNSW", 0.2, True, "codes, scanned", 2, "IVF_PQ 61 MB: build that"),
+        ("IVF_SQ8", 0.2, True, "codes, scanned", 2, "IVF_PQ 61 MB: build that"),
         ("IVF_PQ", 0.1, True, "cell file", 2, "amips cell-file"),
     ],
 )
@@ -81,13 +81,6 @@ def test_what_of_milvus_fits(
     assert (found.keep, found.bits) == (keep, bits)
     assert words in found.text
     assert found.text.count(". ") == 0
-
-
-def test_few_keys_of_milvus_need_no_cells() -> None:
-    found = size_up(50_000, DIM, int(0.4 * 50_000 * DIM * 4), "milvus", Kept("HNSW"))
-    assert found.keep == "codes, scanned"
-    assert "IVF_SQ8" in found.text
-    assert "cells" not in found.text
 
 
 def test_mapped_files_and_long_ids_are_told_and_counted() -> None:

@@ -92,7 +92,8 @@ def one_by_one(
 
 def prefers_grpc(client: Any) -> bool:
     """Tell whether a client searches over gRPC."""
-    return bool(getattr(client, "init_options", {}).get("prefer_grpc"))
+    options = getattr(client, "init_options", None)  # which stand-ins of a client may not have
+    return isinstance(options, Mapping) and bool(options.get("prefer_grpc"))
 
 
 class _Scored(NamedTuple):

@@ -178,7 +178,8 @@ def choose(rows: Sequence[Row], recall: float, k: int, *, agreed: bool = True) -
             return Choice(answer="leave", search=FOUND, text=f"Nothing is set.{more}")
         chosen = _simplest(min(able, key=_cost), native, able)
     holds = chosen is found or (found.recall_low or 0.0) >= recall
-    if chosen is native and holds and (native.ratio or 1.0) > _SAME:
+    same = (native.ratio or 1.0) > _SAME and not _scores_less(native, found)
+    if chosen is native and holds and same:
         text = f"Leave it as it is: it finds {found.recall:.3f}, and nothing set would be cheaper."
         return Choice(answer="leave", search=FOUND, text=text + more)
     what = f"{chosen.parameter} {chosen.effort}"
@@ -199,9 +200,14 @@ def _simplest(cheapest: Row, native: Row, holding: Sequence[Row]) -> Row:
     if native not in holding:
         return cheapest
     surely = cheapest.cost_high is not None and cheapest.cost_high < _cost(native)
-    if cheapest.bytes_scored is not None and native.bytes_scored:  # the same on every run
-        surely = surely or cheapest.bytes_scored <= _WORTH * native.bytes_scored
+    surely = surely or _scores_less(cheapest, native)
     return cheapest if surely and _cost(cheapest) <= _WORTH * _cost(native) else native
+
+
+def _scores_less(row: Row, other: Row) -> bool:
+    """Tell whether a server counts clearly less work, which is the same on every run."""
+    known = row.bytes_scored is not None and other.bytes_scored is not None
+    return known and row.bytes_scored <= _WORTH * other.bytes_scored  # type: ignore[operator]
 
 
 def _holds(row: Row, recall: float) -> bool:

@@ -53,6 +53,14 @@ IS = row(FOUND, 1.0, 0.97, effort=None, best_promise=None)
         # What the server counts is the same on every run, where times are in doubt.
         (
             [
+                row(FOUND, 1.0, 0.97, effort=None, bytes_scored=4.0),
+                row(NATIVE_ROW, 0.99, bytes_scored=3.0),
+            ],
+            "tune",
+            NATIVE_ROW,
+        ),
+        (
+            [
                 IS,
                 row(NATIVE_ROW, 0.8, bytes_scored=4.0),
                 row("int8", 0.6, cost_high=0.9, bytes_scored=1.0),

@@ -31,6 +31,7 @@ _HEADS = (4, 16)  # per partition, that compete with one
 _ITERATIONS = 10
 _SAMPLE_PER_HEAD = 256
 _MOST_MODEL = 0.05  # of a full scan, that a net may cost to be tried
+_MANY_VALUES = 1_024
 _KEYS_ASKED = 20_000  # as queries, before any query is learned from
 _SIZE_POWERS = {"searches": 0.0, "keys": 0.5}
 
@@ -95,14 +96,18 @@ def train_given(
 ) -> list[Candidate]:
     """Train routers over given partitions, after the control that each has to beat.
 
-    Of the nets with several heads per partition the cheapest is a candidate.
+    Of the nets with several heads per partition the cheapest is a candidate. Values by the thousand
+    are scored in two levels (``two_level``), in groups that their contents make; several heads each
+    would cost more than they could save, unless there are keys by the hundred for every value.
     """
     candidates = [
         largest_first(task, given),
         _train("linear", task, given, options, presets["linear"]),
     ]
-    if options.model in ("auto", "supportnet"):
-        most = max(_MOST_MODEL * len(task.keys) / given.cells.n_cells, _HEADS[0])
+    most = _MOST_MODEL * len(task.keys) / given.cells.n_cells
+    if given.cells.n_cells <= _MANY_VALUES or options.model == "supportnet":
+        most = max(most, _HEADS[0])
+    if options.model in ("auto", "supportnet") and most >= _HEADS[0]:
         more = with_keys(task)
         tried = [
             _train("supportnet", more, given, options, replace(presets["heads"], heads=heads))

@@ -6,9 +6,12 @@ graph divides it out, and multiplies support values by it again.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from amips_plugins.vectors import IntArray
 
 __all__ = [
     "KeyNet",
@@ -18,7 +21,9 @@ __all__ = [
     "Net",
     "Router",
     "SupportNet",
+    "TwoLevelRouter",
     "multiplications",
+    "served_scores",
 ]
 
 
@@ -50,6 +55,81 @@ class LowRankRouter(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         """Map ``(n, dim)`` unit queries to ``(n, n_cells)`` scores."""
         return functional.linear(functional.linear(u, self.down), self.up, self.bias)
+
+    def constrain(self) -> None:
+        """Do nothing: any weight is allowed."""
+
+
+class TwoLevelRouter(nn.Module):
+    """A low-rank router that scores groups of cells first, then the cells of the best groups.
+
+    With as many groups as the root of the number of cells a query is multiplied with
+    ``O(sqrt(n_cells))`` rows of ``rank`` numbers. What is learned is a score of every cell and of
+    every group; only serving leaves the cells of other groups out.
+
+    Parameters
+    ----------
+    dim
+        Of the unit queries.
+    groups
+        ``(n_groups, size)`` int64: the cells of each group, -1 in places that are not used. Every
+        cell is in one.
+    rank
+        Of the map that both levels share.
+    visited
+        Groups whose cells a query scores.
+    """
+
+    members: Tensor
+    group_of: Tensor
+
+    def __init__(self, dim: int, groups: IntArray, rank: int, visited: int) -> None:
+        super().__init__()
+        n_groups, used = len(groups), groups >= 0
+        group_of = np.empty(int(used.sum()), dtype=np.int64)
+        group_of[groups[used]] = np.nonzero(used)[0]
+        self.visited = min(visited, n_groups)
+        self.register_buffer("members", torch.from_numpy(groups))
+        self.register_buffer("group_of", torch.from_numpy(group_of))
+        self.down = nn.Parameter(torch.zeros(rank, dim))
+        self.up = nn.Parameter(torch.zeros(len(group_of), rank))
+        self.bias = nn.Parameter(torch.zeros(len(group_of)))
+        self.group_up = nn.Parameter(torch.zeros(n_groups, rank))
+        self.group_bias = nn.Parameter(torch.zeros(n_groups))
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Map ``(n, dim)`` unit queries to ``(n, n_cells)`` scores of all cells."""
+        return functional.linear(functional.linear(u, self.down), self.up, self.bias)
+
+    def group_scores(self, u: Tensor) -> Tensor:
+        """Map ``(n, dim)`` unit queries to ``(n, n_groups)`` scores."""
+        return functional.linear(functional.linear(u, self.down), self.group_up, self.group_bias)
+
+    def scored(self, u: Tensor) -> Tensor:
+        """Return what is served: the scores of the best groups' cells, minus infinity elsewhere."""
+        best = self.group_scores(u).topk(self.visited, dim=1).indices
+        chosen = torch.zeros(len(u), len(self.group_up), dtype=torch.bool, device=u.device)
+        chosen.scatter_(1, best, value=True)
+        served: Tensor = self(u).masked_fill(~chosen[:, self.group_of], -torch.inf)
+        return served
+
+    @torch.no_grad()
+    def low_rank(self) -> LowRankRouter:
+        """Return the router that scores all cells at once, with the same scores."""
+        rank, dim = self.down.shape
+        net = LowRankRouter(dim, len(self.bias), rank).to(self.down.device)
+        for to, of in ((net.down, self.down), (net.up, self.up), (net.bias, self.bias)):
+            to.copy_(of)
+        return net
+
+    @property
+    def multiplications(self) -> int:
+        """Number of weights that a served query is multiplied with.
+
+        Places that no cell uses count, and a row of zeros that stands for the cells left out.
+        """
+        rows = len(self.group_up) + self.visited * self.members.shape[1] + 1
+        return int(self.down.numel() + rows * self.up.shape[1])
 
     def constrain(self) -> None:
         """Do nothing: any weight is allowed."""
@@ -168,10 +248,18 @@ class KeyNet(nn.Module):
         """Do nothing: any weight is allowed."""
 
 
-Router = LinearRouter | LowRankRouter | ManyHeads | SupportNet
+Router = LinearRouter | LowRankRouter | ManyHeads | SupportNet | TwoLevelRouter
 Net = Router | KeyNet
 
 
 def multiplications(net: Net) -> int:
     """Return the number of weights a single query is multiplied with."""
+    if isinstance(net, TwoLevelRouter):
+        return net.multiplications
     return sum(p.numel() for p in net.parameters() if p.dim() == 2)
+
+
+def served_scores(net: Net, u: Tensor) -> Tensor:
+    """Return the scores that are served; minus infinity where a router does not look."""
+    scores: Tensor = net.scored(u) if isinstance(net, TwoLevelRouter) else net(u)
+    return scores

@@ -23,17 +23,19 @@ from amips_plugins.export.cost_curves import (
 from amips_plugins.export.dataset import Split, TrainingTask, augmented
 from amips_plugins.export.nets import (
     LinearRouter,
-    LowRankRouter,
     Net,
     Router,
     SupportNet,
+    TwoLevelRouter,
     multiplications,
+    served_scores,
 )
 from amips_plugins.export.recipes import Preset
 from amips_plugins.export.spilling import first_cells
 from amips_plugins.export.targets import best_per_cell
 from amips_plugins.export.to_onnx import Order
 from amips_plugins.export.training_loop import fit
+from amips_plugins.export.two_level import fewest_groups, new_two_level, unscored_shares
 from amips_plugins.models.cells import Cells
 from amips_plugins.vectors import FloatArray, IntArray, normalise
 
@@ -41,7 +43,7 @@ __all__ = ["INITIAL_SCALE", "native_candidate", "train_router"]
 
 INITIAL_SCALE = 20.0  # turns cosines into logits as sharp as those of a trained router
 _SIZE_POWER = 0.75  # of a cell's size, that its share of the top keys has to pay for
-_MANY_CELLS = 1_024  # above this a linear router is of low rank
+_MANY_CELLS = 1_024  # above this a linear router is of low rank, in two levels where they pay
 _RANK = 128
 
 
@@ -92,12 +94,14 @@ def train_router(
     costs = np.full(cells.n_cells, len(first) / cells.n_cells) if graphs else cells.sizes
     powers = 0.0 if graphs else _SIZE_POWER
     powers = powers if size_power is None else size_power
-    net = begun
-    if net is None:
+    net: Router
+    if begun is None:
         centroids = centroid_weights(
             task.keys, first, cells, task.metric, task.centre, task.executor
         )
         net = new_router(kind, preset, centroids, task.seed)
+    else:
+        net = begun
     net = net.to(task.device)
     unit = torch.from_numpy(train.unit).to(task.device)
     hit_cells = torch.from_numpy(assignment[train.hits[:, : task.k]]).to(task.device)
@@ -111,13 +115,18 @@ def train_router(
         u = unit[rows]
         scores = model(u)
         scale = model.scale if isinstance(model, SupportNet) else 1.0
-        total = preset.routing * losses.routing(scale * scores, hit_cells[rows], some=always > 0)
+        hits = hit_cells[rows]
+        total = preset.routing * losses.routing(scale * scores, hits, some=always > 0)
+        if isinstance(model, TwoLevelRouter):
+            groups = torch.where(hits < 0, hits, model.group_of[hits.clamp_min(0)])
+            of_groups = losses.routing(model.group_scores(u), groups, some=always > 0)
+            total = total + preset.routing * of_groups
         if support is not None and isinstance(model, SupportNet):
             if preset.scores:
                 values = support.values(rows)
                 total = total + preset.scores * losses.score_regression(scores, values)
             if preset.keys:
-                chosen = hit_cells[rows, 0]
+                chosen = hits[:, 0]
                 best = support.keys(rows, chosen)
                 total = total + preset.keys * losses.gradient_matching(model, u, chosen, best)
         return total
@@ -125,11 +134,16 @@ def train_router(
     def order() -> Order:
         scale = float(net.scale.detach()) if isinstance(net, SupportNet) else 1.0
         penalty = powers * np.log(np.maximum(cells.sizes, 1))
-        return Order(scale, -penalty.astype(np.float32))
+        unscored = None
+        if isinstance(net, TwoLevelRouter):
+            hits, known = first[task.validate.hits[:, : task.k]], first[train.hits[:, : task.k]]
+            unscored = unscored_shares(net, task.validate.unit, hits, known)
+        return Order(scale, -penalty.astype(np.float32), unscored)
 
     def priority(split: Split) -> FloatArray:
         with torch.no_grad():
-            scores = net(torch.from_numpy(split.unit).to(task.device)).cpu().numpy()
+            unit = torch.from_numpy(split.unit).to(task.device)
+            scores = served_scores(net, unit).cpu().numpy()
         return order().priority(scores)
 
     def measure(split: Split) -> Curve:
@@ -149,6 +163,9 @@ def train_router(
             always,
         )
 
+    def value() -> float:
+        return score(measure(task.validate), task).value
+
     history = fit(
         net,
         loss,
@@ -160,6 +177,12 @@ def train_router(
         f"train {name or kind}",
         task.progress,
     )
+    if isinstance(net, TwoLevelRouter):
+        levels, net = net, net.low_rank()
+        at_once = value()
+        net = levels
+        if fewest_groups(levels, value) <= at_once:
+            net = levels.low_rank()
     parameters = multiplications(net)
     return Candidate(kind, net, order(), cells, assignment, parameters, history, measure, priority)
 
@@ -176,16 +199,11 @@ def new_router(
         net.skip[-1].data.copy_(torch.from_numpy(centroids))
         net.log_scale.data.fill_(math.log(INITIAL_SCALE))
         return net
-    if n_cells <= _MANY_CELLS or dim <= _RANK:
+    if n_cells <= _MANY_CELLS:
         linear = LinearRouter(dim, n_cells)
         linear.weight.data.copy_(start)
         return linear
-    low_rank = LowRankRouter(dim, n_cells, _RANK)
-    left, singular, right = torch.linalg.svd(start, full_matrices=False)
-    roots = singular[:_RANK].sqrt()
-    low_rank.up.data.copy_(left[:, :_RANK] * roots)
-    low_rank.down.data.copy_(roots[:, None] * right[:_RANK])
-    return low_rank
+    return new_two_level(start.numpy(), _RANK, seed)
 
 
 class SupportTargets:

@@ -29,6 +29,7 @@ from amips_plugins.export.nets import (
     ManyHeads,
     Net,
     SupportNet,
+    TwoLevelRouter,
 )
 from amips_plugins.vectors import FloatArray, Metric
 
@@ -36,6 +37,7 @@ __all__ = ["Order", "to_onnx"]
 
 _OPSET = 17
 _IR_VERSION = 8  # what ONNX Runtime 1.14 and later read
+_HOPELESS = -1e4  # the log of a share that is zero
 
 _UnitTimes = Callable[..., str]
 """Writes the product of the unit query with ``(n, lifted_dim)`` weights, plus a bias if any."""
@@ -55,10 +57,14 @@ class Order:
         Positive factor; None leaves the scores as they are.
     offset
         ``(n_cells,)`` float32, such as a penalty for large cells.
+    unscored
+        ``(n_cells,)`` float32, what stands for the log of the share of a cell that a router does
+        not score (a score of minus infinity); None for a hopeless one.
     """
 
     scale: float | None
     offset: FloatArray
+    unscored: FloatArray | None = None
 
     def priority(self, scores: FloatArray) -> FloatArray:
         """Return what the exported graph gives for these scores of unit queries."""
@@ -66,9 +72,10 @@ class Order:
             return scores + self.offset
         logits = self.scale * scores
         logits = logits - logits.max(axis=1, keepdims=True)
-        priority: FloatArray = (
-            logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)) + self.offset
-        )
+        shares: FloatArray = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        unscored = _HOPELESS if self.unscored is None else self.unscored
+        shares = np.where(np.isneginf(shares), unscored, shares).astype(np.float32)
+        priority: FloatArray = shares + self.offset
         return priority
 
 
@@ -106,6 +113,10 @@ def to_onnx(
         scores = graph.largest_of(every, net.heads)
     elif isinstance(net, LowRankRouter):
         scores = graph.affine(unit_times(net.down), scale * net.up, scale * net.bias)
+    elif isinstance(net, TwoLevelRouter):
+        shares = _two_levels(graph, net, order, unit_times(net.down), scale)
+        priority = graph.add("Add", shares, graph.constant(order.offset))
+        return graph.finish("priority", priority, dim, len(order.offset))
     else:
         scores = _support_values(graph, net, unit_times, scale)
     if order.scale is not None:
@@ -137,6 +148,21 @@ class _Graph:
         self._nodes.append(helper.make_node(operator, list(inputs), [name], **attributes))
         return name
 
+    def best(self, x: str, count: int) -> str:
+        """Return the numbers of the largest columns, best first."""
+        values, numbers = self._fresh(), self._fresh()
+        wanted = self.constant(np.array([count]), np.int64)
+        self._nodes.append(helper.make_node("TopK", [x, wanted], [values, numbers]))
+        return numbers
+
+    def rows(self, table: Any, numbers: str, dtype: Any = np.float32) -> str:
+        """Look rows of a table up: of each query those with its numbers, one behind another."""
+        return self.add("Gather", self.constant(table, dtype), numbers, axis=0)
+
+    def reshape(self, x: str, *shape: int) -> str:
+        """Give every query's numbers another shape; 0 leaves an axis as it is."""
+        return self.add("Reshape", x, self.constant(np.array([0, *shape]), np.int64))
+
     def affine(self, x: str, weight: Tensor, bias: Tensor | None = None) -> str:
         """``x W^T + b`` as one operator."""
         terms = [x, self.constant(weight)] + ([] if bias is None else [self.constant(bias)])
@@ -144,8 +170,7 @@ class _Graph:
 
     def largest_of(self, x: str, group: int) -> str:
         """Take the largest of every ``group`` neighbouring columns."""
-        shape = self.constant(np.array([0, -1, group]), np.int64)
-        return self.add("ReduceMax", self.add("Reshape", x, shape), axes=[2], keepdims=0)
+        return self.add("ReduceMax", self.reshape(x, -1, group), axes=[2], keepdims=0)
 
     def slice_columns(self, x: str, stop: int) -> str:
         bounds = [self.constant(np.array([at]), np.int64) for at in (0, stop, 1)]
@@ -247,3 +272,30 @@ def _support_values(graph: _Graph, net: SupportNet, unit_times: _UnitTimes, scal
         z = graph.add("Relu", before)
     direct = unit_times(scale * net.skip[-1], scale * net.norm[-1])
     return graph.add("Add", direct, graph.affine(z, scale * net.mix[-1]))
+
+
+def _two_levels(graph: _Graph, net: TwoLevelRouter, order: Order, x: str, scale: float) -> str:
+    """Log of the shares of all cells: scored in the best groups of x, the low-rank query.
+
+    The cells of a group lie side by side, so that a group is one row of every table. Places that
+    no cell uses are scored as hopeless, and written to a column behind the last cell.
+    """
+    members, rank = net.members.cpu(), net.up.shape[1]
+    n_cells, (n_groups, size) = len(net.bias), members.shape
+    unused, cells = members < 0, members.clamp_min(0)
+    up = (scale * net.up.detach().cpu())[cells] * ~unused[:, :, None]
+    bias = (scale * net.bias.detach().cpu())[cells].masked_fill(unused, _HOPELESS)
+    groups = graph.best(graph.affine(x, net.group_up, net.group_bias), net.visited)
+    rows = graph.reshape(graph.rows(up.reshape(n_groups, size * rank), groups), -1, rank)
+    products = graph.add("MatMul", rows, graph.reshape(x, -1, 1))
+    biases = graph.reshape(graph.rows(bias, groups), -1)
+    scores = graph.add("Add", graph.reshape(products, -1), biases)
+    if order.scale is not None:
+        scores = graph.add("LogSoftmax", scores, axis=1)
+    places = graph.rows(members.masked_fill(unused, n_cells), groups, np.int64)
+    unscored = np.full(n_cells, _HOPELESS) if order.unscored is None else order.unscored
+    others = graph.constant(np.append(unscored, 0.0)[None, :])
+    nothing = graph.affine(x, torch.zeros(1, rank))  # a row for every query
+    every = graph.add("Add", nothing, others)
+    every = graph.add("ScatterElements", every, graph.reshape(places, -1), scores, axis=1)
+    return graph.slice_columns(every, n_cells)

@@ -11,17 +11,24 @@ none that serving needs, and ONNX Runtime can only be asked about a model by loa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from amips_plugins.errors import BundleCorrupt
+from amips_plugins.models.onnx_shapes import (
+    FLOAT,
+    INT8,
+    INT64,
+    N_QUERIES,
+    UINT8,
+    Value,
+    results_of,
+)
 from amips_plugins.models.protobuf import Field, Malformed, Reader
 
-__all__ = ["IR_VERSION", "OPERATORS", "OPSET", "check_onnx"]
+__all__ = ["IR_VERSION", "OPERATORS", "OPSET", "Work", "check_onnx"]
 
 OPSET = 17
 IR_VERSION = 8
@@ -32,9 +39,11 @@ OPERATORS: Mapping[str, tuple[Mapping[str, int | tuple[int, ...]], ...]] = {
     "Cast": ({"to": 1},),
     "Concat": ({"axis": 1},),
     "Div": ({},),
+    "Gather": ({"axis": 0},),
     "Gemm": ({"transB": 1},),
     "Identity": ({},),
     "LogSoftmax": ({"axis": 1},),
+    "MatMul": ({},),
     "MatMulInteger": ({},),
     "Max": ({},),
     "Mul": ({},),
@@ -43,7 +52,9 @@ OPERATORS: Mapping[str, tuple[Mapping[str, int | tuple[int, ...]], ...]] = {
     "ReduceMax": ({"axes": (1,), "keepdims": 1}, {"axes": (2,), "keepdims": 0}),
     "Relu": ({},),
     "Reshape": ({},),
+    "ScatterElements": ({"axis": 1},),
     "Slice": ({},),
+    "TopK": ({},),
 }
 """The operators that ``export.to_onnx`` writes, each with the only attributes it writes.
 
@@ -57,15 +68,13 @@ _MOST_COLUMNS = 1 << 20  # of the values of all nodes: memory for each query
 _MOST_WEIGHTS = 1 << 27  # numbers in all constants
 _MOST_MULTIPLICATIONS = 1 << 28  # for each query
 
-_FLOAT, _UINT8, _INT8, _INT32, _INT64 = 1, 2, 3, 6, 7  # ONNX's numbers for them
 _DTYPES: Mapping[int, np.dtype[Any]] = {  # of constants
-    _FLOAT: np.dtype("<f4"),
-    _UINT8: np.dtype("u1"),
-    _INT8: np.dtype("i1"),
-    _INT64: np.dtype("<i8"),
+    FLOAT: np.dtype("<f4"),
+    UINT8: np.dtype("u1"),
+    INT8: np.dtype("i1"),
+    INT64: np.dtype("<i8"),
 }
 _ATTRIBUTE_INT, _ATTRIBUTE_INTS = 2, 7
-_N = -1  # the free axis: the number of queries
 
 _TENSOR = {
     1: Field("dims", "int", repeated=True),
@@ -117,19 +126,17 @@ _MODEL = {
 }
 
 
-@dataclass(frozen=True)
-class _Value:
-    """A matrix, a vector or a number; ``constant`` holds what the file says it is."""
+class Work(NamedTuple):
+    """What a model takes for a query: products of two numbers, and numbers that it looks up."""
 
-    shape: tuple[int, ...]
-    dtype: int = _FLOAT
-    constant: npt.NDArray[Any] | None = None
+    multiplications: int
+    looked_up: int
 
 
-def check_onnx(data: bytes) -> int:
-    """Raise ``BundleCorrupt`` for anything but what ``export.to_onnx`` writes.
+def check_onnx(data: bytes) -> Work:
+    """Return what a model takes, or raise ``BundleCorrupt``.
 
-    Returns the multiplications that the model takes for a query.
+    All is refused but what ``export.to_onnx`` writes.
     """
     try:
         model = Reader(_MOST_FIELDS).read(memoryview(data), _MODEL)
@@ -156,7 +163,7 @@ def _check_versions(model: Mapping[str, Any]) -> None:
         raise Malformed(f"its ir_version is {model.get('ir_version')}, not {IR_VERSION}")
 
 
-def _check_graph(graph: Mapping[str, Any]) -> int:
+def _check_graph(graph: Mapping[str, Any]) -> Work:
     if len(graph["node"]) > _MOST_NODES:
         raise Malformed(f"it has {len(graph['node'])} nodes, and {_MOST_NODES} are the limit")
     if [value.get("name") for value in graph["input"]] != ["queries"]:
@@ -169,18 +176,25 @@ def _check_graph(graph: Mapping[str, Any]) -> int:
         if weights > _MOST_WEIGHTS:
             raise Malformed(f"it has more than {_MOST_WEIGHTS} weights")
         _define(values, tensor.get("name", ""), value)
-    multiplications = columns = 0
+    multiplications = columns = looked_up = 0
     for node in graph["node"]:
         inputs = _inputs_of(node, values)
-        value = _result(node["op_type"], inputs)
+        results = results_of(node["op_type"], inputs)
+        if len(node["output"]) != len(results):
+            raise Malformed(f"its {node['op_type']} has {len(node['output'])} outputs")
         if node["op_type"] in ("Gemm", "MatMulInteger"):
-            multiplications += inputs[0].shape[1] * value.shape[1]
-        columns += math.prod(value.shape[1:])
+            multiplications += inputs[0].shape[1] * results[0].shape[1]
+        if node["op_type"] == "Gather":
+            looked_up += math.prod(results[0].shape[1:])
+        if node["op_type"] == "MatMul":
+            multiplications += math.prod(inputs[0].shape[1:])
+        columns += sum(math.prod(value.shape[1:]) for value in results)
         if columns > _MOST_COLUMNS:
             raise Malformed(f"its values have more than {_MOST_COLUMNS} columns")
         if multiplications > _MOST_MULTIPLICATIONS:
             raise Malformed(f"it takes more than {_MOST_MULTIPLICATIONS} multiplications a query")
-        _define(values, node["output"][0], value)
+        for name, value in zip(node["output"], results, strict=True):
+            _define(values, name, value)
     names = [value.get("name", "") for value in graph["output"]]
     if not names or len(set(names)) < len(names):
         raise Malformed("its outputs are none, or one of them comes twice")
@@ -190,15 +204,15 @@ def _check_graph(graph: Mapping[str, Any]) -> int:
         expected = _declared(declared)
         if given is None or (given.shape, given.dtype) != (expected.shape, expected.dtype):
             raise Malformed(f"its output {name!r} is not of the shape that it declares")
-    return multiplications
+    return Work(multiplications, looked_up)
 
 
-def _declared(value: Mapping[str, Any]) -> _Value:
+def _declared(value: Mapping[str, Any]) -> Value:
     """Return an input or output: a float matrix with a row for each query."""
     kind = value.get("type", {}).get("tensor_type", {})
     axes = kind.get("shape", {}).get("dim", [])
     fits = (
-        kind.get("elem_type") == _FLOAT
+        kind.get("elem_type") == FLOAT
         and len(axes) == 2
         and set(axes[0]) == {"dim_param"}
         and set(axes[1]) == {"dim_value"}
@@ -206,10 +220,10 @@ def _declared(value: Mapping[str, Any]) -> _Value:
     )
     if not fits:
         raise Malformed(f"{value.get('name')!r} is not a float matrix with a row for each query")
-    return _Value((_N, axes[1]["dim_value"]))
+    return Value((N_QUERIES, axes[1]["dim_value"]))
 
 
-def _constant(tensor: Mapping[str, Any]) -> _Value:
+def _constant(tensor: Mapping[str, Any]) -> Value:
     """Return a constant; its numbers are finite."""
     name, shape = tensor.get("name", ""), tuple(tensor["dims"])
     dtype = _DTYPES.get(tensor.get("data_type", 0))
@@ -223,10 +237,10 @@ def _constant(tensor: Mapping[str, Any]) -> _Value:
     array = np.frombuffer(raw, dtype).reshape(shape)
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise Malformed(f"the constant {name!r} has values that are not finite")
-    return _Value(shape, tensor["data_type"], array)
+    return Value(shape, tensor["data_type"], array)
 
 
-def _define(values: dict[str, _Value], name: str, value: _Value) -> None:
+def _define(values: dict[str, Value], name: str, value: Value) -> None:
     if not name or name in values:
         raise Malformed(f"it defines {name!r} twice, or a value without a name")
     if value.constant is None and not all(size <= _WIDEST for size in value.shape):
@@ -234,7 +248,7 @@ def _define(values: dict[str, _Value], name: str, value: _Value) -> None:
     values[name] = value
 
 
-def _inputs_of(node: Mapping[str, Any], values: Mapping[str, _Value]) -> list[_Value]:
+def _inputs_of(node: Mapping[str, Any], values: Mapping[str, Value]) -> list[Value]:
     """Check a node's operator and attributes; return what it takes."""
     operator = node.get("op_type", "")
     if node.get("domain"):
@@ -245,8 +259,6 @@ def _inputs_of(node: Mapping[str, Any], values: Mapping[str, _Value]) -> list[_V
     missing = [name for name in node["input"] if name not in values]
     if missing:
         raise Malformed(f"its {operator} takes {missing[0]!r}, which nothing before it gives")
-    if len(node["output"]) != 1:
-        raise Malformed(f"its {operator} has {len(node['output'])} outputs")
     inputs = [values[name] for name in node["input"]]
     grouped = any(len(value.shape) == 3 for value in inputs)
     allowed = OPERATORS[operator][-1 if grouped else 0]
@@ -262,112 +274,3 @@ def _attribute(item: Mapping[str, Any]) -> int | tuple[int, ...] | None:
     if item.get("type") == _ATTRIBUTE_INTS and "i" not in item:
         return tuple(item["ints"])
     return None
-
-
-def _result(operator: str, inputs: Sequence[_Value]) -> _Value:
-    """Return the shape of what an operator gives, or refuse what it takes."""
-    shapes = [value.shape for value in inputs]
-    first, *others = shapes or [()]
-    floats = all(value.dtype == _FLOAT for value in inputs)
-    matrices = floats and all(len(shape) == 2 for shape in shapes)
-    result: tuple[int, ...] | None = None
-    dtype = _FLOAT
-    if operator == "ReduceMax" and len(first) == 3:
-        result = first[:2] if floats and len(shapes) == 1 else None
-    elif any(len(shape) == 3 for shape in shapes):
-        result = None  # groups of columns are there to be reduced
-    elif operator in ("Abs", "Identity", "Relu"):
-        result = first if floats and len(shapes) == 1 else None
-    elif operator in ("Add", "Div", "Max", "Mul"):
-        result = _broadcast(first, others[0]) if floats and len(shapes) == 2 else None
-    elif operator == "LogSoftmax":
-        result = first if matrices and len(shapes) == 1 else None
-    elif operator in ("ReduceL2", "ReduceMax"):
-        result = (first[0], 1) if matrices and len(shapes) == 1 else None
-    elif operator == "Gemm":
-        result = _gemm(shapes) if floats else None
-    elif operator == "QuantizeLinear":
-        result, dtype = _quantised(inputs), _UINT8
-    elif operator == "MatMulInteger":
-        result, dtype = _integer_product(inputs), _INT32
-    elif operator == "Cast":
-        result = first if [value.dtype for value in inputs] == [_INT32] else None
-    elif operator == "Concat":
-        fits = matrices and len(shapes) == 2 and first[0] == others[0][0]
-        result = (first[0], first[1] + others[0][1]) if fits else None
-    elif operator == "Slice":
-        result = _slice(inputs)
-    elif operator == "Reshape":
-        result = _grouped(inputs)
-    if result is None or result[:1] != (_N,):  # what comes out is a row for each query
-        raise Malformed(f"its {operator} takes the shapes {[list(shape) for shape in shapes[:4]]}")
-    return _Value(result, dtype)
-
-
-def _broadcast(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...] | None:
-    rank = max(len(left), len(right))
-    pairs = zip((1,) * (rank - len(left)) + left, (1,) * (rank - len(right)) + right, strict=True)
-    result = []
-    for one, other in pairs:
-        if one != other and 1 not in (one, other):
-            return None
-        result.append(other if one == 1 else one)
-    # The queries lie along the first axis of a matrix and nowhere else.
-    return None if _N in result[1:] else tuple(result)
-
-
-def _gemm(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
-    if len(shapes) not in (2, 3) or len(shapes[0]) != 2 or len(shapes[1]) != 2:
-        return None
-    (rows, inner), (columns, of_weight) = shapes[:2]
-    if inner != of_weight or columns == _N or shapes[2:] not in ([], [(columns,)]):
-        return None
-    return rows, columns
-
-
-def _quantised(inputs: Sequence[_Value]) -> tuple[int, ...] | None:
-    """Return the shape of a matrix of floats in steps of one size."""
-    if len(inputs) != 3 or inputs[0].dtype != _FLOAT or len(inputs[0].shape) != 2:
-        return None
-    plain = _is_number(inputs[1], _FLOAT) and _is_number(inputs[2], _UINT8)
-    return inputs[0].shape if plain else None
-
-
-def _integer_product(inputs: Sequence[_Value]) -> tuple[int, ...] | None:
-    """Return the shape of the product of quantised rows and constant weights."""
-    if len(inputs) != 3 or not _is_number(inputs[2], _UINT8):
-        return None
-    rows, weight = inputs[:2]
-    if (rows.dtype, weight.dtype) != (_UINT8, _INT8):
-        return None
-    if (len(rows.shape), len(weight.shape)) != (2, 2):
-        return None
-    return (rows.shape[0], weight.shape[1]) if rows.shape[1] == weight.shape[0] else None
-
-
-def _is_number(value: _Value, dtype: int) -> bool:
-    return value.constant is not None and value.dtype == dtype and value.shape == ()
-
-
-def _grouped(inputs: Sequence[_Value]) -> tuple[int, ...] | None:
-    """Return the shape of a matrix whose columns are cut into groups of one size."""
-    if len(inputs) != 2 or inputs[0].dtype != _FLOAT or len(inputs[0].shape) != 2:
-        return None
-    wanted, (rows, columns) = inputs[1].constant, inputs[0].shape
-    if wanted is None or wanted.dtype != np.int64 or wanted.shape != (3,):
-        return None
-    same, rest, group = wanted.tolist()
-    fits = (same, rest) == (0, -1) and group > 0 and columns % group == 0
-    return (rows, columns // group, group) if fits else None
-
-
-def _slice(inputs: Sequence[_Value]) -> tuple[int, ...] | None:
-    """Return the shape of the first columns of a matrix."""
-    if len(inputs) != 4 or inputs[0].dtype != _FLOAT or len(inputs[0].shape) != 2:
-        return None
-    bounds = [value.constant for value in inputs[1:]]
-    if any(bound is None or bound.shape != (1,) or bound.dtype != np.int64 for bound in bounds):
-        return None
-    start, stop, axis = (int(bound[0]) for bound in bounds if bound is not None)
-    rows, columns = inputs[0].shape
-    return (rows, stop) if (start, axis) == (0, 1) and 0 < stop <= columns else None

@@ -16,6 +16,8 @@ from amips_plugins.vectors import FloatArray
 
 __all__ = ["OnnxModel"]
 
+_MOST_LOOKED_UP = 1 << 19  # numbers in a run: more than 2 MiB fall out of a processor's cache
+
 
 class OnnxModel:
     """A model loaded from bytes that ``onnx_check`` has passed; a query costs ``multiplications``.
@@ -26,7 +28,9 @@ class OnnxModel:
     """
 
     def __init__(self, data: bytes, threads: int = 1) -> None:
-        self.multiplications = check_onnx(data)
+        work = check_onnx(data)
+        self.multiplications = work.multiplications
+        self._at_once = max(1, _MOST_LOOKED_UP // work.looked_up) if work.looked_up else None
         self._data = data
         self._threads = threads
         self._before: Any = None
@@ -77,9 +81,21 @@ class OnnxModel:
     def run(
         self, outputs: Sequence[str], inputs: Mapping[str, npt.NDArray[Any]]
     ) -> list[npt.NDArray[Any]]:
-        """Run the model; outputs not asked for are computed all the same."""
-        session = self._session or self._opened()
-        result: list[npt.NDArray[Any]] = session.run(outputs, inputs)
+        """Run the model; outputs not asked for are computed all the same.
+
+        One that copies weights for every query is run on a few queries at a time.
+        """
+        session, step = self._session or self._opened(), self._at_once
+        count = min(map(len, inputs.values()))
+        result: list[npt.NDArray[Any]]
+        if step is None or count <= step:
+            result = session.run(outputs, inputs)
+            return result
+        parts = [
+            session.run(outputs, {name: rows[low : low + step] for name, rows in inputs.items()})
+            for low in range(0, count, step)
+        ]
+        result = [np.concatenate(found) for found in zip(*parts, strict=True)]
         return result
 
     def run_row(self, output: str, queries: FloatArray) -> FloatArray:

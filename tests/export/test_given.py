@@ -17,12 +17,15 @@ from amips_plugins.errors import InvalidInput, SnapshotError, TrainingError
 from amips_plugins.export.clustering import centre_of
 from amips_plugins.export.dataset import TrainingTask, choose_device, pose
 from amips_plugins.export.given import Given, largest_first, many_heads, train_given, with_keys
+from amips_plugins.export.nets import TwoLevelRouter
 from amips_plugins.export.queries import split_queries
 from amips_plugins.export.recipes import PRESETS
 from amips_plugins.export.snapshot import take_snapshot
+from amips_plugins.export.to_onnx import to_onnx
 from amips_plugins.export.train import Run, TrainOptions, train
 from amips_plugins.export.training_loop import Schedule
 from amips_plugins.layout import plan_layout
+from amips_plugins.models.onnx_session import OnnxModel
 from amips_plugins.partitions import Partitions, Value
 from amips_plugins.progress import no_progress
 from amips_plugins.routing.serving import bundle_in
@@ -192,3 +195,25 @@ def test_another_field_than_the_snapshots_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SnapshotError, match="does not say where its keys belong"):
         train(plain, None, tmp_path / "run", TrainOptions(partitions="part"))
     assert not (tmp_path / "run").exists()
+
+
+def test_values_by_the_thousand_are_scored_in_two_levels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In groups that hold alike contents; several heads are not tried where they cannot pay."""
+    monkeypatch.setattr("amips_plugins.export.routers._MANY_CELLS", given_data.PARTS - 1)
+    monkeypatch.setattr("amips_plugins.export.given._MANY_VALUES", given_data.PARTS - 1)
+    monkeypatch.setattr("amips_plugins.export.given._MOST_MODEL", 0.0)
+    monkeypatch.setattr("amips_plugins.export.routers.fewest_groups", lambda *_: 1.0)
+    task, given = a_task(tmp_path)
+    recipe = replace(PRESETS["default"]["linear"], schedule=Schedule(epochs=2, learning_rate=2e-2))
+    _, linear = train_given(task, given, TrainOptions(), {"linear": recipe})
+    assert isinstance(linear.net, TwoLevelRouter)
+    assert linear.priority is not None
+    (priority,) = OnnxModel(to_onnx(linear.net, task.keys.shape[1], task.metric, linear.order)).run(
+        ["priority"], {"queries": task.test.queries}
+    )
+    np.testing.assert_allclose(priority, linear.priority(task.test), atol=2e-4, rtol=1e-4)
+    asked = msgspec.structs.replace(TrainOptions(), model="supportnet")
+    recipes = {"linear": recipe, "heads": replace(recipe, heads=4)}
+    assert len(train_given(task, given, asked, recipes)) == 3

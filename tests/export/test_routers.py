@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,12 @@ from amips_plugins.export import routers as module
 from amips_plugins.export.clustering import centroid_weights, native_cells
 from amips_plugins.export.cost_curves import curve, levels_by_threshold, thresholds_for
 from amips_plugins.export.dataset import TrainingTask
-from amips_plugins.export.nets import LinearRouter, LowRankRouter
+from amips_plugins.export.nets import (
+    LinearRouter,
+    LowRankRouter,
+    TwoLevelRouter,
+    multiplications,
+)
 from amips_plugins.export.recipes import PRESETS
 from amips_plugins.export.routers import (
     SupportTargets,
@@ -44,58 +50,40 @@ def test_an_untrained_router_orders_cells_as_their_centroids_do(
     assert agree == 1.0 if kind == "linear" else agree > 0.5
 
 
-@pytest.mark.parametrize(
-    ("n_cells", "rank", "low"),
-    [(8, 3, False), (9, 3, True), (40, 6, True), (40, 7, False), (40, 8, False)],
-)
-def test_cells_by_the_thousand_get_a_router_of_low_rank(
-    n_cells: int, rank: int, low: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Above so many cells, unless the rank would save nothing."""
-    monkeypatch.setattr(module, "_MANY_CELLS", 8)
-    monkeypatch.setattr(module, "_RANK", rank)
-    centroids = normalise(gaussian(n_cells, 7))
-    net = new_router("linear", PRESETS["default"]["linear"], centroids, 0)
-    assert isinstance(net, LowRankRouter if low else LinearRouter)
-    if isinstance(net, LowRankRouter):
-        assert (net.down.shape, net.up.shape) == ((rank, 7), (n_cells, rank))
-
-
-def test_a_low_rank_router_starts_at_the_best_approximation_of_the_centroids(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "_MANY_CELLS", 8)
-    monkeypatch.setattr(module, "_RANK", 3)
-    centroids = normalise(gaussian(30, 7))
-    net = new_router("linear", PRESETS["default"]["linear"], centroids, 0)
-    left, singular, right = np.linalg.svd(centroids)
-    best = (left[:, :3] * singular[:3]) @ right[:3]  # Eckart and Young
-    unit = normalise(gaussian(200, 7, 1))
-    with torch.no_grad():
-        scores = net(torch.from_numpy(unit)).numpy()
-    np.testing.assert_allclose(scores, 20 * unit @ best.T, atol=1e-3)
-
-
 def test_the_real_constants_switch_at_more_than_1024_cells() -> None:
     preset = PRESETS["default"]["linear"]
-    for n_cells, kind in ((1024, LinearRouter), (1025, LowRankRouter)):
-        assert isinstance(new_router("linear", preset, gaussian(n_cells, 200), 0), kind)
-    assert isinstance(new_router("linear", preset, gaussian(1025, 128), 0), LinearRouter)
+    for dim, rank in ((200, 128), (64, 64)):
+        assert isinstance(new_router("linear", preset, gaussian(1024, dim), 0), LinearRouter)
+        net = new_router("linear", preset, gaussian(1025, dim), 0)
+        assert isinstance(net, TwoLevelRouter)
+        assert net.down.shape == (rank, dim)
+        assert net.members.shape == (61, 17)
 
 
+def visit_two(net: TwoLevelRouter, score: Callable[[], float]) -> float:  # noqa: ARG001
+    net.visited = 2
+    return 1.0
+
+
+def visit_none(net: TwoLevelRouter, score: Callable[[], float]) -> float:  # noqa: ARG001
+    return -np.inf
+
+
+@pytest.mark.parametrize("pays", [True, False])
 @pytest.mark.parametrize("metric", list(Metric))
-def test_a_low_rank_router_trains_and_serves_as_it_was_measured(
-    metric: Metric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_router_of_two_levels_trains_and_serves_as_it_was_measured(
+    metric: Metric, pays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_MANY_CELLS", CELLS - 1)
     monkeypatch.setattr(module, "_RANK", 3)
+    monkeypatch.setattr(module, "fewest_groups", visit_two if pays else visit_none)
     task = make_task(tmp_path, metric)
     cells, assignment = native_cells(task.keys, metric, CELLS, 0)
     preset = short(PRESETS["default"]["linear"])
     trained = train_router("linear", preset, task, cells, assignment)
-    assert isinstance(trained.net, LowRankRouter)
+    assert isinstance(trained.net, TwoLevelRouter if pays else LowRankRouter)
     assert trained.kind == "linear"
-    assert trained.parameters == 3 * task.lifted.shape[1] + 3 * cells.n_cells
+    assert trained.parameters == multiplications(trained.net)
     assert trained.priority is not None
     onnx = OnnxModel(to_onnx(trained.net, DIM, metric, trained.order))
     (priority,) = onnx.run(["priority"], {"queries": task.test.queries})

@@ -24,6 +24,7 @@ ORDER = Order(1.7, np.linspace(-0.5, 0.5, CELLS, dtype=np.float32))
 OPERATORS = {
     *("Add", "Concat", "Div", "Gemm", "Identity", "LogSoftmax", "Max", "Mul", "ReduceL2", "Relu"),
     *("Abs", "Cast", "MatMulInteger", "QuantizeLinear", "ReduceMax", "Reshape", "Slice"),
+    *("Gather", "MatMul", "ScatterElements", "TopK"),
 }
 
 

@@ -57,11 +57,13 @@ def test_what_is_allowed_is_what_training_writes_and_no_more() -> None:
 def test_multiplications_are_those_of_the_net(name: str) -> None:
     net = every_net(DIM, CELLS)[name]
     order = None if isinstance(net, KeyNet) else Order(1.7, np.zeros(CELLS, dtype=np.float32))
-    assert check_onnx(to_onnx(net, DIM, Metric.COSINE, order)) == multiplications(net)
+    work = check_onnx(to_onnx(net, DIM, Metric.COSINE, order))
+    assert work.multiplications == multiplications(net)
 
 
 WIDEST = 6
 OUTPUTS_ONE = ("Abs", "Identity", "LogSoftmax", "ReduceL2", "ReduceMax", "Relu", "Slice")
+LOOK_UPS = ("TopK", "Gather", "MatMul", "ScatterElements")  # the same
 IN_8_BITS = ("QuantizeLinear", "MatMulInteger", "Cast")  # one after the other, and no other way
 
 
@@ -95,6 +97,11 @@ def random_graph(rng: np.random.Generator) -> bytes:
         constants.append(numpy_helper.from_array(weights, f"w{place}"))
         into = np.array([0, -1, place + 1], np.int64)
         constants.append(numpy_helper.from_array(into, f"g{place}"))
+        table = np.ones((3, place + 1), np.float32)
+        constants.append(numpy_helper.from_array(table, f"t{place}"))
+    constants.append(numpy_helper.from_array(np.zeros((3, 1), np.int64), "members"))
+    constants.append(numpy_helper.from_array(np.array([1]), "first"))
+    constants.append(numpy_helper.from_array(np.array([0, -1]), "flat"))
     constants.append(numpy_helper.from_array(np.array(7, np.uint8), "zero"))
     constants.append(numpy_helper.from_array(np.array(0.5, np.float32), "step"))
 
@@ -127,11 +134,27 @@ def random_graph(rng: np.random.Generator) -> bytes:
                 ("MatMulInteger", [quantised, weight, "zero"], product),
                 ("Cast", [product], name),
             ]
+        if operator in LOOK_UPS:
+            numbers = f"numbers{place}"
+            steps = [
+                ("TopK", ["queries", "first"], f"top{place}"),
+                ("Gather", [f"t{dim - 1}", numbers], f"rows{place}"),
+                ("Reshape", [f"rows{place}", f"g{dim - 1}"], f"grouped{place}"),
+                ("Reshape", ["queries", "g0"], f"column{place}"),
+                ("MatMul", [f"grouped{place}", f"column{place}"], f"product{place}"),
+                ("Reshape", [f"product{place}", "flat"], f"scores{place}"),
+                ("Gather", ["members", numbers], f"cells{place}"),
+                ("Reshape", [f"cells{place}", "flat"], f"places{place}"),
+                ("ScatterElements", [taken[-1], f"places{place}", f"scores{place}"], name),
+            ]
         if operator == "Reshape":
             grouped = f"grouped{place}"
             groups = [taken[0], f"g{rng.integers(4)}"]
             steps = [("Reshape", groups, grouped), ("ReduceMax", [grouped], name)]
         made = [node_of(*step) for step in steps]
+        for node in made:
+            if node.op_type == "TopK":
+                node.output.append(f"numbers{place}")
         for width in range(1, WIDEST + 1):
             data = model([*nodes, *made], name, width)
             if passes(data):
@@ -223,6 +246,98 @@ def quantised(**changes: Any) -> bytes:
     ],
 )
 def test_a_product_in_8_bits_has_one_form(changes: dict[str, Any]) -> None:
-    assert check_onnx(quantised()) == DIM * CELLS
+    assert check_onnx(quantised()).multiplications == DIM * CELLS
     with pytest.raises(BundleCorrupt, match="model is refused"):
         check_onnx(quantised(**changes))
+
+
+def looked_up(**changes: Any) -> bytes:
+    """A score of the cells of the best groups, with one thing changed."""
+    steps: dict[str, tuple[str, list[str], list[str]]] = {
+        "groups": ("Gemm", ["queries", "level"], ["groups"]),
+        "best": ("TopK", ["groups", "two"], ["top", "best"]),
+        "rows": ("Gather", ["table", "best"], ["rows"]),
+        "matrix": ("Reshape", ["rows", "of_dim"], ["matrix"]),
+        "column": ("Reshape", ["queries", "of_one"], ["column"]),
+        "product": ("MatMul", ["matrix", "column"], ["product"]),
+        "scores": ("Reshape", ["product", "in_a_row"], ["scores"]),
+        "cells": ("Gather", ["members", "best"], ["cells"]),
+        "places": ("Reshape", ["cells", "in_a_row"], ["places"]),
+        "base": ("Gemm", ["queries", "zeros"], ["base"]),
+        "priority": ("ScatterElements", ["base", "places", "scores"], ["priority"]),
+    }
+    constants: dict[str, Any] = {
+        "level": np.ones((3, DIM), np.float32),
+        "two": np.array([2]),
+        "table": np.ones((3, 3 * DIM), np.float32),
+        "members": np.arange(9).reshape(3, 3),
+        "zeros": np.zeros((CELLS, DIM), np.float32),
+        "of_dim": np.array([0, -1, DIM]),
+        "of_one": np.array([0, -1, 1]),
+        "in_a_row": np.array([0, -1]),
+    }
+    for name, value in changes.items():
+        (constants if name in constants else steps)[name] = value
+    nodes = []
+    for operator, inputs, outputs in steps.values():
+        node = node_of(operator, inputs, outputs[0])
+        node.output.extend(outputs[1:])
+        nodes.append(node)
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "looked up",
+        [info("queries", TensorProto.FLOAT, ["n", DIM])],
+        [info("priority", TensorProto.FLOAT, ["n", CELLS])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opset = [helper.make_opsetid("", OPSET)]
+    made = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
+    data: bytes = made.SerializeToString()
+    return data
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"two": np.array([0])},
+        {"two": np.array([-1])},
+        {"two": np.array([4])},  # of three groups
+        {"two": np.array(2)},
+        {"two": np.array([2.0], np.float32)},
+        {"best": ("TopK", ["groups", "two"], ["best"])},
+        {"best": ("TopK", ["level", "two"], ["top", "best"])},
+        {"best": ("TopK", ["groups"], ["top", "best"])},
+        {"rows": ("Gather", ["table", "top"], ["rows"])},
+        {"rows": ("Gather", ["groups", "best"], ["rows"])},
+        {"rows": ("Gather", ["table", "members"], ["rows"])},
+        {"table": np.ones((2, 3 * DIM), np.float32)},  # a group has no row
+        {"table": np.ones((3, 3 * DIM), np.int64)},
+        {"table": np.ones((3, 3 * DIM), np.int8)},
+        {"table": np.ones((3, 3 * DIM + 1), np.float32)},
+        {"table": np.ones(3 * DIM, np.float32)},
+        {"members": np.arange(9).reshape(3, 3) - 1},
+        {"members": np.arange(9).reshape(3, 3) + 1},  # a cell that is not there
+        {"members": np.arange(9, dtype=np.int64).reshape(3, 3).astype(np.float32)},
+        {"members": np.zeros((3, 2), np.int64)},
+        {"of_dim": np.array([0, -1, DIM + 1])},
+        {"of_dim": np.array([0, 0, DIM])},
+        {"of_dim": np.array([-1, 3, DIM])},
+        {"of_one": np.array([0, -1, 2])},
+        {"in_a_row": np.array([-1])},
+        {"in_a_row": np.array([-1, 6])},
+        {"product": ("MatMul", ["column", "matrix"], ["product"])},
+        {"product": ("MatMul", ["matrix", "matrix"], ["product"])},
+        {"product": ("MatMul", ["matrix", "queries"], ["product"])},
+        {"product": ("Identity", ["matrix"], ["product"])},
+        {"priority": ("ScatterElements", ["zeros", "places", "scores"], ["priority"])},
+        {"priority": ("ScatterElements", ["base", "best", "scores"], ["priority"])},
+        {"priority": ("ScatterElements", ["base", "scores", "scores"], ["priority"])},
+        {"priority": ("ScatterElements", ["base", "places"], ["priority"])},
+        {"priority": ("Identity", ["places"], ["priority"])},
+    ],
+)
+def test_what_is_looked_up_is_known_to_be_there(changes: dict[str, Any]) -> None:
+    assert check_onnx(looked_up()).multiplications == 3 * DIM + 6 * DIM + CELLS * DIM
+    with pytest.raises(BundleCorrupt, match="model is refused"):
+        check_onnx(looked_up(**changes))

@@ -14,6 +14,7 @@ from amips_plugins.export.nets import (
     SupportNet,
 )
 from amips_plugins.vectors import FloatArray
+from tests.support.two_level import two_level
 
 
 def gaussian(n: int, dim: int, seed: int = 0) -> FloatArray:
@@ -57,6 +58,7 @@ def every_net(dim: int, n_cells: int) -> dict[str, Net]:
     return {
         "linear": shake(LinearRouter(dim, n_cells)),
         "low-rank": shake(LowRankRouter(dim, n_cells, 3)),
+        "two-level": shake(two_level(dim, n_cells, visited=n_cells)),
         "heads": shake(ManyHeads(dim, n_cells, 3)),
         "supportnet-1": shake(SupportNet(dim, n_cells, width=8, depth=1)),
         "supportnet-3": shake(SupportNet(dim, n_cells, width=8, depth=3)),

@@ -48,7 +48,7 @@ __all__ = ["SearchedPoints", "ServerFound"]
 _BATCH = 64  # queries from which on they share cells enough,
 _NUMBERS = 1_000_000  # of vectors in one call: a server takes 32 MiB of JSON
 _IN_PAYLOAD, _IN_SHARDS = 0.4, 0.8  # see break_even
-_SEARCHES_EACH = {False: 12.0, True: 32.0}  # up to which sending them pays; True over gRPC
+_SEARCHES_EACH = {False: 4.0, True: 32.0}  # up to which sending them pays; True over gRPC
 
 
 @dataclass(frozen=True, slots=True)

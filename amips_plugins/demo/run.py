@@ -27,7 +27,7 @@ from amips_plugins.files import replace_file
 from amips_plugins.layout import lay_out
 from amips_plugins.progress import Progress
 from amips_plugins.routing.router import LearnedRouter
-from amips_plugins.tune.run import TuneOptions, TuneResult, measure
+from amips_plugins.tune.run import NothingToTune, TuneOptions, TuneResult, measure
 from amips_plugins.vectors import FloatArray
 
 __all__ = ["run"]
@@ -100,11 +100,24 @@ def run(
         say(show(measured, 10))
         say(f"\n7. The same keys where nothing is trained: amips tune --dry-run{chosen.tuned}.\n")
         with chosen.to_tune(collection, folder, keys) as place:
-            tuned = measure(place, train_queries[:_ASKED], _TUNED, work / "tune", progress)
-        say(show_tuned(tuned.result))
+            _tune(place, train_queries[:_ASKED], work / "tune", say, show_tuned, progress)
         return measured
     finally:
         collection.close()
+
+
+def _tune(
+    place: Collection,
+    queries: FloatArray,
+    work: Path,
+    say: Say,
+    show_tuned: ShowTuned,
+    progress: Progress,
+) -> None:
+    try:
+        say(show_tuned(measure(place, queries, _TUNED, work, progress).result))
+    except NothingToTune as exc:  # of few keys the engine builds no graph
+        say(str(exc))
 
 
 def _learn_and_measure(

@@ -89,7 +89,8 @@ def bytes_of(keys: int, dim: int, kept: Kept) -> int:
 def bytes_of_build(keys: int, dim: int, name: str, bytes_per_key: float, kept: Kept | None) -> int:
     """Return the memory that one way to build an index takes (``tuning.Build``)."""
     if kept is not None:
-        return bytes_of(keys, dim, replace(kept, index=name))
+        kind = name.partition(",")[0]  # the same in fewer segments takes as much
+        return bytes_of(keys, dim, replace(kept, index=kind))
     return int(keys * (bytes_per_key + 2 * _LINKS * _LINK + _ID))
 
 

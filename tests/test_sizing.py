@@ -113,3 +113,5 @@ def test_of_others_nothing_is_known(database: str) -> None:
 def test_builds_that_tune_tries_take_their_codes_and_their_graph() -> None:
     assert bytes_of_build(100, 8, "int8", 8.0, None) == int(100 * (8 + 140.8 + 40))
     assert bytes_of_build(100, 8, "IVF_SQ8", 8.0, Kept("HNSW")) == 100 * (8 + 100 + 8)
+    fewer = bytes_of_build(100, 8, "HNSW_SQ, fewer segments", 8.0, Kept("HNSW_SQ"))
+    assert fewer == bytes_of(100, 8, Kept("HNSW_SQ"))

@@ -169,8 +169,8 @@ class MilvusTuning:
         with _unlogged():
             client.create_index(name, self._params(build), timeout=_WAIT)
         client.load_collection(name)
-        if self._table.is_lite or count < INDEXED_FROM:
-            return
+        if self._table.is_lite or count < INDEXED_FROM or build.knob == NO_KNOB:
+            return  # of FLAT there is nothing to build, and no segment says that it has it
         deadline = time.monotonic() + _WAIT
         while sum(
             int(part.num_rows) for part in client.list_loaded_segments(name) if part.index_name

@@ -131,7 +131,8 @@ def changing(
         arguments = Arguments(kind, name)
 
         def effects(args: Any, kwargs: Any) -> Effects[Any]:
-            plain = Call(getattr(client, name), args, kwargs)
+            # A change may note something among its own arguments, and the plain call has to stay.
+            plain = Call(getattr(client, name), args, {**kwargs})
             named, changed = arguments.named(args, kwargs), None
             try:
                 if named is not None:

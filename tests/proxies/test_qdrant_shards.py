@@ -135,3 +135,22 @@ def test_a_point_with_another_vector_is_in_no_cell(
         routed.batch_update_points("live", [models.UpdateVectorsOperation(update_vectors=inner)])
     assert where(client, 6) == [OVERFLOW]
     assert routed.query_points("live", [1.0] * DIM, limit=1).points[0].id == 6
+
+
+def test_what_fails_before_a_write_leaves_the_callers_own_call_as_it_was(
+    client: ClusterClient, routed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def fails(*_: Any) -> None:
+        raise ConnectionError("the server is away")
+
+    def note(**kwargs: Any) -> None:
+        given.update(kwargs)
+
+    monkeypatch.setattr(QdrantCollection, "displace", fails)
+    monkeypatch.setattr(client, "upsert", note)
+    point = models.PointStruct(id=6, vector=[9.0] * DIM)
+    mode = models.UpdateMode.UPDATE_ONLY
+    routed.upsert(collection_name="live", points=[point], update_mode=mode)
+    assert given == {"collection_name": "live", "points": [point], "update_mode": mode}

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from amips_plugins.adapters.qdrant.points import plain_id
 from amips_plugins.collection import Id
-from amips_plugins.errors import require
+from amips_plugins.errors import DatabaseUnreachable, require
 
 if TYPE_CHECKING:
     import qdrant_edge as edge
@@ -159,18 +159,13 @@ class CellGraphs:
             while self._open:
                 self._open.popitem()[1].close()
 
-    def drop(self) -> None:
-        """Remove all of them."""
-        self.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
     def _shard(self, name: str) -> edge.EdgeShard | None:
         found = self._open.get(name)
         if found is not None:
             return found
         with self._lock:
             if name not in self._open and (self._folder / name).is_dir():
-                self._open[name] = edge.EdgeShard.load(str(self._folder / name))
+                self._open[name] = _load(self._folder / name)
             return self._open.get(name)
 
     def _create(self, name: str) -> edge.EdgeShard:
@@ -190,6 +185,18 @@ class CellGraphs:
         shard = self._shard(name)
         assert shard is not None  # noqa: S101 - for the type checker
         return shard
+
+
+def _load(folder: Path) -> edge.EdgeShard:
+    try:
+        return edge.EdgeShard.load(str(folder))
+    except Exception as exc:  # the engine knows no other class
+        if "WouldBlock" not in str(exc):
+            raise
+        raise DatabaseUnreachable(
+            f"The shard of a cell in {str(folder)!r} is open elsewhere: a collection object that "
+            "used it is not closed; close it, before its shard is opened again."
+        ) from exc
 
 
 def _all(shard: edge.EdgeShard) -> Iterator[edge.Record]:

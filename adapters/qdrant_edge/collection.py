@@ -79,7 +79,7 @@ class QdrantEdgeCollection(PointCollection):
     Parameters
     ----------
     shard
-        The open shard. Close it yourself, after this object's last use.
+        The open shard. Close it yourself, after this object, which may have shards of cells open.
     folder
         The shard's folder; the last part of it is the collection's name.
     field
@@ -115,7 +115,7 @@ class QdrantEdgeCollection(PointCollection):
     _kept: EdgeFound | None = None
 
     def __init__(self, shard: edge.EdgeShard, folder: str | Path, field: str | None = None) -> None:
-        self._shard = OpenShard(shard, Path(folder))
+        self._shard = OpenShard.of(shard, Path(folder))
         self._field = field
 
     @classmethod

@@ -59,6 +59,13 @@ class QdrantEdgeLayouts(QdrantLayouts):
         sharded = here is not None and bool(here.places)
         return replace(found, storage="shards") if sharded else found
 
+    def roll_back(self, *, anyway: bool = False) -> Collection:
+        """Serve the layout from before, without what was deleted since from its cells' shards."""
+        before = self._state().before
+        if before and before[-1] is not None:
+            self._edge.mend(before[-1])
+        return super().roll_back(anyway=anyway)
+
     def backfill(
         self, assign: AssignCells, progress: Progress = no_progress, *, verify: bool = False
     ) -> int:

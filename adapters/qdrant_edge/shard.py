@@ -15,6 +15,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant_edge.cell_graphs import CellGraphs, graph_params
@@ -54,6 +55,14 @@ class OpenShard:
         """Held by a write that goes to several shards."""
 
     @classmethod
+    def of(cls, shard: edge.EdgeShard, folder: Path) -> OpenShard:
+        """Return the one object of an open shard: shards of cells cannot be opened twice."""
+        found = _KNOWN.get(id(shard))
+        if found is None:
+            found = _KNOWN[id(shard)] = cls(shard, folder)
+        return found
+
+    @classmethod
     def load(cls, folder: Path) -> OpenShard:
         """Open a shard, which ``close`` closes.
 
@@ -80,7 +89,7 @@ class OpenShard:
                 f"The Qdrant Edge shard in {str(folder)!r} is open elsewhere, and only one process "
                 "can have it, once; close it there."
             ) from exc
-        opened = cls(shard, folder)
+        opened = cls.of(shard, folder)
         opened._owned = True
         return opened
 
@@ -131,8 +140,14 @@ class OpenShard:
         with self.writing:
             found = self._graphs.pop(record.layout, None)
             if found is not None:
-                found.drop()
-            shutil.rmtree(self._place(record), ignore_errors=True)
+                found.close()
+            place = self._place(record)
+            # Whoever is killed meanwhile must not leave half a shard that looks like one.
+            gone = place.with_name(f"{place.name}.gone")
+            shutil.rmtree(gone, ignore_errors=True)
+            if place.is_dir():
+                place.rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
 
     def _place(self, record: LayoutRecord) -> Path:
         return self.folder / _GRAPHS / record.layout
@@ -171,6 +186,10 @@ class OpenShard:
             self._owned = False
             if here:
                 self._engine.close()
+
+
+# By the engine's object, which each of them keeps.
+_KNOWN: WeakValueDictionary[int, OpenShard] = WeakValueDictionary()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

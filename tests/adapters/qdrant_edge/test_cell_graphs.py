@@ -20,6 +20,7 @@ from amips_plugins.bundle.loading import load_hook
 from amips_plugins.bundle.package import Bundle
 from amips_plugins.cell_layout import LayoutSpec
 from amips_plugins.collection import Collection, SearchRequest
+from amips_plugins.errors import DatabaseUnreachable
 from amips_plugins.export.snapshot import take_snapshot
 from amips_plugins.export.train import TrainOptions, train
 from amips_plugins.layout import lay_out
@@ -259,6 +260,62 @@ def test_targets_hold_in_the_graphs_of_cells(tmp_path: Path) -> None:
         ]
         assert np.mean(same) / k >= recall - 0.01
     collection.close()
+
+
+def test_what_is_deleted_meanwhile_is_gone_after_a_rollback(docs: QdrantEdgeCollection) -> None:
+    built = laid_out(docs)
+    later = laid_out(built, replace(SPEC, layout="def", storage=None))
+    later.delete([0, 8])
+    later.upsert([4], vectors(1, 9), cells=np.array([3]))
+    back = later.layouts.roll_back()
+    assert isinstance(back, QdrantEdgeCollection)
+    assert holders(back, 0) == holders(back, 8) == holders(back, 4) == []
+    assert set(found(back, 0)) == {row for row in range(COUNT) if row % N_CELLS == 0} - {0, 8}
+
+
+def test_two_objects_of_one_shard(docs: QdrantEdgeCollection, tmp_path: Path) -> None:
+    laid_out(docs).close()
+    shard = edge.EdgeShard.load(str(tmp_path / "docs"))
+    one, other = (QdrantEdgeCollection(shard, tmp_path / "docs") for _ in range(2))
+    assert found(one, 0) == found(other, 0)
+    other.upsert([4], vectors(1, 9), cells=np.array([3]))
+    assert found(one, 3) == found(other, 3)
+    shard.close()
+    again = edge.EdgeShard.load(str(tmp_path / "docs"))
+    third = QdrantEdgeCollection(again, tmp_path / "docs")
+    with pytest.raises(DatabaseUnreachable, match="is not closed; close it"):
+        found(third, 0)
+    one.close()
+    assert 4 in found(third, 3)
+    third.close()
+    again.close()
+
+
+def test_a_drop_that_is_killed_leaves_nothing_that_looks_like_a_shard(
+    docs: QdrantEdgeCollection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = laid_out(docs)
+    built.layouts.roll_back()
+    remove = shutil.rmtree
+
+    def half(folder: Path, **_: Any) -> None:
+        if folder.is_dir():
+            one = min(folder.iterdir())
+            remove(one / "segments")
+            (one / "edge_config.json").unlink()
+            raise Killed
+
+    monkeypatch.setattr(shutil, "rmtree", half)
+    assert not attempt(built.layouts.drop_old)
+    monkeypatch.undo()
+    built.close()
+    again = reopened(tmp_path)
+    assert again.layouts.status().unfinished == ("abc",)
+    assert set(found(laid_out(again), 0)) == {row for row in range(COUNT) if row % N_CELLS == 0}
+    again.layouts.roll_back()
+    assert again.current().layouts.drop_old() == ["abc"]
+    assert list((tmp_path / "docs" / "amips_cells").iterdir()) == []
+    again.close()
 
 
 class Killed(BaseException):

@@ -67,7 +67,6 @@ class CellGraphs:
         self._folder = folder
         self._params = params
         self._open: dict[str, edge.EdgeShard] = {}
-        self._scattered: set[str] = set()
         self._lock = threading.Lock()
 
     @property
@@ -125,7 +124,6 @@ class CellGraphs:
         for name, points in by_name.items():
             shard = self._shard(name) or self._create(name)
             shard.update(edge.UpdateOperation.upsert_points(points))
-            self._scattered.add(name)
 
     def remove(self, ids: Sequence[Id], names: Iterable[str]) -> None:
         """Delete points from shards; those that are not there are none of its business."""
@@ -142,9 +140,9 @@ class CellGraphs:
         return found
 
     def optimize(self) -> None:
-        """Build the graphs of the shards that were written to."""
-        while self._scattered:
-            shard = self._shard(self._scattered.pop())
+        """Build the graphs that are not whole: whoever wrote to a shard may have been killed."""
+        for name in self.names():
+            shard = self._shard(name)
             if shard is not None:
                 shard.optimize()
 

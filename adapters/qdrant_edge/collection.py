@@ -368,6 +368,9 @@ class QdrantEdgeCollection(PointCollection):
         of its own accord; ``layouts`` does it after writing cells. All Python threads of the
         process wait meanwhile: about 15 seconds for 100,000 keys of dimension 128.
         """
+        cells = self._found.cells
+        if cells is not None and cells.places:
+            self._shard.graphs(cells, self.info.field)  # or it would know of none yet
         self._shard.optimize()
 
     def close(self) -> None:

@@ -382,6 +382,40 @@ def check_all(collection: Collection, keys: dict[int, FloatArray]) -> None:
 
 
 @pytest.mark.slow
+def test_graphs_that_were_never_built_are_built_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def indexed(collection: QdrantEdgeCollection) -> list[bool]:
+        shards = [edge_shard(collection, name).info() for name in graphs_of(collection).names()]
+        return [one.indexed_vectors_count == one.points_count for one in shards]
+
+    def edge_shard(collection: QdrantEdgeCollection, name: str) -> edge.EdgeShard:
+        shard = graphs_of(collection)._shard(name)
+        assert shard is not None
+        return shard
+
+    def killed(_: CellGraphs) -> None:
+        raise Killed
+
+    create(tmp_path / "docs", 400 * N_CELLS)
+    collection = reopened(tmp_path)
+    monkeypatch.setattr(CellGraphs, "optimize", killed)
+    assert not attempt(lambda: collection.layouts.build(SPEC))
+    monkeypatch.undo()
+    collection.close()
+    collection = laid_out(reopened(tmp_path))
+    assert indexed(collection) == [True] * N_CELLS
+    new = list(range(10_000, 10_400))
+    collection.upsert(new, vectors(400, 5), cells=np.zeros(400, dtype=np.int64))
+    assert indexed(collection) == [False] + [True] * (N_CELLS - 1)
+    collection.close()
+    collection = reopened(tmp_path)
+    collection.optimize()
+    assert indexed(collection) == [True] * N_CELLS
+    collection.close()
+
+
+@pytest.mark.slow
 def test_writes_that_are_killed_lose_nothing(
     docs: QdrantEdgeCollection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

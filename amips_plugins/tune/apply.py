@@ -102,7 +102,14 @@ def apply_choice(
     if build is not before:
         # First, so that no search finds codes without having their candidates rescored.
         _publish(collection, measured, build, made, registry, work)
-        served, rebuilt = tuning.apply(build, progress), build.name
+        try:
+            served, rebuilt = tuning.apply(build, progress), build.name
+        except BaseException:
+            # Parameters with rescoring do for what there was; those of another index do not.
+            native = measured.calibrations.get(NATIVE_ROW)
+            if native is not None and not build.knob.rescored:
+                _publish(collection, measured, before, native, registry, work)
+            raise
         depth = deepest(served, served.count())
         truth = truth_of(served, measured.parts.calibrate, depth, progress)
         made = calibrated(served, build, measured.parts.calibrate, truth, progress)

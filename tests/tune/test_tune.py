@@ -470,7 +470,9 @@ def test_bad_arguments_are_a_sentence(
 
 
 @pytest.mark.slow
-def test_milvus_lite_is_tuned_and_its_copies_are_dropped(tmp_path: Path) -> None:
+def test_milvus_lite_is_tuned_and_its_copies_are_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pymilvus = pytest.importorskip("pymilvus")
     pytest.importorskip("milvus_lite")
     path = tmp_path / "docs.db"
@@ -489,6 +491,21 @@ def test_milvus_lite_is_tuned_and_its_copies_are_dropped(tmp_path: Path) -> None
         assert rows["IVF_FLAT"].parameter == "nprobe"
         assert rows["IVF_FLAT"].dropped is None
         assert rows["IVF_FLAT"].applies  # nobody else has the file open
+        # An index that cannot be built leaves the parameters of the one that is there.
+        registry, replaced = Registry(tmp_path / "registry"), MilvusTuning._replace_index
+
+        def refused(self: MilvusTuning, build: Build) -> None:
+            if build.name == "IVF_FLAT":
+                raise MemoryError("no room")
+            replaced(self, build)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MilvusTuning, "_replace_index", refused)
+            with pytest.raises(MemoryError):
+                apply_choice(lite, chosen(measured, "IVF_FLAT"), registry, tmp_path / "tune")
+        published = registry.open(collection_key(lite.info))
+        assert json.loads(published.fetch("effort.json", 1_000))["name"] == "ef"
+        assert index_of(lite) != "IVF_FLAT"
         assert "lost by far" in (rows[KEYNET_ROW].dropped or "")
         assert lite.client.list_collections() == ["docs"]
         # What somebody else has called so is not ours to drop.

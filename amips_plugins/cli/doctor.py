@@ -85,6 +85,8 @@ def command(
         raise InvalidInput("--memory is of one collection; ask for each of them by itself.")
     if len(uris) > 1:
         partitions = partitions or NATIVE_PARTITIONS
+    if partitions is not None and memory is not None:
+        raise InvalidInput("--memory is answered without --partitions only; ask once for each.")
     require("torch", "train")
     require("faiss", "train")
     with connect(*uris, name=name) as collection:

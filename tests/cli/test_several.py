@@ -77,3 +77,6 @@ def test_bad_input_is_one_sentence(uris: list[str], capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         main(["doctor", *uris[:2], "--memory", "1"])
     assert "--memory is of one collection" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["doctor", uris[0], "--memory", "1", "--partitions", "topic"])
+    assert "--memory is answered without --partitions" in capsys.readouterr().err

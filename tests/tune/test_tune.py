@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +24,7 @@ from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
 from amips_plugins.adapters.qdrant_edge.tuning import EdgeTuning
 from amips_plugins.cli import main
 from amips_plugins.collection import Collection, Failure, SearchRequest, collection_key
-from amips_plugins.errors import InvalidInput
+from amips_plugins.errors import CollectionError, InvalidInput
 from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.health.recall import recall_at_k
 from amips_plugins.models.tuned import EffortParameter
@@ -577,6 +580,53 @@ def test_where_every_key_is_looked_at_an_index_is_tried_and_built_in_place_on_mi
         router = LearnedRouter(served, registry=registry, refresh=None)
         hits = router.search(graph.queries(3, 1)[0], recall=0.9, explain=True)
         assert hits.trace.mode == "tuned"
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from amips_plugins import connect
+from amips_plugins.adapters.milvus.tuning import MilvusTuning
+from amips_plugins.progress import no_progress
+from tests.tune.test_tune import graph, make_flat
+
+lite = connect(make_flat(pathlib.Path(sys.argv[1]), graph.keys()[:1500]))
+made = lite.client.create_index
+
+def create_index(*args, **kwargs):
+    if sys.argv[2] == "after":
+        made(*args, **kwargs)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+lite.client.create_index = create_index
+tuning = MilvusTuning(lite)
+tuning.apply(tuning.builds()[0], no_progress)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_killed_between_two_indexes_of_milvus_lite_no_key_is_lost_and_it_says_what_to_do(
+    tmp_path: Path, moment: str
+) -> None:
+    pytest.importorskip("milvus_lite")
+    where, root = f"milvus://{tmp_path}/flat.db?collection=docs", Path(__file__).parents[2]
+    command = [sys.executable, "-c", KILLED, str(tmp_path), moment]
+    ended = subprocess.run(command, check=False, cwd=root)  # noqa: S603 - our own interpreter
+    assert ended.returncode == -signal.SIGKILL
+    pymilvus = pytest.importorskip("pymilvus")
+    if moment == "before":
+        with pytest.raises(CollectionError, match=r"has no index.*client\.create_index"):
+            connect(where)
+        client = pymilvus.MilvusClient(str(tmp_path / "flat.db"))
+        index = client.prepare_index_params()
+        index.add_index("vector", index_type="FLAT", metric_type="COSINE")
+        client.create_index("docs", index)
+        client.close()
+    with connect(where) as lite:
+        assert index_of(lite) == ("FLAT" if moment == "before" else "HNSW")
+        assert lite.count() == 1500
+        (hits,) = lite.search(SearchRequest(graph.keys()[:1], 1))
+        assert hits[0].id == 0
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import qdrant_edge as edge
 
@@ -13,13 +12,7 @@ from amips_plugins.adapters.qdrant_edge.collection import QdrantEdgeCollection
 from amips_plugins.collection import Collection, Hit, Id, SearchRequest
 from amips_plugins.plan import NATIVE, QueryPlan
 from amips_plugins.vectors import FloatArray, Metric
-from tests.adapters.contract.collection_contract import (
-    COUNT,
-    DIM,
-    CollectionContract,
-    cells_of,
-    vectors,
-)
+from tests.adapters.contract.collection_contract import COUNT, DIM, CollectionContract
 
 DISTANCES = {
     Metric.COSINE: edge.Distance.Cosine,
@@ -110,15 +103,6 @@ class TestQdrantEdgeShards(TestQdrantEdge):
 
     storage = "shards"
     collection: type[QdrantEdgeCollection] = _ByGraphs
-
-    def test_cells_that_hold_most_keys_are_not_worth_a_filter(self) -> None:
-        """There is no filter, and a graph costs the same however many keys are in it."""
-        collection = self.laid_out()
-        shares = np.array([collection.break_even + 0.1, 0.0], dtype=np.float32)
-        plan = QueryPlan(cells=np.array([[0], [0]]), layout="abc123", shares=shares)
-        expected = {r for r in range(COUNT) if cells_of([r])[0] == 0}
-        for hits in collection.search(SearchRequest(vectors(1, 2), k=COUNT), plan):
-            assert {hit.id for hit in hits} == expected
 
 
 class TestQdrantEdgeScannedShards(TestQdrantEdge):

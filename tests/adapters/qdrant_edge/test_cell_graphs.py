@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import qdrant_edge as edge
 
-from amips_plugins import QdrantEdgeCollection
+from amips_plugins import LearnedRouter, QdrantEdgeCollection
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant_edge.cell_graphs import CellGraphs
 from amips_plugins.adapters.qdrant_edge.shard import OpenShard
@@ -85,12 +85,28 @@ def test_a_graph_is_followed_however_much_its_cell_holds(docs: QdrantEdgeCollect
     graphs_of(built).remove([4], [record_of(built).home(0)])
     shares = np.array([0.9], dtype=np.float32)
     plan = QueryPlan(cells=np.array([[0]]), layout="abc", effort=500, shares=shares)
+    asked = SearchRequest(10 * vectors(COUNT)[4:5], COUNT // N_CELLS - 1)
     ids = [
-        {hit.id for hit in built.search(SearchRequest(vectors(1, 1), 500), one)[0]}
+        {hit.id for hit in built.search(asked, one)[0]}
         for one in (plan, replace(plan, effort=None))
     ]
     assert 4 not in ids[0]  # which only a graph does not know
     assert 4 in ids[1]
+
+
+def test_more_hits_than_the_graphs_have_are_found(docs: QdrantEdgeCollection) -> None:
+    """A plan whose cells are worth a full scan is taken for one: nothing would complete it."""
+
+    class OneCell:
+        def plan(self, queries: FloatArray, target: Target) -> QueryPlan:
+            shares = np.full(len(queries), 0.9, dtype=np.float32)
+            cells = np.zeros((len(queries), 1), dtype=np.int64)
+            return QueryPlan(cells=cells, layout="abc", effort=500, shares=shares)
+
+    router = LearnedRouter(laid_out(docs), hook=OneCell(), refresh=None)
+    for k in (COUNT // N_CELLS, COUNT - 1, COUNT + 5):
+        for hits in router.search(vectors(2, 1), k=k):
+            assert len({hit.id for hit in hits}) == min(k, COUNT)
 
 
 def holders(collection: QdrantEdgeCollection, key: int) -> list[str]:

@@ -83,7 +83,8 @@ def test_rows_say_what_every_way_costs(folder: Path, tmp_path: Path) -> None:
         if "two efforts" in method:
             assert min(k, 100) <= row["far_effort"] < row["effort"]
             assert 0 < row["near_graphs"] <= row["graphs"]
-            assert row["distances"] < 1.1 * by[method.partition(",")[0], k, target]["distances"]
+            # Chosen on calibration queries, and read on a few test queries of small graphs.
+            assert row["distances"] < 1.3 * by[method.partition(",")[0], k, target]["distances"]
         if "spill" in method:
             assert 1.05 < row["storage"] <= 1.27
         else:

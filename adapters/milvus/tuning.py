@@ -228,8 +228,9 @@ class MilvusTuning:
         options = dict(before.options)
         return (
             f"To have the index as it was: release_collection({name!r}), drop_index({name!r}, "
-            f"{field!r}), then create_index with index_type={options.pop('index_type')!r} and "
-            f"params={options!r}, and load_collection({name!r})."
+            f"{field!r}), then create_index with index_type={options.pop('index_type')!r}, "
+            f"metric_type={self._table.info.metric.name!r} and params={options!r}, and "
+            f"load_collection({name!r})."
         )
 
 

@@ -573,7 +573,7 @@ def test_where_every_key_is_looked_at_an_index_is_tried_and_built_in_place_on_mi
         assert index_of(lite) == "FLAT"
         done = apply_choice(lite, by_hand, registry, tmp_path / "tune")
         assert done.rebuilt == "HNSW"
-        assert "index_type='FLAT'" in done.way_back[1]
+        assert "index_type='FLAT', metric_type='COSINE'" in done.way_back[1]
     with connect(where) as served:
         assert index_of(served) == "HNSW"
         assert served.count() == 1500

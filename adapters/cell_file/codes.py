@@ -22,7 +22,10 @@ from amips_plugins.adapters.cell_file.file_format import Bits
 from amips_plugins.adapters.cell_file.rotation import rotated
 from amips_plugins.vectors import FloatArray, Metric, normalise
 
-__all__ = ["Coder", "Scorer", "oversampling_of"]
+__all__ = ["LEAST", "Coder", "Scorer", "oversampling_of"]
+
+LEAST: dict[Bits, int] = {8: 2, 4: 4, 2: 12}
+"""Candidates of a search for few hits, which the codes rank less surely than ten."""
 
 _OVERSAMPLING: dict[Bits, float] = {8: 1.5, 4: 2.0, 2: 4.0}
 _LONG = 256  # dimensions, over which errors even out

@@ -9,11 +9,12 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from amips_plugins.adapters.cell_file.codes import Scorer, oversampling_of
+from amips_plugins.adapters.cell_file.codes import LEAST, Scorer, oversampling_of
 from amips_plugins.adapters.cell_file.key_ids import plain_id
 from amips_plugins.adapters.cell_file.opened import OpenCellFile, Rows
 from amips_plugins.adapters.cell_file.recent import Recent
@@ -94,7 +95,7 @@ class CellFileSearch:
         request = self._request
         ranking = request.queries if plan.rewritten is None else plan.rewritten
         keep = request.k if plan.rewritten is None else max(plan.rescore, request.k)
-        wanted = math.ceil(self._more * keep * self._oversampling())
+        wanted = self._wanted(keep)
         most = wanted if request.filter is None else None
         found = [_Candidates(most) for _ in rows]
         whole = [plan.cells is None or bool(everything[row : row + 1].any()) for row in rows]
@@ -118,11 +119,14 @@ class CellFileSearch:
             answers.append([self._shown(hit) for hit in hits[: request.k]])
         return answers
 
-    def _oversampling(self) -> float:
-        """Return how many candidates are scored by their vectors for every hit."""
+    def _wanted(self, keep: int) -> int:
+        """Return how many candidates are scored by their vectors for so many hits."""
         header, params = self._file.header, self._request.params or {}
         told = params.get("oversampling")
-        return oversampling_of(header.bits, header.dim) if told is None else float(told)
+        if told is not None:
+            return math.ceil(self._more * keep * float(told))
+        usual = math.ceil(self._more * keep * oversampling_of(header.bits, header.dim))
+        return max(usual, LEAST[header.bits])
 
     def _asking(self, rows: range, plan: QueryPlan, whole: list[bool]) -> dict[int, list[int]]:
         """Return for each run that has keys which of the rows want it."""
@@ -302,8 +306,8 @@ def best_of(found: list[_Found], query: FloatArray, metric: Metric, k: int) -> l
 def check_params(params: Mapping[str, Any] | None) -> None:
     """Refuse an oversampling that cannot be; other parameters are left aside."""
     times = (params or {}).get("oversampling")
-    number = isinstance(times, int | float) and not isinstance(times, bool)
-    if times is not None and not (number and 1.0 <= times <= _MOST_OVERSAMPLING):
+    number = isinstance(times, Real) and not isinstance(times, bool)
+    if times is not None and not (number and 1.0 <= float(times) <= _MOST_OVERSAMPLING):
         raise InvalidInput(
             f"oversampling={times!r} cannot be; pass how many candidates to score by their vectors "
             f"for every hit: 1 to {_MOST_OVERSAMPLING}."

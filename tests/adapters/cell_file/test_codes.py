@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -10,9 +10,11 @@ import pytest
 from amips_plugins.adapters.cell_file.codes import Coder, Scorer
 from amips_plugins.adapters.cell_file.collection import CellFileCollection
 from amips_plugins.adapters.cell_file.file_format import Bits
+from amips_plugins.adapters.cell_file.opened import OpenCellFile
 from amips_plugins.collection import SearchRequest
+from amips_plugins.errors import InvalidInput
 from amips_plugins.plan import QueryPlan
-from amips_plugins.vectors import Metric, lift_keys, lift_queries
+from amips_plugins.vectors import IntArray, Metric, lift_keys, lift_queries
 from tests.adapters.cell_file.made import clustered, queries, write
 
 EVERY = get_args(Bits)
@@ -45,6 +47,44 @@ def test_distances_are_told_as_well_far_from_zero(bits: Bits) -> None:
         found.append(scores - scores.mean(axis=1, keepdims=True))  # of which only the order counts
     near, far = found
     assert np.std(near - far) < 0.01 * np.std(near)
+
+
+def candidates_read(collection: CellFileCollection, k: int, params: Any = None) -> int:
+    """How many vectors a search for k hits of one query reads."""
+    file, read = collection._now().file, []
+    plain = OpenCellFile.read_rows
+
+    def counted(self: OpenCellFile, numbers: IntArray, deadline: float | None) -> Any:
+        read.append(len(numbers))
+        return plain(self, numbers, deadline)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OpenCellFile, "read_rows", counted)
+        (hits,) = collection.search(SearchRequest(queries(1), k=k, params=params))
+    assert len(hits) == k
+    assert file is collection._now().file
+    return sum(read)
+
+
+def test_candidates_are_as_many_as_was_asked_and_enough_for_few_hits(tmp_path: Path) -> None:
+    wanted: dict[Bits, dict[int, int]] = {
+        2: {1: 12, 2: 12, 10: 40},
+        4: {1: 4, 10: 20},
+        8: {1: 2, 10: 15},
+    }
+    for bits, by_k in wanted.items():
+        collection = CellFileCollection(write(tmp_path / f"{bits}.cells", bits))
+        assert {k: candidates_read(collection, k) for k in by_k} == by_k
+        for times in (1, 2.5, np.float32(2.5), np.int64(3)):
+            read = candidates_read(collection, 3, {"oversampling": times})
+            assert read == int(np.ceil(3 * times))
+
+
+@pytest.mark.parametrize("times", [0.99, 1_001, float("nan"), True, "2", -1])
+def test_an_oversampling_that_cannot_be_is_refused(tmp_path: Path, times: Any) -> None:
+    collection = CellFileCollection(write(tmp_path / "docs.cells"))
+    with pytest.raises(InvalidInput, match=r"oversampling=.* cannot be; pass how many"):
+        collection.search(SearchRequest(queries(1), k=3, params={"oversampling": times}))
 
 
 @pytest.mark.parametrize("bits", EVERY)

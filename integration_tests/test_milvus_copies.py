@@ -24,6 +24,7 @@ from amips_plugins.errors import InvalidInput
 from amips_plugins.layout import lay_out
 from amips_plugins.plan import QueryPlan, Target
 from amips_plugins.vectors import FloatArray, IntArray, normalise
+from tests.support.known_filters import KnowsEveryFilter
 from tests.support.milvus_crashing import Killed, Watched
 
 pymilvus = pytest.importorskip("pymilvus")
@@ -147,6 +148,17 @@ def test_a_foreign_write_leaves_no_older_row_that_wins(
     time.sleep(1.1)  # what is remembered of the overflow
     left = [COUNT + 7, *[key for key in best if key not in gone]]
     assert [hit.id for hit in search(copy, [0, 1], 18)] == left
+    ones = np.ones((1, DIM), dtype=np.float32)
+    rewritten = QueryPlan(
+        cells=np.array([[0, 1]]), layout="abc", rewritten=np.full_like(ones, 0.5), rescore=40
+    )
+    scored = copy.search(SearchRequest(ones, 18), rewritten)[0]
+    assert [hit.id for hit in scored] == left
+    np.testing.assert_allclose(
+        [hit.score for hit in scored],
+        [hit.score for hit in search(copy, [0, 1], 18)],
+        rtol=1e-5,
+    )
     everything = {hit.id: hit for hit in search(copy, [0, 1], COUNT, fields=["year"])}
     assert all(everything[key].score == -DIM for key in gone)
     assert all(everything[key].fields["year"] == 99 for key in gone)
@@ -171,8 +183,9 @@ def test_a_routed_client_counts_keys_and_hides_their_marks(client: Any, alias: s
     routed = route(client, LearnedRouter(MilvusCollection(client, alias), hook=Cells()))
     count = routed.query(alias, filter="", output_fields=["count(*)"])
     assert count[0]["count(*)"] == COUNT
-    count = routed.query(alias, filter="key < 30", output_fields=["count(*)"])
-    assert count[0]["count(*)"] == 30
+    for asked in ({"filter": "key < 30"}, {"ids": list(range(30))}):
+        count = routed.query(alias, output_fields=["count(*)"], **asked)
+        assert count[0]["count(*)"] == 30
     for row in routed.query(alias, filter="key < 30", output_fields=["*"]):
         assert set(row) == {"key", "v", "year"}
     hits = routed.search(
@@ -180,11 +193,39 @@ def test_a_routed_client_counts_keys_and_hides_their_marks(client: Any, alias: s
     )[0]
     assert [hit["id"] for hit in hits] == [hit.id for hit in search(copy, [0, 1], 20)]
     assert all(set(hit["entity"]) <= {"key", "v", "year"} for hit in hits)
-    gone = hits[0]["id"]
+    gone = hits[2]["id"]
     client.upsert(alias, [{"key": gone, "v": -np.ones(DIM), "year": 99}])
     time.sleep(1.1)
+    left = [hit["id"] for hit in hits if hit["id"] != gone]
     again = routed.search(alias, data=np.ones((1, DIM), dtype=np.float32), limit=19)[0]
-    assert [hit["id"] for hit in again] == [hit["id"] for hit in hits][1:]
+    assert [hit["id"] for hit in again] == left
+    pages = [
+        routed.search(
+            alias,
+            data=np.ones((1, DIM), dtype=np.float32),
+            limit=5,
+            search_params={"offset": offset},
+        )[0]
+        for offset in (0, 5, 10)
+    ]
+    assert [hit["id"] for page in pages for hit in page] == left[:15]
+
+
+def test_codes_and_an_older_row_through_a_routed_client(client: Any, alias: str) -> None:
+    copy = build(client, alias, index="ivf_sq8")
+    watch = KnowsEveryFilter()
+    router = LearnedRouter(MilvusCollection(client, alias), hook=Cells(), watch=watch)
+    routed, ones = route(client, router), np.ones((1, DIM), dtype=np.float32)
+    best = [hit.id for hit in search(copy, [0, 1], 12)]
+    client.upsert(alias, [{"key": best[2], "v": -np.ones(DIM), "year": 99}])
+    time.sleep(1.1)
+    left = [key for key in best if key != best[2]][:10]
+    for condition in ("", "year < 50"):
+        found = routed.search(alias, data=ones, limit=10, filter=condition)[0]
+        assert [hit["id"] for hit in found] == left
+    assert not router.fallbacks
+    routed.search(alias, data=ones, limit=12_000)  # more candidates than a server gives
+    assert set(router.fallbacks) == {"cells: fewer than k hits"}
 
 
 def test_a_write_that_died_between_two_cells_is_made_one(client: Any, alias: str) -> None:

@@ -104,6 +104,9 @@ class SearchedTable(InPartitions):
             hidden |= more
             calls = around(first, hidden, table, there or ())
             answers = ask(calls)
+            if scored_by_ids(plan, table):
+                calls = score_calls(request, plan, table, calls, answers, self.recent_index())
+                answers = ask(calls)
         return as_hits(request, plan, table, calls, answers)
 
     def overwritten(
@@ -197,4 +200,7 @@ class SearchedTable(InPartitions):
             hidden |= more
             calls = around(first, hidden, table, there or ())
             answers = await ask(calls)
+            if scored_by_ids(plan, table):
+                calls = score_calls(request, plan, table, calls, answers, described)
+                answers = await ask(calls)
         return as_hits(request, plan, table, calls, answers)

@@ -230,6 +230,7 @@ class _Searched:
         if depth:  # how far to search inside the cells, unless the caller says it
             arguments["search_params"] = _with_depth(self.params, depth)
         offset, end = self.offset, self.offset + request.k
+        newer = there if table.shares_keys else None  # than the rows in cells may others' be
         if scored_by_ids(plan, table):
             fetched = self._page(arguments, max(min(plan.rescore, MAX_CANDIDATES), end))
             fetched |= {"data": plan.rewritten, "output_fields": [table.key]}
@@ -241,19 +242,22 @@ class _Searched:
             planned = _entries(response[0])
             _keep(response[0], planned[offset:end])
         elif calls[0].with_vectors:
-            wanted = {"data": request.queries, "limit": max(index.candidates(end), end)}
-            if plan.rewritten is not None:
-                most = min(plan.rescore, MAX_CANDIDATES)
-                wanted = {"data": plan.rewritten, "limit": max(most, request.k)}
-            response = yield plain.instead(self._candidates(arguments, wanted, table))
+            data = request.queries if plan.rewritten is None else plan.rewritten
+            wanted = {"data": data, "limit": calls[0].arguments["limit"]}
+            fetched = self._candidates(arguments, wanted, table)
+            response = yield plain.instead(fetched)
+            if newer:
+                yield from self._without_older(response, plain, fetched, collection, newer)
             planned = self._rescored(response[0], request, table)
+            _keep(response[0], planned[offset:end])
+        elif newer:  # a page depends on what is left out of those before it
+            fetched = self._page(arguments, end)
+            response = yield plain.instead(fetched)
+            yield from self._without_older(response, plain, fetched, collection, newer)
+            planned = _entries(response[0])
             _keep(response[0], planned[offset:end])
         else:
             response = yield plain.instead(arguments)
-            if there and table.shares_keys:
-                yield from self._without_older(
-                    response, plain, arguments, collection, there, request.k
-                )
             planned = _entries(response[0])
             everything = scope["partition_names"] is None and scope["filter"] == (condition or "")
             if not offset or len(planned) == request.k or everything:
@@ -276,10 +280,9 @@ class _Searched:
         arguments: dict[str, Any],
         collection: MilvusCollection,
         there: Sequence[str],
-        limit: int,
     ) -> Effects[None]:
         """Find keys that somebody has written since to the overflow there only."""
-        table, timeout, end = collection.table(), arguments["timeout"], self.offset + limit
+        table, timeout, limit = collection.table(), arguments["timeout"], arguments["limit"]
         asked, answers, hidden = [arguments], [response], set[Id]()
         for _ in range(MOST_ROUNDS):
             calls = [Searched([0], one) for one in asked]
@@ -290,12 +293,12 @@ class _Searched:
             asked = without(arguments, hidden, table, there)
             answers = []
             for one in asked:
-                answers.append((yield plain.instead(self._page(one, end))))
+                answers.append((yield plain.instead(one)))
         if hidden:
             better = table.info.metric.larger_is_better
             found = [entry for answer in answers for entry in _entries(answer[0])]
             found.sort(key=lambda entry: -entry[1] if better else entry[1])
-            _keep(response[0], found[self.offset : end])
+            _keep(response[0], found[:limit])
 
     def _page(self, arguments: Mapping[str, Any], limit: int) -> dict[str, Any]:
         """Return the arguments of a call for the first hits."""

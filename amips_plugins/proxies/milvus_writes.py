@@ -36,8 +36,12 @@ def writes(routed: RoutedCollection, show_rows: Show) -> dict[str, Method]:
         found = yield from laid_out(given["collection_name"])
         if found is None or not found[1].shares_keys:
             return None
-        table = found[1]
-        return {**given, "filter": table.all_of(given.get("filter") or "", table.no_copies)}
+        table, asked, ids = found[1], given.get("filter") or "", given.get("ids")
+        if ids is not None and not asked:  # the client takes either, and [] for no condition
+            ids = [ids] if isinstance(ids, int | str) else ids
+            asked = table.where_ids(ids) if ids else ""
+            given = {**given, "ids": None}
+        return {**given, "filter": table.all_of(asked, table.no_copies)}
 
     def insert(_: Any, __: Call, given: dict[str, Any]) -> Effects[dict[str, Any]]:
         yield from ()

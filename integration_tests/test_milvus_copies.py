@@ -256,6 +256,44 @@ def test_a_write_that_died_between_two_cells_is_made_one(client: Any, alias: str
     assert deadly >= 4
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["one cell", "more cells"])
+def test_a_backfill_that_died_loses_no_row_that_others_wrote(
+    client: Any, alias: str, shared: bool
+) -> None:
+    """The older row of its key, in a cell, goes before the one in the overflow."""
+
+    def own(ids: Sequence[Id], _: Any = None) -> IntArray:
+        return members(ids) if shared else members(ids)[:, 0]
+
+    def moved(ids: Sequence[Id], _: Any = None) -> IntArray:
+        return (members(ids) + 1) % N_CELLS if shared else (members(ids)[:, 0] + 1) % N_CELLS
+
+    plain = LayoutSpec("abc", N_CELLS, own, "v1", shared=shared)
+    copy = MilvusCollection(client, alias).layouts.build(plain)
+    total, told = 100, [0]
+    for deadly in range(1, total, 2):  # behind each call
+        key = 3 * deadly if shared else deadly
+        client.upsert(alias, [{"key": key, "v": np.full(DIM, 9.0), "year": 99}])
+        told[0] = 0
+
+        def die(_name: str, _done: bool, deadly: int = deadly) -> None:
+            told[0] += 1
+            if told[0] == deadly + 1:
+                raise Killed
+
+        try:
+            MilvusCollection(Watched(client, die), copy.info.name).layouts.backfill(moved)
+            break
+        except Killed:
+            pass
+        copy.layouts.backfill(moved)
+        assert copy.table().read([key])[key]["year"] == 99
+        assert copy.table().count(f"key == {key} and year != 99") == 0
+        assert not shared or list(torn_keys(copy.table())) == []
+    assert deadly >= 6
+    assert (copy.count(), copy.overflow()) == (COUNT, 0)
+
+
 def test_two_writers_of_one_key_leave_the_rows_of_one(
     client: Any, alias: str, milvus_uri: str
 ) -> None:

@@ -108,12 +108,17 @@ def _finish(table: Table, rows: Sequence[dict[str, Any]], homes: _Homes, *, move
     """
     ids = [row[table.key] for row in rows]
     _put_copies(table, table.client.upsert, rows, homes)
-    if moved:
-        for partition in table.overflow_partitions():
-            table.delete_in(partition, ids)
+    wanted = sum(map(len, homes))
+    if moved and ids:
+        # An older row in a cell goes before the one in the overflow, which tells that it is older.
+        if table.count(table.where_ids(ids), table.cell_partitions()) > wanted:
+            _delete_elsewhere(table, ids, homes)
+        else:
+            for partition in table.overflow_partitions():
+                table.delete_in(partition, ids)
     several = any(len(few) > 1 for few in homes)
     for attempt in range(_CONTESTS):
-        if ids and table.count(table.where_ids(ids)) > sum(map(len, homes)):
+        if ids and table.count(table.where_ids(ids)) > wanted:
             _delete_elsewhere(table, ids, homes)
         elif not several:
             return
@@ -133,7 +138,7 @@ def _finish(table: Table, rows: Sequence[dict[str, Any]], homes: _Homes, *, move
 
 def _delete_elsewhere(table: Table, ids: Sequence[Id], homes: _Homes) -> None:
     named = [{_cells(table).partition(cell) for cell in few} for few in homes]
-    for partition in table.partitions():
+    for partition in table.overflow_last():
         table.delete_in(
             partition, [key for key, own in zip(ids, named, strict=True) if partition not in own]
         )

@@ -79,6 +79,15 @@ class Table:
             _without_cells(self.cells, tuple(self.partitions() if there is None else there))
         )
 
+    def cell_partitions(self) -> list[str]:
+        """Return those of the partitions that hold a cell."""
+        others = self.overflow_partitions(there := self.partitions())
+        return [name for name in there if name not in others]
+
+    def overflow_last(self) -> list[str]:
+        """Return all partitions in the order in which older rows of a key are to go."""
+        return [*self.cell_partitions(), *self.overflow_partitions()]
+
     def own_partitions(self) -> list[str]:
         """Return the partitions that are neither Milvus' default nor cells, sorted."""
         ours = re.compile(r"cell_[a-z0-9]{1,16}_\d{4}")

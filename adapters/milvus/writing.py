@@ -74,9 +74,14 @@ def _write(table: Table, rows: Sequence[dict[str, Any]], cells: IntArray, *, mov
 
 def _tidy(table: Table, rows: Sequence[dict[str, Any]], cells: IntArray, *, moved: bool) -> None:
     """Take away what rows just written have left where they were before."""
-    if moved:
-        for partition in table.overflow_partitions():
-            table.delete_in(partition, [row[table.key] for row in rows])
+    if moved and rows:
+        ids = [row[table.key] for row in rows]
+        # An older row in a cell goes before the one in the overflow, which tells that it is older.
+        if table.count(table.where_ids(ids), table.cell_partitions()) > len(ids):
+            _delete_elsewhere(table, ids, cells)
+        else:
+            for partition in table.overflow_partitions():
+                table.delete_in(partition, ids)
     if rows:
         _keep_one(table, rows, cells)
 
@@ -157,7 +162,7 @@ def _delete_elsewhere(table: Table, ids: Sequence[Id], cells: IntArray) -> None:
     # Nothing says where a row lies, so every partition is told which ids are not its own.
     assert table.cells is not None  # noqa: S101 - for the type checker
     own = [table.cells.partition(cell) for cell in cells.tolist()]
-    for partition in table.partitions():
+    for partition in table.overflow_last():
         strange = [key for key, home in zip(ids, own, strict=True) if home != partition]
         table.delete_in(partition, strange)
 

@@ -48,6 +48,6 @@ def capped_offsets(
         if smallest <= most:
             break
         for cell in np.flatnonzero(sizes > most):
-            last = min(sizes[cell] - most + most // _SPARE, sizes[cell]) - 1
+            last = min(sizes[cell] - most + max(2, most // _SPARE), sizes[cell]) - 1
             now[cell] -= np.partition(margins[cells == cell], last)[last]
     return best

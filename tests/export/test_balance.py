@@ -79,3 +79,12 @@ def test_offsets_only_fall(most: int) -> None:
     found = capped_offsets(chooser(points), start, most)
     assert (found <= start).all()
     assert np.bincount(chooser(points)(found)[0]).max() <= most
+
+
+def test_small_cells_keep_to_it_too() -> None:
+    """The key at the border is as near to the other cell then, and may stay where it is."""
+    for seed in range(10):
+        points = np.random.default_rng(seed).standard_normal((200, 8)).astype(np.float32)
+        points[:, 0] += 1.0
+        found = capped_offsets(chooser(points), np.zeros(8, dtype=np.float32), 30)
+        assert np.bincount(chooser(points)(found)[0]).max() <= 30

@@ -47,7 +47,11 @@ def capped_offsets(
             smallest, best = float(sizes.max()), now.copy()
         if smallest <= most:
             break
+        spare = max(most // _SPARE, min(2, most - sizes.sum() // len(sizes)), 0)
         for cell in np.flatnonzero(sizes > most):
-            last = min(sizes[cell] - most + max(2, most // _SPARE), sizes[cell]) - 1
-            now[cell] -= np.partition(margins[cells == cell], last)[last]
+            last = min(sizes[cell] - most + spare, sizes[cell]) - 1
+            here = margins[cells == cell]
+            # What fell by its margin is as near to either cell, and may have stayed.
+            least = here.min(where=here > 0.0, initial=np.inf)
+            now[cell] -= max(np.partition(here, last)[last], least if np.isfinite(least) else 0.0)
     return best

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,7 +34,6 @@ class OnnxModel:
         self._at_once = max(1, _MOST_LOOKED_UP // work.looked_up) if work.looked_up else None
         self._data = data
         self._threads = threads
-        self._before: Any = None
         self._session: Any = self._open()
         self._rows = threading.local()
         renew_after_fork(self)
@@ -41,9 +41,10 @@ class OnnxModel:
     def after_fork(self) -> None:
         """Open the model anew at its next use: a thread of the parent may have been in a run.
 
-        The parent's session keeps the locks of that moment. It stays, for to end it waits for them.
+        The parent's session keeps the locks of that moment. It stays for as long as the process,
+        for to end it waits for them, and for threads that are not here.
         """
-        self._before = self._session or self._before, self._rows
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object((self._session, self._rows)))
         self._session, self._rows = None, threading.local()
 
     def _open(self) -> Any:

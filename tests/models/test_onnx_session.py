@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +86,45 @@ def test_a_single_row_is_read_before_the_call_returns() -> None:
     found = model.run_row("priority", query)
     query[:] = -3.0
     np.testing.assert_array_equal(found, wanted)
+
+
+FORKED = """
+import gc, os, sys
+import numpy as np
+from amips_plugins.models.onnx_session import OnnxModel
+
+model, query = OnnxModel(sys.stdin.buffer.read(), 2), np.ones((1, %d), np.float32)
+wanted = model.run_row("priority", query)
+
+def forked():
+    child = os.fork()
+    if child:
+        assert os.waitpid(child, 0)[1] == 0
+        return False
+    assert np.allclose(model.run_row("priority", query), wanted)
+    return True
+
+if forked():
+    if forked():  # a fork of a fork
+        os._exit(0)
+    os._exit(0)
+if forked():
+    del model  # as another bundle takes its place
+    gc.collect()
+    os._exit(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_process_waits_for_no_thread_of_its_parents_model() -> None:
+    script = [sys.executable, "-c", FORKED % DIM]
+    with subprocess.Popen(  # noqa: S603 - our own lines
+        script, stdin=subprocess.PIPE, cwd=ROOT, start_new_session=True
+    ) as process:
+        try:
+            process.communicate(make_files()[MODEL], timeout=60)
+        finally:
+            with suppress(ProcessLookupError):  # children that hang, too
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0

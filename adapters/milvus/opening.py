@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -72,6 +73,10 @@ def _connect_lite(address: str, database: str) -> MilvusClient:
     exceptions = require("pymilvus.exceptions", "milvus-lite")
     if not Path(address).exists():
         raise CollectionNotFound(f"There is no Milvus Lite database {address!r}; check the path.")
+    with suppress(exceptions.MilvusException):
+        return pymilvus.MilvusClient(address, db_name=database, timeout=_CONNECT_SECONDS)
+    # Once more: in a process that had it open before, the first connection after half a minute
+    # without a call is one that the engine has closed ("too many pings").
     try:
         return pymilvus.MilvusClient(address, db_name=database, timeout=_CONNECT_SECONDS)
     except exceptions.MilvusException as exc:

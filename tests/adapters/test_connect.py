@@ -8,8 +8,9 @@ import pytest
 
 from amips_plugins import MilvusCollection, QdrantCollection, QdrantEdgeCollection, connect
 from amips_plugins.adapters.connect import read_filter
+from amips_plugins.adapters.milvus.opening import open_client
 from amips_plugins.collection import CollectionInfo
-from amips_plugins.errors import CollectionNotFound, InvalidInput
+from amips_plugins.errors import CollectionNotFound, DatabaseUnreachable, InvalidInput
 from amips_plugins.vectors import Metric
 from tests.support.bundles import memory
 
@@ -212,3 +213,29 @@ def test_a_filter_is_read_as_its_database_has_it() -> None:
         read("qdrant", "year > 2020")
     with pytest.raises(InvalidInput, match="cannot be typed"):
         read("qdrant-edge", "{}")
+
+
+def test_a_connection_that_the_engine_closed_while_nobody_called_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Milvus Lite does so after half a minute; a file that is locked stays so."""
+    pymilvus = pytest.importorskip("pymilvus")
+    pytest.importorskip("milvus_lite")
+    (tmp_path / "docs.db").touch()
+    refusals = [1, 2]
+    tries = list[int]()
+
+    def client(*_: Any, **__: Any) -> str:
+        tries.append(1)
+        if len(tries) <= refusals[0]:
+            raise pymilvus.exceptions.MilvusException(message="Fail connecting: too many pings")
+        return "a client"
+
+    monkeypatch.setattr(pymilvus, "MilvusClient", client)
+    assert open_client(str(tmp_path / "docs.db"), None, "") == "a client"
+    assert len(tries) == 2
+    tries.clear()
+    refusals.pop(0)
+    with pytest.raises(DatabaseUnreachable, match="close the other process"):
+        open_client(str(tmp_path / "docs.db"), None, "")
+    assert len(tries) == 2

@@ -8,6 +8,7 @@ back, which the client's own call would do with every search and every hit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,6 +32,8 @@ else:
     GrpcToRest, RestToGrpc = _conversion.GrpcToRest, _conversion.RestToGrpc
 
 __all__ = ["CellGroup", "GrpcBatch", "by_cell", "by_shard", "one_by_one", "prefers_grpc"]
+
+_TIMEOUT = 5  # seconds, the client's default
 
 
 class CellGroup(NamedTuple):
@@ -141,13 +144,18 @@ class GrpcBatch:
             rows += group.rows
         return cls(name, rows, messages)
 
-    def calls(self, size: int, timeout: int | None) -> Iterator[Any]:
-        """Cut the batch into calls of so many searches."""
-        for start in range(0, len(self.messages), size):
-            some = self.messages[start : start + size]
-            yield grpc.QueryBatchPoints(
-                collection_name=self.name, query_points=some, timeout=timeout
-            )
+    def portions(self, size: int) -> Iterator[list[Any]]:
+        """Cut the batch into so many messages a call."""
+        return (self.messages[low : low + size] for low in range(0, len(self.messages), size))
+
+    def call(self, messages: list[Any], timeout: int | None, client: Any) -> tuple[Any, int]:
+        """Return a call, and the seconds that it may take: of no caller's, the client's own."""
+        call = grpc.QueryBatchPoints(
+            collection_name=self.name, query_points=messages, timeout=timeout
+        )
+        own = client.init_options.get("timeout")
+        seconds = _TIMEOUT if own is None else math.ceil(own)  # as the client reads it
+        return call, seconds if timeout is None else timeout
 
     def hits(self, results: Sequence[Any], request: SearchRequest, larger: bool) -> list[list[Hit]]:
         """Merge what was answered, one result a search, into the best hits of every query."""

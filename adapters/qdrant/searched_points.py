@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -138,11 +139,12 @@ class SearchedPoints(PointCollection):
             The plan's cells are of another layout, the filter is not a ``models.Filter``, or a
             parameter is not one of ``models.SearchParams``.
         """
+        started = time.perf_counter()
         batch = self._over_grpc(self._client, request, plan)
         if batch is not None:
             results: list[Any] = []
-            for call in batch.calls(self._portion, _whole_seconds(request.timeout)):
-                seconds = self._seconds(request)
+            for messages in batch.portions(self._portion):
+                call, seconds = batch.call(messages, _left(request, started), self._client)
                 results += self._client.grpc_points.QueryBatch(call, timeout=seconds).result
             return batch.hits(results, request, self.info.metric.larger_is_better)
         rows, queries, timeout = self._planned(request, plan)
@@ -153,6 +155,7 @@ class SearchedPoints(PointCollection):
         else:
             answers = []
             for some in self._portions(queries):
+                timeout = _left(request, started)
                 answers += self._client.query_batch_points(self._name, some, timeout=timeout)
         return self._merged(request, rows, as_hits(answers))
 
@@ -162,12 +165,14 @@ class SearchedPoints(PointCollection):
         """Search as ``search`` does, through an ``AsyncQdrantClient``."""
         if self._kept is None:
             self._kept = await asyncio.to_thread(self._look)
+        started = time.perf_counter()
         batch = self._over_grpc(client, request, plan)
         if batch is not None:
             results: list[Any] = []
             points: Any = client.grpc_points  # an asynchronous one
-            for call in batch.calls(self._portion, _whole_seconds(request.timeout)):
-                results += (await points.QueryBatch(call, timeout=self._seconds(request))).result
+            for messages in batch.portions(self._portion):
+                call, seconds = batch.call(messages, _left(request, started), client)
+                results += (await points.QueryBatch(call, timeout=seconds)).result
             return batch.hits(results, request, self.info.metric.larger_is_better)
         rows, queries, timeout = self._planned(request, plan)
         if len(queries) == 1:
@@ -176,6 +181,7 @@ class SearchedPoints(PointCollection):
         else:
             answers = []
             for some in self._portions(queries):
+                timeout = _left(request, started)
                 answers += await client.query_batch_points(self._name, some, timeout=timeout)
         return self._merged(request, rows, as_hits(answers))
 
@@ -190,10 +196,6 @@ class SearchedPoints(PointCollection):
         """Cut a batch into calls that a server takes."""
         size = self._portion
         return (queries[start : start + size] for start in range(0, len(queries), size))
-
-    def _seconds(self, request: SearchRequest) -> float | None:
-        """Return what a call of gRPC may take, as the client's own."""
-        return self.timeout if request.timeout is None else _whole_seconds(request.timeout)
 
     def _over_grpc(self, client: Any, request: SearchRequest, plan: QueryPlan) -> GrpcBatch | None:
         """Write a batch as messages, where that costs less than what the client's call makes."""
@@ -373,6 +375,12 @@ class SearchedPoints(PointCollection):
 def _whole_seconds(timeout: float | None) -> int | None:
     # Qdrant counts whole seconds, and 0 would mean no time at all.
     return None if timeout is None else max(1, math.ceil(timeout))
+
+
+def _left(request: SearchRequest, started: float) -> int | None:
+    """Return the seconds left of the caller's for the next call of a batch, at least one."""
+    passed = time.perf_counter() - started
+    return None if request.timeout is None else _whole_seconds(request.timeout - passed)
 
 
 def _part(query: Any, condition: Any, params: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -174,3 +175,38 @@ def test_few_queries_and_other_clients_use_the_client_s_call(client: QdrantClien
     server(OverGrpc(client, points)).search(*asked(63))
     server(client).search(*asked(64))
     assert not points.calls
+
+
+@pytest.mark.parametrize("over", ["grpc", "rest"])
+def test_the_calls_of_a_batch_have_one_deadline(
+    client: QdrantClient, monkeypatch: pytest.MonkeyPatch, over: str
+) -> None:
+    module = "amips_plugins.adapters.qdrant.searched_points"
+    clock = iter(range(0, 1000, 3))  # every look at it is three seconds later
+    monkeypatch.setattr(f"{module}._NUMBERS", 100 * DIM)
+    points, given = Points(client), list[Any]()
+    request, plan = asked(250 if over == "rest" else 70)
+
+    def batch(_: str, requests: Any, timeout: int | None) -> Any:
+        given.append(timeout)
+        return [SimpleNamespace(points=[]) for _ in requests]
+
+    if over == "rest":
+        monkeypatch.setattr(client, "query_batch_points", batch)
+        collection, plan = server(client), QueryPlan()
+    else:
+        collection = server(OverGrpc(client, points))
+    monkeypatch.setattr(f"{module}.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    collection.search(request, plan)
+    assert (given or points.seconds) == [5, 2, 1]  # of 7.5 seconds
+    assert given or [call.timeout for call in points.calls] == [5, 2, 1]
+
+
+def test_an_asynchronous_client_s_own_time_holds(client: QdrantClient) -> None:
+    points = Points(client)
+    request, plan = asked(64)
+    awaited: Any = Awaited(points)
+    awaited.init_options = {"prefer_grpc": True, "timeout": 59.5}
+    untimed = SearchRequest(request.queries, 5)
+    asyncio.run(server(OverGrpc(client, points)).search_async(awaited, untimed, plan))
+    assert points.seconds == [60]

@@ -215,7 +215,7 @@ class SearchedPoints(PointCollection):
     def _merged(
         self, request: SearchRequest, rows: list[int], answers: list[list[Hit]]
     ) -> list[list[Hit]]:
-        if len(rows) == len(request.queries) and self._found.shards is None:
+        if rows == [*range(len(request.queries))] and self._found.shards is None:
             return answers
         by_row: list[list[list[Hit]]] = [[] for _ in request.queries]
         for row, hits in zip(rows, answers, strict=True):

@@ -210,3 +210,17 @@ def test_an_asynchronous_client_s_own_time_holds(client: QdrantClient) -> None:
     untimed = SearchRequest(request.queries, 5)
     asyncio.run(server(OverGrpc(client, points)).search_async(awaited, untimed, plan))
     assert points.seconds == [60]
+
+
+@pytest.mark.parametrize("over", ["grpc", "rest"])
+def test_queries_without_a_cell_keep_their_places(client: QdrantClient, over: str) -> None:
+    request, plan = asked(64)
+    shares = np.zeros(64, dtype=np.float32)
+    shares[7] = 0.9  # searched whole, and so before the others, which find the overflow
+    plan = QueryPlan(cells=np.full((64, 1), -1), layout="a1", shares=shares)
+    asks = OverGrpc(client, Points(client)) if over == "grpc" else client
+    found = server(asks).search(request, plan)
+    wanted = one_by_one(server(client), request, plan)
+    assert [[hit.id for hit in hits] for hits in found] == [
+        [hit.id for hit in hits] for hits in wanted
+    ]

@@ -242,8 +242,10 @@ class _Searched:
             planned = _entries(response[0])
             _keep(response[0], planned[offset:end])
         elif calls[0].with_vectors:
-            data = request.queries if plan.rewritten is None else plan.rewritten
-            wanted = {"data": data, "limit": calls[0].arguments["limit"]}
+            wanted = {"data": request.queries, "limit": calls[0].arguments["limit"]}
+            if plan.rewritten is not None:  # as many for every page, or pages do not fit together
+                most = min(plan.rescore, MAX_CANDIDATES)
+                wanted = {"data": plan.rewritten, "limit": max(most, request.k)}
             fetched = self._candidates(arguments, wanted, table)
             response = yield plain.instead(fetched)
             if newer:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from amips_plugins.cell_layout import Construction
 from amips_plugins.collection import Collection
+from amips_plugins.collection.construction import Construction
 
 __all__ = ["with_cells"]
 

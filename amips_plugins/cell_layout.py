@@ -6,7 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -14,7 +14,6 @@ import numpy as np
 
 from amips_plugins.errors import InvalidInput
 from amips_plugins.progress import Progress, no_progress
-from amips_plugins.sizing import Kept
 from amips_plugins.sketch import same_vectors, sketch
 from amips_plugins.vectors import BoolArray, FloatArray, IntArray, Metric
 
@@ -26,7 +25,6 @@ __all__ = [
     "AssignCells",
     "BuildPlan",
     "CellIndex",
-    "Construction",
     "LayoutAudit",
     "LayoutSpec",
     "LayoutStatus",
@@ -54,44 +52,6 @@ AUDITED = 1000
 _log = logging.getLogger("amips_plugins")
 
 _NAME = re.compile(r"[a-z0-9]{1,16}")
-
-
-@dataclass(frozen=True, slots=True)
-class Construction:
-    """How a collection is built.
-
-    Attributes
-    ----------
-    facts
-        What there is and how it is, in the order to show it.
-    native
-        What a native search does: scan every key, scan some lists of an IVF index, follow a graph.
-    lists
-        Number of those lists; None where it is not known, or there are none.
-    worth_from
-        Number of keys below which a full scan costs no more than a search of cells
-        (docs/performance.md).
-    obstacle
-        Why cells cannot pay here whatever the data, as the end of a sentence; empty where they may.
-    notes
-        What to put right, whatever becomes of routing; whole sentences.
-    first
-        What has to be done before a verdict means anything, as a whole sentence; mostly empty.
-    graphs
-        How many graphs every search asks; None where it asks none, or nobody knows.
-    kept
-        What a server of Milvus keeps in memory; None for others.
-    """
-
-    facts: tuple[tuple[str, str], ...]
-    native: Literal["scan", "lists", "graph"] = "scan"
-    lists: int | None = None
-    worth_from: int = 0
-    obstacle: str = ""
-    notes: tuple[str, ...] = field(default=())
-    first: str = ""
-    graphs: int | None = None
-    kept: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True)

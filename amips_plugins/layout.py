@@ -11,9 +11,9 @@ from amips_plugins.bundle.loading import given_cells, known_cells
 from amips_plugins.bundle.package import Bundle
 from amips_plugins.cell_layout import BuildPlan, CellIndex, LayoutSpec, Storage
 from amips_plugins.collection import Collection
+from amips_plugins.collection.sizing import size_up
 from amips_plugins.errors import InvalidInput
 from amips_plugins.progress import Progress, no_progress
-from amips_plugins.sizing import size_up
 
 __all__ = ["backfill", "check_backfill", "lay_out", "plan_layout"]
 

@@ -31,6 +31,7 @@ from amips_plugins.routing.effects import Effects, run
 from amips_plugins.routing.execution import Outcome
 from amips_plugins.routing.hits import Trace
 from amips_plugins.routing.observers import Observation, Observers
+from amips_plugins.routing.serving import Serving
 
 _DIM = 384
 _PROBES = 16
@@ -53,6 +54,7 @@ def main(calls: int) -> None:
     """Time what watching adds to a search."""
     collection = MemoryCollection(np.eye(_DIM, dtype=np.float32))
     queries = np.ones((1, _DIM), dtype=np.float32)
+    serving = Serving(collection, NativeHook())
     request = SearchRequest(queries, 10, None, (), None, None)
     cells = np.arange(_PROBES, dtype=np.int64)[None, :]
     answered = Outcome([[]], QueryPlan(cells=cells, shares=np.array([0.1], dtype=np.float32)))
@@ -64,7 +66,7 @@ def main(calls: int) -> None:
 
         def search() -> Effects[None]:
             yield from ()
-            watching.tell(collection, request, answered, traces, 0.0, (1e-5, 1e-3))
+            watching.tell(serving, request, answered, traces, (1e-5, 1e-3))
 
         return lambda: run(watching.around(search()) if watching.surround else search())
 

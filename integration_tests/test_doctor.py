@@ -13,8 +13,8 @@ import pytest
 
 from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
+from amips_plugins.collection.sizing import Kept
 from amips_plugins.doctor.diagnose import diagnose
-from amips_plugins.sizing import Kept
 
 pymilvus = pytest.importorskip("pymilvus")
 qdrant_client = pytest.importorskip("qdrant_client")

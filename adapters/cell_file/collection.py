@@ -26,7 +26,7 @@ from amips_plugins.adapters.cell_file.search import CellFileSearch, check_params
 from amips_plugins.adapters.cell_file.writing import lock_of
 from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.plain_ids import plain_ids
-from amips_plugins.cell_layout import Construction, check_assigned
+from amips_plugins.cell_layout import check_assigned
 from amips_plugins.collection import (
     CollectionInfo,
     Cursor,
@@ -38,6 +38,7 @@ from amips_plugins.collection import (
     check_keys,
     check_layout,
 )
+from amips_plugins.collection.construction import Construction
 from amips_plugins.errors import CollectionNotFound, DatabaseUnreachable, InvalidInput
 from amips_plugins.files import held
 from amips_plugins.partitions import Partitions

@@ -15,7 +15,6 @@ from amips_plugins.adapters.describe import with_cells
 from amips_plugins.adapters.given import GivenLayouts
 from amips_plugins.adapters.memory.layouts import MemoryLayouts, as_wide
 from amips_plugins.adapters.plain_ids import plain_ids
-from amips_plugins.cell_layout import Construction
 from amips_plugins.collection import (
     CollectionInfo,
     Cursor,
@@ -27,6 +26,7 @@ from amips_plugins.collection import (
     check_keys,
     check_layout,
 )
+from amips_plugins.collection.construction import Construction
 from amips_plugins.errors import InvalidInput
 from amips_plugins.partitions import Partitions, Value, column
 from amips_plugins.plan import NATIVE, QueryPlan, searches_everything

@@ -31,7 +31,6 @@ from amips_plugins.adapters.milvus.searched_table import SearchedTable
 from amips_plugins.adapters.milvus.table import Table
 from amips_plugins.adapters.milvus.writing import write_rows
 from amips_plugins.adapters.plain_ids import plain_ids
-from amips_plugins.cell_layout import Construction
 from amips_plugins.collection import (
     CollectionInfo,
     Cursor,
@@ -41,6 +40,7 @@ from amips_plugins.collection import (
     SearchRequest,
     check_keys,
 )
+from amips_plugins.collection.construction import Construction
 from amips_plugins.errors import CollectionNotFound
 from amips_plugins.vectors import FloatArray, IntArray
 

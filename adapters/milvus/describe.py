@@ -9,8 +9,8 @@ from typing import Any
 
 from amips_plugins.adapters.milvus.opening import describe_index
 from amips_plugins.adapters.milvus.table import Table
-from amips_plugins.cell_layout import Construction
-from amips_plugins.sizing import Kept
+from amips_plugins.collection.construction import Construction
+from amips_plugins.collection.sizing import Kept
 
 __all__ = ["MANY_GRAPHS", "describe_milvus", "fan_out_notes"]
 

@@ -49,7 +49,6 @@ from amips_plugins.adapters.qdrant.vector_config import (
     params_of,
 )
 from amips_plugins.adapters.qdrant.written_points import WrittenPoints
-from amips_plugins.cell_layout import Construction
 from amips_plugins.collection import (
     CollectionInfo,
     Cursor,
@@ -59,6 +58,7 @@ from amips_plugins.collection import (
     KeyBatch,
     SearchRequest,
 )
+from amips_plugins.collection.construction import Construction
 from amips_plugins.errors import CollectionNotFound, require
 from amips_plugins.partitions import Partitions
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from amips_plugins.adapters.qdrant.points import RESERVED
 from amips_plugins.adapters.qdrant.strict_mode import Limits
-from amips_plugins.cell_layout import Construction
+from amips_plugins.collection.construction import Construction
 
 if TYPE_CHECKING:
     from qdrant_client import models

@@ -38,7 +38,6 @@ from amips_plugins.adapters.qdrant_edge.layouts import QdrantEdgeLayouts
 from amips_plugins.adapters.qdrant_edge.search import EdgeSearch
 from amips_plugins.adapters.qdrant_edge.shard import OpenShard
 from amips_plugins.adapters.qdrant_edge.store import EdgeStore
-from amips_plugins.cell_layout import Construction
 from amips_plugins.collection import (
     CollectionInfo,
     Cursor,
@@ -48,6 +47,7 @@ from amips_plugins.collection import (
     SearchRequest,
     check_layout,
 )
+from amips_plugins.collection.construction import Construction
 from amips_plugins.errors import CollectionError, InvalidInput, require
 from amips_plugins.partitions import Partitions
 from amips_plugins.plan import NATIVE, QueryPlan, searches_everything

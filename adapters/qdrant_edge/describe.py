@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from amips_plugins.cell_layout import Construction
+from amips_plugins.collection.construction import Construction
 
 if TYPE_CHECKING:
     import qdrant_edge as edge

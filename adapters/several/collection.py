@@ -16,7 +16,6 @@ from amips_plugins.adapters.given import GivenLayouts
 from amips_plugins.adapters.several.fan_out import FanOut
 from amips_plugins.adapters.several.members import check_members, name_members, part_key
 from amips_plugins.adapters.several.search import SearchedTogether
-from amips_plugins.cell_layout import Construction
 from amips_plugins.collection import (
     Collection,
     CollectionInfo,
@@ -27,6 +26,7 @@ from amips_plugins.collection import (
     KeyBatch,
     SearchRequest,
 )
+from amips_plugins.collection.construction import Construction
 from amips_plugins.errors import InvalidInput
 from amips_plugins.partitions import Partitions
 from amips_plugins.vectors import FloatArray, IntArray

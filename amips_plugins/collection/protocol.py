@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from amips_plugins.cell_layout import Construction, Layouts
+from amips_plugins.cell_layout import Layouts
+from amips_plugins.collection.construction import Construction
 from amips_plugins.collection.values import (
     CollectionInfo,
     Cursor,

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from amips_plugins.collection import Collection, SearchRequest
+from amips_plugins.collection.sizing import size_up
 from amips_plugins.doctor.findings import Diagnosis, Verdict
 from amips_plugins.doctor.verdict import RECALLS, judge, judge_unseen
 from amips_plugins.errors import InvalidInput, TrainingError
 from amips_plugins.export.trial_result import Trial
 from amips_plugins.progress import Progress, no_progress
-from amips_plugins.sizing import size_up
 from amips_plugins.vectors import FloatArray
 
 __all__ = ["SAMPLE", "diagnose"]

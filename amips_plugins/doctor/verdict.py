@@ -8,7 +8,7 @@ from amips_plugins.doctor.findings import Verdict
 from amips_plugins.export.trial_result import Trial
 
 if TYPE_CHECKING:
-    from amips_plugins.cell_layout import Construction
+    from amips_plugins.collection.construction import Construction
 
 __all__ = ["RECALLS", "judge", "judge_unseen"]
 

@@ -10,12 +10,12 @@ from typing import Any
 from amips_plugins.collection import Collection, Failure, Incomplete, SearchRequest
 from amips_plugins.plan import NATIVE, QueryPlan, searches_everything
 from amips_plugins.routing.effects import Effects, InThread, SearchBy
-from amips_plugins.routing.hits import Trace
 
-__all__ = ["Outcome", "execute", "traces"]
+__all__ = ["TOO_FEW", "Outcome", "execute"]
+
+TOO_FEW = "cells: fewer than k hits"
 
 _log = logging.getLogger("amips_plugins")
-_TOO_FEW = "cells: fewer than k hits"
 _NOTICED = 1e-3  # seconds that a plan may take before the database is given less
 _SWITCHES = 10  # generations that one search follows: more in a row is a fault
 
@@ -147,46 +147,8 @@ def _complete(
         return
     for row, hits in zip(short, again, strict=True):
         routed.found[row] = hits
-    routed.notes.append((_TOO_FEW, None))
+    routed.notes.append((TOO_FEW, None))
     routed.completed.update(short)
-
-
-def traces(
-    answered: Outcome, base: Trace, collection: Collection, model_share: float, *, explain: bool
-) -> list[Trace]:
-    """Say of every row how it was answered; with ``explain``, by which cells and at what cost."""
-    plan, count = answered.plan, len(answered.found)
-    rows = [base] * count
-    if plan.cells is not None and explain:
-        chosen = [tuple(c for c in cells if c >= 0) for cells in plan.cells.tolist()]
-        scanned = _scanned(collection, plan, model_share)
-        rows = [
-            replace(base, n_probes=len(cells), cells=cells, scanned=share)
-            for cells, share in zip(chosen, scanned, strict=True)
-        ]
-    elif plan.cells is not None:  # without ``replace``, which takes as long as all the rest
-        rows = [
-            Trace(base.mode, len(cells) - cells.count(-1), base.version, base.fallback)
-            for cells in plan.cells.tolist()
-        ]
-    for row in answered.completed:
-        routed = rows[row].scanned
-        scanned_too = None if routed is None else routed + 1.0  # the cells, and then every key
-        rows[row] = replace(rows[row], mode="native", fallback=_TOO_FEW, scanned=scanned_too)
-    for row, hits in enumerate(answered.found):
-        if isinstance(hits, Incomplete):
-            rows[row] = replace(rows[row], left_out=hits.left_out)
-    return rows
-
-
-def _scanned(collection: Collection, plan: QueryPlan, model_share: float) -> list[float | None]:
-    if plan.shares is None:
-        return [None] * (0 if plan.cells is None else len(plan.cells))
-    whole = searches_everything(plan, collection.break_even).tolist()
-    return [
-        (1.0 if everything else share) + model_share
-        for everything, share in zip(whole, plan.shares.tolist(), strict=True)
-    ]
 
 
 def _in_time(

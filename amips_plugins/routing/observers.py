@@ -18,6 +18,7 @@ from amips_plugins.vectors import FloatArray
 
 if TYPE_CHECKING:
     from amips_plugins.routing.execution import Outcome
+    from amips_plugins.routing.serving import Serving
 
 __all__ = ["Observation", "Observer", "Observers"]
 
@@ -122,16 +123,15 @@ class Observers:
 
     def tell(
         self,
-        collection: Collection,
+        serving: Serving,
         request: SearchRequest,
         answered: Outcome,
         traces: Sequence[Trace],
-        model_share: float,
         times: tuple[float, float],
     ) -> None:
         """Say what one search did; ``times`` are the seconds of the plan and of the search."""
         try:
-            observation = _observe(collection, request, answered, traces, model_share, times)
+            observation = _observe(serving, request, answered, traces, times)
         except Exception as exc:  # noqa: BLE001 - the search has its answer, whoever watches
             self._fails(_observe, exc)
             return
@@ -154,11 +154,10 @@ class Observers:
 
 
 def _observe(
-    collection: Collection,
+    serving: Serving,
     request: SearchRequest,
     answered: Outcome,
     traces: Sequence[Trace],
-    model_share: float,
     times: tuple[float, float],
 ) -> Observation:
     """Add up the traces of one call."""
@@ -175,11 +174,11 @@ def _observe(
         if trace.n_probes is not None:
             routed += 1
             probes += trace.n_probes
-    scanned = _scanned(collection, answered.plan)
+    scanned = _scanned(serving.collection, answered.plan)
     if scanned is not None:
-        scanned += len(answered.completed) + routed * model_share
+        scanned += len(answered.completed) + routed * serving.model_share
     return Observation(
-        collection.info,
+        serving.collection.info,
         request.queries,
         request.k,
         modes,

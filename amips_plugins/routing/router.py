@@ -6,7 +6,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -21,13 +20,14 @@ from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.plan import NATIVE, PreQueryHook, Target
 from amips_plugins.routing.checks import Matrix, SearchOptions, Vector, as_search, check_settings
 from amips_plugins.routing.effects import Effects, SearchBy, run, search_collection
-from amips_plugins.routing.execution import execute, traces
+from amips_plugins.routing.execution import execute
 from amips_plugins.routing.fallbacks import Fallbacks
 from amips_plugins.routing.hits import Hits, Trace
 from amips_plugins.routing.observers import Observer, Observers
 from amips_plugins.routing.planner import WATCHED, plan_search
 from amips_plugins.routing.refresh import ServingFollower
 from amips_plugins.routing.serving import Serving, bundle_in, serve_bundle
+from amips_plugins.routing.traces import traces
 from amips_plugins.routing.writer import Writer
 
 if TYPE_CHECKING:
@@ -195,8 +195,8 @@ class LearnedRouter:
     def observe(self, observer: Observer) -> None:
         """Tell an observer of every search to come, once it is answered.
 
-        It is called on the caller's thread before the hits are returned. What it raises is logged
-        once and never reaches the caller. A search that raises is not told of.
+        It is called on the caller's thread, before the hits are returned, and of no search that
+        raises. What it raises itself is logged once and never reaches the caller.
 
         Raises
         ------
@@ -284,9 +284,7 @@ class LearnedRouter:
         Where the request does not say all that is asked, it is not to be ``sampled``. Who has the
         hits from ``search`` already does not want them again, and none are returned.
         """
-        effects = self._search(
-            request, target, search, explain=explain, sampled=sampled, wanted=wanted
-        )
+        effects = self._search(request, target, search, explain, sampled, wanted)
         return self._observers.around(effects) if self._observers.surround else effects
 
     def _search(
@@ -294,7 +292,6 @@ class LearnedRouter:
         request: SearchRequest,
         target: Target,
         search: SearchBy,
-        *,
         explain: bool,
         sampled: bool,
         wanted: bool,
@@ -313,8 +310,7 @@ class LearnedRouter:
         try:
             answered = yield from execute(search, serving.collection, request, plan, started)
         except Exception as exc:  # noted here, and the caller's as it is
-            taken = time.perf_counter() - started
-            late = request.timeout is not None and taken >= request.timeout
+            late = request.timeout is not None and time.perf_counter() - started >= request.timeout
             if serving.failed(plan, exc, late=late):
                 self._refresher.run_soon()
             raise
@@ -324,19 +320,14 @@ class LearnedRouter:
         if sampled and serving.watch and health and self._monitor.chosen(len(request.queries)):
             free = target.n_probes is not None or target.recall == 1.0
             if not free and answered.fallback is None and fallback in WATCHED:
-                asked = serving.watch, health.widen, request, target
-                self._monitor.offer(*asked, answered.found, answered.plan)
+                found = answered.found, answered.plan
+                self._monitor.offer(serving.watch, health.widen, request, target, *found)
         if not (wanted or self._observers):
             return []
         times = planned - started, ended - planned
-        version = None if serving.manifest is None else serving.manifest.version
-        base = Trace(answered.plan.mode, None, version, fallback or answered.fallback)
-        if explain:
-            base = replace(base, plan_us=times[0] * 1e6, search_ms=times[1] * 1e3)
-        collection, share = serving.collection, serving.model_share
-        traced = traces(answered, base, collection, share, explain=explain)
+        traced = traces(answered, serving, fallback, times, explain=explain)
         if self._observers:
-            self._observers.tell(collection, request, answered, traced, share, times)
+            self._observers.tell(serving, request, answered, traced, times)
         return [Hits(hits, trace) for hits, trace in zip(answered.found, traced, strict=True)]
 
     @property
@@ -414,10 +405,9 @@ class LearnedRouter:
     def refresh(self) -> bool:
         """Look at the database and the registry again now, and serve what is new there.
 
-        A moved alias, new cells and a newly published bundle show here. The next searches use
-        them; those under way end as they began. A bundle that cannot serve is refused, which is
-        logged, and the one that runs serves on; so does everything while the database or the
-        registry cannot be reached.
+        A moved alias, new cells and a new bundle serve the next searches; those under way end as
+        they began. A bundle that cannot serve is refused, which is logged, and the one that runs
+        serves on, as everything does while the database or the registry cannot be reached.
 
         Returns
         -------
@@ -427,7 +417,4 @@ class LearnedRouter:
         return self._follower.look(thoroughly=True)
 
     def __reduce__(self) -> Any:
-        raise TypeError(
-            "A LearnedRouter holds connections and threads and cannot be pickled; make one in "
-            "every process."
-        )
+        raise TypeError("A LearnedRouter cannot be pickled; make one in every process.")

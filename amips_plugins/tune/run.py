@@ -19,12 +19,12 @@ from amips_plugins.collection import (
     SearchRequest,
     collection_key,
 )
+from amips_plugins.collection.sizing import Kept, bytes_of_build, size_up
 from amips_plugins.errors import InvalidInput
 from amips_plugins.files import read_file, replace_file
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.plan import NATIVE, Target
 from amips_plugins.progress import Progress, no_progress
-from amips_plugins.sizing import Kept, bytes_of_build, size_up
 from amips_plugins.tune.calibrating import calibrated, planned
 from amips_plugins.tune.copies import Copies
 from amips_plugins.tune.keys import DrawnKeys, draw, truth_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from amips_plugins.cell_layout import Construction
+from amips_plugins.collection.construction import Construction
 from amips_plugins.tune.rows import Row, dropped
 from amips_plugins.tuning import Build
 

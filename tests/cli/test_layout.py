@@ -15,11 +15,12 @@ import pytest
 from amips_plugins import MemoryCollection, Registry
 from amips_plugins.adapters import connect
 from amips_plugins.adapters.memory.layouts import MemoryLayouts
-from amips_plugins.cell_layout import BuildPlan, Construction, LayoutSpec
+from amips_plugins.cell_layout import BuildPlan, LayoutSpec
 from amips_plugins.cli import main
 from amips_plugins.cli.output import duration, size
 from amips_plugins.collection import CollectionInfo
-from amips_plugins.sizing import Kept
+from amips_plugins.collection.construction import Construction
+from amips_plugins.collection.sizing import Kept
 from tests.support.bundles import (
     COUNT,
     N_CELLS,

@@ -18,10 +18,10 @@ from qdrant_client import QdrantClient, models
 from amips_plugins.adapters.memory import MemoryCollection
 from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.adapters.qdrant.describe import describe_qdrant
-from amips_plugins.cell_layout import Construction
 from amips_plugins.cli import doctor as cli
 from amips_plugins.cli import main
 from amips_plugins.collection import KeyBatch
+from amips_plugins.collection.construction import Construction
 from amips_plugins.doctor import diagnose as diagnosing
 from amips_plugins.doctor.diagnose import diagnose
 from amips_plugins.doctor.verdict import judge, judge_unseen

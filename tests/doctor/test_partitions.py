@@ -13,8 +13,8 @@ from qdrant_client import QdrantClient, models
 
 from amips_plugins.adapters.memory import MemoryCollection
 from amips_plugins.adapters.several.collection import SeveralCollections
-from amips_plugins.cell_layout import Construction
 from amips_plugins.cli import main
+from amips_plugins.collection.construction import Construction
 from amips_plugins.doctor.partitions import (
     PartitionDiagnosis,
     diagnose_partitions,

@@ -219,9 +219,10 @@ def test_a_bundle_whose_model_is_slow(tmp_path: Path) -> None:
     # 7e7 multiplications a query: a millisecond on any machine
     folder = write_bundle(tmp_path / "heavy", change=replace_model(heavy(1024, 64)))
     router = LearnedRouter(laid_out(folder), bundle=folder, plan_timeout=1e-4)
-    hits = router.search(vectors(seed=3, count=1)[0], k=3, n_probes=2)
-    assert hits.trace.fallback == "model: TimeoutError"
-    assert len(hits) == 3
+    # The caller itself may be put aside for as long as the model takes: then the plan is there.
+    asked = [router.search(vectors(seed=3, count=1)[0], k=3, n_probes=2) for _ in range(20)]
+    assert "model: TimeoutError" in [hits.trace.fallback for hits in asked]
+    assert [len(hits) for hits in asked] == [3] * 20
 
 
 def test_the_model_can_be_switched_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from amips_plugins.cell_layout import Construction
+from amips_plugins.collection.construction import Construction
 from amips_plugins.tune.untried import CELLS_ROW, KEYNET_ROW, untried
 from amips_plugins.tuning import Build, Knob
 

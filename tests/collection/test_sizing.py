@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amips_plugins.collection.sizing import Kept, bytes_of, bytes_of_build, size_up
 from amips_plugins.errors import InvalidInput
-from amips_plugins.sizing import Kept, bytes_of, bytes_of_build, size_up
 
 KEYS, DIM = 300_000, 384
 FLOATS = KEYS * DIM * 4

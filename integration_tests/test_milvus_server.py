@@ -3,18 +3,19 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from amips_plugins import LearnedRouter, route
 from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.cell_layout import LayoutSpec, Storage
 from amips_plugins.collection import SearchRequest
 from amips_plugins.errors import CollectionError, CollectionNotFound
-from amips_plugins.plan import QueryPlan
+from amips_plugins.plan import QueryPlan, Target
 from amips_plugins.vectors import FloatArray
 from tests.adapters.contract.test_milvus import MilvusContract
 
@@ -117,31 +118,70 @@ def test_the_exact_search_goes_through_every_list(ivf: MilvusCollection) -> None
     assert found == exact_rows(10)
 
 
-@pytest.mark.parametrize(("kind", "least"), [("HNSW", 0.98), ("IVF_SQ8", 0.95), ("SCANN", 0.99)])
-def test_the_exact_search_of_other_indexes(client: Any, kind: str, least: float) -> None:
+@pytest.fixture
+def indexed(client: Any) -> Iterator[Callable[[str], MilvusCollection]]:
+    """Make a collection with a real index of some kind."""
     name = f"exact_{secrets.token_hex(4)}"
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=True)
-    schema.add_field("key", pymilvus.DataType.INT64, is_primary=True)
-    schema.add_field("embedding", pymilvus.DataType.FLOAT_VECTOR, dim=DIM)
-    client.create_collection(name, schema=schema, num_shards=1)
-    rows = [{"key": row, "embedding": key, "row": row} for row, key in enumerate(keys())]
-    client.insert(name, rows)
-    client.flush(name)
-    index = client.prepare_index_params()
-    params = {"M": 8, "efConstruction": 40} if kind == "HNSW" else {"nlist": 64}
-    index.add_index("embedding", index_type=kind, metric_type="IP", params=params)
-    client.create_index(name, index)
-    client.load_collection(name)
-    deadline = time.monotonic() + 60
-    while not all(part.index_name for part in client.list_loaded_segments(name)):
-        assert time.monotonic() < deadline, "the index was not loaded in a minute"
-        time.sleep(0.5)
-        client.refresh_load(name)
-    collection = MilvusCollection(client, name)
+
+    def make(kind: str) -> MilvusCollection:
+        schema = client.create_schema(auto_id=False, enable_dynamic_field=True)
+        schema.add_field("key", pymilvus.DataType.INT64, is_primary=True)
+        schema.add_field("embedding", pymilvus.DataType.FLOAT_VECTOR, dim=DIM)
+        client.create_collection(name, schema=schema, num_shards=1)
+        rows = [{"key": row, "embedding": key, "row": row} for row, key in enumerate(keys())]
+        client.insert(name, rows)
+        client.flush(name)
+        index = client.prepare_index_params()
+        params = {"M": 8, "efConstruction": 40} if kind == "HNSW" else {"nlist": 64}
+        index.add_index("embedding", index_type=kind, metric_type="IP", params=params)
+        client.create_index(name, index)
+        client.load_collection(name)
+        deadline = time.monotonic() + 60
+        while not all(part.index_name for part in client.list_loaded_segments(name)):
+            assert time.monotonic() < deadline, "the index was not loaded in a minute"
+            time.sleep(0.5)
+            client.refresh_load(name)
+        return MilvusCollection(client, name)
+
+    yield make
+    client.drop_collection(name)
+
+
+@pytest.mark.parametrize(("kind", "least"), [("HNSW", 0.98), ("IVF_SQ8", 0.95), ("SCANN", 0.99)])
+def test_the_exact_search_of_other_indexes(
+    indexed: Callable[[str], MilvusCollection], kind: str, least: float
+) -> None:
+    collection = indexed(kind)
     for k in (10, 200):
         hits = collection.exact(SearchRequest(queries(), k=k))
         assert recall([{int(hit.id) for hit in found} for found in hits], exact_rows(k)) >= least
-    client.drop_collection(name)
+
+
+@pytest.mark.parametrize(("kind", "length"), [("HNSW", "ef"), ("SCANN", "reorder_k")])
+def test_a_list_of_candidates_that_is_told_holds_those_of_a_plan(
+    client: Any, indexed: Callable[[str], MilvusCollection], kind: str, length: str
+) -> None:
+    collection = indexed(kind)
+    told = {length: 12, **({"nprobe": 64} if kind == "SCANN" else {})}
+    with pytest.raises(pymilvus.MilvusException):  # so a server takes a list that is too short
+        client.search(collection.info.name, queries()[:1], limit=50, search_params=told)
+    plan = QueryPlan(rewritten=queries(), rescore=50)
+    assert recall(found_rows(collection, params=told, k=10, plan=plan), exact_rows(10)) >= 0.8
+    router = LearnedRouter(collection, hook=Rewriting(), refresh=None)
+    routed: Any = route(client, router)
+    found = []
+    for query in queries():
+        (hits,) = routed.search(collection.info.name, [query], limit=10, search_params=told)
+        found.append(set(hits.ids))
+    assert recall(found, exact_rows(10)) >= 0.8
+    assert router.fallbacks == {}
+
+
+class Rewriting:
+    """Asks for what it is asked for, with candidates to be scored again."""
+
+    def plan(self, queries: FloatArray, target: Target) -> QueryPlan:
+        return QueryPlan(rewritten=queries, rescore=50)
 
 
 def test_rewritten_queries_search_an_ivf_index(ivf: MilvusCollection) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "all_or_none",
     "as_hits",
     "changed_meaning",
+    "deep_enough",
     "id_of",
     "plan_calls",
     "score_calls",
@@ -45,6 +46,7 @@ _WIDTHS = frozenset(
 )
 """Parameters that say how wide a search looks, and not what it is to find."""
 _EVERYTHING = frozenset({"*", "$meta"})
+_LENGTHS = ("ef", "search_list", "reorder_k")  # of lists of candidates: hits are taken from them
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ def plan_calls(
         more = [*fields, table.info.field] if with_vectors else [table.key]
         fields = list(dict.fromkeys(more))
     params = with_params(_search_params(request.params, table), plan.params)
+    params = deep_enough(params, request.k + offset, limit)
     for name, value in _depth(plan, table, index, limit):
         params = _unless_told(params, name, value)
     if offset:
@@ -274,6 +277,25 @@ def _unless_told(params: dict[str, Any], name: str, value: float) -> dict[str, A
     if name in params or name in inner:
         return params
     return {**params, "params": {**inner, name: value}}
+
+
+def deep_enough(params: Mapping[str, Any], depth: int, limit: int) -> dict[str, Any]:
+    """Lengthen a list of candidates that was told for fewer hits than a plan fetches.
+
+    A server refuses a search for more hits than its list holds. One that is too short for the
+    ``depth`` of what the caller asks is left to the server's own error.
+    """
+
+    def lengthened(told: Mapping[str, Any]) -> dict[str, Any]:
+        short = {
+            name: limit
+            for name in _LENGTHS
+            if isinstance(told.get(name), int) and depth <= told[name] < limit
+        }
+        return {**told, **short}
+
+    inner = params.get("params")
+    return {**lengthened(params), **({"params": lengthened(inner)} if inner else {})}
 
 
 def _check_partitions(calls: Sequence[Call], there: Sequence[str], name: str) -> None:

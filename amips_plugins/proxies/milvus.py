@@ -15,6 +15,7 @@ from amips_plugins.adapters.milvus.opening import widest_params
 from amips_plugins.adapters.milvus.overwritten import MOST_ROUNDS, without
 from amips_plugins.adapters.milvus.search import (
     MAX_CANDIDATES,
+    deep_enough,
     plan_calls,
     scored_by_ids,
     with_params,
@@ -305,7 +306,8 @@ class _Searched:
     def _page(self, arguments: Mapping[str, Any], limit: int) -> dict[str, Any]:
         """Return the arguments of a call for the first hits."""
         asked = arguments.get("search_params") or {}
-        params = {name: value for name, value in asked.items() if name != "offset"}
+        depth = self.offset + self.arguments.get("limit", 10)
+        params = deep_enough({n: v for n, v in asked.items() if n != "offset"}, depth, limit)
         kept = {name: value for name, value in arguments.items() if name != "offset"}
         return {**kept, "limit": limit, "search_params": params}
 

@@ -441,7 +441,7 @@ def test_a_server_scores_the_candidates_of_a_rewritten_query_by_a_second_search(
 ) -> None:
     bare = database.bare
     given = [
-        {"limit": 7, "output_fields": ["*"]},
+        {"limit": 7, "output_fields": ["*"], "search_params": {"ef": 8}},
         {"limit": 5, "offset": 4, "filter": "group == 1"},
         {"limit": 5, "filter": "group < 0"},
     ]
@@ -453,6 +453,7 @@ def test_a_server_scores_the_candidates_of_a_rewritten_query_by_a_second_search(
         assert_same(database.search(router, database.name, [QUERY], **more), hits)
         first, *_ = database.calls[before:]
         assert first[1]["output_fields"] == ["key"]
+        assert first[1]["search_params"].get("ef") in (None, first[1]["limit"])
     assert router.fallbacks == {"cells: fewer than k hits": 1}  # where there are none
 
 
@@ -470,6 +471,7 @@ def test_hits_of_codes_are_scored_by_their_vectors(
         {"limit": 6, "output_fields": ["group"]},
         {"limit": 5, "offset": 4, "output_fields": ["*"]},
         {"limit": 4, "search_params": {"params": {"nprobe": 100}}, "filter": "group == 1"},
+        {"limit": 4, "search_params": {"params": {"ef": 5}}},
     ]
     for more in given:
         (wanted,) = exact.bare.search(exact.name, [QUERY], **more)
@@ -483,6 +485,8 @@ def test_hits_of_codes_are_scored_by_their_vectors(
         ]
         (first, *_), depth = database.calls, more["limit"] + more.get("offset", 0)
         assert first[1]["limit"] == -(-3 * depth // 2)
+        told = first[1]["search_params"].get("params", {})
+        assert told.get("ef") in (None, first[1]["limit"])  # a server refuses a shorter list
 
 
 def test_it_behaves_as_the_client(database: Database) -> None:

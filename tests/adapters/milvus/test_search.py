@@ -192,6 +192,40 @@ def test_graphs_in_cells_are_searched_as_far_as_the_plan_says(
         assert "params" not in plain[0].arguments["search_params"]
 
 
+@pytest.mark.parametrize(
+    ("params", "k", "wanted"),
+    [
+        ({"params": {"ef": 7}}, 5, {"params": {"ef": 8}}),  # 1.5 candidates for a hit
+        ({"ef": 7, "nprobe": 3}, 5, {"ef": 8, "nprobe": 3}),
+        ({"params": {"ef": 90}}, 5, {"params": {"ef": 90}}),
+        (
+            {"params": {"search_list": 7}, "offset": 2},
+            5,
+            {"params": {"search_list": 11, "ef": 24}},
+        ),
+        ({"params": {"ef": 4}}, 5, {"params": {"ef": 4}}),  # the server's own error
+    ],
+)
+@pytest.mark.slow
+def test_a_list_of_candidates_that_is_told_holds_those_that_are_scored_again(
+    client: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    params: dict[str, Any],
+    k: int,
+    wanted: dict[str, Any],
+) -> None:
+    table = make(client).layouts.build(spec(index="hnsw")).table()
+    monkeypatch.setattr(Table, "is_lite", False)
+    plan = QueryPlan(cells=np.array([[0, 1]]), layout="abc", effort=24)
+    request = SearchRequest(vectors()[:1], k, params=params)
+    index = index_search({"index_type": "HNSW_SQ"})
+    (call,) = plan_calls(request, plan, table, 1.0, None, index)
+    assert call.arguments["search_params"] == {**wanted, "metric_type": table.info.metric.name}
+    (plain,) = plan_calls(request, QueryPlan(), table, 1.0)
+    told = {**params, "metric_type": table.info.metric.name}
+    assert plain.arguments["search_params"] == told
+
+
 SQ8 = {"index_type": "IVF_SQ8", "nlist": "12"}
 
 

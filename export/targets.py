@@ -10,6 +10,7 @@ import torch
 
 from amips_plugins.export.executors import LOCAL, Executor
 from amips_plugins.export.keys import Keys, Shard, blocks, shards
+from amips_plugins.export.near_pairs import Block, inner_products
 from amips_plugins.progress import Progress, no_progress
 from amips_plugins.vectors import FloatArray, IntArray
 
@@ -33,13 +34,26 @@ class Best:
         scores = np.full((n_queries, k), -np.inf, dtype=np.float32)
         return cls(np.zeros((n_queries, k), dtype=np.int64), scores)
 
+    @classmethod
+    def of_pairs(
+        cls, n_queries: int, k: int, queries: IntArray, rows: IntArray, scores: FloatArray
+    ) -> Best:
+        """Return the best of some pairs; those of a query come by row."""
+        order = np.lexsort((-scores, queries))
+        queries, rows, scores = queries[order], rows[order], scores[order]
+        place = np.arange(len(queries)) - np.searchsorted(queries, queries)
+        first = place < k
+        best = cls.none(n_queries, k)
+        best.rows[queries[first], place[first]] = rows[first]
+        best.scores[queries[first], place[first]] = scores[first]
+        return best
+
     def join(self, other: Best) -> Best:
-        """Keep the best of both; among equals those of the first."""
-        k = self.rows.shape[1]
-        scores = torch.from_numpy(np.concatenate([self.scores, other.scores], axis=1))
-        rows = torch.from_numpy(np.concatenate([self.rows, other.rows], axis=1))
-        kept = scores.topk(k, dim=1)
-        return Best(rows.gather(1, kept.indices).numpy(), kept.values.numpy())
+        """Keep the best of both; among equals those of the first, in the order that they have."""
+        scores = np.concatenate([self.scores, other.scores], axis=1)
+        kept = np.argsort(-scores, axis=1, kind="stable")[:, : self.rows.shape[1]]
+        rows = np.concatenate([self.rows, other.rows], axis=1)
+        return Best(np.take_along_axis(rows, kept, 1), np.take_along_axis(scores, kept, 1))
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,7 @@ def top_keys(
     title: str = "targets",
     executor: Executor = LOCAL,
 ) -> tuple[IntArray, FloatArray]:
-    """Find the k keys of largest inner product for every query."""
+    """Find the k keys of largest inner product for every query; among equals the first ones."""
     (best,) = best_keys([queries], keys, [k], device, progress, title, executor)
     return best.rows, best.scores
 
@@ -78,15 +92,21 @@ def best_keys(
     """Find the best keys of several sets of queries, reading the keys once.
 
     ``keep`` is told after every shard how many are done and what was found so far; ``begun`` is
-    the same from an earlier run, to go on from.
+    the same from an earlier run, to go on from. What was found when a shard is begun says which of
+    its keys need no look; what is found in the end is the same without it.
     """
     wanted = _Wanted(list(queries), list(depths), keys, device)
     parts = shards(len(keys))
     none = [Best.none(len(each), k) for each, k in zip(queries, depths, strict=True)]
     done, best = begun or (0, none)
     there = sum(len(part) for part in parts[:done])
+
+    def tasks() -> Iterator[tuple[Shard, list[FloatArray]]]:
+        for part in parts[done:]:
+            yield part, [one.scores[:, -1].copy() for one in best]
+
     with progress(title, len(keys), there, "keys") as step:
-        for found in executor.map(_best_of_shard, wanted, parts[done:]):
+        for found in executor.map(_best_of_shard, wanted, tasks()):
             best = [one.join(other) for one, other in zip(best, found, strict=True)]
             step.advance(len(parts[done]))
             done += 1
@@ -94,21 +114,30 @@ def best_keys(
     return best
 
 
-def _best_of_shard(wanted: _Wanted, shard: Shard) -> list[Best]:
+def _best_of_shard(wanted: _Wanted, task: tuple[Shard, list[FloatArray]]) -> list[Best]:
+    """Find the best keys of a shard, of those that are better than the worst found before."""
+    shard, worst = task
     best = [
         Best.none(len(queries), k) for queries, k in zip(wanted.queries, wanted.depths, strict=True)
     ]
     device = _here(wanted.device)
     for rows, block in blocks(wanted.keys, shard, _KEYS):
-        there = _tensor(block, device).T
+        there = Block(block, device)
         for place, (queries, k) in enumerate(zip(wanted.queries, wanted.depths, strict=True)):
             kept = best[place]
             for chunk in _chunks(len(queries), _QUERIES):
-                scores = _tensor(queries[chunk], device) @ there
-                here = scores.topk(min(k, len(block)), dim=1)
-                found = Best(here.indices.cpu().numpy() + rows.first, here.values.cpu().numpy())
-                joined = Best(kept.rows[chunk], kept.scores[chunk]).join(found)
-                kept.rows[chunk], kept.scores[chunk] = joined.rows, joined.scores
+                here = np.ascontiguousarray(queries[chunk], dtype=np.float32)
+                least = np.maximum(worst[place][chunk], kept.scores[chunk, -1])
+                pairs = there.near(here, least, k)
+                scores = inner_products(here, block, *pairs)
+                better = scores > least[pairs[0]]
+                which, column = pairs[0][better], pairs[1][better]
+                touched, which = np.unique(which, return_inverse=True)
+                numbers = column + rows.first
+                found = Best.of_pairs(len(touched), k, which.ravel(), numbers, scores[better])
+                at = touched + chunk.start
+                joined = Best(kept.rows[at], kept.scores[at]).join(found)
+                kept.rows[at], kept.scores[at] = joined.rows, joined.scores
     return best
 
 

@@ -26,7 +26,8 @@ and how many graphs are chosen together: what costs the least of all that reach 
 calibration queries is read on test queries, which nothing was chosen on. ``two efforts`` are an ef
 for the cells of the highest priority and a smaller one for the others. ``edge`` and ``milvus``
 are engines (``fanout_engines.py``), whose CPU is counted: the choice is made in the same way with
-their own graphs, and no query is asked twice of an engine that remembers queries.
+their own graphs and what a visit costs them, and no query is asked twice of an engine that
+remembers queries.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ from amips_plugins.export.dataset import Split, TrainingTask
 from amips_plugins.export.two_efforts import Graded, cheapest_pair
 from amips_plugins.files import replace_file
 from benchmarks.data import Source, load
-from benchmarks.fanout_engines import engine, engine_rows
+from benchmarks.fanout_asked import engine_rows
+from benchmarks.fanout_engines import engine
 from benchmarks.fanout_ways import (
     FAR_ENOUGH,
     METHODS,

@@ -15,7 +15,7 @@ import numpy as np
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.vectors import FloatArray, IntArray
 
-__all__ = ["MOST_SHARDS", "CellShards", "ShardKey", "group_cells"]
+__all__ = ["MOST_SHARDS", "CellShards", "ShardKey", "group_cells", "notes_on_sharing"]
 
 ShardKey = int | str
 
@@ -41,6 +41,17 @@ def group_cells(
     for number, cells in enumerate(_halved(np.arange(n_cells), most, weights, places)):
         found[cells] = number
     return tuple(found.tolist())
+
+
+def notes_on_sharing(n_cells: int, shards: int, *, graphs: bool) -> tuple[str, ...]:
+    """Say what the targets of a bundle do not count, where cells share graphs."""
+    if not graphs or not 0 < shards < n_cells:
+        return ()
+    return (
+        f"{n_cells} cells share {shards} graphs, while the bundle's targets count what a graph in "
+        f"every cell misses: train with {shards} cells at most, or see what is found with "
+        "`amips evaluate`",
+    )
 
 
 def _halved(

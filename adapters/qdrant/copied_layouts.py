@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amips_plugins.adapters.copies.row_changes import SourceBaseline
+from amips_plugins.adapters.qdrant.cell_shards import notes_on_sharing
 from amips_plugins.adapters.qdrant.cells import LayoutRecord, LayoutState
 from amips_plugins.adapters.qdrant.copying import PointReplica
 from amips_plugins.adapters.qdrant.failures import translated_errors
@@ -127,6 +128,7 @@ class CopiedLayouts:
                 f"more, and needs some {count * _CPU_PER_POINT:.0f} seconds of CPU, little more "
                 "than the first load. Searches of others are served by the collection as it is.",
                 *([_OTHER_WRITERS.format(record.overflow_shard)] if shards else []),
+                *notes_on_sharing(spec.n_cells, shards, graphs=spec.graphs),
             ),
         )
 

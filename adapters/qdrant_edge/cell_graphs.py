@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from amips_plugins.adapters.qdrant.points import plain_id
 from amips_plugins.collection import Id
-from amips_plugins.errors import DatabaseUnreachable, require
+from amips_plugins.errors import CollectionError, DatabaseUnreachable, require
 
 if TYPE_CHECKING:
     import qdrant_edge as edge
@@ -190,7 +190,10 @@ def _load(folder: Path) -> edge.EdgeShard:
         return edge.EdgeShard.load(str(folder))
     except Exception as exc:  # the engine knows no other class
         if "WouldBlock" not in str(exc):
-            raise
+            raise CollectionError(
+                f"The shard of a cell in {str(folder)!r} cannot be opened ({exc}). Remove this "
+                "folder, and run `amips backfill --verify`: it writes the cell's keys anew."
+            ) from exc
         raise DatabaseUnreachable(
             f"The shard of a cell in {str(folder)!r} is open elsewhere: a collection object that "
             "used it is not closed; close it, before its shard is opened again."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from amips_plugins.adapters.qdrant.cell_shards import group_cells
+from amips_plugins.adapters.qdrant.cell_shards import group_cells, notes_on_sharing
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant.layouts import QdrantLayouts
 from amips_plugins.adapters.qdrant_edge.store import EdgeStore
@@ -39,7 +39,7 @@ class QdrantEdgeLayouts(QdrantLayouts):
             f"write the vectors once more into {shards} shards below this one, with a graph in "
             "each: searches of cells open those that they ask"
         )
-        notes = plan.notes
+        notes = (*plan.notes, *notes_on_sharing(spec.n_cells, shards, graphs=spec.graphs))
         if not spec.graphs:
             notes += (
                 "the bundle's targets do not count what graphs miss, so its cells are scanned and "

@@ -40,7 +40,9 @@ def test_an_engine_tells_what_it_used(folder: Path, tmp_path: Path) -> None:
     options = ["--engine", "edge", "--k", "10", "--batch", "20", "--only", "fan-out,routed-spill"]
     rows = bench(folder, tmp_path / "rows.json", *options)
     assert {(row["method"], row["batch"]) for row in rows} == {
-        (method, batch) for method in ("fan-out", "routed-spill") for batch in (1, 20)
+        (method, batch)
+        for method in ("fan-out", "routed-spill", "routed-spill, two efforts")
+        for batch in (1, 20)
     }
     for row in rows:
         assert row["distances"] is None
@@ -49,6 +51,9 @@ def test_an_engine_tells_what_it_used(folder: Path, tmp_path: Path) -> None:
             assert 0 < row["cpu_s_per_1000"] < 100
             assert 0 < row["graphs"] <= 8
             assert row["p50_ms"] > 0
+            if "two efforts" in row["method"]:
+                assert 10 <= row["far_effort"] < row["effort"]
+                assert 0 < row["near_graphs"] <= row["graphs"]
     fan_out, routed = (
         [row for row in rows if row["method"] == method and row["target"] == 0.9]
         for method in ("fan-out", "routed-spill")

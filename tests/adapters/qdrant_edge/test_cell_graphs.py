@@ -20,7 +20,7 @@ from amips_plugins.bundle.loading import load_hook
 from amips_plugins.bundle.package import Bundle
 from amips_plugins.cell_layout import LayoutSpec
 from amips_plugins.collection import Collection, SearchRequest
-from amips_plugins.errors import DatabaseUnreachable
+from amips_plugins.errors import CollectionError, DatabaseUnreachable
 from amips_plugins.export.snapshot import take_snapshot
 from amips_plugins.export.train import TrainOptions, train
 from amips_plugins.layout import lay_out
@@ -209,6 +209,30 @@ def test_lost_graphs_are_made_again(docs: QdrantEdgeCollection, tmp_path: Path) 
     again.layouts.backfill(SPEC.assign, verify=True)
     assert [found(again, cell) for cell in range(N_CELLS)] == before
     assert holders(again, 4) == [home(0)]
+    again.close()
+
+
+def test_cells_that_share_graphs_are_told(docs: QdrantEdgeCollection) -> None:
+    many = replace(SPEC, n_cells=100, graphs=True)
+    assert "100 cells share 64 graphs" in docs.layouts.plan(many).notes[-1]
+    for other in (replace(many, n_cells=64), replace(many, storage="payload")):
+        assert not any("share" in note for note in docs.layouts.plan(other).notes)
+
+
+def test_a_cell_that_cannot_be_opened_is_told(docs: QdrantEdgeCollection, tmp_path: Path) -> None:
+    built = laid_out(docs)
+    before, home = found(built, 2), record_of(built).home(2)
+    built.close()
+    (folder,) = (tmp_path / "docs" / "amips_cells").iterdir()
+    shutil.rmtree(folder / home)
+    (folder / home).mkdir()
+    again = reopened(tmp_path)
+    with pytest.raises(CollectionError, match="backfill --verify") as told:
+        found(again, 2)
+    assert str(folder / home) in str(told.value)
+    shutil.rmtree(folder / home)
+    again.layouts.backfill(SPEC.assign, verify=True)
+    assert found(again, 2) == before
     again.close()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -207,7 +209,8 @@ class MilvusTuning:
             try:
                 self._replace_index(build)
             except BaseException:
-                self._replace_index(before)
+                with _undisturbed():
+                    self._replace_index(before)
                 raise
             step.advance()
         return MilvusCollection(client, name, self._table.info.field)
@@ -232,6 +235,19 @@ class MilvusTuning:
             f"metric_type={self._table.info.metric.name!r} and params={options!r}, and "
             f"load_collection({name!r})."
         )
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let Ctrl-C wait for nothing: what is done here ends in an error anyway."""
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def diagnose_partitions(
         if len(keys) <= _K:
             raise TrainingError(f"{len(keys)} keys are too few to try anything on.")
         trial = run_partition_trial(keys, values, field, info.metric, queries, wanted, progress)
-        verdict = judge_partitions(trial)
+        verdict = judge_partitions(trial, several=info.database == "several")
         if has_one:
             verdict = Verdict(answer="leave", text=_HAS_ONE)
     except TrainingError as exc:
@@ -84,9 +84,12 @@ def diagnose_partitions(
     return PartitionDiagnosis(collection=info.name, field=field, trial=trial, verdict=verdict)
 
 
-def judge_partitions(trial: PartitionTrial) -> Verdict:
-    """Say what one graph over all keys would cost, and then what to do about given partitions."""
-    found = _judge(trial)
+def judge_partitions(trial: PartitionTrial, *, several: bool = False) -> Verdict:
+    """Say what one graph over all keys would cost, and then what to do about given partitions.
+
+    ``several`` collections are partitions by themselves, and need no option.
+    """
+    found = _judge(trial, "snapshot" if several else "snapshot --partitions")
     one = _at(trial, "one graph", RECALLS[-1])
     if one is None:
         return found
@@ -97,7 +100,7 @@ def judge_partitions(trial: PartitionTrial) -> Verdict:
     return Verdict(answer=found.answer, text=told + found.text)
 
 
-def _judge(trial: PartitionTrial) -> Verdict:
+def _judge(trial: PartitionTrial, snapshot: str) -> Verdict:
     recall = RECALLS[-1]
     first, routed = _at(trial, "largest first", recall), _at(trial, "linear", recall)
     assert first is not None  # noqa: S101 - for the type checker
@@ -134,7 +137,7 @@ def _judge(trial: PartitionTrial) -> Verdict:
     return Verdict(
         answer="route",
         text=f"Worth it where every partition is a search of its own: {compared}. Go on with "
-        f"amips snapshot --partitions, train, publish.",
+        f"amips {snapshot}, train, publish.",
     )
 
 

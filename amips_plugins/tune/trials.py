@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +25,15 @@ _KEY, _LIMIT, _LOCK = "asked.json", 64 << 20, ".lock"
 def alone(work: Path) -> Iterator[None]:
     """Have the folder for oneself, or raise ``InvalidInput``: two runs would drop their copies."""
     work.mkdir(parents=True, exist_ok=True)
-    try:
-        with held(work / _LOCK, wait=False):
-            yield
-    except BlockingIOError as exc:
-        raise InvalidInput(
-            f"Another amips tune is at work in the folder {str(work)!r}; wait until it has ended, "
-            f"or give this one a folder of its own (--out)."
-        ) from exc
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(work / _LOCK, wait=False))
+        except BlockingIOError as exc:
+            raise InvalidInput(
+                f"Another amips tune is at work in the folder {str(work)!r}; wait until it has "
+                f"ended, or give this one a folder of its own (--out)."
+            ) from exc
+        yield
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,12 @@ def test_a_graph_that_does_not_get_there_has_no_figure(found: PartitionDiagnosis
     assert said.text.startswith("Worth it where every partition is a search of its own")
 
 
+def test_several_collections_are_partitions_without_an_option(found: PartitionDiagnosis) -> None:
+    assert found.trial is not None
+    said = judge_partitions(found.trial, several=True)
+    assert "Go on with amips snapshot, train, publish." in said.text
+
+
 def test_verdicts(found: PartitionDiagnosis) -> None:
     trial = found.trial
     assert trial is not None

@@ -313,6 +313,8 @@ def test_two_runs_do_not_share_a_folder(home: Path, capsys: pytest.CaptureFixtur
             pass
     with alone(out):
         pass
+    with pytest.raises(BlockingIOError), alone(out):
+        raise BlockingIOError("of something else")
 
 
 @pytest.mark.usefixtures("few")
@@ -563,6 +565,7 @@ def test_where_every_key_is_looked_at_an_index_is_tried_and_built_in_place_on_mi
             tried.append(build.name)
             if build.name == "HNSW":
                 raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)  # once more, while the old one is built
             replaced(self, build)
 
         with monkeypatch.context() as patch:
@@ -570,6 +573,7 @@ def test_where_every_key_is_looked_at_an_index_is_tried_and_built_in_place_on_mi
             with pytest.raises(KeyboardInterrupt):
                 tuning.apply(measured.builds["HNSW"], Recorder())
         assert tried == ["HNSW", "FLAT"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         assert index_of(lite) == "FLAT"
         done = apply_choice(lite, by_hand, registry, tmp_path / "tune")
         assert done.rebuilt == "HNSW"

@@ -133,6 +133,7 @@ class MilvusTuning:
         client, name = self._table.client, scratch_name(self._table.name, work)
         with scratch_collection(work, name, client.has_collection, client.drop_collection):
             self._create(name)
+            self._check(name, build)
             with progress(f"build {build.name}", count, 0, "keys") as step:
                 for batch in batches:
                     self._insert(name, batch)
@@ -165,6 +166,14 @@ class MilvusTuning:
                 name,
                 [{table.key: key, table.info.field: vector.tolist()} for key, vector in rows],
             )
+
+    def _check(self, name: str, build: Build) -> None:
+        """Have a server refuse an index that it does not have before anything is written."""
+        if self._table.is_lite:
+            return
+        with _unlogged():
+            self._table.client.create_index(name, self._params(build), timeout=_WAIT)
+        self._table.client.drop_index(name, self._table.info.field)
 
     def _index_and_load(self, name: str, build: Build, count: int) -> None:
         client = self._table.client

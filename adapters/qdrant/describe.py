@@ -85,7 +85,16 @@ def describe_qdrant(found: models.CollectionInfo, field: str, *, local: bool) ->
         return Construction(facts, "scan", None, _WORTH_FROM, obstacle, notes, first)
     obstacle = obstacle or ("" if on_disk else _GRAPH)
     graphs = found.segments_count
-    return Construction(facts, "graph", None, _WORTH_FROM, obstacle, notes, graphs=graphs)
+    return Construction(
+        facts,
+        "graph",
+        None,
+        _WORTH_FROM,
+        obstacle,
+        notes,
+        graphs=graphs,
+        vectors_on_disk=bool(vector.on_disk),
+    )
 
 
 def _graph(links: int, tenants: int, ef: int) -> str:

@@ -48,4 +48,12 @@ def describe_edge(config: Mapping[str, Any], info: edge.ShardInfo, field: str) -
     if unbuilt:
         return Construction(facts, worth_from=_WORTH_FROM, first=_UNBUILT if due else "")
     obstacle = "" if on_disk else _GRAPH
-    return Construction(facts, "graph", None, _WORTH_FROM, obstacle, graphs=info.segments_count)
+    return Construction(
+        facts,
+        "graph",
+        None,
+        _WORTH_FROM,
+        obstacle,
+        graphs=info.segments_count,
+        vectors_on_disk=bool(vector.get("on_disk")),
+    )

@@ -195,7 +195,9 @@ def show(result: TuneResult) -> str:
     header = ["search", "set to", f"recall@{result.k}", "interval", unit, "interval", "of now"]
     header += ["bytes a key", "build s"]
     measured = [row for row in result.rows if row.dropped is None]
+    sized = any(row.memory_bytes is not None for row in measured)
     counted = any(row.bytes_scored is not None for row in measured)
+    header += ["MB memory"] if sized else []
     header += ["MB scored"] if counted else []
     origin = "guessed from the keys" if result.queries == "guess" else "yours"
     lines += [
@@ -204,7 +206,7 @@ def show(result: TuneResult) -> str:
         f"from {result.calibrated:,} queries ({origin}); compared on {result.compared:,} others, "
         f"one by one.",
         "",
-        table(header, [_cells(row, counted=counted) for row in measured]),
+        table(header, [_cells(row, sized=sized, counted=counted) for row in measured]),
         *(f"{row.search}: {row.dropped}" for row in result.rows if row.dropped is not None),
         *(f"Note: {note}" for note in result.notes),
         "",
@@ -213,11 +215,10 @@ def show(result: TuneResult) -> str:
     return "\n".join(lines)
 
 
-def _cells(row: Row, *, counted: bool) -> list[str]:
+def _cells(row: Row, *, sized: bool, counted: bool) -> list[str]:
     setting = "-" if row.effort is None else f"{row.parameter} {row.effort}"
     if row.effort is None and row.best_promise is not None:
         setting = f"at most {row.best_promise:.3f}"
-    scored = row.bytes_scored
     return [
         row.search,
         setting,
@@ -228,12 +229,17 @@ def _cells(row: Row, *, counted: bool) -> list[str]:
         _number(row.ratio, 2),
         _number(row.bytes_per_key, 0),
         _number(row.build_seconds, 1),
-        *([_number(None if scored is None else scored / 1e6, 3)] if counted else ()),
+        *([_megabytes(row.memory_bytes, 0)] if sized else ()),
+        *([_megabytes(row.bytes_scored, 3)] if counted else ()),
     ]
 
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _megabytes(value: float | None, digits: int) -> str:
+    return _number(None if value is None else value / 1e6, digits)
 
 
 def _interval(low: float | None, high: float | None, digits: int) -> str:

@@ -35,6 +35,8 @@ class Construction:
         How many graphs every search asks; None where it asks none, or nobody knows.
     kept
         What a server of Milvus keeps in memory; None for others.
+    vectors_on_disk
+        Whether Qdrant leaves the vectors on the disk, and reads those that are compared.
     """
 
     facts: tuple[tuple[str, str], ...]
@@ -46,3 +48,4 @@ class Construction:
     first: str = ""
     graphs: int | None = None
     kept: Kept | None = None
+    vectors_on_disk: bool = False

@@ -14,7 +14,7 @@ from typing import Literal
 
 from amips_plugins.errors import InvalidInput
 
-__all__ = ["Kept", "Sizing", "bytes_of", "bytes_of_build", "size_up"]
+__all__ = ["Kept", "Sizing", "bytes_of", "bytes_of_build", "bytes_with_vectors", "size_up"]
 
 _FLOAT = 4  # bytes
 _LINKS = 16  # of a point in the graph, by default; the lowest layer has twice as many
@@ -92,6 +92,21 @@ def bytes_of_build(keys: int, dim: int, name: str, bytes_per_key: float, kept: K
         kind = name.partition(",")[0]  # the same in fewer segments takes as much
         return bytes_of(keys, dim, replace(kept, index=kind))
     return int(keys * (bytes_per_key + 2 * _LINKS * _LINK + _ID))
+
+
+def bytes_with_vectors(
+    keys: int,
+    dim: int,
+    name: str,
+    bytes_per_key: float,
+    kept: Kept | None,
+    *,
+    vectors_on_disk: bool,
+) -> int:
+    """Return the same with the vectors that Qdrant keeps in memory beside codes of them."""
+    needed = bytes_of_build(keys, dim, name, bytes_per_key, kept)
+    beside = kept is None and not vectors_on_disk and bytes_per_key < _FLOAT * dim
+    return needed + (keys * dim * _FLOAT if beside else 0)
 
 
 def _size_up_milvus(keys: int, dim: int, memory: int, kept: Kept) -> Sizing:

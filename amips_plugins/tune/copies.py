@@ -17,7 +17,7 @@ from amips_plugins.plan import NATIVE, QueryPlan, Target
 from amips_plugins.progress import Progress
 from amips_plugins.tune.calibrating import calibrated, enough_for, planned
 from amips_plugins.tune.keys import DrawnKeys
-from amips_plugins.tune.measuring import scanned_truth, try_both
+from amips_plugins.tune.measuring import AGAIN, scanned_truth, try_both
 from amips_plugins.tune.queries import QueryParts
 from amips_plugins.tune.recalls import Truth
 from amips_plugins.tune.rows import NATIVE_ROW, compared, dropped
@@ -123,6 +123,7 @@ class Copies:
                     self.clock,
                     self.progress,
                     f"compare {build.name}",
+                    AGAIN if self.tuning.in_process else 1,
                 )
                 row = replace(row, build_seconds=took)
                 return Finished(compared(row, ours, theirs, self.native.row), made)

@@ -17,7 +17,7 @@ __all__ = ["FOUND", "NATIVE_ROW", "Choice", "Row", "choose", "compared", "droppe
 FOUND, NATIVE_ROW = "as it is", "native, tuned"
 
 _BOOTSTRAPS = 500
-_WORTH = 0.9  # of the tuned native search's cost: a rebuild for less is not worth it
+_WORTH = 1 / 1.1  # of the tuned native search's cost: a rebuild for less is not worth it
 _SAME = 0.97  # of the cost as it is: less of a difference drowns in the noise
 
 
@@ -44,6 +44,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     bytes_scored
         Bytes of vectors that a server says it has scored for a query, the same on every run; None
         where it does not count, or does not tell.
+    memory_bytes
+        About what the database keeps of the whole collection in memory, with ids; None where that
+        is not known.
     build_seconds
         What it took to build a copy; None where nothing was built.
     applies
@@ -67,6 +70,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     ratio_high: float | None = None
     bytes_per_key: float | None = None
     bytes_scored: float | None = None
+    memory_bytes: int | None = None
     build_seconds: float | None = None
     applies: bool = False
     dropped: str | None = None
@@ -189,6 +193,11 @@ def choose(rows: Sequence[Row], recall: float, k: int, *, agreed: bool = True) -
     if chosen.bytes_scored is not None and found.bytes_scored:
         share = chosen.bytes_scored / found.bytes_scored
         text += f" By the server's own count it scores {share:.2f} of the bytes of vectors."
+    if chosen.memory_bytes and found.memory_bytes and chosen is not native:
+        text += (
+            f" In memory it takes about {chosen.memory_bytes / 1e6:,.0f} MB, where it is now "
+            f"{found.memory_bytes / 1e6:,.0f}."
+        )
     if (found.recall_high or 1.0) < recall:
         text += f" As it is, the collection finds {found.recall:.3f} and misses the target."
     answer: Literal["tune", "rebuild"] = "tune" if chosen is native else "rebuild"

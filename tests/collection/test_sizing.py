@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amips_plugins.collection.sizing import Kept, bytes_of, bytes_of_build, size_up
+from amips_plugins.collection.sizing import (
+    Kept,
+    bytes_of,
+    bytes_of_build,
+    bytes_with_vectors,
+    size_up,
+)
 from amips_plugins.errors import InvalidInput
 
 KEYS, DIM = 300_000, 384
@@ -115,3 +121,17 @@ def test_builds_that_tune_tries_take_their_codes_and_their_graph() -> None:
     assert bytes_of_build(100, 8, "IVF_SQ8", 8.0, Kept("HNSW")) == 100 * (8 + 100 + 8)
     fewer = bytes_of_build(100, 8, "HNSW_SQ, fewer segments", 8.0, Kept("HNSW_SQ"))
     assert fewer == bytes_of(100, 8, Kept("HNSW_SQ"))
+
+
+@pytest.mark.parametrize(
+    ("kept", "on_disk", "beside"),
+    [(None, False, 300 * 32), (None, True, 0), (Kept("IVF_SQ8"), False, 0)],
+)
+def test_vectors_stay_in_memory_beside_codes_of_qdrant_unless_they_are_on_disk(
+    kept: Kept | None, on_disk: bool, beside: int
+) -> None:
+    codes = bytes_of_build(300, 8, "int8 codes", 8.0, kept)
+    found = bytes_with_vectors(300, 8, "int8 codes", 8.0, kept, vectors_on_disk=on_disk)
+    assert found == codes + beside
+    floats = bytes_with_vectors(300, 8, "vectors", 32.0, None, vectors_on_disk=on_disk)
+    assert floats == bytes_of_build(300, 8, "vectors", 32.0, None)

@@ -39,6 +39,7 @@ IS = row(FOUND, 1.0, 0.97, effort=None, best_promise=None)
         ([row(FOUND, 1.0, 0.9), row(NATIVE_ROW, 1.6)], "tune", NATIVE_ROW),
         ([IS, row(NATIVE_ROW, 0.8), row("int8", 0.4)], "rebuild", "int8"),
         ([IS, row(NATIVE_ROW, 0.8), row("int8", 0.75)], "tune", NATIVE_ROW),
+        ([IS, row(NATIVE_ROW, 0.8), row("int8", 0.725)], "rebuild", "int8"),
         ([IS, row(NATIVE_ROW, 0.8), row("int8", 0.6, cost_high=0.9)], "tune", NATIVE_ROW),
         ([IS, row(NATIVE_ROW, 0.8), row("int8", 0.4, 0.9)], "tune", NATIVE_ROW),
         ([IS, row(NATIVE_ROW, 0.8), row("int8", 0.4, effort=None)], "tune", NATIVE_ROW),
@@ -133,3 +134,10 @@ def test_what_a_server_has_counted_scales_with_what_it_counts_of_the_collection(
     sampled = compared(row("int8", 0), Trial(ones, ms, 1.0), Trial(ones, ms, 4.0), first)
     assert sampled.bytes_scored == 2.0
     assert compared(row("x", 0), Trial(ones, ms), Trial(ones, ms), first).bytes_scored is None
+
+
+def test_a_rebuild_says_what_it_takes_in_memory() -> None:
+    now = row(FOUND, 1.0, 0.97, effort=None, memory_bytes=172_000_000)
+    rows = [now, row(NATIVE_ROW, 0.8), row("int8", 0.4, memory_bytes=210_400_000)]
+    assert "about 210 MB, where it is now 172." in choose(rows, 0.95, 10).text
+    assert "In memory" not in choose(rows[:2], 0.95, 10).text

@@ -111,6 +111,8 @@ def test_every_code_is_measured_beside_the_collection_which_stays_as_it_was(
     assert int8.recall is not None
     assert int8.recall > 0.88
     assert (as_is.bytes_per_key, int8.bytes_per_key) == (96, 24)
+    assert as_is.memory_bytes is not None  # the vectors stay in memory beside codes of them
+    assert (int8.memory_bytes or 0) - as_is.memory_bytes == 24 * found.keys
     assert found.choice.answer in ("tune", "rebuild")
     assert "misses the target" in found.choice.text
     assert vectors_of(home) == before

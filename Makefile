@@ -24,7 +24,7 @@ example: $(READY) .venv-frameworks-3/.installed ## a LangChain application, rout
 
 check: lint types unit ## what a developer waits for: no slow tests, no servers
 
-test: lint types tests frameworks docs ## all there is
+test: lint types tests frameworks docs ## all but what takes a night
 
 lint: $(READY) ## ruff, and the floors of docs/architecture.md
 	$(BIN)/ruff check .
@@ -35,11 +35,11 @@ types: $(READY) ## mypy, strict
 	$(BIN)/mypy
 
 unit: $(READY) ## unit tests that are not marked slow
-	$(BIN)/python -m pytest tests -m 'not slow' -n 2 --dist worksteal
+	$(BIN)/python -m pytest tests -m 'not slow and not nightly' -n 2 --dist worksteal
 
 # Each worker takes half, then whatever the other has left: the crash tests end up on both.
 tests: $(READY) ## unit and integration tests, slow ones too
-	$(BIN)/python -m pytest tests integration_tests -n 2 --dist worksteal
+	$(BIN)/python -m pytest tests integration_tests -m 'not nightly' -n 2 --dist worksteal
 
 # The stores of the frameworks, routed; of Milvus with the older client too.
 frameworks: $(FRAMEWORKS:%=%/.installed) ## the frameworks' stores, routed, in two environments
@@ -58,16 +58,13 @@ docs: $(READY) $(DOCS_READY) ## the site, in build/docs; warnings are errors
 	  $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs build/docs \
 	  && $(BIN)/python docs/check_site.py build/docs; }
 
-# What takes longer than a developer waits for: over a hundred kills of servers and clients, both
-# demos, a soak of 15 minutes, and the benchmarks on part of the data.
-nightly: test ## what takes longer: kills, both demos, a soak, short benchmarks
+# What takes longer than a developer waits for: every test, over a hundred kills of servers and
+# clients, both demos, a soak of 15 minutes, and the benchmarks on part of the data.
+nightly: test ## all tests, kills, both demos, a soak, short benchmarks
+	$(BIN)/python -m pytest tests -m nightly -n 2 --dist worksteal --timeout 900
 	.venv-frameworks-2/bin/python -m pytest tests/adapters/milvus/test_collection.py tests/adapters/contract/test_milvus.py \
 	  $(ASYNC_TESTS) -n 2 --dist loadscope
-	AMIPS_NIGHTLY=1 AMIPS_KILLS=10 $(BIN)/python -m pytest integration_tests/test_milvus_crashes.py \
-	  integration_tests/test_milvus_server.py integration_tests/test_milvus_faults.py \
-	  integration_tests/test_qdrant_crashes.py integration_tests/test_qdrant_cluster.py \
-	  integration_tests/test_qdrant_server.py integration_tests/test_qdrant_writers.py \
-	  integration_tests/test_qdrant_tenants.py integration_tests/test_qdrant_faults.py -n 2 --dist loadfile --timeout 900
+	AMIPS_NIGHTLY=1 AMIPS_KILLS=10 $(BIN)/python -m pytest integration_tests -n 2 --dist loadfile --timeout 3600
 	$(BIN)/amips demo --database milvus
 	$(BIN)/amips demo --database qdrant
 	$(BIN)/python benchmarks/soak.py --json build/soak.json

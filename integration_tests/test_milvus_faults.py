@@ -7,7 +7,6 @@ client has an answer, so has the router. ``test_milvus_crashes`` kills; here not
 from __future__ import annotations
 
 import logging
-import os
 import re
 import secrets
 import threading
@@ -29,9 +28,6 @@ from integration_tests.test_milvus_crashes import AllCells
 
 QUERY = np.ones(DIM, dtype=np.float32)
 PATIENCE = 90.0  # a breaker rests up to a minute
-NIGHTLY = pytest.mark.skipif(
-    "AMIPS_NIGHTLY" not in os.environ, reason="takes a minute: set AMIPS_NIGHTLY"
-)
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +284,7 @@ def test_a_collection_that_is_dropped(routed: Routed) -> None:
     routed.raises_what_the_bare_client_does()
 
 
-@NIGHTLY
+@pytest.mark.nightly
 def test_a_server_that_limits_the_rate_of_searches(
     milvus_limited: MilvusServer, tmp_path: Path
 ) -> None:

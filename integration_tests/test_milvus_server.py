@@ -39,7 +39,7 @@ class TestMilvusServer(MilvusContract):
         cls.tear_down()
 
 
-@pytest.mark.skipif("AMIPS_NIGHTLY" not in os.environ, reason="takes minutes: set AMIPS_NIGHTLY")
+@pytest.mark.nightly
 class TestMilvusServerWithACellField(TestMilvusServer):
     shares_keys = False
     storage: Storage | None = "field"

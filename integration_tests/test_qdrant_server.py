@@ -18,7 +18,7 @@ from amips_plugins.collection import Collection, Hit, Id, SearchRequest
 from amips_plugins.errors import CollectionError, CollectionNotFound
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray, Metric
-from integration_tests.qdrant_data import NIGHTLY, create, wait_until_indexed
+from integration_tests.qdrant_data import create, wait_until_indexed
 from integration_tests.servers import QdrantAddress
 from tests.adapters.contract.collection_contract import COUNT, DIM, cells_of, everywhere, vectors
 from tests.adapters.contract.test_qdrant import DISTANCES, QdrantContract
@@ -218,6 +218,6 @@ class TestQdrantServerOverGrpc(TestQdrantServer):
     grpc = True
 
 
-@pytest.mark.skipif(not NIGHTLY, reason="the contract twice over: set AMIPS_NIGHTLY")
+@pytest.mark.nightly
 class TestQdrantServerNamedVector(TestQdrantServer):
     vector = "text"

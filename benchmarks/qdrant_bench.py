@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 import msgspec
@@ -22,7 +22,7 @@ from amips_plugins.plan import NATIVE
 from amips_plugins.vectors import FloatArray
 from benchmarks.data import Dataset
 from benchmarks.traffic import Meter
-from integration_tests.servers import QdrantProcess
+from integration_tests.servers import QdrantAddress
 
 __all__ = [
     "INT8",
@@ -30,7 +30,10 @@ __all__ = [
     "Bench",
     "K",
     "Measured",
+    "Node",
+    "Running",
     "Search",
+    "Way",
     "first_keys",
     "native",
     "recall",
@@ -46,7 +49,38 @@ _EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _UPLOAD = 500
 _READY = 3600.0
 
+_TURN = 64  # single searches of one way before it is the next one's turn
+_COUNTER = "collection_hardware_metric_cpu"
+
 Search = Callable[[FloatArray], list[list[int]]]
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to search, and how many shards it asks for a query, on average."""
+
+    search: Search
+    shards: Callable[[FloatArray], float] = lambda _: 1.0
+
+
+class Node(Protocol):
+    """A server, and its process if that is on this machine."""
+
+    @property
+    def address(self) -> QdrantAddress:
+        """Where it answers."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its process."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that somebody else has started."""
+
+    address: QdrantAddress
+    pid: int | None
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,11 +96,14 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
         Recall@10 on the test queries; None for work that answers none.
     server_cpu_ms, mb_scored
         The server's CPU, less what it uses when idle, and the bytes of vectors that it counts as
-        scored, per query (of a layout: in all).
+        scored, per query (of a layout: in all); null where its process, or counter, is not to be
+        seen.
     client_cpu_ms, p50_ms
         CPU of the asking thread, and the median of a call, per query; of a layout the seconds.
     batch
         Queries in a call.
+    shards
+        Shards that a query asks, on average.
     keys
         Keys in the collection.
     queries
@@ -77,25 +114,41 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     method: str
     target: float | None
     recall: float | None
-    server_cpu_ms: float
-    mb_scored: float
+    server_cpu_ms: float | None
+    mb_scored: float | None
     client_cpu_ms: float
     p50_ms: float
     batch: int
+    shards: float = 1.0
     keys: int
     queries: int = 0
 
 
 @dataclass
-class Bench:
-    """The nodes of a server, a client of the first, and the rows that were measured on it."""
+class _Taken:
+    """What one way has taken until now."""
 
-    nodes: Sequence[QdrantProcess]
+    server: float = 0.0
+    scored: float = 0.0
+    client: float = 0.0
+    calls: list[float] = field(default_factory=list)
+    found: list[list[int]] = field(default_factory=list)
+
+
+@dataclass
+class Bench:
+    """The nodes of a server, a client of the first, and the rows that were measured on it.
+
+    The ``names`` of all collections begin alike; where not empty, nothing else is looked at.
+    """
+
+    nodes: Sequence[Node]
     client: QdrantClient
     keys: FloatArray
     rows: list[Measured]
     file: Path | None
     idle: float = 0.0  # CPU seconds a second
+    names: str = ""
 
     def rest(self, seconds: float = 15.0) -> None:
         """Measure what it uses when nobody asks: a shard is looked after by itself."""
@@ -106,10 +159,12 @@ class Bench:
     def add(self, row: Measured) -> None:
         """Keep a row, on disk too."""
         self.rows.append(row)
+        numbers = row.server_cpu_ms, row.mb_scored, row.client_cpu_ms
+        cpu, scored, mine = ["?" if one is None else format(one, ".2f") for one in numbers]
         click.echo(
             f"{row.situation:<16} {row.method:<28} {row.target or '':<5} "
             f"{'' if row.recall is None else format(row.recall, '.3f'):<6} "
-            f"{row.server_cpu_ms:10.2f} ms {row.mb_scored:10.2f} MB {row.client_cpu_ms:8.2f} ms"
+            f"{cpu:>10} ms {scored:>10} MB {mine:>8} ms {row.shards:6.1f} shards"
         )
         if self.file is not None:
             replace_file(self.file, msgspec.json.format(msgspec.json.encode(self.rows)))
@@ -117,18 +172,26 @@ class Bench:
     def used(self) -> tuple[float, float]:
         """Return the nodes' CPU seconds, and the megabytes they have scored, since they started.
 
-        A node that asks another counts what that one has scored, too.
+        NaN where that is not to be seen.
         """
-        scored = seconds = 0.0
+        return self.cpu(), self.scored()
+
+    def cpu(self) -> float:
+        """Return the nodes' CPU seconds."""
+        return sum(np.nan if node.pid is None else Meter(node.pid).cpu() for node in self.nodes)
+
+    def scored(self) -> float:
+        """Return the megabytes scored; a node that asks another counts what that one has, too."""
+        scored = 0.0
         for node in self.nodes:
-            seconds += Meter(node.pid).cpu()
-            for line in node.address.ask("/metrics").decode().splitlines():
-                if line.startswith("collection_hardware_metric_cpu"):
-                    scored += float(line.rsplit(" ", 1)[1])
-        return seconds, scored / 1e6
+            lines = node.address.ask("/metrics").decode().splitlines()
+            told = [line for line in lines if line.startswith(_COUNTER)]
+            ours = [float(line.rsplit(" ", 1)[1]) for line in told if self.names in line]
+            scored += np.nan if self.names and not told else sum(ours)
+        return scored / 1e6
 
     @contextmanager
-    def work(self, situation: str, method: str) -> Any:
+    def work(self, situation: str, method: str) -> Iterator[None]:
         """Measure what a piece of work costs the server."""
         before, began = self.used(), time.perf_counter()
         yield
@@ -139,8 +202,8 @@ class Bench:
                 method=method,
                 target=None,
                 recall=None,
-                server_cpu_ms=1e3 * (after[0] - before[0]),
-                mb_scored=after[1] - before[1],
+                server_cpu_ms=_seen(1e3 * (after[0] - before[0])),
+                mb_scored=_seen(after[1] - before[1]),
                 client_cpu_ms=0.0,
                 p50_ms=1e3 * seconds,
                 batch=0,
@@ -148,40 +211,55 @@ class Bench:
             )
         )
 
-    def examine(
+    def compare(
         self,
         situation: str,
-        method: str,
+        ways: Mapping[str, Way],
         target: float | None,
-        search: Search,
         split: Split,
         batch: int,
     ) -> None:
-        """Ask every query once, and keep what that took."""
-        found: list[list[int]] = []
-        taken = []
-        before, thread, first = self.used(), time.thread_time(), time.perf_counter()
-        for start in range(0, len(split.queries), batch):
-            began = time.perf_counter()
-            found += search(split.queries[start : start + batch])
-            taken.append((time.perf_counter() - began) / batch)
-        mine, after, n = time.thread_time() - thread, self.used(), len(split.queries)
-        idle = self.idle * (time.perf_counter() - first)
-        self.add(
-            Measured(
-                situation=situation,
-                method=method,
-                target=target,
-                recall=recall(found, split),
-                server_cpu_ms=1e3 * (after[0] - before[0] - idle) / n,
-                mb_scored=(after[1] - before[1]) / n,
-                client_cpu_ms=1e3 * mine / n,
-                p50_ms=1e3 * float(np.median(taken)),
-                batch=batch,
-                keys=len(self.keys),
-                queries=n,
+        """Ask every query once of every way, and keep what that took.
+
+        They take turns, so that whatever else the machine does meets all of them.
+        """
+        taken = {name: _Taken() for name in ways}
+        step, names = max(batch, _TURN), list(ways)
+        for turn, start in enumerate(range(0, len(split.queries), step)):
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                some = split.queries[start : start + step]
+                self._ask(ways[name].search, some, batch, taken[name])
+        n = len(split.queries)
+        for name, one in taken.items():
+            self.add(
+                Measured(
+                    situation=situation,
+                    method=name,
+                    target=target,
+                    recall=recall(one.found, split) if any(one.found) else None,
+                    server_cpu_ms=_seen(1e3 * one.server / n),
+                    mb_scored=_seen(one.scored / n),
+                    client_cpu_ms=1e3 * one.client / n,
+                    p50_ms=1e3 * float(np.median(one.calls)),
+                    batch=batch,
+                    shards=ways[name].shards(split.queries),
+                    keys=len(self.keys),
+                    queries=n,
+                )
             )
-        )
+
+    def _ask(self, search: Search, queries: FloatArray, batch: int, taken: _Taken) -> None:
+        scored, cpu = self.scored(), self.cpu()  # to say the first costs the server, too
+        thread, first = time.thread_time(), time.perf_counter()
+        for start in range(0, len(queries), batch):
+            some, began = queries[start : start + batch], time.perf_counter()
+            taken.found += search(some)
+            taken.calls.append((time.perf_counter() - began) / len(some))
+        taken.client += time.thread_time() - thread
+        idle = self.idle * (time.perf_counter() - first)
+        taken.server += self.cpu() - cpu - idle
+        taken.scored += self.scored() - scored
 
     def fill(
         self, name: str, codes: models.ScalarQuantization | None = None, **options: Any
@@ -220,6 +298,10 @@ class Bench:
         made = models.CreateAlias(collection_name=name, alias_name=f"{name}_live")
         self.client.update_collection_aliases([models.CreateAliasOperation(create_alias=made)])
         return f"{name}_live"
+
+
+def _seen(number: float) -> float | None:
+    return None if np.isnan(number) else number
 
 
 def recall(found: Sequence[Sequence[int]], split: Split) -> float:

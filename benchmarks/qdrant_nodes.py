@@ -83,8 +83,11 @@ def main(
             measure(
                 bench,
                 [
-                    ("six shards", followed(bench, tuning, "docs")),
-                    ("six shards, int8 rescored", followed(bench, tuning, "codes", RESCORED)),
+                    ("six shards", followed(bench, tuning, "docs", shards=_SHARDS)),
+                    (
+                        "six shards, int8 rescored",
+                        followed(bench, tuning, "codes", RESCORED, shards=_SHARDS),
+                    ),
                     ("routed to shards", in_shards(bench, tuning, laid_out, routing)),
                 ],
                 replace(test, queries=test.queries[:half], hits=test.hits[:half]),

@@ -1,20 +1,26 @@
 """What cells cost a Qdrant server, by its own counter: single searches, batches and layouts.
 
     python benchmarks/qdrant_server.py npm2pypi --ways copy,payload --json server.json
+    python benchmarks/qdrant_server.py npm2pypi --url http://localhost:6333 --pid "$(pidof qdrant)"
 
-Starts the program ``qdrant`` that is on PATH, on loopback, with hardware reporting on. Efforts and
-thresholds are chosen on calibration queries; what is reported are test queries, each asked once of
-each method. ``cells, as before`` asks as releases before this one did; ``above break-even`` are the
-test queries whose plan takes more of the keys than that, by themselves.
+Starts the program ``qdrant`` that is on PATH, on loopback, with hardware reporting on, or takes a
+server that runs already, on which it touches no collection but its own, and removes these. Efforts
+and thresholds are chosen on calibration queries; what is reported are test queries, each asked once
+of each method, which take turns. ``cells, as before`` asks as releases before this one did; ``above
+break-even`` are the test queries whose plan takes more of the keys than that, by themselves;
+``form`` are the ways to name the same cells, and what counting them costs without a scan.
 """
 
 from __future__ import annotations
 
+import os
+import secrets
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
-from amips_plugins.adapters.qdrant.search import empty, has_cell
+from amips_plugins.adapters.qdrant.search import empty, has_cell, in_cells
 from amips_plugins.cell_layout import LayoutSpec, Storage
 from amips_plugins.cli.progress import show_progress
 from amips_plugins.collection import SearchRequest
@@ -40,10 +46,22 @@ from amips_plugins.vectors import FloatArray
 from benchmarks.data import Source, load
 from benchmarks.learned import Routing, train_routing
 from benchmarks.protocols import pose
-from benchmarks.qdrant_bench import TARGETS, Bench, K, Search, first_keys, native, tuned
-from integration_tests.servers import QdrantProcess
+from benchmarks.qdrant_bench import (
+    TARGETS,
+    Bench,
+    K,
+    Node,
+    Running,
+    Search,
+    Way,
+    first_keys,
+    native,
+    tuned,
+)
+from integration_tests.servers import QdrantAddress, QdrantProcess
 
 _FEWEST = 20  # queries that a row is measured with
+_FORMS_AT = 0.95  # the target whose cells are named in every way
 _SLOW = 120.0  # seconds for a search while everything else is going on
 
 
@@ -133,7 +151,10 @@ class Bystander:
 def scored_by(bench: Bench, name: str, query: list[float]) -> float:
     """Return the megabytes that one search scores: the raw answer says so, the client does not."""
     page = f"{bench.nodes[0].address.url}/collections/{name}/points/query"
-    answer = httpx.post(page, json={"query": query, "limit": K}, timeout=_SLOW).json()
+    token = bench.nodes[0].address.token
+    headers = {"api-key": token} if token else {}
+    asked = {"query": query, "limit": K}
+    answer = httpx.post(page, json=asked, headers=headers, timeout=_SLOW).json()
     return float((answer.get("usage") or {}).get("hardware", {}).get("cpu", 0)) / 1e6
 
 
@@ -144,7 +165,7 @@ def layouts(
     built = None
     queries = split.queries[:100]
     for storage in ways:
-        name = f"docs_{storage}"
+        name = f"{bench.names}docs_{storage}"
         with bench.work("layout", "first load and graph"):
             bench.fill(name)
         alias = bench.alias(name)
@@ -192,32 +213,85 @@ def searches(
     bench.rest()
     for target in TARGETS:
         ef = tuned(lambda effort: native(cells, effort), target, tune)
-        if ef is not None:
-            for split, size in ((singles, 1), (batches, 256)):
-                what = "single" if size == 1 else "batch"
-                bench.examine(what, f"one graph, ef {ef}", target, native(cells, ef), split, size)
         plan = planned(routing, target)
-        methods = {
-            "cells, as before": before(cells, record, plan),
-            "cells": routed(cells, plan, grouped=False),
-            "cells, one by one": routed(cells, plan),
-            "cells, one by one, gRPC": routed(over_grpc, plan),
+        ways = {
+            "cells, as before": Way(before(cells, record, plan)),
+            "cells": Way(routed(cells, plan, grouped=False)),
         }
-        for split, size in ((singles, 1), (batches, 256)):
-            for name, search in methods.items():
-                if size > 1 or "one by one" not in name:
-                    what = "single" if size == 1 else "batch"
-                    bench.examine(what, name, target, search, split, size)
+        if ef is not None:
+            ways |= {f"one graph, ef {ef}": Way(native(cells, ef))}
+        more = {
+            "cells, one by one": Way(routed(cells, plan)),
+            "cells, one by one, gRPC": Way(routed(over_grpc, plan)),
+        }
+        bench.compare("single", ways, target, singles, 1)
+        bench.compare("batch", {**ways, **more}, target, batches, 256)
         shares = plan(test.queries).shares
         assert shares is not None
         most = np.flatnonzero(shares > cells.break_even)
         if len(most) >= _FEWEST:
             some = replace(test, queries=test.queries[most], hits=test.hits[most])
-            if ef is not None:
-                graph = f"one graph, ef {ef}"
-                bench.examine("above break-even", graph, target, native(cells, ef), some, 1)
-            for name in ("cells, as before", "cells"):
-                bench.examine("above break-even", name, target, methods[name], some, 1)
+            bench.compare("above break-even", ways, target, some, 1)
+        if target == _FORMS_AT:
+            shares = plan(singles.queries).shares
+            assert shares is not None
+            few = np.flatnonzero(shares <= cells.break_even)
+            some = replace(singles, queries=singles.queries[few], hits=singles.hits[few])
+            bench.compare("form", forms(cells, record, plan), target, some, 1)
+
+
+def forms(
+    collection: QdrantCollection, record: LayoutRecord, plan: Callable[[FloatArray], QueryPlan]
+) -> dict[str, Way]:
+    """Return ways to name the cells of a query, and to count what they name: nothing is scored."""
+    client, name = collection._client, collection.info.name
+    exact = models.SearchParams(exact=True)
+    none = models.Filter(must=[empty(record.key)])
+
+    def chosen(query: FloatArray) -> list[int]:
+        cells = plan(query).cells
+        assert cells is not None
+        return [cell for cell in cells[0].tolist() if cell >= 0]
+
+    def named(cells: list[int]) -> models.Filter:
+        return models.Filter.model_construct(must=[has_cell(record.key, cells)])
+
+    def alternatives(cells: list[int]) -> models.Filter:
+        return models.Filter(should=[empty(record.key), has_cell(record.key, cells)])
+
+    conditions: dict[str, Callable[[list[int]], list[models.Filter | None]]] = {
+        "no point": lambda _: [named([record.n_cells + 1])],
+        "these": lambda cells: [named(cells)],
+        "these, or none": lambda cells: [alternatives(cells)],
+        "not the others": lambda cells: [in_cells(record, cells, None)],
+        "these, and none: two searches": lambda cells: [named(cells), none],
+        "everything": lambda _: [None],
+    }
+
+    def searching(make: Callable[[list[int]], list[models.Filter | None]]) -> Search:
+        def search(query: FloatArray) -> list[list[int]]:
+            vector = query[0].tolist()
+            asked = [
+                models.QueryRequest(query=vector, filter=one, params=exact, limit=K)
+                for one in make(chosen(query))
+            ]
+            answers = client.query_batch_points(name, asked)
+            points = [point for answer in answers for point in answer.points]
+            best = sorted(points, key=lambda point: -point.score)[:K]
+            return [[int(point.id) for point in best]]
+
+        return search
+
+    def counting(make: Callable[[list[int]], list[models.Filter | None]]) -> Search:
+        def search(query: FloatArray) -> list[list[int]]:
+            for one in make(chosen(query)):
+                client.count(name, count_filter=one, exact=True)
+            return [[]]
+
+        return search
+
+    ways = {form: Way(searching(make)) for form, make in conditions.items()}
+    return ways | {f"count {form}": Way(counting(make)) for form, make in conditions.items()}
 
 
 @click.command()
@@ -229,6 +303,9 @@ def searches(
 @click.option(
     "--ways", default="copy,payload", show_default=True, help="Layouts, one after another."
 )
+@click.option("--url", help="A server that runs, over REST; else one is started.")
+@click.option("--grpc-port", default=6334, show_default=True, help="Of the server at --url.")
+@click.option("--pid", type=int, help="Of the server at --url, on this machine: its CPU is shown.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="File of the rows.")
 @click.option("--cache", type=click.Path(path_type=Path), default=Path(".bench/cache"))
 def main(
@@ -238,29 +315,52 @@ def main(
     queries: int,
     epochs: int | None,
     ways: str,
+    url: str | None,
+    grpc_port: int,
+    pid: int | None,
     json_file: Path | None,
     cache: Path,
 ) -> None:
     """Measure on DATA: a folder of arrays, pydocs, or beir:NAME."""
-    settings = {"service__hardware_reporting": "true"}
     try:
         dataset = first_keys(load(Source(data, cache), show_progress), keys)
-        with (
-            tempfile.TemporaryDirectory(dir=dataset.cache) as work,
-            QdrantProcess(settings) as server,
-        ):
+        with tempfile.TemporaryDirectory(dir=dataset.cache) as work:
             task = pose(dataset, "unseen", 0, Path(work), show_progress)
             routing = train_routing(task, cells, epochs)
             test = replace(
                 task.test, queries=task.test.queries[:queries], hits=task.test.hits[:queries]
             )
-            client = server.address.client(timeout=600)
-            bench = Bench([server], client, np.asarray(dataset.keys), [], json_file)
             chosen: Any = [one.strip() for one in ways.split(",")]
-            laid_out = layouts(bench, routing, task.calibrate, chosen)
-            searches(bench, routing, laid_out, task.calibrate, test)
+            at = None if url is None else Running(QdrantAddress(url, grpc_port, _token()), pid)
+            with server(at) as (node, names):
+                client = node.address.client(timeout=600)
+                bench = Bench([node], client, np.asarray(dataset.keys), [], json_file, names=names)
+                laid_out = layouts(bench, routing, task.calibrate, chosen)
+                searches(bench, routing, laid_out, task.calibrate, test)
     except AmipsError as exc:
         raise click.ClickException(str(exc)) from exc
+
+
+@contextmanager
+def server(running: Running | None) -> Iterator[tuple[Node, str]]:
+    """Start a server, or take one; and how the names of all collections on it are to begin."""
+    if running is None:
+        with QdrantProcess({"service__hardware_reporting": "true"}) as started:
+            yield started, ""
+        return
+    names = f"amips_bench_{secrets.token_hex(4)}_"
+    try:
+        yield running, names
+    finally:
+        client = running.address.client(timeout=600)
+        for found in client.get_collections().collections:
+            if found.name.startswith(names):
+                client.delete_collection(found.name)  # its aliases go with it
+        client.close()
+
+
+def _token() -> str | None:
+    return os.environ.get("AMIPS_QDRANT_API_KEY")
 
 
 if __name__ == "__main__":

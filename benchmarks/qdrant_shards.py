@@ -35,7 +35,7 @@ from amips_plugins.vectors import FloatArray
 from benchmarks.data import Source, load
 from benchmarks.learned import Routing, train_routing
 from benchmarks.protocols import pose
-from benchmarks.qdrant_bench import INT8, TARGETS, Bench, K, Search, first_keys, recall
+from benchmarks.qdrant_bench import INT8, TARGETS, Bench, K, Search, Way, first_keys, recall
 from integration_tests.servers import QdrantProcess
 
 _EFFORTS = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -44,8 +44,8 @@ _CELL_RECALL = (0.9, 0.93, 0.95, 0.965, 0.98, 0.99)
 _UPLOAD = 500
 _BATCH = 256
 
-Method = Callable[[float], "tuple[str, Search] | None"]
-"""Set to a recall target on calibration queries: the setting, and the search; or None."""
+Method = Callable[[float], "tuple[str, Way] | None"]
+"""Set to a recall target on calibration queries: the setting, and the way; or None."""
 RESCORED = models.QuantizationSearchParams(rescore=True, oversampling=2.0)
 
 
@@ -111,6 +111,23 @@ def routed(collection: QdrantCollection, routing: Routing, level: float, effort:
         return [[int(hit.id) for hit in hits] for hits in found]
 
     return search
+
+
+def shards_asked(
+    collection: QdrantCollection, routing: Routing, level: float
+) -> Callable[[FloatArray], float]:
+    """Count the shards that a query is routed to."""
+    hook = routing.hook()
+
+    def asked(queries: FloatArray) -> float:
+        found = []
+        for row in range(len(queries)):
+            plan = hook.plan(queries[row : row + 1], Target(K, recall=level))
+            keys = collection.asked_shards(plan)
+            found.append(routing.n_cells + 1 if keys is None else len(keys))
+        return float(np.mean(found))
+
+    return asked
 
 
 def cheapest(
@@ -182,15 +199,16 @@ def followed(
     tuning: Queries,
     name: str,
     codes: models.QuantizationSearchParams | None = None,
+    shards: int = 1,
 ) -> Method:
     """Follow the graphs of a collection as it is."""
 
-    def make(target: float) -> tuple[str, Search] | None:
+    def make(target: float) -> tuple[str, Way] | None:
         def search(ef: int) -> Search:
             return asked(bench, name, models.SearchParams(hnsw_ef=ef, quantization=codes))
 
         ef = smallest(search, target, tuning.parts())
-        return None if ef is None else (f"ef {ef}", search(ef))
+        return None if ef is None else (f"ef {ef}", Way(search(ef), lambda _: shards))
 
     return make
 
@@ -200,12 +218,15 @@ def in_shards(
 ) -> Method:
     """Route to the shards of cells."""
 
-    def make(target: float) -> tuple[str, Search] | None:
+    def make(target: float) -> tuple[str, Way] | None:
         chosen = cheapest(bench, collection, routing, target, tuning)
         if chosen is None:
             return None
         level, effort = chosen
-        return f"ef {effort}", routed(collection, routing, level, effort)
+        way = Way(
+            routed(collection, routing, level, effort), shards_asked(collection, routing, level)
+        )
+        return f"ef {effort}", way
 
     return make
 
@@ -220,18 +241,18 @@ def measure(
     """Ask the test queries of every method, set to every target; batches over gRPC, too."""
     bench.rest()
     for target in TARGETS:
+        ways: dict[str, Way] = {}
         for name, make in methods:
             made = make(target)
             if made is None:
                 click.echo(f"{name} does not reach {target}")
-                continue
-            setting, search = made
-            for what, split, size in (("single", singles, 1), ("batch", batches, _BATCH)):
-                bench.examine(what, f"{name}, {setting}", target, search, split, size)
-                if size > 1 and over_grpc is not None:
-                    whole = f"{name} over gRPC, {setting}"
-                    with over_grpc():
-                        bench.examine(what, whole, target, search, split, size)
+            else:
+                ways[f"{name}, {made[0]}"] = made[1]
+        bench.compare("single", ways, target, singles, 1)
+        bench.compare("batch", ways, target, batches, _BATCH)
+        if over_grpc is not None:
+            with over_grpc():
+                bench.compare("batch over gRPC", ways, target, batches, _BATCH)
 
 
 @click.command()
@@ -296,7 +317,9 @@ def run(
         name = f"random{number}"
         with bench.work("load", f"{number} random shards"):
             fill_shards(bench, name, number, max(10, int(mean / number / 4)))
-        methods.append((f"fan-out over {number} shards", followed(bench, tuning, name)))
+        methods.append(
+            (f"fan-out over {number} shards", followed(bench, tuning, name, shards=number))
+        )
     with bench.work("load", "int8 codes"):
         bench.fill("codes", INT8)
     methods.append(("one graph, int8 rescored", followed(bench, tuning, "codes", RESCORED)))

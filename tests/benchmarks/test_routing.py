@@ -176,7 +176,7 @@ def test_a_routed_client_is_measured_in_every_situation(tmp_path: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     rows = json.loads(path.read_text())
-    assert len({row["situation"] for row in rows}) == len(rows) == 4
+    assert len({row["situation"] for row in rows}) == len(rows) == 5
     assert {row["checkout"] for row in rows} == {ROOT.name}
 
 

@@ -126,6 +126,7 @@ def write_bundle(
         preset=options.preset,
         parameters=published.parameters,
         queries=splits.source,
+        targets="exact",
         default_k=options.k,
         default_recall=options.recall,
         choice=choice,

@@ -97,6 +97,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         Further cells of keys that lie in more than one.
     queries
         Where the training queries came from: a log, or a guess from the keys.
+    targets
+        How the best keys were found that it learned from: ``exact``, by all of the keys. None where
+        nothing was learned, and in older bundles.
     default_k, default_recall
         The target when a search names none.
     choice, reason
@@ -135,6 +138,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     files: dict[str, FileEntry]
     served_cost: float | None = None
     copies: _Size = 0
+    targets: Literal["exact"] | None = None
 
     def check_serves(self, collection: CollectionKey, metric: Metric, dim: int) -> None:
         """Refuse a collection that this bundle was not made for."""

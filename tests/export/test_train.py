@@ -134,6 +134,7 @@ def test_a_bundle_holds_what_it_says(
     assert manifest.snapshot == snapshot.manifest.fingerprint
     assert manifest.collection == snapshot.manifest.collection
     assert manifest.queries == "log"
+    assert manifest.targets == "exact"
     assert (manifest.default_k, manifest.default_recall) == (5, 0.9)
     assert manifest.parameters > 0
     if model == "keynet":

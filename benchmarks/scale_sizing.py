@@ -2,12 +2,16 @@
 
     python benchmarks/scale_sizing.py rows.json
 
-Nothing here is measured but the rates: how many operations a second one processor does in the exact
-answers of the largest training in the file, how fast it reads keys, and how memory grows from the
-smallest training to the largest. The operations of every other step are counted (``work``), with as
-many cells as the square root of the keys, and what they predict for the trainings in the file is
-printed beside what these took. Time on several workers is that of what is done key by key, divided
-among them, and of k-means and the nets, which one process does.
+Nothing here is measured but the rates: how many operations a second one processor does in the
+exact answers of the largest training in the file, and how many when it cuts cells; how fast it
+reads keys; what everything else takes a key; and how memory grows from the smallest training to
+the largest. The operations of every step are counted (``work``), with as many cells as the square
+root of the keys, and what they predict for the trainings in the file is printed beside what these
+took. Time on several workers is that of what is done key by key, divided among them, and of the
+rest, which one process does.
+
+The law: the keys that a search of some recall costs, the router's own among them, as a power of
+the number of keys, fitted by least squares of the logarithms.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from pathlib import Path
 
 import click
 import msgspec
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a file
 
@@ -27,7 +32,8 @@ from benchmarks.scale import READ, Row
 _SIZES = (10_000_000, 100_000_000, 1_000_000_000)
 _WORKERS = (1, 8, 64)
 _PASSES = 6  # over the keys: answers, equals, popularity, two cuts, sketches
-_KEY_BY_KEY = ("exact answers", "cut cells", "cut cells as queries see them")
+ANSWERS = "exact answers"
+_CELLS = ("cut cells", "cut cells as queries see them")
 _LLOYD, _FAISS = 12, 25  # iterations of the two kinds of k-means
 _SAMPLE = 256  # keys a cell
 
@@ -62,34 +68,51 @@ def main(rows: Path, queries: int, dim: int) -> None:
     counts = sorted({row.keys for row in measured})
     by = {(row.keys, row.stage): row for row in measured}
     last = counts[-1]
-    rate = work(last, queries, dim).answers / by[last, "exact answers"].cpu_s
+    most = work(last, queries, dim)
+    answering = most.answers / by[last, ANSWERS].cpu_s
+    cutting = (most.passes + most.k_means) / _cells(by, last)
     reading = 4.0 * dim * last / by[last, READ].cpu_s
-    click.echo(f"one processor: {rate / 1e9:.1f} GFLOP/s, {reading / 1e6:.0f} MB/s read\n")
+    other = by[last, "all"].cpu_s - by[last, ANSWERS].cpu_s - _cells(by, last)
+    click.echo(
+        f"one processor: {answering / 1e9:.1f} GFLOP/s in exact answers, {cutting / 1e9:.1f} in "
+        f"cells, {reading / 1e6:.0f} MB/s read; the rest of the largest takes {other:.0f} s\n"
+    )
     header = ["keys", "answers: counted s", "measured", "cells: counted s", "measured"]
     checked = []
     for count in counts:
         todo = work(count, queries, dim)
-        taken = [by[count, stage].cpu_s for stage in _KEY_BY_KEY]
-        cells = (todo.passes + todo.k_means) / rate
-        numbers = [todo.answers / rate, taken[0], cells, sum(taken[1:])]
+        cells = (todo.passes + todo.k_means) / cutting
+        taken = by[count, ANSWERS].cpu_s, _cells(by, count)
+        numbers = [todo.answers / answering, taken[0], cells, taken[1]]
         checked.append([f"{count:,}", *(f"{number:.0f}" for number in numbers)])
     click.echo(table(header, checked) + "\n")
     low, high = by[counts[0], "all"].peak_mb, by[last, "all"].peak_mb
     per_key = max(0.0, high - low) * 2**20 / max(1, last - counts[0])
-    nets = sum(row.cpu_s for row in measured if row.keys == last and row.stage.startswith("train "))
     sized = []
     for count in _SIZES:
         todo = work(count, queries, dim)
-        shared = (todo.answers + todo.passes) / rate + _PASSES * 4.0 * dim * count / reading
-        alone = todo.k_means / rate + nets
+        shared = todo.answers / answering + todo.passes / cutting
+        shared += _PASSES * 4.0 * dim * count / reading
+        alone = todo.k_means / cutting + other * count / last
         memory = (high + per_key * (count - last) / 2**20) / 1024
         times = [_time(shared / workers + alone) for workers in _WORKERS]
         sized.append([f"{count:,}", f"{count**0.5:,.0f}", *times, f"{memory:.0f} GiB"])
     header = ["keys", "cells", *(f"{workers} workers" for workers in _WORKERS), "first process"]
-    click.echo(table(header, sized))
+    click.echo(table(header, sized) + "\n")
+    for recall in (90, 95):
+        costs = [getattr(by[count, "all"], f"total_{recall}") for count in counts]
+        if len(counts) > 1 and None not in costs:
+            power = np.polyfit(np.log(counts), np.log(np.multiply(counts, costs)), 1)[0]
+            click.echo(f"keys that recall@10 .{recall} costs grow as n^{power:.2f}")
+
+
+def _cells(by: dict[tuple[int, str], Row], count: int) -> float:
+    return sum(by[count, stage].cpu_s for stage in _CELLS)
 
 
 def _time(seconds: float) -> str:
+    if seconds >= 48 * 3600:
+        return f"{seconds / 86_400:.1f} days"
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
 
 

@@ -4,8 +4,9 @@
 
 DATA is a folder with ``keys.npy``, ``queries_train.npy`` and ``queries_test.npy`` (or the variable
 AMIPS_BENCH_DATA names it). More keys than it has are repeats with noise (``enlarge``). There are as
-many cells as the square root of the keys. Every training is a process of its own, over a snapshot
-in shards.
+many cells as the square root of the keys, or ``--cells``; with few of them, and few ``--queries``,
+what is left is what grows with the keys alone. Every training is a process of its own, over a
+snapshot in shards, and tells of its stages on stderr as they end.
 
 ``peak_mb`` is the anonymous memory of the largest process, ours or a worker's, of which the imports
 of torch and of the rest take what the stage ``start`` says; pages of files are not counted, for the
@@ -52,6 +53,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     ----------
     keys, engine, workers
         What was trained on, by whom, and how many worked at once.
+    cells, queries
+        How many there were, queries of all splits.
     stage
         Its title; ``all`` for the whole.
     seconds, cpu_s
@@ -69,6 +72,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     cpu_s: float
     peak_mb: float
+    cells: int = 0
+    queries: int = 0
     total_90: float | None = None
     total_95: float | None = None
 
@@ -102,6 +107,8 @@ class Mapped:
 @click.option("--engine", default="local", show_default=True, help="local, or ray[:ADDRESS].")
 @click.option("--memory", default=2.0, show_default=True, help="GiB of the workers.")
 @click.option("--model", default="linear", show_default=True)
+@click.option("--cells", type=int, help="The root of the keys where left out.")
+@click.option("--queries", type=int, help="The first of those in DATA; all where left out.")
 @click.option("--cache", type=click.Path(path_type=Path), default=Path(".bench"), show_default=True)
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Where to write the rows.")
 @click.option("--one", type=int, hidden=True, help="Measure this many keys here.")
@@ -111,13 +118,15 @@ def main(
     engine: str,
     memory: float,
     model: str,
+    cells: int | None,
+    queries: int | None,
     cache: Path,
     out: Path | None,
     one: int | None,
 ) -> None:
     """Train on growing numbers of the keys in DATA."""
     if one is not None:
-        rows = measure(data, one, engine, memory, model, cache)
+        rows = measure(data, one, engine, memory, model, cache, cells, queries)
         sys.stdout.buffer.write(msgspec.json.encode(rows))
         return
     rows = []
@@ -125,6 +134,8 @@ def main(
         prepare(data, count, cache)
         command = [sys.executable, __file__, data, "--one", str(count), "--engine", engine]
         command += ["--memory", str(memory), "--model", model, "--cache", str(cache)]
+        asked = {"--cells": cells, "--queries": queries}
+        command += [str(word) for pair in asked.items() if pair[1] is not None for word in pair]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True)  # noqa: S603 - ours
         rows += msgspec.json.decode(done.stdout, type=list[Row])
         click.echo(shown([row for row in rows if row.keys == count]) + "\n")
@@ -142,14 +153,22 @@ def prepare(data: str, count: int, cache: Path) -> Path:
 
 
 def measure(
-    data: str, count: int, engine: str, memory: float, model: str, cache: Path
+    data: str,
+    count: int,
+    engine: str,
+    memory: float,
+    model: str,
+    cache: Path,
+    n_cells: int | None = None,
+    n_queries: int | None = None,
 ) -> list[Row]:
     """Train once, watched."""
     snapshot = Snapshot.open(prepare(data, count, cache))
-    queries = load(Source(data, cache)).train
-    options = TrainOptions(model=model, n_cells=round(count**0.5))  # type: ignore[arg-type] # the command's own check
+    queries = load(Source(data, cache)).train[:n_queries]
+    n_cells = round(count**0.5) if n_cells is None else n_cells
+    options = TrainOptions(model=model, n_cells=n_cells)  # type: ignore[arg-type] # the command's own check
     with tempfile.TemporaryDirectory(dir=cache) as folder:
-        watch = Stages(workers=engine != "local")
+        watch = Stages(workers=engine != "local", verbose=True)
         with watch(READ, count):
             for _ in blocks(snapshot.keys(), Shard(0, count)):
                 pass
@@ -168,6 +187,8 @@ def measure(
             seconds=round(stage.seconds, 2),
             cpu_s=round(stage.cpu_s, 2),
             peak_mb=round(stage.peak / 2**20, 1),
+            cells=n_cells,
+            queries=len(queries),
         )
         for stage in stages
     ]
@@ -181,6 +202,8 @@ def measure(
             seconds=round(sum(row.seconds for row in rows), 2),
             cpu_s=round(sum(row.cpu_s for row in rows), 2),
             peak_mb=max(row.peak_mb for row in rows),
+            cells=n_cells,
+            queries=len(queries),
             total_90=costs[0],
             total_95=costs[1],
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -44,10 +45,11 @@ class Stages:
     """Watches a training as its ``progress``; ``end`` returns the stages in their order.
 
     With ``workers`` the processes that this one starts are watched, too, and those of Ray counted
-    that work at once.
+    that work at once. With ``verbose`` a stage is told of on stderr as soon as it ends.
     """
 
     workers: bool = False
+    verbose: bool = False
     most_workers: int = 0
     _stages: dict[str, Stage] = field(default_factory=dict)
     _cpu_of: dict[int, float] = field(default_factory=dict)
@@ -83,6 +85,10 @@ class Stages:
         now = time.perf_counter(), self._cpu()
         self._now.seconds += now[0] - seconds
         self._now.cpu_s += now[1] - cpu
+        if self.verbose:
+            ended = self._now
+            told = f"{ended.seconds:.1f} s, {ended.cpu_s:.1f} cpu s, {ended.peak / 2**20:.0f} MB"
+            print(f"{ended.name}: {told}", file=sys.stderr, flush=True)
         self._now, self._since = self._enter(name), now
 
     def _cpu(self) -> float:

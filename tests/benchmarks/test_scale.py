@@ -21,8 +21,9 @@ def test_a_training_is_measured_stage_by_stage(tmp_path: Path) -> None:
     np.save(data / "keys.npy", clustered_keys(900, 16))
     np.save(data / "queries_train.npy", narrow_queries(600, 16))
     np.save(data / "queries_test.npy", narrow_queries(60, 16, seed=1))
-    rows = measure(str(data), 1_600, "local", 2.0, "linear", tmp_path / "cache")
+    rows = measure(str(data), 1_600, "local", 2.0, "linear", tmp_path / "cache", 20, 500)
     whole = rows[-1]
+    assert {(row.cells, row.queries) for row in rows} == {(20, 500)}
     assert (whole.stage, whole.keys, whole.engine) == ("all", 1_600, "local")
     assert {READ, "exact answers", "cut cells", "train linear"} <= {row.stage for row in rows}
     assert whole.seconds == pytest.approx(sum(row.seconds for row in rows[:-1]), abs=0.01)

@@ -170,24 +170,24 @@ def side_by_side(
 ) -> Against:
     """Search as was chosen and as would be best, turn by turn, on copies where it takes them."""
     tuning = tuning_of(collection)
-    keys = draw(collection, 10**9, 0, show_progress)
     truth = truth_of(collection, queries, K, show_progress)
     found, builds = tuning.as_found(), {build.name: build for build in tuning.builds()}
     with ExitStack() as stack:
         ways: list[Any] = []
         places: dict[str, Collection] = {FOUND: collection, NATIVE_ROW: collection}
         for one, folder in ((taken, "trial"), (best, "base")):  # which databases tell apart
-            build = found if one.build in places and one.build not in builds else builds[one.build]
+            build = builds.get(one.build, found)
+            assert build is not None
             if one.build not in places:
-                assert build is not None
+                keys = draw(collection, 10**9, 0, show_progress)
                 scratch = tuning.scratch(
                     build, keys.batches(), len(keys.ids), work / folder, show_progress
                 )
                 places[one.build] = stack.enter_context(scratch)
             plan = NATIVE
-            if one.build != FOUND and build is not None:
+            if one.build != FOUND:
                 plan = QueryPlan(params=parameter_of(build).params(one.effort, K))
-            seen = truth if build is None or build.exact_scores else truth.by_ids()
+            seen = truth if build.exact_scores else truth.by_ids()
             ways.append((places[one.build], plan, seen))
         again = AGAIN if tuning.in_process else 1
         ours, theirs = try_both(ways, queries, K, clock, show_progress, "side by side", again)

@@ -57,13 +57,21 @@ def draw(collection: Collection, wanted: int, seed: int, progress: Progress) -> 
     return DrawnKeys(ids, np.concatenate(parts), wanted >= count)
 
 
-def truth_of(collection: Collection, queries: FloatArray, depth: int, progress: Progress) -> Truth:
+def truth_of(
+    collection: Collection,
+    queries: FloatArray,
+    depth: int,
+    progress: Progress,
+    drawn: DrawnKeys | None = None,
+) -> Truth:
     """Find the true best keys: by the database where it looks at all of them, else by reading.
 
-    Of many keys reading all of them once takes less than an exact search for each query.
+    Of many keys reading all of them once takes less than an exact search for each query; where all
+    were ``drawn`` they are not read again.
     """
     if collection.exhaustive and collection.count() <= _EXACT_UP_TO:
         return exact_truth(collection, queries, depth, progress)
     with progress("exact answers", collection.count(), 0, "keys") as step:
-        batches = collection.scan(_BATCH)
+        known = drawn if drawn is not None and drawn.whole else None
+        batches = collection.scan(_BATCH) if known is None else known.batches()
         return scanned_truth(batches, collection.info.metric, queries, depth, step.advance)

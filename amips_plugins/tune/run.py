@@ -165,8 +165,8 @@ def measure(
     parts = parts.at_most(_affordable(collection, found, parts, options.k, work, about))
     trials = Trials(work, msgspec.json.encode([about, _digest(parts)]))
     target = Target(options.k, options.recall)
-    calibrate = truth_of(collection, parts.calibrate, depth, progress)
-    compare = truth_of(collection, parts.compare, depth, progress)
+    calibrate = truth_of(collection, parts.calibrate, depth, progress, keys)
+    compare = truth_of(collection, parts.compare, depth, progress, keys)
     unit = "time" if clock is None and not tuning.in_process else "cpu"
     clock = clock or (time.process_time if tuning.in_process else time.perf_counter)
     first, native = trials.get(FOUND), trials.get(NATIVE_ROW)
@@ -322,7 +322,8 @@ def _nothing(first: str, count: int, *, local: bool) -> str:
     if local:
         return (
             "There is nothing to tune: Qdrant's local mode looks at every key, whatever index is "
-            "configured. Tune the collection on the server that it is meant for, or in Qdrant Edge."
+            "configured, and so holds any target. Tune the collection on the server that it is "
+            "meant for, or in Qdrant Edge."
         )
     return (
         f"There is nothing to tune: every search of these {count:,} keys looks at all of them, and "

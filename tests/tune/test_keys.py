@@ -27,6 +27,14 @@ def test_many_keys_are_read_once_and_the_same_are_best(
     assert by_reading.ranks == by_search.ranks
     assert by_search.scores is not None
     assert by_reading.scores is None
+    some, whole = (draw(collection, count, 0, no_progress) for count in (500, 10_000))
+    assert truth_of(collection, asked, 10, no_progress, some).ranks == by_search.ranks
+
+    def scan(*_: object) -> None:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(collection, "scan", scan)
+    assert truth_of(collection, asked, 10, no_progress, whole).ranks == by_search.ranks
 
 
 def test_keys_are_drawn_from_all_of_them_with_their_own_vectors() -> None:

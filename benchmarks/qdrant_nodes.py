@@ -4,9 +4,10 @@
 
 Starts the program ``qdrant`` that is on PATH three times, on loopback. A collection of six shards,
 each on two nodes, is searched as it is, with and without int8 codes, and laid out in shard keys, as
-the product does it, with as many replicas. CPU is that of all nodes together. Efforts and cells are
-chosen on calibration queries, every setting on some of its own; what is reported are test queries,
-each asked once of each method.
+the product does it, with as many replicas, for one number of cells after another. CPU is that of
+all nodes together. Efforts and cells are chosen on calibration queries, every setting on some of
+its own; what is reported are test queries, each asked once of each method. ``visit`` are searches
+of some shard keys, whichever they are: what one of them costs.
 """
 
 from __future__ import annotations
@@ -15,37 +16,62 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
+from qdrant_client import models
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a file
 
+from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.cli.progress import show_progress
 from amips_plugins.errors import AmipsError
+from amips_plugins.export.dataset import TrainingTask
+from amips_plugins.vectors import FloatArray
 from benchmarks.data import Source, load
 from benchmarks.learned import train_routing
 from benchmarks.protocols import pose
-from benchmarks.qdrant_bench import INT8, Bench, first_keys
+from benchmarks.qdrant_bench import INT8, Bench, K, Search, Way, first_keys
 from benchmarks.qdrant_shards import (
     RESCORED,
     Queries,
     asking_over_grpc,
-    cells_in_shards,
     followed,
     in_shards,
+    laid_out_in_shards,
     measure,
 )
 from integration_tests.servers import QdrantProcess
 
 _NODES, _SHARDS, _REPLICAS = 3, 6, 2
+_VISITS = 1, 2, 4, 8
+
+
+def visiting(collection: QdrantCollection, number: int) -> Way:
+    """Ask some shard keys, others for every query, by the client itself."""
+    client, name = collection._client, collection.info.name
+    keys = [one.key for one in client.list_shard_keys(name).shard_keys or ()]
+    params = models.SearchParams(hnsw_ef=16)
+
+    def search(query: FloatArray) -> list[list[int]]:
+        first = int(abs(float(query[0, 0])) * 1e6)
+        chosen = [keys[(first + one) % len(keys)] for one in range(number)]
+        client.query_points(
+            name, query[0].tolist(), limit=K, search_params=params, shard_key_selector=chosen
+        )
+        return [[]]
+
+    made: Search = search
+    return Way(made, lambda _: number)
 
 
 @click.command()
 @click.argument("data", envvar="AMIPS_BENCH_DATA")
 @click.option("--keys", default=100_000, show_default=True, help="Keys, from the first.")
-@click.option("--cells", default=64, show_default=True, help="Cells, a shard key for each.")
+@click.option("--cells", default="64,24,12", show_default=True, help="Cells, a shard key each.")
 @click.option("--queries", default=2_000, show_default=True, help="Test queries.")
 @click.option("--each", default=100, show_default=True, help="Calibration queries a setting.")
 @click.option("--epochs", type=int, help="Of training; default the recipe's.")
@@ -54,7 +80,7 @@ _NODES, _SHARDS, _REPLICAS = 3, 6, 2
 def main(
     data: str,
     keys: int,
-    cells: int,
+    cells: str,
     queries: int,
     each: int,
     epochs: int | None,
@@ -66,36 +92,54 @@ def main(
     try:
         dataset = first_keys(load(Source(data, cache), show_progress), keys)
         with tempfile.TemporaryDirectory(dir=dataset.cache) as work, ExitStack() as stack:
-            task = pose(dataset, "unseen", 0, Path(work), show_progress)
-            routing = train_routing(task, cells, epochs)
             first = stack.enter_context(QdrantProcess(settings, cluster=True))
             nodes = [first]
             while len(nodes) < _NODES:
                 nodes.append(stack.enter_context(QdrantProcess(settings, joins=first)))
             client = first.address.client(timeout=600)
             bench = Bench(nodes, client, np.asarray(dataset.keys), [], json_file)
-            tuning = Queries(task.calibrate, each)
-            spread = {"shard_number": _SHARDS, "replication_factor": _REPLICAS}
-            laid_out = cells_in_shards(bench, routing, **spread)
+            spread: dict[str, Any] = {"shard_number": _SHARDS, "replication_factor": _REPLICAS}
+            with bench.work("load", "first load and graph"):
+                bench.fill("docs", **spread)
             with bench.work("load", "int8 codes"):
                 bench.fill("codes", INT8, **spread)
-            half, test = queries // 2, task.test
-            measure(
-                bench,
-                [
-                    ("six shards", followed(bench, tuning, "docs", shards=_SHARDS)),
-                    (
-                        "six shards, int8 rescored",
-                        followed(bench, tuning, "codes", RESCORED, shards=_SHARDS),
-                    ),
-                    ("routed to shards", in_shards(bench, tuning, laid_out, routing)),
-                ],
-                replace(test, queries=test.queries[:half], hits=test.hits[:half]),
-                replace(test, queries=test.queries[half:queries], hits=test.hits[half:queries]),
-                lambda: asking_over_grpc(bench, laid_out),
-            )
+            for number in [int(one) for one in cells.split(",")]:
+                folder = Path(work, str(number))
+                folder.mkdir()
+                task = pose(dataset, "unseen", 0, folder, show_progress)
+                measure_cells(bench, task, number, queries, Queries(task.calibrate, each), epochs)
     except AmipsError as exc:
         raise click.ClickException(str(exc)) from exc
+
+
+def measure_cells(
+    bench: Bench,
+    task: TrainingTask,
+    number: int,
+    queries: int,
+    tuning: Queries,
+    epochs: int | None,
+) -> None:
+    """Lay out in so many cells, compare with the collection as it is, and remove them."""
+    native = [
+        ("six shards", followed(bench, tuning, "docs", shards=_SHARDS)),
+        (
+            "six shards, int8 rescored",
+            followed(bench, tuning, "codes", RESCORED, shards=_SHARDS),
+        ),
+    ]
+    half, test = queries // 2, task.test
+    singles = replace(test, queries=test.queries[:half], hits=test.hits[:half])
+    batches = replace(test, queries=test.queries[half:queries], hits=test.hits[half:queries])
+    routing = train_routing(task, number, epochs)
+    laid_out = laid_out_in_shards(bench, routing, "docs")
+    bench.rest()
+    visits = {f"{some} of {number} shards": visiting(laid_out, some) for some in _VISITS}
+    bench.compare("visit", visits, None, singles, 1)
+    routed = (f"routed to {number} shards", in_shards(bench, tuning, laid_out, routing))
+    over_grpc = partial(asking_over_grpc, bench, laid_out)
+    measure(bench, [*native, routed], singles, batches, over_grpc)
+    bench.client.delete_collection(laid_out.info.name)  # its alias goes with it
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -175,10 +174,9 @@ def fill_shards(bench: Bench, name: str, shards: int, threshold: int) -> None:
     bench.wait(name)
 
 
-def cells_in_shards(bench: Bench, routing: Routing, **options: Any) -> QdrantCollection:
-    """Load a collection, and lay it out in shard keys."""
-    bench.fill("docs", **options)
-    alias = bench.alias("docs")
+def laid_out_in_shards(bench: Bench, routing: Routing, name: str) -> QdrantCollection:
+    """Lay a collection out in shard keys, as the product does."""
+    alias = bench.alias(name)
     spec = LayoutSpec(
         routing.layout,
         routing.n_cells,
@@ -307,7 +305,8 @@ def run(
     singles = replace(test, queries=test.queries[:half], hits=test.hits[:half])
     batches = replace(test, queries=test.queries[half:queries], hits=test.hits[half:queries])
     tuning = Queries(calibrate, each)
-    laid_out = cells_in_shards(bench, routing)
+    bench.fill("docs")
+    laid_out = laid_out_in_shards(bench, routing, "docs")
     methods: list[tuple[str, Method]] = [
         ("one graph", followed(bench, tuning, "docs")),
         ("routed to shards", in_shards(bench, tuning, laid_out, routing)),

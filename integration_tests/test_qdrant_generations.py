@@ -178,6 +178,7 @@ def test_two_writers_and_a_reader_notice_nothing(
 
 
 @pytest.mark.parametrize("seed", range(KILLS))
+@pytest.mark.timeout(3600)  # every wait in it ends by itself: the machine says when
 def test_the_builder_dies_at_any_moment(
     qdrant_to_break: QdrantServer, client: QdrantClient, tmp_path: Path, seed: int
 ) -> None:
@@ -208,6 +209,7 @@ def test_the_builder_dies_at_any_moment(
 
 
 @pytest.mark.parametrize("seed", range(KILLS))
+@pytest.mark.timeout(3600)  # every wait in it ends by itself: the machine says when
 def test_the_server_dies_at_any_moment(
     qdrant_to_break: QdrantServer, client: QdrantClient, tmp_path: Path, seed: int
 ) -> None:

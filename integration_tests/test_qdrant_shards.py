@@ -273,6 +273,7 @@ def test_writers_through_a_router_and_a_reader_notice_nothing(
 
 
 @pytest.mark.parametrize("seed", range(KILLS))
+@pytest.mark.timeout(3600)  # every wait in it ends by itself: the machine says when
 def test_the_builder_dies_at_any_moment(
     node: QdrantProcess, client: QdrantClient, tmp_path: Path, seed: int
 ) -> None:
@@ -302,6 +303,7 @@ def test_the_builder_dies_at_any_moment(
 
 
 @pytest.mark.parametrize("seed", range(KILLS))
+@pytest.mark.timeout(3600)  # every wait in it ends by itself: the machine says when
 def test_the_server_dies_at_any_moment(
     node: QdrantProcess, client: QdrantClient, tmp_path: Path, seed: int
 ) -> None:

@@ -15,6 +15,7 @@ from amips_plugins.export.efforts import InCells, effort_levels
 from amips_plugins.export.keynet import train_keynet
 from amips_plugins.export.recipes import PRESETS, Preset
 from amips_plugins.export.routers import train_router
+from amips_plugins.export.spilling import spilled
 from amips_plugins.export.to_onnx import to_onnx
 from amips_plugins.models.calibration import Calibration
 from amips_plugins.models.hooks import RewriteHook, RouteHook
@@ -40,7 +41,7 @@ class Routing:
     sizes
         ``(n_cells,)`` keys in each cell.
     assignment
-        ``(n,)`` the cell of each key.
+        ``(n,)`` the cell of each key, or ``(n, width)`` where keys have several.
     """
 
     model: bytes
@@ -65,7 +66,13 @@ class Routing:
 
 
 def train_routing(
-    task: TrainingTask, n_cells: int, epochs: int | None, index: InCells | None = None
+    task: TrainingTask,
+    n_cells: int,
+    epochs: int | None,
+    index: InCells | None = None,
+    *,
+    graphs: bool = False,
+    spill: float = 0.0,
 ) -> Routing:
     """Cut query-aware cells and train a linear router over them, as ``amips train`` does.
 
@@ -79,12 +86,18 @@ def train_routing(
         Passes over the training queries; None for the recipe's own.
     index
         What cells will hold, whose misses are then counted; None for a scan of them.
+    graphs
+        Whether every cell costs the same, as a graph does, or as much as it holds.
+    spill
+        Further cells of keys, as a share of the keys.
     """
     train = task.train
     cells, assignment = query_aware_cells(
         task.keys, task.metric, n_cells, task.seed, train.queries, train.hits
     )
-    candidate = train_router("linear", _recipe("linear", epochs), task, cells, assignment)
+    cells, assignment = spilled(task, cells, assignment, spill)
+    recipe = _recipe("linear", epochs)
+    candidate = train_router("linear", recipe, task, cells, assignment, graphs=graphs)
     assert candidate.priority is not None
     validated = candidate.priority(task.validate)
     thresholds = thresholds_for(validated, assignment[task.validate.hits[:, : task.k]])

@@ -131,7 +131,7 @@ def measure_cells(
     half, test = queries // 2, task.test
     singles = replace(test, queries=test.queries[:half], hits=test.hits[:half])
     batches = replace(test, queries=test.queries[half:queries], hits=test.hits[half:queries])
-    routing = train_routing(task, number, epochs)
+    routing = train_routing(task, number, epochs, graphs=True)
     laid_out = laid_out_in_shards(bench, routing, "docs")
     bench.rest()
     visits = {f"{some} of {number} shards": visiting(laid_out, some) for some in _VISITS}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from amips_plugins.cell_layout import LayoutSpec
 from amips_plugins.cli.progress import show_progress
 from amips_plugins.collection import SearchRequest
 from amips_plugins.errors import AmipsError
-from amips_plugins.export.dataset import Split
+from amips_plugins.export.dataset import Split, TrainingTask
 from amips_plugins.plan import Target
 from amips_plugins.vectors import FloatArray
 from benchmarks.data import Source, load
@@ -184,6 +184,7 @@ def laid_out_in_shards(bench: Bench, routing: Routing, name: str) -> QdrantColle
         "bench",
         storage="shards",
         sizes=tuple(routing.sizes.tolist()),
+        shared=routing.assignment.ndim == 2,
     )
     with bench.work("layout", "shards"):
         built = QdrantCollection(bench.client, alias).layouts.build(spec, show_progress)
@@ -257,6 +258,7 @@ def measure(
 @click.argument("data", envvar="AMIPS_BENCH_DATA")
 @click.option("--keys", default=100_000, show_default=True, help="Keys, from the first.")
 @click.option("--shards", default="64,16", show_default=True, help="Shards that are fanned out.")
+@click.option("--spill", default=0.27, show_default=True, help="Copies of a second layout.")
 @click.option("--cells", default=64, show_default=True, help="Cells, a shard key for each.")
 @click.option("--queries", default=2_000, show_default=True, help="Test queries.")
 @click.option("--each", default=100, show_default=True, help="Calibration queries a setting.")
@@ -267,6 +269,7 @@ def main(
     data: str,
     keys: int,
     shards: str,
+    spill: float,
     cells: int,
     queries: int,
     each: int,
@@ -283,17 +286,22 @@ def main(
             QdrantProcess(settings, cluster=True) as server,
         ):
             task = pose(dataset, "unseen", 0, Path(work), show_progress)
-            routing = train_routing(task, cells, epochs)
+            routings = {"routed to shards": train_routing(task, cells, epochs, graphs=True)}
+            if spill:
+                again = train_routing(
+                    in_folder(task, "spilled"), cells, epochs, graphs=True, spill=spill
+                )
+                routings["routed, keys in several"] = again
             client = server.address.client(timeout=600)
             bench = Bench([server], client, np.asarray(dataset.keys), [], json_file)
-            run(bench, routing, task.calibrate, task.test, queries, each, shards)
+            run(bench, routings, task.calibrate, task.test, queries, each, shards)
     except AmipsError as exc:
         raise click.ClickException(str(exc)) from exc
 
 
 def run(
     bench: Bench,
-    routing: Routing,
+    routings: Mapping[str, Routing],
     calibrate: Split,
     test: Split,
     queries: int,
@@ -305,12 +313,13 @@ def run(
     singles = replace(test, queries=test.queries[:half], hits=test.hits[:half])
     batches = replace(test, queries=test.queries[half:queries], hits=test.hits[half:queries])
     tuning = Queries(calibrate, each)
-    bench.fill("docs")
-    laid_out = laid_out_in_shards(bench, routing, "docs")
-    methods: list[tuple[str, Method]] = [
-        ("one graph", followed(bench, tuning, "docs")),
-        ("routed to shards", in_shards(bench, tuning, laid_out, routing)),
-    ]
+    methods: list[tuple[str, Method]] = [("one graph", followed(bench, tuning, "docs"))]
+    collections = []
+    for number, (name, routing) in enumerate(routings.items()):
+        source = f"docs{number or ''}"
+        bench.fill(source)
+        collections.append(laid_out_in_shards(bench, routing, source))
+        methods.append((name, in_shards(bench, tuning, collections[-1], routing)))
     mean = len(bench.keys) * bench.keys.shape[1] * 4 / 1024
     for number in [int(one) for one in shards.split(",") if one]:
         name = f"random{number}"
@@ -322,20 +331,30 @@ def run(
     with bench.work("load", "int8 codes"):
         bench.fill("codes", INT8)
     methods.append(("one graph, int8 rescored", followed(bench, tuning, "codes", RESCORED)))
-    measure(bench, methods, singles, batches, lambda: asking_over_grpc(bench, laid_out))
+    measure(bench, methods, singles, batches, lambda: asking_over_grpc(bench, *collections))
 
 
 @contextmanager
-def asking_over_grpc(bench: Bench, collection: QdrantCollection) -> Iterator[None]:
-    """Have a collection, and the bench, ask over gRPC."""
+def asking_over_grpc(bench: Bench, *collections: QdrantCollection) -> Iterator[None]:
+    """Have collections, and the bench, ask over gRPC."""
     rest = bench.client
     bench.client = bench.nodes[0].address.client(timeout=600, prefer_grpc=True)
-    collection._client = bench.client
+    for collection in collections:
+        collection._client = bench.client
     try:
         yield
     finally:
         bench.client.close()
-        bench.client = collection._client = rest
+        bench.client = rest
+        for collection in collections:
+            collection._client = rest
+
+
+def in_folder(task: TrainingTask, name: str) -> TrainingTask:
+    """Return the task with a folder of its own for checkpoints."""
+    work = task.work / name
+    work.mkdir()
+    return replace(task, work=work)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,9 @@ example: $(READY) .venv-frameworks-3/.installed ## a LangChain application, rout
 	.venv-frameworks-3/bin/python examples/rag_langchain_qdrant.py --amips $(BIN)/amips
 	$(BIN)/amips report build/examples/langchain-qdrant/run -o build/examples/report.html
 
+# Tests share the processors already: threads that wait for each other in turns cost five times the CPU.
+check test unit tests frameworks nightly: export OMP_NUM_THREADS := 1
+
 check: lint types unit ## what a developer waits for: no slow tests, no servers
 
 test: lint types tests frameworks docs ## all but what takes a night

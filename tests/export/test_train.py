@@ -148,6 +148,7 @@ def test_a_bundle_holds_what_it_says(
     assert bundle.read("ids.jsonl") == snapshot.ids_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "metric"), TRAININGS)
 def test_the_reference_is_of_queries_that_no_training_has_seen(
     model: Model, metric: Metric, run_of: Callable[..., Run]

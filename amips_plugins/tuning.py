@@ -51,12 +51,14 @@ class Knob:
     """The search parameter that says how far an index is searched, and values to try, rising.
 
     Without any the index looks at every key, and nothing can be set. ``rescored`` says that it
-    holds codes, whose candidates are compared by their vectors.
+    holds codes, whose candidates are compared by their vectors; ``reorder_k`` how many of them,
+    where that is set beside.
     """
 
     name: str
     efforts: tuple[int, ...]
     rescored: bool = False
+    reorder_k: int = 0
 
 
 NO_KNOB = Knob("", ())

@@ -62,6 +62,8 @@ def test_milvus(milvus: Any, tmp_path: Path) -> None:
     rows = {row.search: row for row in measured.result.rows}
     assert (rows[NATIVE_ROW].parameter, measured.result.unit) == ("nprobe", "time")
     assert rows["HNSW"].dropped is None
+    assert (rows["HNSW"].memory_bytes or 0) > (rows[FOUND].memory_bytes or 0) > 0  # links
+    assert (rows["SCANN"].recall or 0.0) > 0.85  # put in order by the vectors
     # 2.3.5 knows neither; a newer server may.
     refused = {row.search for row in rows.values() if row.dropped is not None}
     assert refused <= {"HNSW_SQ", "IVF_RABITQ", KEYNET_ROW}, refused
@@ -191,7 +193,10 @@ def test_qdrant(docs: QdrantCollection, tmp_path: Path) -> None:
     measured = measure(docs, queries(1, 400), OPTIONS, tmp_path / "tune")
     rows = {row.search: row for row in measured.result.rows}
     assert {FOUND, NATIVE_ROW, "int8 codes", "binary codes"} <= set(rows)
-    assert rows["int8 codes"].dropped is None
+    int8, as_is = rows["int8 codes"], rows[FOUND]
+    assert int8.dropped is None
+    assert as_is.memory_bytes is not None  # codes come on top of the vectors, which stay in memory
+    assert (int8.memory_bytes or 0) - as_is.memory_bytes == COUNT * DIM
     assert not docs.client.collection_exists(f"{docs.info.name}__amips_tune")
     choice = Choice(answer="rebuild", search="int8 codes", text="by hand")
     result = msgspec.structs.replace(measured.result, choice=choice)

@@ -35,6 +35,7 @@ __all__ = ["MilvusTuning"]
 _LITE_LISTS = 128
 _WAIT = 1_800.0  # seconds for an index of a copy
 _ROWS = 1_000
+_REORDERED = 200  # candidates of SCANN: with as many as there are hits, few of those are the best
 _HNSW = {"M": 16, "efConstruction": 200}
 
 
@@ -112,7 +113,7 @@ class MilvusTuning:
             knob = NO_KNOB
         elif kind.startswith("IVF") or kind == "SCANN":
             lists = _LITE_LISTS if self._table.is_lite else int(index.get("nlist", _LITE_LISTS))
-            knob = Knob("nprobe", list_efforts(lists))
+            knob = Knob("nprobe", list_efforts(lists), reorder_k=_REORDERED * (kind == "SCANN"))
         else:
             return None
         applies = self._table.is_lite  # which nobody else has open meanwhile

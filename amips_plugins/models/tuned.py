@@ -34,10 +34,13 @@ class EffortParameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rescored
         Whether the index holds codes: then as many candidates as the effort says are compared with
         the query by their vectors (Qdrant's ``rescore`` and ``oversampling``).
+    reorder_k
+        How many candidates Milvus compares by their vectors (SCANN), whatever k is; 0 for none.
     """
 
     name: ParameterName
     rescored: bool = False
+    reorder_k: int = 0
 
     @property
     def holds_hits(self) -> bool:
@@ -53,6 +56,8 @@ class EffortParameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         params: dict[str, Any] = {self.name: max(effort, k) if self.holds_hits else effort}
         if self.rescored:
             params["quantization"] = {"rescore": True, "oversampling": max(1.0, effort / k)}
+        if self.reorder_k:
+            params["reorder_k"] = max(self.reorder_k, k)
         return params
 
     def to_bytes(self) -> bytes:

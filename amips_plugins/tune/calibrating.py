@@ -25,7 +25,8 @@ _ENOUGH = 0.999  # mean recall past which more effort finds nothing more
 
 def parameter_of(build: Build) -> EffortParameter:
     """Return the search parameter of a build."""
-    return EffortParameter(build.knob.name, build.knob.rescored)  # type: ignore[arg-type]
+    knob = build.knob
+    return EffortParameter(knob.name, knob.rescored, knob.reorder_k)  # type: ignore[arg-type]
 
 
 def calibrated(

@@ -51,6 +51,12 @@ def test_as_many_candidates_are_rescored_whatever_k_is() -> None:
         assert quantised == {"rescore": True, "oversampling": 32 / k}
 
 
+def test_as_many_candidates_are_put_in_order_whatever_k_is() -> None:
+    scann = replace(hook(), parameter=EffortParameter("nprobe", reorder_k=40))
+    for k, candidates in ((1, 40), (10, 40), (100, 100)):
+        assert scann.plan(QUERIES, Target(k)).params == {"nprobe": 32, "reorder_k": candidates}
+
+
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
@@ -78,8 +84,8 @@ def test_a_number_of_cells_and_what_is_no_share_are_refused() -> None:
 
 
 def test_a_parameter_comes_back_from_its_bytes_and_nothing_else_does() -> None:
-    parameter = EffortParameter("ef", rescored=True)
-    assert EffortParameter.from_bytes(parameter.to_bytes()) == parameter
+    for parameter in (EffortParameter("ef", rescored=True), EffortParameter("nprobe", False, 200)):
+        assert EffortParameter.from_bytes(parameter.to_bytes()) == parameter
     for damaged in (b"", b"{}", b'{"name": "limit"}', b'{"name": "ef", "more": 1}'):
         with pytest.raises(BundleCorrupt):
             EffortParameter.from_bytes(damaged)

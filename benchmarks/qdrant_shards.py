@@ -258,7 +258,7 @@ def measure(
 @click.argument("data", envvar="AMIPS_BENCH_DATA")
 @click.option("--keys", default=100_000, show_default=True, help="Keys, from the first.")
 @click.option("--shards", default="64,16", show_default=True, help="Shards that are fanned out.")
-@click.option("--spill", default=0.27, show_default=True, help="Copies of a second layout.")
+@click.option("--spills", default="0,0.27", show_default=True, help="Copies, a layout for each.")
 @click.option("--cells", default=64, show_default=True, help="Cells, a shard key for each.")
 @click.option("--queries", default=2_000, show_default=True, help="Test queries.")
 @click.option("--each", default=100, show_default=True, help="Calibration queries a setting.")
@@ -269,7 +269,7 @@ def main(
     data: str,
     keys: int,
     shards: str,
-    spill: float,
+    spills: str,
     cells: int,
     queries: int,
     each: int,
@@ -286,12 +286,11 @@ def main(
             QdrantProcess(settings, cluster=True) as server,
         ):
             task = pose(dataset, "unseen", 0, Path(work), show_progress)
-            routings = {"routed to shards": train_routing(task, cells, epochs, graphs=True)}
-            if spill:
-                again = train_routing(
-                    in_folder(task, "spilled"), cells, epochs, graphs=True, spill=spill
-                )
-                routings["routed, keys in several"] = again
+            routings = {}
+            for spill in [float(one) for one in spills.split(",")]:
+                own = in_folder(task, f"spill{spill:g}")
+                made = train_routing(own, cells, epochs, graphs=True, spill=spill)
+                routings["routed" + (f", {1 + spill:g} times the keys" if spill else "")] = made
             client = server.address.client(timeout=600)
             bench = Bench([server], client, np.asarray(dataset.keys), [], json_file)
             run(bench, routings, task.calibrate, task.test, queries, each, shards)

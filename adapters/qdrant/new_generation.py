@@ -135,7 +135,7 @@ def build_graph(
     patiently(lambda: client.update_collection(name, optimizers_config=diff))
     found = client.get_collection(name)
     total = found.points_count or 0
-    moved, last, calm = time.monotonic(), -1, 0
+    moved, last, calm, most = time.monotonic(), -1, 0, 0
     with progress("graph", total, 0, "keys") as step:
         # It takes the server a moment to see that there is something to do.
         while (calm := calm + 1 if found.status is models.CollectionStatus.GREEN else 0) < _CALM:
@@ -146,8 +146,8 @@ def build_graph(
                 )
             done = min(total, found.indexed_vectors_count or 0)
             if done != last:
-                step.advance(max(0, done - max(0, last)))
-                moved, last = time.monotonic(), done
+                step.advance(max(0, done - most))  # segments that are merged lose their graphs
+                moved, last, most = time.monotonic(), done, max(most, done)
             if time.monotonic() - moved > _STUCK:
                 raise CollectionError(
                     f"Qdrant has not built the graph of {name!r} within the hour; look at the "

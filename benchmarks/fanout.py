@@ -72,6 +72,10 @@ from benchmarks.protocols import pose
 Name = Literal["counts", "edge", "milvus"]
 
 
+VISITED = ", a visit "
+"""Behind the name of a method where a visit costs something beside its distances."""
+
+
 def measure(way: Way, graphs: CellGraphs, split: Split, efforts: Sequence[int]) -> Graded:
     """Search, with every effort and at every level."""
     levels, n_levels = way.levels(split)
@@ -81,14 +85,40 @@ def measure(way: Way, graphs: CellGraphs, split: Split, efforts: Sequence[int]) 
 
 
 def counted_rows(
-    row: Callable[..., FanoutRow], task: TrainingTask, way: Way, ks: Sequence[int]
+    row: Callable[..., FanoutRow],
+    task: TrainingTask,
+    way: Way,
+    ks: Sequence[int],
+    visits: Sequence[float],
 ) -> list[FanoutRow]:
-    """Measure one way to search by counting; ``row`` makes a row."""
+    """Measure one way to search by counting; ``row`` makes a row.
+
+    ``visits`` are what to search a graph may cost beside its distances.
+    """
     graphs = CellGraphs(task.lifted, way.members, way.n_cells, progress=show_progress)
     efforts = efforts_for(way, ks)
     calibration = measure(way, graphs, task.calibrate, efforts)
     test = measure(way, graphs, task.test, efforts)
+    measured = []
+    for visit in visits:
+        name = f"{row().method}{VISITED}{visit:.0f}" if visit else row().method
+        named = partial(row, method=name)
+        measured += _priced_rows(named, way, ks, efforts, calibration, test, visit)
+    return measured
+
+
+def _priced_rows(
+    row: Callable[..., FanoutRow],
+    way: Way,
+    ks: Sequence[int],
+    efforts: Sequence[int],
+    calibration: Graded,
+    test: Graded,
+    visit: float,
+) -> list[FanoutRow]:
+    """Choose by distances and visits; rows tell distances and graphs."""
     wanted = [(k, target) for k in ks for target in RECALLS]
+    calibration = calibration.priced(visit)
     curves, tested = calibration.single(), test.single()
     measured = []
     for k, target in wanted:
@@ -171,12 +201,20 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _numbers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]:
+    return _listed(value, 1)
+
+
+def _costs(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]:
+    return _listed(value, 0)
+
+
+def _listed(value: str, least: int) -> tuple[int, ...]:
     try:
         numbers = tuple(int(part) for part in value.split(","))
     except ValueError:
         numbers = ()
-    if not numbers or min(numbers) < 1:
-        raise click.BadParameter("pass whole numbers of 1 or more, such as 16,64")
+    if not numbers or min(numbers) < least:
+        raise click.BadParameter(f"pass whole numbers of {least} or more, such as 16,64")
     return numbers
 
 
@@ -204,6 +242,14 @@ def _methods(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ..
 @click.option("--spill", default=0.27, show_default=True, help="Copies, as a share of the keys.")
 @click.option("--max-cell", type=float, help="Largest cell, as a multiple of the mean.")
 @click.option("--batch", default=512, show_default=True, help="Queries in a call, of an engine.")
+@click.option(
+    "--visit",
+    "visits",
+    default="0",
+    show_default=True,
+    callback=_costs,
+    help="What searching one graph more costs beside its distances, in distances; of counts.",
+)
 @click.option("--queries", default=2_000, show_default=True, help="Counted of each split.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="File of the rows.")
@@ -218,6 +264,7 @@ def main(
     spill: float,
     max_cell: float | None,
     batch: int,
+    visits: tuple[int, ...],
     queries: int,
     seed: int,
     json_file: Path | None,
@@ -232,7 +279,10 @@ def main(
         found = _read(json_file)
         dataset = load(Source(data, cache, quick), show_progress)
         units = [(1, "one-graph"), *((s, m) for s in segments for m in METHODS[1:])]
-        done = {(r.engine, r.data, r.seed, r.segments, r.method, r.max_cell) for r in found}
+        done = {
+            (r.engine, r.data, r.seed, r.segments, r.method.partition(",")[0], r.max_cell)
+            for r in found
+        }
         missing = {
             (number, method): [
                 name
@@ -267,7 +317,7 @@ def main(
                     )
                     started = running[name]
                     if started is None:
-                        found += counted_rows(row, deep, prepared, ks)
+                        found += counted_rows(row, deep, prepared, ks, visits)
                     else:
                         found += engine_rows(started, row, task, prepared, ks, batch)
                     if json_file is not None:

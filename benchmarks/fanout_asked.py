@@ -33,6 +33,7 @@ _ONE = (16, 24, 32, 48, 64, 80, 100, 128, 160, 200)
 _CALIBRATED = 1_000  # queries with every effort
 _TIMED = 2_000  # queries at most, that tell what a visit of a single query costs
 _FEW, _MORE = 1, 16  # graphs that they ask
+_ASKED = 1_024  # queries for each setting, of an engine that does not remember
 _SINGLE = 300  # queries of each setting at least are asked one by one, if a batch is left of it
 
 
@@ -46,7 +47,8 @@ def engine_rows(
 ) -> list[FanoutRow]:
     """Measure one way on an engine, with single queries and in batches; ``row`` makes a row."""
     slots = len(ks) * len(RECALLS)
-    share = len(task.test.queries) // slots
+    # Others for each setting, where a query that is asked again is answered better.
+    share = len(task.test.queries) // (slots if running.remembers else 1)
     if share <= batch:
         raise InvalidInput(
             f"{len(task.test.queries)} test queries are too few for {slots} settings with a batch "
@@ -56,7 +58,6 @@ def engine_rows(
     efforts = [one for one in grid if one >= max(ks)]
     if not efforts:
         raise InvalidInput(f"The engines are searched for {max(_MANY)} keys at most.")
-    full = batch * max(1, (share - _SINGLE) // batch)
     measured = []
     wanted = [(k, target) for k in ks for target in RECALLS]
     with running.graphs(task.keys, way) as graphs:
@@ -73,8 +74,7 @@ def engine_rows(
             if way.routed and not running.remembers:
                 pairs = cheapest_pair(graded[0], efforts, wanted)
             for slot, ((k, target), pair) in enumerate(zip(wanted, pairs, strict=True)):
-                own = task.test.take(np.arange(slot * share, (slot + 1) * share))
-                some = own.take(np.arange(full) if size > 1 else np.arange(full, share))
+                some = task.test.take(_own(running, slot, share, size, batch))
                 levels = way.levels(some)[0]
                 here = partial(row, k=k, target=target, batch=size)
                 ask = partial(_asked, running, graphs, some, k=k, batch=size)
@@ -101,6 +101,14 @@ def engine_rows(
                 for one in measured[-1 if pair is None else -2 :]:
                     click.echo(msgspec.json.encode(one).decode())
     return measured
+
+
+def _own(running: Engine, slot: int, share: int, size: int, batch: int) -> IntArray:
+    """Return which test queries are asked for a setting, in calls of this size."""
+    if not running.remembers:
+        return np.arange(min(share, _ASKED))
+    full = batch * max(1, (share - _SINGLE) // batch)
+    return slot * share + (np.arange(full) if size > 1 else np.arange(full, share))
 
 
 def _level(curve: Curve, k: int, target: float) -> int:

@@ -34,6 +34,7 @@ from amips_plugins.export.candidates import Candidate
 from amips_plugins.export.cost_curves import figures
 from amips_plugins.export.curves import record_curves
 from amips_plugins.export.dataset import Split, TrainingTask
+from amips_plugins.export.efforts import VISITS
 from amips_plugins.export.keys import Keys, Shard, blocks, shards
 from amips_plugins.export.promises import Refit, promise
 from amips_plugins.export.queries import QuerySplits
@@ -86,8 +87,17 @@ def write_bundle(
         measure = partial(_priorities, session)
         index = None if given is not None or options.index == "flat" else options.index
         # Of these only Qdrant Edge asks the cells one by one.
-        two = snapshot.manifest.collection.database == "qdrant-edge"
-        promised = promise(published, native, problem, measure, refit, index=index, two_efforts=two)
+        database = snapshot.manifest.collection.database
+        promised = promise(
+            published,
+            native,
+            problem,
+            measure,
+            refit,
+            index=index,
+            two_efforts=database == "qdrant-edge",
+            visit=VISITS.get(database, 0.0) if index == "hnsw" else 0.0,
+        )
         values[CALIBRATION] = promised.calibration
     if given is not None:
         values[PARTITIONS] = given

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from amips_plugins.export.candidates import Candidate
-from amips_plugins.export.cell_graphs import CellGraphs, joint_curves
+from amips_plugins.export.cell_graphs import CellGraphs
 from amips_plugins.export.cell_lists import CellLists
 from amips_plugins.export.cost_curves import Curve, curve, levels_by_threshold
 from amips_plugins.export.dataset import Split, TrainingTask
@@ -24,10 +24,13 @@ from amips_plugins.export.two_efforts import Graded, choose_two_efforts
 from amips_plugins.tuning import list_efforts
 from amips_plugins.vectors import FloatArray, IntArray
 
-__all__ = ["EffortLevels", "InCells", "choose_efforts", "effort_levels"]
+__all__ = ["VISITS", "EffortLevels", "InCells", "choose_efforts", "effort_levels"]
 
 InCells = Literal["hnsw", "ivf_sq8"]
 """The kinds of index inside cells whose misses a promise may count."""
+
+VISITS = {"milvus": 250.0, "qdrant": 250.0}
+"""What a visit costs a database beside its distances, in distances (docs/performance.md)."""
 
 EFFORTS = (16, 24, 32, 48, 64, 100, 128, 192)
 _PROMISED = 100  # of the best keys
@@ -133,10 +136,12 @@ def effort_levels(
     index: InCells = "hnsw",
     *,
     two: bool = False,
+    visit: float = 0.0,
 ) -> EffortLevels:
     """Build the indexes and choose the effort of every level on validation queries.
 
     ``two`` efforts, by priority, are for graphs of databases that search each cell by itself.
+    ``visit`` is what searching one more cell costs beside its distances, in distances.
     """
     candidate = replace(published, priority=priority)
     split = task.validate.take(np.arange(min(_VALIDATED, len(task.validate.queries))))
@@ -156,8 +161,8 @@ def effort_levels(
     efforts = EFFORTS if isinstance(indexes, CellGraphs) else list_efforts(indexes.lists)
     levels = levels_by_threshold(priorities, kept)
     finds = indexes.search(split.unit, split.hits, levels < len(kept), efforts, task.progress)
+    graded = Graded(finds, levels, len(kept), hit_cells, 0.0, len(members)).priced(visit)
     if two and isinstance(indexes, CellGraphs):
-        graded = Graded(finds, levels, len(kept), hit_cells, 0.0, len(members))
         near, efforts_near, far = choose_two_efforts(graded, efforts, task.k)
         return EffortLevels(
             np.append(kept, np.float32(-np.inf)),
@@ -167,8 +172,7 @@ def effort_levels(
             np.append(near, len(kept)),
             np.append(far, max(efforts)),
         )
-    curves = joint_curves(finds, levels, len(kept), hit_cells, 0.0, len(members))
-    chosen = choose_efforts(curves, efforts, task.k)
+    chosen = choose_efforts(graded.single(), efforts, task.k)
     return EffortLevels(
         np.append(kept, np.float32(-np.inf)), np.append(chosen, max(efforts)), indexes, candidate
     )

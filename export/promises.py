@@ -66,18 +66,22 @@ def promise(
     *,
     index: InCells | None = None,
     two_efforts: bool = False,
+    visit: float = 0.0,
 ) -> Promise:
     """Calibrate the router that serves, whose ``priorities`` are the served model's own.
 
     The validation split chooses the thresholds. With an ``index`` in the cells every threshold has
     an effort, and what it misses counts; few queries then promise little, for nothing is
-    cross-fitted.
+    cross-fitted. Efforts are ``two`` by priority or one, and to search a cell costs a ``visit``
+    beside its distances (see ``effort_levels``).
     """
     validated = published.assignment[task.validate.hits[:, : task.k]]
     thresholds = thresholds_for(priorities(task.validate), validated)
     depth = min(max(MAX_K, task.k), task.calibrate.hits.shape[1])
     if index is not None:
-        levels = effort_levels(published, task, priorities, thresholds, index, two=two_efforts)
+        levels = effort_levels(
+            published, task, priorities, thresholds, index, two=two_efforts, visit=visit
+        )
         found = levels.measure(task.calibrate, task)
         calibration = calibrate(found, levels.thresholds, depth, asked=task.calibrate.asked)
         calibration = replace(

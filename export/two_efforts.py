@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -60,6 +60,12 @@ class Graded:
     hit_cells: IntArray
     model_keys: float
     n_keys: int
+
+    def priced(self, visit: float) -> Graded:
+        """Let every visit of a graph cost so many distances more, as it costs an engine."""
+        visited = self.levels < self.n_levels
+        distances = self.finds.distances + np.float32(visit) * visited
+        return replace(self, finds=Finds(self.finds.found, distances))
 
     def single(self) -> list[Curve]:
         """Measure every effort by itself."""

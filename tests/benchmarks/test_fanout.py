@@ -62,6 +62,20 @@ def test_an_engine_tells_what_it_used(folder: Path, tmp_path: Path) -> None:
     assert all(row["graphs"] < 8 for row in routed)
 
 
+def test_where_visits_cost_fewer_graphs_are_searched_farther(folder: Path, tmp_path: Path) -> None:
+    options = ["--k", "10", "--only", "routed", "--visit", "0,100000"]
+    rows = bench(folder, tmp_path / "rows.json", *options)
+    free, dear = (
+        [row for row in rows if row["method"] == name and row["distances"] is not None]
+        for name in ("routed", "routed, a visit 100000")
+    )
+    assert len(free) == len(dear) > 0
+    for one, other in zip(free, dear, strict=True):
+        assert other["graphs"] <= one["graphs"]
+        assert other["effort"] >= one["effort"]
+    assert any(other["graphs"] < one["graphs"] for one, other in zip(free, dear, strict=True))
+
+
 def test_too_few_queries_for_a_batch_are_told(folder: Path, tmp_path: Path) -> None:
     where = ["--json", str(tmp_path / "rows.json"), "--cache", str(folder.parent / "cache")]
     options = ["--engine", "edge", "--k", "10", "--segments", "8", "--only", "fan-out"]

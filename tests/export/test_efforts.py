@@ -13,7 +13,7 @@ from amips_plugins.errors import InvalidInput
 from amips_plugins.export.cell_graphs import CellGraphs
 from amips_plugins.export.cell_lists import CellLists
 from amips_plugins.export.cost_curves import Curve
-from amips_plugins.export.efforts import EFFORTS, choose_efforts
+from amips_plugins.export.efforts import EFFORTS, VISITS, choose_efforts
 from amips_plugins.export.snapshot import take_snapshot
 from amips_plugins.export.train import TrainOptions, train
 from amips_plugins.models.hooks import RouteHook
@@ -54,6 +54,24 @@ def test_efforts_never_fall() -> None:
         ]
         efforts = choose_efforts(curves, [10, 20, 40], 1)
         assert (np.diff(efforts) >= 0).all()
+
+
+def test_where_a_visit_is_dear_fewer_cells_are_searched_farther(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = take_snapshot(MemoryCollection(KEYS), tmp_path / "snap")
+    queries, asked = narrow_queries(3_000, DIM), []
+    for visit in (0.0, 1e6):
+        monkeypatch.setitem(VISITS, snapshot.manifest.collection.database, visit)
+        run = train(snapshot, queries, tmp_path / f"run-{visit:.0f}", OPTIONS)
+        hook = load_hook(Bundle.in_folder(run.bundle))
+        assert hook is not None
+        plan = hook.plan(narrow_queries(300, DIM, seed=9), Target(k=10, recall=0.8))
+        assert plan.cells is not None
+        assert plan.effort is not None
+        asked.append(((plan.cells >= 0).sum(), plan.effort))
+    assert asked[1][0] < asked[0][0]
+    assert asked[1][1] > asked[0][1]
 
 
 def test_models_that_choose_no_cells_have_no_graphs(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amips_plugins.export.cell_graphs import CellGraphs
+from amips_plugins.export.cell_graphs import CellGraphs, Finds
 from amips_plugins.export.cost_curves import levels_by_threshold
 from amips_plugins.export.dataset import Split
 from amips_plugins.export.efforts import EffortLevels
@@ -127,3 +127,15 @@ def test_the_cheapest_pair_is_cheaper_than_what_was_not_chosen(graded: Graded) -
             if EFFORTS[far] >= k:
                 for until in range(CELLS):
                     assert cost <= graded.curve(TwoEfforts(near, far, until)).cost(k, recall)
+
+
+def test_where_visits_are_dear_fewer_graphs_are_searched_farther() -> None:
+    """The second key lies in both cells, and in the first only the larger effort finds it."""
+    found = np.zeros((2, 1, 2, 2), dtype=np.bool_)
+    found[:, 0, 0, 0] = found[:, 0, 1, 1] = found[1, 0, 1, 0] = True
+    distances = np.array([[[10, 10]], [[30, 30]]], dtype=np.float32)
+    levels, hit_cells = np.array([[0, 1]]), np.array([[[0, 0], [0, 1]]])
+    graded = Graded(Finds(found, distances), levels, 2, hit_cells, 0.0, 1)
+    assert [one.cost(2, 1.0) for one in graded.single()] == [20.0, 30.0]
+    assert [one.cost(2, 1.0) for one in graded.priced(20.0).single()] == [60.0, 50.0]
+    assert graded.priced(20.0).curve(TwoEfforts(near=1, far=0, until=0)).cost(2, 1.0) == 50.0

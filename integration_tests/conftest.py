@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,19 @@ QDRANT_KEYS = {
 }
 KILL_TTL = 8  # seconds; see MilvusServer
 
+BY_DAY = {
+    "test_native_search_equals_the_reference",
+    "test_scan_reads_every_key_once",
+    "test_a_search_finds_the_keys_of_its_cells_only",
+    "test_keys_without_a_cell_are_always_found",
+    "test_a_key_that_moves_leaves_no_copy_behind",
+    "test_backfill_gives_the_overflow_its_cells",
+    "test_keys_in_several_cells_are_written_and_deleted_as_one",
+    "test_a_build_goes_on_after_an_interruption",
+    "test_the_values_of_a_field_are_cells",
+}
+"""What of the contract a server is held to in ``make test``; ``make nightly`` takes the rest."""
+
 SERVERS = pytest.StashKey[dict[str, str]]()
 
 
@@ -45,6 +59,15 @@ def pytest_terminal_summary(
 ) -> None:
     for name, description in config.stash[SERVERS].items():
         terminalreporter.write_line(f"{name}: {description}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave most of the contract to the night: the adapters' own tests run all of it by day."""
+    for item in items:
+        contract = isinstance(item, pytest.Function) and item.cls is not None
+        if contract and item.path.parent == Path(__file__).parent and item.name not in BY_DAY:
+            item.add_marker(pytest.mark.nightly)
 
 
 @pytest.fixture(scope="session")

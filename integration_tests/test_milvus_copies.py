@@ -228,6 +228,7 @@ def test_codes_and_an_older_row_through_a_routed_client(client: Any, alias: str)
     assert set(router.fallbacks) == {"cells: fewer than k hits"}
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_a_write_that_died_between_two_cells_is_made_one(client: Any, alias: str) -> None:
     copy = build(client, alias)
@@ -257,6 +258,7 @@ def test_a_write_that_died_between_two_cells_is_made_one(client: Any, alias: str
     assert deadly >= 4
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("shared", [False, True], ids=["one cell", "more cells"])
 def test_a_backfill_that_died_loses_no_row_that_others_wrote(
@@ -296,6 +298,7 @@ def test_a_backfill_that_died_loses_no_row_that_others_wrote(
     assert (copy.count(), copy.overflow()) == (COUNT, 0)
 
 
+@pytest.mark.nightly
 def test_two_writers_of_one_key_leave_the_rows_of_one(
     client: Any, alias: str, milvus_uri: str
 ) -> None:
@@ -354,6 +357,7 @@ def test_a_plan_says_what_copies_take(client: Any, alias: str, tmp_path: Path) -
         collection.layouts.plan(spec(storage="field"))
 
 
+@pytest.mark.nightly
 def test_targets_hold_in_graphs_with_keys_in_two_cells(client: Any, tmp_path: Path) -> None:
     """For several k, on queries that nothing has seen, with an HNSW graph in every cell."""
     pytest.importorskip("torch")

@@ -130,6 +130,7 @@ def test_the_server_dies_at_a_step_of_a_build(
     checked(until_it_works(client, alias, tmp_path, shared=shared), writer.expected, shared)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("step", STEPS)
 def test_a_build_with_keys_in_two_cells_dies_at_every_step(
     milvus_uri: str, tmp_path: Path, step: int
@@ -165,6 +166,7 @@ def test_a_build_with_keys_in_two_cells_dies_at_every_step(
     client.close()
 
 
+@pytest.mark.nightly
 @KINDS
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_server_dies_at_any_moment_of_a_build_and_a_backfill(
@@ -268,6 +270,7 @@ class AllCells:
         return QueryPlan(cells=np.tile(np.arange(N_CELLS), (len(queries), 1)), layout="crash1")
 
 
+@pytest.mark.nightly
 def test_searches_and_two_writers_during_a_build(
     milvus_to_kill: MilvusServer, client: Any, tmp_path: Path
 ) -> None:

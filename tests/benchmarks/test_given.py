@@ -13,6 +13,7 @@ from benchmarks import given
 from tests.support import given_data
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_every_method_is_measured_on_queries_that_nothing_has_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -55,6 +55,7 @@ def test_costs_are_fitted_without_any_below_nothing() -> None:
     assert (without >= 0).all()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_an_engine_is_asked_in_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("qdrant_edge")

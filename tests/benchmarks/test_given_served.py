@@ -13,6 +13,7 @@ from benchmarks import given, given_served
 from tests.support import given_data
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_promise_plan_and_calls_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

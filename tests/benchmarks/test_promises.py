@@ -12,6 +12,7 @@ from benchmarks.promises import Situation, measure, situations
 from tests.support.training_data import clustered_keys, narrow_queries
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_rows_say_who_answered_and_what_it_cost(tmp_path: Path) -> None:
     keys, queries = clustered_keys(600, 8), narrow_queries(500, 8)
@@ -39,6 +40,7 @@ def test_situations_name_each_population_once() -> None:
     assert len(popular.train) > len(np.unique(popular.train, axis=0))
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_rows_of_what_is_served(tmp_path: Path) -> None:
     pytest.importorskip("qdrant_edge")

@@ -51,6 +51,7 @@ def measured(folder: Path) -> tuple[Result, list[dict[str, Any]]]:
     return result, json.loads(path.read_text())
 
 
+@pytest.mark.nightly
 def test_rows_say_what_was_asked_for(measured: tuple[Result, list[dict[str, Any]]]) -> None:
     _, rows = measured
     for row in rows:

@@ -14,6 +14,7 @@ from tests.support.training_data import clustered_keys, narrow_queries
 pytest.importorskip("pyarrow")
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_training_is_measured_stage_by_stage(tmp_path: Path) -> None:
     data = tmp_path / "data"

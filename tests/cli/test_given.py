@@ -83,8 +83,12 @@ def edge(folder: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "partitions"),
-    [(milvus_field, "topic"), (milvus_native, "native"), (qdrant, "topic"), (edge, "topic")],
-    ids=["milvus-field", "milvus-native", "qdrant", "edge"],
+    [
+        pytest.param(milvus_native, "native", id="milvus-native"),
+        pytest.param(milvus_field, "topic", id="milvus-field", marks=pytest.mark.nightly),
+        pytest.param(qdrant, "topic", id="qdrant", marks=pytest.mark.nightly),
+        pytest.param(edge, "topic", id="edge", marks=pytest.mark.nightly),
+    ],
 )
 def test_from_a_partitioned_collection_to_a_search(
     make: Callable[[Path], str],

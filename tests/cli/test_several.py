@@ -37,6 +37,7 @@ def uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_main_job(uris: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -93,6 +93,14 @@ def blocks(path: Path) -> list[Block]:
 
 
 WITH_CODE = [path for path in PAGES if any(block.kind in _RUN for block in blocks(path))]
+LONG = {
+    "cell-files.md",
+    "doctor.md",
+    "observability.md",
+    "operations.md",
+    "partitions.md",
+    "tune.md",
+}
 
 
 def commands(block: Block) -> list[tuple[str, bool]]:
@@ -325,7 +333,14 @@ def session(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", WITH_CODE, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.nightly if path.name in LONG else ())
+        for path in WITH_CODE
+    ],
+    ids=lambda path: path.name,
+)
 def test_a_page(path: Path, session: Session) -> None:
     found = [block for block in blocks(path) if block.kind in _RUN]
     session.variables["DOCS"] = session.here("milvus://localhost:19530?collection=docs")

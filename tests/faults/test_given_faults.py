@@ -109,7 +109,13 @@ def test_vectors_of_other_dimensions_are_not_searched_together(make: Make) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["most keys have no value", "most keys have one value"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param("most keys have no value", marks=pytest.mark.nightly),
+        "most keys have one value",
+    ],
+)
 def test_where_next_to_nothing_can_be_left_out_it_is_left(fault: str, tmp_path: Path) -> None:
     """Training says so, and what it makes holds its target all the same."""
     values = given_data.values()

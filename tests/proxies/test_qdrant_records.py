@@ -287,7 +287,13 @@ def test_what_cannot_be_written_is_the_clients_to_refuse(database: Database, bad
     assert error(database.routed()) == error(database.watched)
 
 
-@pytest.mark.parametrize("distance", [models.Distance.COSINE, models.Distance.EUCLID])
+@pytest.mark.parametrize(
+    "distance",
+    [
+        models.Distance.COSINE,
+        pytest.param(models.Distance.EUCLID, marks=pytest.mark.nightly),
+    ],
+)
 @pytest.mark.slow
 def test_pages_fit_together(tmp_path: Path, distance: models.Distance) -> None:
     database = Database(tmp_path, "sync", distance, "")

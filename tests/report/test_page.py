@@ -84,6 +84,7 @@ def data(run: Run) -> ReportData:
     return replace(found, timings=live)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_training_keeps_its_curves(run: Run) -> None:
     curves = read_curves(run.path / CURVES)

@@ -85,6 +85,7 @@ class TestQdrantEdge(CollectionContract):
         self.shard.update(edge.UpdateOperation.update_vectors(points))
 
 
+@pytest.mark.slow
 class TestQdrantEdgeNamedVector(TestQdrantEdge):
     vector = "text"
 
@@ -98,6 +99,7 @@ class _ByGraphs(QdrantEdgeCollection):
         return super().search(request, plan)
 
 
+@pytest.mark.slow
 class TestQdrantEdgeShards(TestQdrantEdge):
     """A shard with a graph in it for every cell."""
 
@@ -105,6 +107,7 @@ class TestQdrantEdgeShards(TestQdrantEdge):
     collection: type[QdrantEdgeCollection] = _ByGraphs
 
 
+@pytest.mark.slow
 class TestQdrantEdgeScannedShards(TestQdrantEdge):
     """The same without an effort, so that cells are scanned."""
 

@@ -42,7 +42,9 @@ def clear(client: Any) -> None:
         client.drop_collection(name)
 
 
-@pytest.mark.parametrize("storage", ["partitions", "field"])
+@pytest.mark.parametrize(
+    "storage", ["partitions", pytest.param("field", marks=pytest.mark.nightly)]
+)
 def test_killed_at_every_step(client: Any, storage: Storage, tmp_path: Path) -> None:
     total = steps(client, storage, tmp_path)
     assert total > 15

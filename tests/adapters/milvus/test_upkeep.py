@@ -106,7 +106,9 @@ def test_who_may_not_write_notes_verifies_all_the_same(client: Any, storage: Sto
     check(MilvusCollection(client, name))
 
 
-@BOTH
+@pytest.mark.parametrize(
+    "storage", [pytest.param("partitions", marks=pytest.mark.nightly), "field"]
+)
 def test_killed_at_every_step(client: Any, storage: Storage) -> None:
     told: list[str] = []
     name = stale(client, storage).info.name

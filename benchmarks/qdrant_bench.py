@@ -48,6 +48,7 @@ INT8 = models.ScalarQuantization(
 _EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _UPLOAD = 500
 _READY = 3600.0
+_SLOW = 120.0  # seconds for a page of a server that has much else to do
 
 _TURN = 64  # single searches of one way before it is the next one's turn
 _COUNTER = "collection_hardware_metric_cpu"
@@ -184,7 +185,7 @@ class Bench:
         """Return the megabytes scored; a node that asks another counts what that one has, too."""
         scored = 0.0
         for node in self.nodes:
-            lines = node.address.ask("/metrics").decode().splitlines()
+            lines = node.address.ask("/metrics", timeout=_SLOW).decode().splitlines()
             told = [line for line in lines if line.startswith(_COUNTER)]
             ours = [float(line.rsplit(" ", 1)[1]) for line in told if self.names in line]
             scored += np.nan if self.names and not told else sum(ours)

@@ -259,10 +259,23 @@ def forms(
     def alternatives(cells: list[int]) -> models.Filter:
         return models.Filter(should=[empty(record.key), has_cell(record.key, cells)])
 
+    def by_ranges(cells: list[int]) -> models.Filter:
+        low = models.FieldCondition(key=record.key, range=models.Range(lt=0))
+        high = models.FieldCondition(key=record.key, range=models.Range(gte=record.n_cells))
+        return models.Filter(should=[has_cell(record.key, cells), empty(record.key), low, high])
+
+    def by_range(cells: list[int]) -> models.Filter:
+        inside = models.Range(gte=0, lt=record.n_cells)
+        any_cell = models.FieldCondition(key=record.key, range=inside)
+        others = models.Filter(must_not=[any_cell])
+        return models.Filter(should=[has_cell(record.key, cells), others])
+
     conditions: dict[str, Callable[[list[int]], list[models.Filter | None]]] = {
         "no point": lambda _: [named([record.n_cells + 1])],
         "these": lambda cells: [named(cells)],
         "these, or none": lambda cells: [alternatives(cells)],
+        "these, none, or no cell by two ranges": lambda cells: [by_ranges(cells)],
+        "these, or no cell by one range": lambda cells: [by_range(cells)],
         "not the others": lambda cells: [in_cells(record, cells, None)],
         "these, and none: two searches": lambda cells: [named(cells), none],
         "everything": lambda _: [None],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -49,7 +49,8 @@ class Block:
     def near(self, queries: FloatArray, least: FloatArray, k: int) -> tuple[IntArray, IntArray]:
         """Return the pairs whose product may be at least what a query wants.
 
-        Pairs that cannot be among the ``k`` best of a query and these keys are left out, too.
+        Pairs that cannot be among the ``k`` best of a query and these keys are left out, too, the
+        first of equal keys being better.
 
         Parameters
         ----------
@@ -69,6 +70,8 @@ class Block:
             mask = self._near(queries, least, k, dtype)
             if np.count_nonzero(mask) <= _MOST * mask.size:
                 break
+        else:
+            mask[:, self._copies >= k] = False
         rows, columns = np.divmod(np.flatnonzero(mask), mask.shape[1])
         return rows, columns
 
@@ -99,6 +102,17 @@ class Block:
             furthest = torch.linalg.vector_norm(self._keys - vectors.float(), dim=1).max()
             self._rounded[dtype] = _Rounded(vectors, float(longest), float(furthest))
         return self._rounded[dtype]
+
+    @cached_property
+    def _copies(self) -> IntArray:
+        """Count for every key how many before it are its equals."""
+        keys = np.ascontiguousarray(self._keys.cpu().numpy() + np.float32(0.0))  # of two zeros one
+        _, group = np.unique(keys.view(f"V{keys[0].nbytes}"), return_inverse=True)
+        order = np.argsort(group.ravel(), kind="stable")
+        ordered = group.ravel()[order]
+        copies = np.empty(len(keys), dtype=np.int64)
+        copies[order] = np.arange(len(keys)) - np.searchsorted(ordered, ordered)
+        return copies
 
 
 def inner_products(

@@ -103,6 +103,18 @@ def test_what_was_found_before_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("types")
+def test_of_keys_that_are_equal_no_more_than_wanted_remain() -> None:
+    keys = np.tile(normalise(gaussian(2, 24, 1)), (500, 1))
+    keys[1, 0] = -0.0
+    keys[3::2, 0] = 0.0  # equal all the same
+    queries = normalise(gaussian(5, 24))
+    for least in (np.full(5, -np.inf, np.float32), (queries @ keys.T).min(axis=1)):
+        rows, columns = Block(keys, CPU).near(queries, least, 7)
+        assert columns.max() < 2 * 7
+        assert set(range(5)) == set(rows.tolist())
+
+
+@pytest.mark.usefixtures("types")
 def test_of_equal_keys_the_first_ones_are_found() -> None:
     keys = np.tile(normalise(gaussian(10, 24, 1)), (30, 1))
     rows, _ = top_keys(normalise(gaussian(5, 24)), keys, 40, CPU)

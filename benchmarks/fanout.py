@@ -302,7 +302,9 @@ def main(
             for (number, method), some in missing.items():
                 if not some:
                     continue
-                prepared = way(method, replace(deep, work=work), number, spill, max_cell)
+                own = work / f"{number}-{method}"  # a training goes on from what it finds there
+                own.mkdir()
+                prepared = way(method, replace(deep, work=own), number, spill, max_cell)
                 for name in some:
                     row = partial(
                         FanoutRow,

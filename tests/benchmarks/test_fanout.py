@@ -76,6 +76,15 @@ def test_where_visits_cost_fewer_graphs_are_searched_farther(folder: Path, tmp_p
     assert any(other["graphs"] < one["graphs"] for one, other in zip(free, dear, strict=True))
 
 
+def test_every_way_trains_its_own_router(folder: Path, tmp_path: Path) -> None:
+    options = ["--segments", "4,8", "--k", "10", "--only", "routed,routed-spill"]
+    rows = bench(folder, tmp_path / "together.json", *options)
+    alone = bench(folder, tmp_path / "alone.json", *options[2:-1], "routed-spill")
+    assert {row["segments"] for row in rows} == {4, 8}
+    same = [row for row in rows if row["segments"] == 8 and "spill" in row["method"]]
+    assert same == alone
+
+
 def test_too_few_queries_for_a_batch_are_told(folder: Path, tmp_path: Path) -> None:
     where = ["--json", str(tmp_path / "rows.json"), "--cache", str(folder.parent / "cache")]
     options = ["--engine", "edge", "--k", "10", "--segments", "8", "--only", "fan-out"]

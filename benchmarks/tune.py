@@ -6,7 +6,9 @@
 Every build that could be set is swept over every effort on test queries that tuning has not seen;
 costs are ratios to the collection as it is, taken turn by turn. In the end what was chosen and the
 best of the others stand side by side and are searched turn by turn, so that one ratio says what the
-choice costs over the best. The situations:
+choice costs over the best. That best is picked on the test queries themselves, and promises
+nothing; *best of those promised* is the cheapest there of the builds at the efforts that tune could
+promise. The situations:
 
 edge
     One graph of Qdrant Edge.
@@ -95,6 +97,13 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     text: str = ""
     cpu_seconds: float = 0.0
     against: Against | None = None
+    efforts: dict[str, int] = {}
+
+    @property
+    def promised(self) -> Swept | None:
+        """The cheapest on test queries of what could be set and was promised; None for nothing."""
+        able = [one for one in self.swept if self.efforts.get(one.build) == one.effort]
+        return min(able, key=lambda one: one.ratio, default=None)
 
     @property
     def taken(self) -> Swept:
@@ -214,12 +223,14 @@ def situation(
 
     with tempfile.TemporaryDirectory() as folder:
         began, before = time.monotonic(), spent()
+        efforts: dict[str, int] = {}
         options = TuneOptions(recall=recall, k=K, seconds=minutes * 60)
         work = Path(folder, "tune")
         try:
             result = measure(collection, queries, options, work, show_progress, clock).result
             chosen = next((row for row in result.rows if row.search == result.choice.search), None)
             answer, text = result.choice.answer, result.choice.text
+            efforts = {row.search: row.effort for row in result.rows if row.effort is not None}
             click.echo(show_result(result))
         except InvalidInput as exc:
             chosen, answer, text = None, "leave", str(exc)
@@ -240,6 +251,7 @@ def situation(
         swept=swept,
         text=text,
         cpu_seconds=cpu,
+        efforts=efforts,
     )
 
 
@@ -374,12 +386,15 @@ _SITUATIONS: dict[str, Callable[[FloatArray], Any]] = {
 def show(found: Sequence[Situation]) -> str:
     """Write the table of the guide."""
     lines = [
-        "| situation | as it is: recall | ms | chosen | recall | cost | best there is | cost | "
-        "chosen over best | tune, CPU s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| situation | as it is: recall | ms | chosen | recall | cost | best of those promised | "
+        "cost | best there is | cost | chosen over best | tune, CPU s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in found:
         taken, best = one.taken, one.best
+        sure = "- | -"
+        if one.promised is not None:
+            sure = f"{one.promised.build} {one.promised.effort} | {one.promised.ratio:.2f}"
         least = "-" if best is None else f"{best.build} {best.effort}"
         ratio = "-" if best is None else f"{best.ratio:.2f}"
         over = "-" if best is None else f"{taken.ratio / best.ratio:.2f}"
@@ -388,7 +403,7 @@ def show(found: Sequence[Situation]) -> str:
         lines.append(
             f"| {one.name}, {one.keys:,} keys | {one.as_found_recall:.3f} | {one.as_found_ms:.2f} "
             f"({one.unit}) | {taken.build} {taken.effort or ''} | {taken.recall:.3f} | "
-            f"{taken.ratio:.2f} | {least} | {ratio} | {over} | {one.cpu_seconds:.0f} |"
+            f"{taken.ratio:.2f} | {sure} | {least} | {ratio} | {over} | {one.cpu_seconds:.0f} |"
         )
     return "\n".join(lines)
 

@@ -48,7 +48,7 @@ __all__ = [
     "measure",
 ]
 
-_PATIENCE = 60.0  # seconds for the calibration of the collection itself
+_PATIENCE = 80.0  # seconds for the calibration of the collection itself
 _FEW, _PACE, _PACED = 200, "queries", 20
 _NOTHING_TO_SET = "every search looks at all keys, and no parameter changes that"
 MAX_K = 100

@@ -32,6 +32,11 @@ def test_a_choice_is_held_against_the_cheapest_that_reaches_the_target() -> None
     assert tuned.taken.ratio / tuned.best.ratio == 2.0
     left = situation("leave", "as it is", None)
     assert (left.taken.recall, left.taken.ratio) == (0.97, 1.0)
-    assert show([tuned, left]).splitlines()[2].endswith("| int8 codes 100 | 0.35 | 2.00 | 0 |")
+    shown = show([tuned, left]).splitlines()[2]
+    assert shown.endswith("| 0.70 | - | - | int8 codes 100 | 0.35 | 2.00 | 0 |")
+    efforts = {"native, tuned": 100, "HNSW": 64}
+    sure = msgspec.structs.replace(tuned, efforts=efforts)
+    assert sure.promised == tuned.taken
+    assert "| native, tuned 100 | 0.70 | int8 codes 100 |" in show([sure])
     beside = msgspec.structs.replace(tuned, against=Against(ratio=1.9, low=1.8, high=2.0))
     assert show([beside]).endswith("| int8 codes 100 | 0.35 | 1.90 (1.80 to 2.00) | 0 |")

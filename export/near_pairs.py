@@ -18,6 +18,7 @@ from amips_plugins.vectors import FloatArray, IntArray
 __all__ = ["Block", "inner_products"]
 
 _PAIRS = 4_096  # multiplied at once
+_DIM = 8_192  # of longer vectors einsum cuts the sums wherever its buffer ends
 _MOST = 1 / 16  # of all pairs: where more remain, they are rounded less
 _TRIAL = 1_024, 256, 3  # vectors, their dimension, and how often two products are timed
 
@@ -82,25 +83,29 @@ class Block:
         there = torch.from_numpy(np.array(queries)).to(self._keys.device)  # theirs may be read-only
         rounded = there.to(dtype)
         products = rounded @ keys.vectors.T
-        taken = torch.linalg.vector_norm(there - rounded.float(), dim=1)
-        length = torch.linalg.vector_norm(there, dim=1)
+        taken = torch.linalg.vector_norm(there - rounded.float(), dim=1, dtype=torch.float64)
+        length = torch.linalg.vector_norm(there, dim=1, dtype=torch.float64)
         # q k - q' k' = (q - q') k + q' (k - k'), and the sums are of float32.
-        sums = queries.shape[1] * torch.finfo(torch.float32).eps
+        sums = queries.shape[1] * torch.finfo(torch.float32).eps + _shortened()
         error = taken * keys.longest + (length + taken) * (keys.furthest + sums * keys.longest)
-        wanted = torch.from_numpy(np.ascontiguousarray(least)).to(there.device)
+        # What is smaller than this, in vectors, products and sums, may have been taken for zero.
+        tiny = 2 * queries.shape[1] * torch.finfo(torch.float32).tiny
+        error += tiny * (2 + length + keys.longest)
+        wanted = torch.from_numpy(np.array(least)).to(there.device, torch.float64)
         if k <= len(keys.vectors) and bool((wanted == -torch.inf).any()):
-            last = products.topk(k, dim=1).values[:, -1].float()
+            last = products.topk(k, dim=1).values[:, -1].double()
             wanted = wanted.maximum(last - torch.finfo(dtype).eps * last.abs() - error)
-        # Rounding keeps the order: what is not below the bound is not below the rounded one.
-        mask: FloatArray = (products >= (wanted - error).to(dtype)[:, None]).cpu().numpy()
+        # Rounding keeps the order: what is not below the bound is not below the rounded one. Nor is
+        # what is no number, where something is too large for the type.
+        far = products < (wanted - error).to(dtype)[:, None]
+        mask: FloatArray = torch.logical_not(far, out=far).cpu().numpy()
         return mask
 
     def _keys_in(self, dtype: torch.dtype) -> _Rounded:
         if dtype not in self._rounded:
             vectors = self._keys.to(dtype)
-            longest = torch.linalg.vector_norm(self._keys, dim=1).max()
-            furthest = torch.linalg.vector_norm(self._keys - vectors.float(), dim=1).max()
-            self._rounded[dtype] = _Rounded(vectors, float(longest), float(furthest))
+            longest, furthest = _longest(self._keys), _longest(self._keys - vectors.float())
+            self._rounded[dtype] = _Rounded(vectors, longest, furthest)
         return self._rounded[dtype]
 
     @cached_property
@@ -115,16 +120,35 @@ class Block:
         return copies
 
 
+def _longest(vectors: torch.Tensor) -> float:
+    """Return the largest length, by squares that are neither too large nor too small to add."""
+    scale = float(torch.stack(vectors.aminmax()).abs().max())
+    if scale == 0.0:
+        return 0.0
+    return scale * float(torch.linalg.vector_norm(vectors / scale, dim=1).max())
+
+
 def inner_products(
     queries: FloatArray, keys: FloatArray, rows: IntArray, columns: IntArray
 ) -> FloatArray:
     """Return the products of pairs; that of a pair has the same bits among any others."""
-    products = np.empty(len(rows), dtype=np.float32)
-    for low in range(0, len(rows), _PAIRS):
-        pairs = slice(low, low + _PAIRS)
-        here = queries[rows[pairs]], keys[columns[pairs]]
-        products[pairs] = np.einsum("ij,ij->i", *here)
+    products = np.zeros(len(rows), dtype=np.float32)
+    for first in range(0, queries.shape[1], _DIM):
+        part = slice(first, first + _DIM)
+        some, others = queries[:, part], keys[:, part]
+        for low in range(0, len(rows), _PAIRS):
+            pairs = slice(low, low + _PAIRS)
+            here = some[rows[pairs]], others[columns[pairs]]
+            products[pairs] += np.einsum("ij,ij->i", *here)
     return products
+
+
+def _shortened() -> float:
+    """Return what a product may be off where torch is told to shorten float32 before it multiplies.
+
+    An environment variable that some containers set says so, too.
+    """
+    return 0.0 if torch.get_float32_matmul_precision() == "highest" else 2.0**-7
 
 
 @cache

@@ -17,6 +17,13 @@ TYPES = {
     "both": (torch.bfloat16, torch.float32),
 }
 
+SIZES = [  # of queries and of keys, where a float32 holds the products
+    (query, key)
+    for query in (1e-40, 1e-20, 1.0, 1e20)
+    for key in (1e-40, 1e-30, 1e-20, 1.0, 1e15, 1e18)
+    if query * key < 1e36
+]
+
 
 @pytest.fixture(params=list(TYPES))
 def types(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -123,3 +130,60 @@ def test_of_equal_keys_the_first_ones_are_found() -> None:
         assert row[30:].tolist() == list(range(row[30], 300, 10))[:10]
         assert row[0] < 10
         assert row[30] < 10
+
+
+@pytest.mark.usefixtures("types")
+@pytest.mark.parametrize(("of_queries", "of_keys"), SIZES)
+def test_lengths_may_have_squares_that_no_float_holds(
+    monkeypatch: pytest.MonkeyPatch, of_queries: float, of_keys: float
+) -> None:
+    monkeypatch.setattr("amips_plugins.export.keys._SHARD", 100)  # what was found tells the next
+    queries = (normalise(gaussian(12, 24)) * of_queries).astype(np.float32)
+    keys = (wide(300, 1) * of_keys).astype(np.float32)
+    queries[3] = 0.0
+    every = inner_products(queries, keys, *np.divmod(np.arange(12 * 300), 300)).reshape(12, 300)
+    best = np.argsort(-every, axis=1, kind="stable")[:, :10]
+    rows, scores = top_keys(queries, keys, 10, CPU)
+    np.testing.assert_array_equal(rows, best)
+    np.testing.assert_array_equal(scores, np.take_along_axis(every, best, axis=1))
+
+
+@pytest.mark.usefixtures("types")
+def test_keys_too_large_for_the_rounded_type_are_kept() -> None:
+    keys = np.full((3, 1), np.finfo(np.float32).max)  # bfloat16 has no number that is near
+    rows, _ = top_keys(np.array([[0.0], [1.0], [-1.0], [1e-3]], np.float32), keys, 2, CPU)
+    np.testing.assert_array_equal(rows, np.tile([0, 1], (4, 1)))
+
+
+def test_a_pair_of_long_vectors_has_the_same_product_among_any_others() -> None:
+    queries, keys = gaussian(3, 20_000), gaussian(20, 20_000, 1)
+    rows, columns = np.divmod(np.arange(3 * 20), 20)
+    together = inner_products(queries, keys, rows, columns)
+    alone = [inner_products(queries, keys, rows[[n]], columns[[n]])[0] for n in range(60)]
+    np.testing.assert_array_equal(together, alone)
+    np.testing.assert_allclose(together, (queries @ keys.T).ravel(), rtol=1e-3, atol=1e-2)
+
+
+def test_where_torch_shortens_float32_more_pairs_remain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_pairs, "_types", lambda _: TYPES["fine"])
+    queries, keys = normalise(gaussian(40, 24)), normalise(gaussian(500, 24, 1))
+
+    def shortened(*arrays: FloatArray) -> FloatArray:
+        """Products as a processor gives them that keeps seven bits."""
+        first, second = (torch.from_numpy(each).bfloat16().double().numpy() for each in arrays)
+        products: FloatArray = first @ second.T
+        return products
+
+    exact = (queries @ keys.T).astype(np.float64)
+    off = float(np.abs(shortened(queries, keys) - exact).max())
+    least = np.sort(exact, axis=1)[:, -5].astype(np.float32)
+    told = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        rows, columns = Block(keys, CPU).near(queries, least, 5)
+    finally:
+        torch.set_float32_matmul_precision(told)
+    near = np.zeros(exact.shape, dtype=bool)
+    near[rows, columns] = True
+    assert near[exact >= least[:, None] - off].all()
+    assert near.mean() < 0.1

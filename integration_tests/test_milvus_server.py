@@ -15,9 +15,11 @@ from amips_plugins.adapters.milvus.collection import MilvusCollection
 from amips_plugins.cell_layout import LayoutSpec, Storage
 from amips_plugins.collection import SearchRequest
 from amips_plugins.errors import CollectionError, CollectionNotFound
+from amips_plugins.models.tuned import EffortParameter, TunedHook
 from amips_plugins.plan import QueryPlan, Target
 from amips_plugins.vectors import FloatArray
 from tests.adapters.contract.test_milvus import MilvusContract
+from tests.support.tuned import optimistic
 
 pymilvus = pytest.importorskip("pymilvus")
 
@@ -157,12 +159,20 @@ def test_the_exact_search_of_other_indexes(
         assert recall([{int(hit.id) for hit in found} for found in hits], exact_rows(k)) >= least
 
 
-@pytest.mark.parametrize(("kind", "length"), [("HNSW", "ef"), ("SCANN", "reorder_k")])
+@pytest.mark.parametrize(
+    ("kind", "length", "listed"),
+    [("HNSW", "ef", 12), ("HNSW", "ef", "12"), ("SCANN", "reorder_k", 12)],
+)
 def test_a_list_of_candidates_that_is_told_holds_those_of_a_plan(
-    client: Any, indexed: Callable[[str], MilvusCollection], kind: str, length: str
+    client: Any,
+    indexed: Callable[[str], MilvusCollection],
+    kind: str,
+    length: str,
+    listed: int | str,
 ) -> None:
     collection = indexed(kind)
-    told = {length: 12, **({"nprobe": 64} if kind == "SCANN" else {})}
+    told = {length: listed, **({"nprobe": 64} if kind == "SCANN" else {})}
+    client.search(collection.info.name, queries()[:1], limit=10, search_params=told)
     with pytest.raises(pymilvus.MilvusException):  # so a server takes a list that is too short
         client.search(collection.info.name, queries()[:1], limit=50, search_params=told)
     plan = QueryPlan(rewritten=queries(), rescore=50)
@@ -174,6 +184,28 @@ def test_a_list_of_candidates_that_is_told_holds_those_of_a_plan(
         (hits,) = routed.search(collection.info.name, [query], limit=10, search_params=told)
         found.append(set(hits.ids))
     assert recall(found, exact_rows(10)) >= 0.8
+    assert router.fallbacks == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameter"),
+    [("HNSW", EffortParameter("ef")), ("SCANN", EffortParameter("nprobe", reorder_k=16))],
+)
+def test_a_tuned_bundle_answers_pages_behind_its_list_of_candidates(
+    client: Any,
+    indexed: Callable[[str], MilvusCollection],
+    kind: str,
+    parameter: EffortParameter,
+) -> None:
+    collection = indexed(kind)
+    hook = TunedHook(parameter, optimistic((16, 32)), 0.9)
+    router = LearnedRouter(collection, hook=hook, refresh=None)
+    routed: Any = route(client, router, recall=0.9)
+    page = {"offset": 40}
+    (hits,) = routed.search(collection.info.name, queries()[:1], limit=10, search_params=page)
+    found = router.search(queries()[0], 10, recall=0.9, params=page)
+    assert [hit.id for hit in found] == list(hits.ids)
+    assert len(hits.ids) == 10
     assert router.fallbacks == {}
 
 

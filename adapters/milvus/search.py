@@ -116,7 +116,7 @@ def plan_calls(
         limit = max(min(plan.rescore, MAX_CANDIDATES), limit)
         more = [*fields, table.info.field] if with_vectors else [table.key]
         fields = list(dict.fromkeys(more))
-    params = with_params(_search_params(request.params, table), plan.params)
+    params = with_params(_search_params(request.params, table), plan.params, request.k)
     params = deep_enough(params, request.k + offset, limit)
     for name, value in _depth(plan, table, index, limit):
         params = _unless_told(params, name, value)
@@ -243,10 +243,17 @@ def _search_params(params: Mapping[str, Any] | None, table: Table) -> dict[str, 
     return {**asked, "metric_type": metric}
 
 
-def with_params(params: Mapping[str, Any], planned: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Put a plan's own search parameters in place of the caller's."""
+def with_params(
+    params: Mapping[str, Any], planned: Mapping[str, Any] | None, k: int, offset: int | None = None
+) -> dict[str, Any]:
+    """Put a plan's own search parameters in place of the caller's.
+
+    They were chosen for k hits, and have to hold those of the pages before, too.
+    """
     if planned is None:
         return dict(params)
+    before = int(params.get("offset", 0)) if offset is None else offset
+    planned = deep_enough(planned, 0, before + k)
     kept = {name: value for name, value in params.items() if name not in planned}
     return {**kept, "params": {**(kept.get("params") or {}), **planned}}
 
@@ -290,12 +297,19 @@ def deep_enough(params: Mapping[str, Any], depth: int, limit: int) -> dict[str, 
         short = {
             name: limit
             for name in _LENGTHS
-            if isinstance(told.get(name), int) and depth <= told[name] < limit
+            if (length := _whole(told.get(name))) is not None and depth <= length < limit
         }
         return {**told, **short}
 
     inner = params.get("params")
     return {**lengthened(params), **({"params": lengthened(inner)} if inner else {})}
+
+
+def _whole(told: Any) -> int | None:
+    """Return a number as a server reads it, which takes a text for one."""
+    if isinstance(told, str) and told.isdecimal():
+        return int(told)
+    return told if isinstance(told, int) else None
 
 
 def _check_partitions(calls: Sequence[Call], there: Sequence[str], name: str) -> None:

@@ -362,7 +362,7 @@ class _Searched:
         request: SearchRequest,
         plan: QueryPlan,
     ) -> Effects[Any]:
-        params = with_params(self.params, plan.params)
+        params = with_params(self.params, plan.params, request.k, self.offset)
         return (yield plain.instead({**self.natively(request.timeout), "search_params": params}))
 
     def exactly(self, plain: Call, collection: Collection, request: SearchRequest) -> Effects[Any]:

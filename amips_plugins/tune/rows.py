@@ -106,8 +106,8 @@ def compared(row: Row, trial: Trial, base: Trial, base_row: Row | None, seed: in
     seen = window.summary()
     assert seen is not None  # noqa: S101 - there are queries
     own, theirs = _resampled(trial.calm, seed), _resampled(base.calm, seed)
-    mean = float(trial.calm.mean() / base.calm.mean())
-    low, high = np.quantile(own / theirs, [0.025, 0.975]).tolist()
+    mean = float(_over(trial.calm.mean(keepdims=True), base.calm.mean(keepdims=True))[0])
+    low, high = np.quantile(_over(own, theirs), [0.025, 0.975]).tolist()
     if base_row is None or base_row.cost is None:
         cost, ratio = 1e3 * float(trial.calm.mean()), 1.0
         costs = (1e3 * np.quantile(own, [0.025, 0.975])).tolist()
@@ -129,6 +129,11 @@ def compared(row: Row, trial: Trial, base: Trial, base_row: Row | None, seed: in
         ratio_high=ratios[1],
         bytes_scored=_counted(trial, base, base_row),
     )
+
+
+def _over(own: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return ratios; 1 where a clock that stands still has counted nothing."""
+    return np.divide(own, theirs, out=np.ones_like(own), where=theirs > 0)
 
 
 def _counted(trial: Trial, base: Trial, base_row: Row | None) -> float | None:
@@ -182,7 +187,8 @@ def choose(rows: Sequence[Row], recall: float, k: int, *, agreed: bool = True) -
             return Choice(answer="leave", search=FOUND, text=f"Nothing is set.{more}")
         chosen = _simplest(min(able, key=_cost), native, able)
     holds = chosen is found or (found.recall_low or 0.0) >= recall
-    same = (native.ratio or 1.0) > _SAME and not _scores_less(native, found)
+    less = _scores_less(native, found) and (native.ratio_low or 0.0) <= 1 / _SAME
+    same = (native.ratio or 1.0) > _SAME and not less
     if chosen is native and holds and same:
         text = f"Leave it as it is: it finds {found.recall:.3f}, and nothing set would be cheaper."
         return Choice(answer="leave", search=FOUND, text=text + more)

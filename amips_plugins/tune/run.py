@@ -20,7 +20,7 @@ from amips_plugins.collection import (
     collection_key,
 )
 from amips_plugins.collection.construction import Construction
-from amips_plugins.collection.sizing import Kept, bytes_of_build, bytes_with_vectors, size_up
+from amips_plugins.collection.sizing import bytes_with_vectors, size_up
 from amips_plugins.errors import InvalidInput
 from amips_plugins.files import read_file, replace_file
 from amips_plugins.models.calibration import Calibration
@@ -154,7 +154,7 @@ def measure(
     sized: tuple[str, ...] = ()
     if options.memory is not None:
         sized = (size_up(count, info.dim, options.memory, info.database, built.kept).text,)
-    fitting, large = _fitting(info, builds, count, options.memory, built.kept)
+    fitting, large = _fitting(info, builds, count, options.memory, built)
     empty = np.zeros((1, info.dim), dtype=np.float32)
     reason = collection.unroutable(SearchRequest(empty, options.k), rewritten=False)
     if reason is not None:
@@ -218,12 +218,16 @@ def measure(
 
 
 def _fitting(
-    info: CollectionInfo, builds: Sequence[Build], keys: int, memory: int | None, kept: Kept | None
+    info: CollectionInfo,
+    builds: Sequence[Build],
+    keys: int,
+    memory: int | None,
+    built: Construction,
 ) -> tuple[list[Build], list[Row]]:
     """Return the builds that fit into the memory, and rows that say so of the others."""
     fitting, large = list[Build](), list[Row]()
     for build in builds:
-        needed = bytes_of_build(keys, info.dim, build.name, build.bytes_per_key, kept)
+        needed = _memory_of(build, info, built, keys)
         if memory is None or needed <= memory:
             fitting.append(build)
         else:
@@ -238,11 +242,19 @@ def _with_memory(
     """Fill in what is kept in memory; of Milvus Lite nobody knows."""
     if row.dropped is not None or (info.database == "milvus" and built.kept is None):
         return row
-    build, on_disk = builds[row.search], built.vectors_on_disk
-    size = bytes_with_vectors(
-        keys, info.dim, build.name, build.bytes_per_key, built.kept, vectors_on_disk=on_disk
-    )
+    size = _memory_of(builds[row.search], info, built, keys)
     return msgspec.structs.replace(row, memory_bytes=size)
+
+
+def _memory_of(build: Build, info: CollectionInfo, built: Construction, keys: int) -> int:
+    return bytes_with_vectors(
+        keys,
+        info.dim,
+        build.name,
+        build.bytes_per_key,
+        built.kept,
+        vectors_on_disk=built.vectors_on_disk,
+    )
 
 
 def deepest(collection: Collection, count: int) -> int:

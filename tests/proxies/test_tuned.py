@@ -45,6 +45,9 @@ def test_milvus_gets_the_parameter_beside_the_callers_other_ones(tmp_path: Path)
         params = {"metric_type": "IP", "ef": 4}
         routed.search("docs", query, limit=3, search_params={**params, "offset": 2})
         assert client.calls[-1] == {"metric_type": "IP", "offset": 2, "params": {"ef": 16}}
+        for page in ({"search_params": {"offset": 20}}, {"offset": 20}):
+            routed.search("docs", query, limit=3, **page)
+            assert client.calls[-1]["params"] == {"ef": 23}  # a server refuses a shorter list
         plain = route(client, router)  # no target asked for: the caller's own parameter stands
         inner = {"metric_type": "IP", "params": {"ef": 5}}
         for own in (params, inner):

@@ -60,6 +60,15 @@ IS = row(FOUND, 1.0, 0.97, effort=None, best_promise=None)
             "tune",
             NATIVE_ROW,
         ),
+        # But what is surely dearer is not set where all is well.
+        (
+            [
+                row(FOUND, 1.0, 0.97, effort=None, bytes_scored=4.0),
+                row(NATIVE_ROW, 1.3, bytes_scored=3.0),
+            ],
+            "leave",
+            FOUND,
+        ),
         (
             [
                 IS,
@@ -125,6 +134,16 @@ def test_what_the_machine_did_besides_is_not_counted() -> None:
     assert second.ratio < 1.2
     coarse = Trial(np.ones(4), np.array([0.0, 0.0, 0.0, 0.01]))  # a clock that seldom ticks
     assert coarse.calm.mean() == pytest.approx(0.0025)
+
+
+def test_a_clock_that_stands_still_says_nothing_for_any_way() -> None:
+    still = Trial(np.ones(400), np.zeros(400))
+    first = compared(row(FOUND, 0, 0.97, effort=None), still, still, None)
+    rows = [first, *(compared(row(name, 0), still, still, first) for name in (NATIVE_ROW, "int8"))]
+    assert [(one.cost, one.ratio, one.ratio_low, one.ratio_high) for one in rows] == [
+        (0, 1, 1, 1)
+    ] * 3
+    assert choose(rows, 0.95, 10).answer == "leave"
 
 
 def test_what_a_server_has_counted_scales_with_what_it_counts_of_the_collection() -> None:

@@ -198,6 +198,9 @@ def test_graphs_in_cells_are_searched_as_far_as_the_plan_says(
         ({"params": {"ef": 7}}, 5, {"params": {"ef": 8}}),  # 1.5 candidates for a hit
         ({"ef": 7, "nprobe": 3}, 5, {"ef": 8, "nprobe": 3}),
         ({"params": {"ef": 90}}, 5, {"params": {"ef": 90}}),
+        ({"ef": "7"}, 5, {"ef": 8}),  # a server reads a number in a text
+        ({"ef": "90"}, 5, {"ef": "90"}),
+        ({"ef": "wide"}, 5, {"ef": "wide"}),
         (
             {"params": {"search_list": 7}, "offset": 2},
             5,
@@ -224,6 +227,25 @@ def test_a_list_of_candidates_that_is_told_holds_those_that_are_scored_again(
     (plain,) = plan_calls(request, QueryPlan(), table, 1.0)
     told = {**params, "metric_type": table.info.metric.name}
     assert plain.arguments["search_params"] == told
+
+
+@pytest.mark.parametrize(
+    ("offset", "planned", "wanted"),
+    [
+        (0, {"ef": 16}, {"ef": 16}),
+        (11, {"ef": 16}, {"ef": 16}),
+        (20, {"ef": 16}, {"ef": 25}),
+        (300, {"nprobe": 4, "reorder_k": 200}, {"nprobe": 4, "reorder_k": 305}),
+    ],
+)
+def test_what_a_tuned_bundle_sets_holds_the_pages_before(
+    client: Any, offset: int, planned: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    request = SearchRequest(vectors()[:1], 5, params={"offset": offset})
+    (call,) = plan_calls(request, QueryPlan(params=planned), make(client).table(), 1.0)
+    params = call.arguments["search_params"]
+    assert params["params"] == wanted
+    assert params["offset"] == offset
 
 
 SQ8 = {"index_type": "IVF_SQ8", "nlist": "12"}

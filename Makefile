@@ -40,9 +40,9 @@ types: $(READY) ## mypy, strict
 unit: $(READY) ## unit tests that are not marked slow
 	$(BIN)/python -m pytest tests -m 'not slow and not nightly' -n 2 --dist worksteal
 
-# Four, since tests of servers mostly wait; each takes what another has left.
+# Three, since tests of servers mostly wait; each takes what another has left.
 tests: $(READY) ## unit and integration tests, slow ones too
-	$(BIN)/python -m pytest tests integration_tests -m 'not nightly' -n 4 --dist worksteal
+	$(BIN)/python -m pytest tests integration_tests -m 'not nightly' -n 3 --dist worksteal
 
 # The stores of the frameworks, routed; of Milvus with the older client too.
 frameworks: $(FRAMEWORKS:%=%/.installed) ## the frameworks' stores, routed, in two environments

@@ -71,9 +71,8 @@ class RayExecutor:
                 f"The Ray cluster has lost work that it could not do again ({first}); look at its "
                 f"nodes and run the same command again: it goes on where it stopped."
             ) from exc
-        finally:
-            for waiting in running:
-                ray.cancel(waiting)
+        # What runs beside an error is left to end: ray.cancel aborts the process that calls it
+        # where a task is finished at that moment (Ray 2.60).
 
 
 def _done_by_worker(work: Callable[[_S, _T], _R], shared: _S, task: _T) -> _R:

@@ -104,9 +104,10 @@ def test_nothing_listens_but_on_loopback(cluster: RayExecutor) -> None:
 
 
 def test_what_a_task_raises_is_raised_as_it_is(cluster: RayExecutor) -> None:
-    with pytest.raises(SnapshotError) as refusal:
-        list(cluster.map(refusing, "keys-3.parquet", range(3)))
-    assert str(refusal.value) == "keys-3.parquet 0 is damaged; take it again."
+    for _ in range(20):  # others end at the same time, and this process goes on all the same
+        with pytest.raises(SnapshotError) as refusal:
+            list(cluster.map(refusing, "keys-3.parquet", range(3)))
+        assert str(refusal.value) == "keys-3.parquet 0 is damaged; take it again."
 
 
 @pytest.mark.slow

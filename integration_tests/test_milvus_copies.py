@@ -332,6 +332,7 @@ def test_two_writers_of_one_key_leave_the_rows_of_one(
         one.close()
 
 
+@pytest.mark.nightly
 def test_a_new_layout_and_the_old_one_have_every_key_once(client: Any, alias: str) -> None:
     build(client, alias)
     again = MilvusCollection(client, alias).layouts.build(

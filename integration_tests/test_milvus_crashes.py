@@ -41,7 +41,13 @@ KILLS = int(os.environ.get("AMIPS_KILLS", "1"))
 SEEDS = range(KILLS)
 STEPS = range(0, 48, max(1, 12 // KILLS))
 """Steps of a build at which the builder dies: some of them, and at night all."""
-KINDS = pytest.mark.parametrize("shared", [False, True], ids=["one cell", "more cells"])
+KINDS = pytest.mark.parametrize(
+    "shared",
+    [
+        pytest.param(False, id="one cell"),
+        pytest.param(True, id="more cells", marks=pytest.mark.nightly),
+    ],
+)
 
 
 @pytest.fixture

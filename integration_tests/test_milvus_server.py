@@ -286,6 +286,7 @@ def test_a_timeout_ends_the_search(ivf: MilvusCollection) -> None:
         search()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("storage", ["partitions", "field"])
 def test_codes_inside_cells(ivf: MilvusCollection, client: Any, storage: Storage) -> None:
     """Cells are searched by their codes, and what is handed out is scored by the vectors."""

@@ -76,6 +76,7 @@ def test_milvus(milvus: Any, tmp_path: Path) -> None:
     milvus.drop_collection(collection.info.name)
 
 
+@pytest.mark.nightly
 def test_milvus_with_a_graph_in_each_of_many_partitions(milvus: Any, tmp_path: Path) -> None:
     graphs, each = 9, 1_100  # a segment of fewer rows gets no index
     name = f"tune_{secrets.token_hex(4)}"

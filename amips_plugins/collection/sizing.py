@@ -14,7 +14,7 @@ from typing import Literal
 
 from amips_plugins.errors import InvalidInput
 
-__all__ = ["Kept", "Sizing", "bytes_of", "bytes_of_build", "bytes_with_vectors", "size_up"]
+__all__ = ["Kept", "Sizing", "bytes_of", "bytes_of_build", "size_up"]
 
 _FLOAT = 4  # bytes
 _LINKS = 16  # of a point in the graph, by default; the lowest layer has twice as many
@@ -86,15 +86,7 @@ def bytes_of(keys: int, dim: int, kept: Kept) -> int:
     return int(keys * (vector + graph + _ROW + kept.id_bytes))
 
 
-def bytes_of_build(keys: int, dim: int, name: str, bytes_per_key: float, kept: Kept | None) -> int:
-    """Return the memory that one way to build an index takes (``tuning.Build``)."""
-    if kept is not None:
-        kind = name.partition(",")[0]  # the same in fewer segments takes as much
-        return bytes_of(keys, dim, replace(kept, index=kind))
-    return int(keys * (bytes_per_key + 2 * _LINKS * _LINK + _ID))
-
-
-def bytes_with_vectors(
+def bytes_of_build(
     keys: int,
     dim: int,
     name: str,
@@ -103,9 +95,15 @@ def bytes_with_vectors(
     *,
     vectors_on_disk: bool,
 ) -> int:
-    """Return the same with the vectors that Qdrant keeps in memory beside codes of them."""
-    needed = bytes_of_build(keys, dim, name, bytes_per_key, kept)
-    beside = kept is None and not vectors_on_disk and bytes_per_key < _FLOAT * dim
+    """Return the memory that one way to build an index takes (``tuning.Build``).
+
+    Qdrant keeps the vectors in memory beside codes of them, unless they are on disk.
+    """
+    if kept is not None:
+        kind = name.partition(",")[0]  # the same in fewer segments takes as much
+        return bytes_of(keys, dim, replace(kept, index=kind))
+    beside = not vectors_on_disk and bytes_per_key < _FLOAT * dim
+    needed = int(keys * (bytes_per_key + 2 * _LINKS * _LINK + _ID))
     return needed + (keys * dim * _FLOAT if beside else 0)
 
 

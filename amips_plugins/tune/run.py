@@ -20,7 +20,7 @@ from amips_plugins.collection import (
     collection_key,
 )
 from amips_plugins.collection.construction import Construction
-from amips_plugins.collection.sizing import bytes_with_vectors, size_up
+from amips_plugins.collection.sizing import bytes_of_build, size_up
 from amips_plugins.errors import InvalidInput
 from amips_plugins.files import read_file, replace_file
 from amips_plugins.models.calibration import Calibration
@@ -247,7 +247,7 @@ def _with_memory(
 
 
 def _memory_of(build: Build, info: CollectionInfo, built: Construction, keys: int) -> int:
-    return bytes_with_vectors(
+    return bytes_of_build(
         keys,
         info.dim,
         build.name,

@@ -10,7 +10,6 @@ from amips_plugins.collection.sizing import (
     Kept,
     bytes_of,
     bytes_of_build,
-    bytes_with_vectors,
     size_up,
 )
 from amips_plugins.errors import InvalidInput
@@ -116,10 +115,16 @@ def test_of_others_nothing_is_known(database: str) -> None:
         size_up(KEYS, DIM, FLOATS, database)
 
 
+def bytes_of_one(
+    keys: int, name: str, bytes_per_key: float, kept: Kept | None, *, on_disk: bool = True
+) -> int:
+    return bytes_of_build(keys, 8, name, bytes_per_key, kept, vectors_on_disk=on_disk)
+
+
 def test_builds_that_tune_tries_take_their_codes_and_their_graph() -> None:
-    assert bytes_of_build(100, 8, "int8", 8.0, None) == int(100 * (8 + 140.8 + 40))
-    assert bytes_of_build(100, 8, "IVF_SQ8", 8.0, Kept("HNSW")) == 100 * (8 + 100 + 8)
-    fewer = bytes_of_build(100, 8, "HNSW_SQ, fewer segments", 8.0, Kept("HNSW_SQ"))
+    assert bytes_of_one(100, "int8", 8.0, None) == int(100 * (8 + 140.8 + 40))
+    assert bytes_of_one(100, "IVF_SQ8", 8.0, Kept("HNSW")) == 100 * (8 + 100 + 8)
+    fewer = bytes_of_one(100, "HNSW_SQ, fewer segments", 8.0, Kept("HNSW_SQ"))
     assert fewer == bytes_of(100, 8, Kept("HNSW_SQ"))
 
 
@@ -130,8 +135,7 @@ def test_builds_that_tune_tries_take_their_codes_and_their_graph() -> None:
 def test_vectors_stay_in_memory_beside_codes_of_qdrant_unless_they_are_on_disk(
     kept: Kept | None, on_disk: bool, beside: int
 ) -> None:
-    codes = bytes_of_build(300, 8, "int8 codes", 8.0, kept)
-    found = bytes_with_vectors(300, 8, "int8 codes", 8.0, kept, vectors_on_disk=on_disk)
-    assert found == codes + beside
-    floats = bytes_with_vectors(300, 8, "vectors", 32.0, None, vectors_on_disk=on_disk)
-    assert floats == bytes_of_build(300, 8, "vectors", 32.0, None)
+    codes = bytes_of_one(300, "int8 codes", 8.0, kept)
+    assert bytes_of_one(300, "int8 codes", 8.0, kept, on_disk=on_disk) == codes + beside
+    floats = bytes_of_one(300, "vectors", 32.0, None, on_disk=on_disk)
+    assert floats == bytes_of_one(300, "vectors", 32.0, None)

@@ -86,7 +86,6 @@ def write_bundle(
         priorities = _priorities(session, problem.test)
         measure = partial(_priorities, session)
         index = None if given is not None or options.index == "flat" else options.index
-        # Of these only Qdrant Edge asks the cells one by one.
         database = snapshot.manifest.collection.database
         promised = promise(
             published,
@@ -95,7 +94,7 @@ def write_bundle(
             measure,
             refit,
             index=index,
-            two_efforts=database == "qdrant-edge",
+            two_efforts=database == "qdrant-edge",  # no other asks the cells one by one
             visit=VISITS.get(database, 0.0) if index == "hnsw" else 0.0,
         )
         values[CALIBRATION] = promised.calibration

@@ -23,6 +23,7 @@ from amips_plugins.errors import InvalidInput
 from amips_plugins.health.monitor import HealthMonitor
 from amips_plugins.health.recall import recall_at_k
 from amips_plugins.plan import QueryPlan
+from amips_plugins.progress import no_progress
 from amips_plugins.tune.apply import apply_choice, settled
 from amips_plugins.tune.rows import FOUND, NATIVE_ROW, Choice
 from amips_plugins.tune.run import NothingToTune, TuneOptions, measure
@@ -58,7 +59,13 @@ def assert_holds(collection: Collection, registry: Registry) -> None:
 
 def test_milvus(milvus: Any, tmp_path: Path) -> None:
     collection = milvus_collection(milvus, "IVF_FLAT", {"nlist": 64})
-    measured = measure(collection, queries(1, 400), OPTIONS, tmp_path / "tune")
+    begun = list[str]()
+
+    def progress(title: str, total: int, done: int = 0, unit: str = "") -> Any:
+        begun.append(title)
+        return no_progress(title, total, done, unit)
+
+    measured = measure(collection, queries(1, 400), OPTIONS, tmp_path / "tune", progress)
     rows = {row.search: row for row in measured.result.rows}
     assert (rows[NATIVE_ROW].parameter, measured.result.unit) == ("nprobe", "time")
     assert rows["HNSW"].dropped is None
@@ -67,6 +74,9 @@ def test_milvus(milvus: Any, tmp_path: Path) -> None:
     # 2.3.5 knows neither; a newer server may.
     refused = {row.search for row in rows.values() if row.dropped is not None}
     assert refused <= {"HNSW_SQ", "IVF_RABITQ", KEYNET_ROW}, refused
+    built = {title.removeprefix("build ") for title in begun if title.startswith("build ")}
+    assert "HNSW" in built
+    assert not refused & built  # before any key was copied
     assert not any(name.endswith("__amips_tune") for name in milvus.list_collections())
     kept = settled(measured, rebuild=False)
     if kept.result.choice.answer == "tune":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from integration_tests.conftest import BY_DAY
 from integration_tests.containers import Container, Image, milvus_image, no_engine, own_qdrant
 from integration_tests.servers import (
     QDRANT_HINT,
@@ -20,6 +21,7 @@ from integration_tests.servers import (
     QdrantServer,
     ServerError,
 )
+from tests.adapters.contract.collection_contract import CollectionContract
 
 models = pytest.importorskip("qdrant_client.models")
 pymilvus = pytest.importorskip("pymilvus")
@@ -181,3 +183,7 @@ def test_a_container_goes_with_its_owner() -> None:
     container = Container(Image(image.name), 19530, {})
     container.remove()
     container.remove()
+
+
+def test_what_runs_by_day_is_of_the_contract() -> None:
+    assert set(dir(CollectionContract)) >= BY_DAY

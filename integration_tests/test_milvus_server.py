@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ class TestMilvusServer(MilvusContract):
 @pytest.mark.nightly
 class TestMilvusServerWithACellField(TestMilvusServer):
     shares_keys = False
+    sketches = True
     storage: Storage | None = "field"
 
 
@@ -62,20 +64,19 @@ def queries() -> FloatArray:
     return np.random.default_rng(1).standard_normal((20, DIM)).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def ivf(client: Any) -> Iterator[MilvusCollection]:
-    """A real IVF_FLAT index: flushed, built and loaded, so that nprobe means something."""
-    name = f"ivf_{secrets.token_hex(4)}"
-    schema = client.create_schema(auto_id=True, enable_dynamic_field=True)
+def with_index(client: Any, name: str, kind: str, *, auto_id: bool) -> MilvusCollection:
+    """Make a collection with a real index: flushed, built and loaded, so that its effort counts."""
+    schema = client.create_schema(auto_id=auto_id, enable_dynamic_field=True)
     schema.add_field("key", pymilvus.DataType.INT64, is_primary=True)
     schema.add_field("embedding", pymilvus.DataType.FLOAT_VECTOR, dim=DIM)
     client.create_collection(name, schema=schema, num_shards=1)
-    client.insert(name, [{"embedding": key, "row": row} for row, key in enumerate(keys())])
+    rows = [{"embedding": key, "row": row} for row, key in enumerate(keys())]
+    ids = [{} if auto_id else {"key": row} for row in range(COUNT)]
+    client.insert(name, [one | other for one, other in zip(ids, rows, strict=True)])
     client.flush(name)
     index = client.prepare_index_params()
-    index.add_index(
-        "embedding", index_type="IVF_FLAT", metric_type="IP", index_name="ivf", params={"nlist": 64}
-    )
+    params = {"M": 8, "efConstruction": 40} if kind == "HNSW" else {"nlist": 64}
+    index.add_index("embedding", index_type=kind, metric_type="IP", params=params)
     client.create_index(name, index)
     client.load_collection(name)
     deadline = time.monotonic() + 60
@@ -83,7 +84,14 @@ def ivf(client: Any) -> Iterator[MilvusCollection]:
         assert time.monotonic() < deadline, "the index was not loaded in a minute"
         time.sleep(0.5)
         client.refresh_load(name)
-    yield MilvusCollection(client, name)
+    return MilvusCollection(client, name)
+
+
+@pytest.fixture(scope="module")
+def ivf(client: Any) -> Iterator[MilvusCollection]:
+    """A collection with IVF_FLAT, whose keys have ids that the server gave."""
+    name = f"ivf_{secrets.token_hex(4)}"
+    yield with_index(client, name, "IVF_FLAT", auto_id=True)
     for made in client.list_collections():
         if made.startswith(name):
             client.drop_collection(made)
@@ -125,27 +133,7 @@ def indexed(client: Any) -> Iterator[Callable[[str], MilvusCollection]]:
     """Make a collection with a real index of some kind."""
     name = f"exact_{secrets.token_hex(4)}"
 
-    def make(kind: str) -> MilvusCollection:
-        schema = client.create_schema(auto_id=False, enable_dynamic_field=True)
-        schema.add_field("key", pymilvus.DataType.INT64, is_primary=True)
-        schema.add_field("embedding", pymilvus.DataType.FLOAT_VECTOR, dim=DIM)
-        client.create_collection(name, schema=schema, num_shards=1)
-        rows = [{"key": row, "embedding": key, "row": row} for row, key in enumerate(keys())]
-        client.insert(name, rows)
-        client.flush(name)
-        index = client.prepare_index_params()
-        params = {"M": 8, "efConstruction": 40} if kind == "HNSW" else {"nlist": 64}
-        index.add_index("embedding", index_type=kind, metric_type="IP", params=params)
-        client.create_index(name, index)
-        client.load_collection(name)
-        deadline = time.monotonic() + 60
-        while not all(part.index_name for part in client.list_loaded_segments(name)):
-            assert time.monotonic() < deadline, "the index was not loaded in a minute"
-            time.sleep(0.5)
-            client.refresh_load(name)
-        return MilvusCollection(client, name)
-
-    yield make
+    yield partial(with_index, client, name, auto_id=False)
     client.drop_collection(name)
 
 

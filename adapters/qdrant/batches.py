@@ -44,12 +44,17 @@ class CellGroup(NamedTuple):
 
 
 def by_cell(
-    request: SearchRequest, plan: QueryPlan, record: LayoutRecord, break_even: float
+    request: SearchRequest,
+    plan: QueryPlan,
+    record: LayoutRecord,
+    break_even: float,
+    *,
+    strays: bool = True,
 ) -> list[CellGroup]:
     """Group a plan's queries by the cells in payloads, and the overflow."""
     whole, wanted = _wanted(plan, break_even, lambda cells: {OVERFLOW, *cells})
     return whole + [
-        CellGroup(rows, {"filter": one_cell(record, cell, request.filter)})
+        CellGroup(rows, {"filter": one_cell(record, cell, request.filter, strays=strays)})
         for cell, rows in sorted(wanted.items())
     ]
 

@@ -39,6 +39,7 @@ from amips_plugins.adapters.qdrant.searched_points import ServerFound
 from amips_plugins.adapters.qdrant.server_layouts import ServerLayouts
 from amips_plugins.adapters.qdrant.sharded_store import ShardedStore
 from amips_plugins.adapters.qdrant.store import ServerStore
+from amips_plugins.adapters.qdrant.strays import may_have_strays
 from amips_plugins.adapters.qdrant.strict_mode import Limits
 from amips_plugins.adapters.qdrant.tenants import tenant_keys
 from amips_plugins.adapters.qdrant.vector_config import (
@@ -219,6 +220,8 @@ class QdrantCollection(WrittenPoints):
             None if self._local else codes_in(found, field),
             bool(params_of(found, field).on_disk) and not self._local,
             self._cell_shards(record),
+            self._local
+            or may_have_strays(self._client, self._name, self._shard_key, found, record),
         )
 
     def _cell_shards(self, record: LayoutRecord | None) -> CellShards | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
@@ -36,6 +37,7 @@ __all__ = [
     "others_than",
     "plan_queries",
     "search_params",
+    "strays_of",
     "unplaced",
     "without_cell",
 ]
@@ -45,6 +47,8 @@ _EXACT = models.SearchParams(exact=True)
 _NONE_OF = models.Filter(must_not=[])
 _ANY_OF = models.MatchAny(any=[])
 _WITH = models.FieldCondition(key="", match=_ANY_OF)
+_ALTERNATIVES = models.Filter(should=[])
+_ONE_BY_ONE = 16  # cells up to which naming each costs less than what a list does with its points
 _WIDE = 512  # candidates that a search of the graph keeps, where it stands for all keys,
 _WIDE_PER_HIT = 16  # and at least this many for every hit
 
@@ -60,6 +64,7 @@ def plan_queries(
     has_graph: bool = False,
     codes: Codes | None = None,
     shards: CellShards | None = None,
+    strays: bool = True,
 ) -> list[models.QueryRequest]:
     """Write the plan as queries, one a row; ``exact`` is False where every search is.
 
@@ -97,7 +102,8 @@ def plan_queries(
             if shards is not None and not everything[row]:
                 search["shard_key"] = shards.asked(plan.cells[row].tolist())
             elif record is not None and not everything[row]:
-                search["filter"] = in_cells(record, plan.cells[row].tolist(), request.filter)
+                chosen = plan.cells[row].tolist()
+                search["filter"] = in_cells(record, chosen, request.filter, strays=strays)
         if plan.rewritten is not None:
             # The filter stays inside: the server would merge an outer one into it clause by
             # clause, which turns two ``should`` into alternatives of each other.
@@ -122,12 +128,16 @@ def _widely(params: models.SearchParams | None, k: int) -> models.SearchParams:
     return models.SearchParams.model_construct(**{**(dict(params) if params else {}), **changed})
 
 
-def one_cell(record: LayoutRecord, cell: int, condition: models.Filter | None) -> models.Filter:
+def one_cell(
+    record: LayoutRecord, cell: int, condition: models.Filter | None, *, strays: bool = True
+) -> models.Filter:
     """Points of one cell, or without any, that meet a condition."""
-    if cell == OVERFLOW:
+    if cell != OVERFLOW:
+        here = models.Filter.model_construct(must=[_in_cell(record.key, cell)])
+    elif strays:
         here = without_cell(record)
     else:
-        here = models.Filter.model_construct(must=[has_cell(record.key, [cell])])
+        here = models.Filter.model_construct(should=[*_in_none(record.key, record.n_cells)])
     return both(condition, here)
 
 
@@ -196,19 +206,60 @@ def as_hits(answers: Sequence[models.QueryResponse]) -> list[list[Hit]]:
 
 
 def in_cells(
-    record: LayoutRecord | Partitions, cells: Sequence[int], condition: models.Filter | None
+    record: LayoutRecord | Partitions,
+    cells: Sequence[int],
+    condition: models.Filter | None,
+    *,
+    strays: bool = True,
 ) -> models.Filter:
-    """Leave out the other cells: one condition, and whatever is no cell of theirs is searched.
+    """Points of some cells and of none; ``strays`` says whether these may have anything else.
 
-    Where cells share keys, one in another cell may lie in these too, which takes two conditions.
+    Such points only a filter finds that leaves the other cells out, and for that a server looks at
+    every point. Without them these are alternatives that its index lists, and nothing for which it
+    would look at the points again.
     """
     if isinstance(record, Partitions):
         return in_values(record, cells, condition)
+    if strays:
+        return both(condition, _all_but(record, cells))
+    chosen = dict.fromkeys(cell for cell in cells if cell >= 0)
+    if len(chosen) <= _ONE_BY_ONE:
+        these = [_in_cell(record.key, cell) for cell in chosen]
+    else:
+        these = [_of_any(record, [*chosen])]
+    here: models.Filter = _filled(
+        _ALTERNATIVES, should=[*these, *_in_none(record.key, record.n_cells)]
+    )
+    return both(condition, here)
+
+
+def _all_but(record: LayoutRecord, cells: Sequence[int]) -> models.Filter:
+    """Leave out the other cells; of keys in several, one may be in these all the same."""
     others = _of_any(record, record.all_but(() if record.shared else cells))
     here: models.Filter = _filled(_NONE_OF, must_not=[others])
     if record.shared:
         here = models.Filter(should=[_of_any(record, [cell for cell in cells if cell >= 0]), here])
-    return both(condition, here)
+    return here
+
+
+@lru_cache(maxsize=8192)
+def _in_cell(key: str, cell: int) -> models.FieldCondition:
+    return models.FieldCondition(key=key, match=models.MatchValue(value=cell))
+
+
+@lru_cache(maxsize=64)
+def _in_none(key: str, n_cells: int) -> tuple[models.FieldCondition, ...]:
+    # An ``IsEmptyCondition`` says the same as the first, but every point found is looked at again.
+    nothing = models.FieldCondition(key=key, is_empty=True)
+    claimed = models.FieldCondition(key=key, range=models.Range(lt=0))
+    beyond = models.FieldCondition(key=key, range=models.Range(gte=n_cells))
+    return nothing, claimed, beyond
+
+
+def strays_of(record: LayoutRecord) -> models.Filter:
+    """Points with something under the key that is no whole number."""
+    cells = has_cell(record.key, range(record.n_cells))
+    return models.Filter(must_not=[cells, *_in_none(record.key, record.n_cells)])
 
 
 def _of_any(record: LayoutRecord, cells: list[int]) -> models.FieldCondition:

@@ -64,6 +64,7 @@ class ServerFound(Found):
     codes: Codes | None = field(default=None, compare=False)
     on_disk: bool = field(default=False, compare=False)
     shards: CellShards | None = None
+    strays: bool = field(default=True, compare=False)
 
 
 class SearchedPoints(PointCollection):
@@ -210,7 +211,7 @@ class SearchedPoints(PointCollection):
         if shards is not None:
             return by_shard(request, plan, shards, self.break_even)
         assert record is not None  # noqa: S101 - for the type checker
-        return by_cell(request, plan, record, self.break_even)
+        return by_cell(request, plan, record, self.break_even, strays=self._found.strays)
 
     def _merged(
         self, request: SearchRequest, rows: list[int], answers: list[list[Hit]]
@@ -262,6 +263,7 @@ class SearchedPoints(PointCollection):
             has_graph=found.has_graph,
             codes=found.codes,
             shards=self._shards,
+            strays=found.strays,
         )
 
     @property
@@ -295,7 +297,8 @@ class SearchedPoints(PointCollection):
             if cells is None or plan.layout != cells.layout:
                 check_layout(plan, self.layout(), self._name)
             elif not graphs and (share is None or share <= self.break_even):
-                condition = in_cells(cells, chosen[0].tolist(), condition)
+                asked = chosen[0].tolist()
+                condition = in_cells(cells, asked, condition, strays=found.strays)
         codes = None if graphs else found.codes
         return condition, search_params(request, plan, not self._local, codes, share, graphs=graphs)
 

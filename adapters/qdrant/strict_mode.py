@@ -44,6 +44,11 @@ class Limits:
         return any(self.of(one) for one in ("read_rate_limit", "search_max_batchsize"))
 
     @property
+    def counts_conditions(self) -> bool:
+        """Whether a filter with more conditions for the same points could be refused."""
+        return any(self.of(one) for one in ("read_rate_limit", "filter_max_conditions"))
+
+    @property
     def max_candidates(self) -> int | None:
         """How many hits one search may have."""
         limit = self.of("max_query_limit")

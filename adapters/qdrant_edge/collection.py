@@ -33,7 +33,7 @@ from amips_plugins.adapters.qdrant.points import (
     refuse_other_vectors,
 )
 from amips_plugins.adapters.qdrant_edge.describe import describe_edge
-from amips_plugins.adapters.qdrant_edge.filters import among
+from amips_plugins.adapters.qdrant_edge.filters import Outside, among
 from amips_plugins.adapters.qdrant_edge.layouts import QdrantEdgeLayouts
 from amips_plugins.adapters.qdrant_edge.search import EdgeSearch
 from amips_plugins.adapters.qdrant_edge.shard import OpenShard
@@ -263,16 +263,19 @@ class QdrantEdgeCollection(PointCollection):
     def _run(self, search: EdgeSearch, rows: range) -> list[list[Hit]]:
         # One call for all rows: no write comes between the searches of one query's cells.
         for _ in range(_TRIES if search.by_graphs else 1):
-            writes, placed = self._shard.writes, self._placed(search.record)
+            writes, outside = self._shard.writes, self._outside(search.record)
             candidates = self._candidates(search, rows)
-            asked = search.requests(rows, everything_placed=placed, candidates=candidates)
+            asked = search.requests(rows, outside=outside, candidates=candidates)
             answers = self._answers([request for _, request in asked])
-            same = self._shard.writes == writes and self._placed(search.record) == placed
-            if same or not (placed or search.by_graphs):
+            if outside is Outside.ANYTHING and not search.by_graphs:
+                break
+            if self._shard.writes == writes and (
+                outside is Outside.LISTED or self._outside(search.record) is outside
+            ):
                 break
         else:
             # A key may have lost its cell since we looked: look for those without one, too.
-            asked = search.requests(rows, everything_placed=False)
+            asked = search.requests(rows, outside=Outside.ANYTHING)
             answers = self._answers([request for _, request in asked])
         by_row: dict[int, list[list[Hit]]] = {row: [] for row in rows}
         for (row, _), points in zip(asked, answers, strict=True):
@@ -291,8 +294,8 @@ class QdrantEdgeCollection(PointCollection):
             return None
         return search.candidates(rows, self._shard.graphs(record, self.info.field))
 
-    def _placed(self, record: LayoutRecord | Partitions | None) -> bool:
-        return record is not None and self._store.everything_placed(record)
+    def _outside(self, record: LayoutRecord | Partitions | None) -> Outside:
+        return Outside.ANYTHING if record is None else self._store.outside(record)
 
     def _answers(self, requests: list[edge.QueryRequest]) -> list[list[edge.ScoredPoint]]:
         if not requests:

@@ -12,7 +12,7 @@ from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant.codes import Codes
 from amips_plugins.adapters.qdrant.points import RESERVED, listed
 from amips_plugins.adapters.qdrant_edge.cell_graphs import CellGraphs
-from amips_plugins.adapters.qdrant_edge.filters import among, both, in_cells
+from amips_plugins.adapters.qdrant_edge.filters import Outside, among, both, in_cells
 from amips_plugins.collection import Id, SearchRequest
 from amips_plugins.errors import InvalidInput, require
 from amips_plugins.partitions import Partitions
@@ -102,7 +102,7 @@ class EdgeSearch:
         self,
         rows: range,
         *,
-        everything_placed: bool,
+        outside: Outside,
         candidates: Mapping[int, set[Id]] | None = None,
     ) -> list[tuple[int, edge.QueryRequest]]:
         """Write the searches that answer some rows, those with the same filter together.
@@ -116,11 +116,11 @@ class EdgeSearch:
         routed = [row for row in rows if not self._everything[row]]
         asked = [(row, self._one(row, self._scan(row), self.request.filter)) for row in full]
         if candidates is not None:
-            overflow = in_cells(self.record, [OVERFLOW])
+            overflow = in_cells(self.record, [OVERFLOW], outside)
             for row in routed:
                 chosen = edge.Filter(must=[among([*candidates[row]])])
                 asked += [(row, self._one(row, self._exact, chosen))] if candidates[row] else []
-                if not everything_placed:
+                if outside is not Outside.NOBODY:
                     asked.append((row, self._one(row, self._scan(row), overflow)))
             return asked
         if plan.rewritten is None:
@@ -131,11 +131,11 @@ class EdgeSearch:
                 for place, row in enumerate(routed)
             ]
         for cells, places in groups:
-            if everything_placed:
+            if outside is Outside.NOBODY:
                 cells = [cell for cell in cells if cell != OVERFLOW]
                 if not cells:
                     continue
-            here = in_cells(self.record, cells)
+            here = in_cells(self.record, cells, outside)
             condition = both(self.request.filter, here)
             asked += [
                 (row, self._one(row, self._scan(row), condition))

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.qdrant.cells import CelledKeys, LayoutRecord
 from amips_plugins.adapters.qdrant.points import celled_keys, key_batch, plain_id
-from amips_plugins.adapters.qdrant_edge.filters import among, exactly, unplaced, without_cell
+from amips_plugins.adapters.qdrant_edge.filters import (
+    Outside,
+    among,
+    empty,
+    exactly,
+    no_cell,
+    unplaced,
+    without_cell,
+)
 from amips_plugins.adapters.qdrant_edge.shard import OpenShard
 from amips_plugins.collection import Cursor, Id, KeyBatch
 from amips_plugins.errors import require
@@ -316,16 +324,29 @@ class EdgeStore:
             if offset is None:
                 return
 
-    def everything_placed(self, record: LayoutRecord | Partitions) -> bool:
-        """Tell in microseconds whether every point has a value that is a cell, or a list.
+    def outside(self, record: LayoutRecord | Partitions) -> Outside:
+        """Tell what the points that are in no cell may be, by what the index knows.
 
-        False where the engine does not know. A filter that also looks for points without a cell
-        costs as much as scanning a tenth of the vectors.
+        To count them takes a look at every point, as long as scanning a tenth of the vectors.
         """
         info = self._shard.engine.info()
         index = info.payload_schema.get(record.key)
-        if index is None or index.points != info.points_count:
-            return False
-        known = record.values if isinstance(record, Partitions) else range(record.n_cells)
-        others = edge.MatchExcept(list(known))  # type: ignore[arg-type]  # of one kind
-        return self.count(edge.FieldCondition(record.key, match=others)) == 0
+        if index is None:
+            return Outside.ANYTHING
+        here = index.points == info.points_count
+        if isinstance(record, Partitions):
+            return Outside.NOBODY if here and self._only(record) else Outside.ANYTHING
+        if here and not self._number(*no_cell(record)):
+            return Outside.NOBODY
+        listed = here or index.points + self._number(empty(record.key)) == info.points_count
+        return Outside.LISTED if listed else Outside.ANYTHING
+
+    def _number(self, *alternatives: edge.ConditionType) -> int:
+        """Count the points, keys or not, that meet one of these conditions."""
+        either = edge.Filter(should=[*alternatives])
+        return self._shard.engine.count(edge.CountRequest(exact=True, filter=either))
+
+    def _only(self, given: Partitions) -> bool:
+        """Tell whether the index knows of no other values."""
+        values = edge.FacetRequest(given.key, limit=len(given.values) + 1)
+        return {one.value for one in self._shard.engine.facet(values)} <= {*given.values}

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import ResponseHandlingException
 
+from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
-from amips_plugins.adapters.qdrant.search import in_cells
+from amips_plugins.adapters.qdrant.search import in_cells, one_cell, strays_of
+from amips_plugins.adapters.qdrant.strays import may_have_strays
 from amips_plugins.adapters.qdrant.strict_mode import Limits
 from amips_plugins.collection import SearchRequest
 from amips_plugins.errors import InvalidInput
@@ -338,3 +342,105 @@ def test_the_cells_left_out_are_all_but_those_chosen(chosen: list[int], others: 
     assert made.model_dump_json() == validated.model_dump_json()  # made without validation
     assert made.model_dump(exclude_unset=True) == validated.model_dump(exclude_unset=True)
     assert models.Filter.model_validate(made.model_dump()) == validated
+
+
+# --- what a server's index can list ----------------------------------------------------------
+
+LISTED: dict[int, Any] = {1: 7, 2: -9, 5: [], 6: None, 7: [40, -1], 9: [-2]}
+STRAYS: dict[int, Any] = {3: "x", 10: 2.5, 11: True, 13: {"a": 1}, 14: ["x"]}
+
+
+def _written(collection: QdrantCollection, values: dict[int, Any]) -> QdrantCollection:
+    built = lay_out(collection)
+    for key, value in values.items():
+        collection.client.set_payload("docs", {"amips_cell_a1": value}, points=[key])
+    return built
+
+
+@pytest.mark.parametrize("chosen", [[0], [1, 2], [3, -1], [-1], [2, 2, 0]])
+@pytest.mark.parametrize(
+    "condition", [None, models.Filter(must_not=[models.HasIdCondition(has_id=[4, 5])])]
+)
+def test_alternatives_find_what_leaving_out_does(
+    collection: QdrantCollection, chosen: list[int], condition: models.Filter | None
+) -> None:
+    built = _written(collection, LISTED)
+    record = built._found.cells
+    assert record is not None
+
+    def points(made: models.Filter) -> set[Any]:
+        return {one.id for one in built.client.scroll("docs", made, limit=100)[0]}
+
+    left_out = points(in_cells(record, chosen, condition))
+    assert points(in_cells(record, chosen, condition, strays=False)) == left_out
+    one_by_one = {OVERFLOW, *(cell for cell in chosen if cell >= 0)}
+    parts = [points(one_cell(record, cell, condition, strays=False)) for cell in one_by_one]
+    assert set().union(*parts) == left_out
+
+
+@pytest.mark.parametrize("n_chosen", [1, 16, 17, 40])
+def test_alternatives_are_few_and_those_of_a_key_in_several_cells(n_chosen: int) -> None:
+    record = LayoutRecord("a1", "v1", 64, shared=True)
+    made = in_cells(record, range(n_chosen), None, strays=False)
+    ways: Any = made.should
+    assert len(ways) == 3 + (n_chosen if n_chosen <= 16 else 1)
+    assert made == models.Filter.model_validate(made.model_dump())
+    assert not any(isinstance(one, models.IsEmptyCondition) for one in ways)
+
+
+def test_strays_are_what_is_no_whole_number(collection: QdrantCollection) -> None:
+    built = _written(collection, LISTED | STRAYS)
+    record = built._found.cells
+    assert record is not None
+    found, _ = built.client.scroll("docs", strays_of(record), limit=100)
+    assert {one.id for one in found} == {*STRAYS}
+    for chosen in ([0], [1, 2], [-1]):
+        here = in_cells(record, chosen, None, strays=True)
+        assert {one.id for one in built.client.scroll("docs", here, limit=100)[0]} >= {*STRAYS}
+
+
+class Counts:
+    """A server's count of the strays, and how often it was asked for."""
+
+    def __init__(self, found: int | Exception) -> None:
+        self.found, self.asked = found, 0
+
+    def count(self, *_: Any, **__: Any) -> models.CountResult:
+        self.asked += 1
+        if isinstance(self.found, Exception):
+            raise self.found
+        return models.CountResult(count=self.found)
+
+
+@pytest.mark.parametrize(
+    ("indexed", "strict", "counted", "expected", "calls"),
+    [
+        (100, None, 0, False, 0),  # under every key a whole number
+        (99, None, 0, False, 1),
+        (99, None, 1, True, 1),
+        (99, None, ResponseHandlingException(TimeoutError()), True, 1),
+        (None, None, 0, True, 0),  # somebody dropped the index
+        (100, {"read_rate_limit": 10}, 0, True, 0),
+        (100, {"filter_max_conditions": 10}, 0, True, 0),
+        (100, {"search_allow_exact": False}, 0, True, 0),
+        (100, {"max_query_limit": 500}, 0, False, 0),
+    ],
+)
+def test_strays_are_counted_where_the_index_leaves_room_for_them(
+    indexed: int | None,
+    strict: dict[str, Any] | None,
+    counted: int | Exception,
+    expected: bool,
+    calls: int,
+) -> None:
+    record, client = LayoutRecord("a1", "v1", 4), Counts(counted)
+    limits = None if strict is None else models.StrictModeConfigOutput(enabled=True, **strict)
+    schema = {"data_type": "integer", "points": indexed}
+    found: Any = SimpleNamespace(
+        config=SimpleNamespace(strict_mode_config=limits),
+        payload_schema={} if indexed is None else {record.key: SimpleNamespace(**schema)},
+        points_count=100,
+    )
+    assert may_have_strays(cast("Any", client), "docs", None, found, record) is expected
+    assert client.asked == calls
+    assert may_have_strays(cast("Any", client), "docs", None, found, None) is False

@@ -19,7 +19,7 @@ import qdrant_edge as edge
 
 from amips_plugins import LearnedRouter, QdrantEdgeCollection, connect
 from amips_plugins.adapters.qdrant.cells import LayoutRecord, cell_key
-from amips_plugins.adapters.qdrant_edge.filters import without_cell
+from amips_plugins.adapters.qdrant_edge.filters import Outside, without_cell
 from amips_plugins.adapters.qdrant_edge.shard import OpenShard
 from amips_plugins.adapters.qdrant_edge.store import EdgeStore
 from amips_plugins.cell_layout import LayoutSpec
@@ -288,6 +288,31 @@ def test_cells_that_are_none_of_the_layouts_are_refused(opened: QdrantEdgeCollec
     assert all({1, 2} <= set(found(built, cell)) for cell in range(N_CELLS))
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_whatever_lies_in_the_place_of_a_cell_is_found(
+    opened: QdrantEdgeCollection, shared: bool
+) -> None:
+    built, key = opened.layouts.build(SPEC), cell_key("abc")
+    assert isinstance(built, QdrantEdgeCollection)
+    assert built._found.cells is not None
+    engine, store = built._shard.engine, built._store
+    record = replace(built._found.cells, shared=shared)
+    built._kept = replace(built._found, cells=record)
+    assert store.outside(record) is Outside.NOBODY
+    listed = {1: -7, 2: 99, 5: [], 6: None, 7: [40, -1]}
+    for number, value in listed.items():
+        engine.update(Update.set_payload([number], {key: value}))
+    engine.update(Update.upsert_points([edge.Point(1000, vectors(1)[0].tolist())]))
+    assert store.outside(record) is Outside.LISTED
+    assert all({*listed, 1000} <= set(found(built, cell)) for cell in range(N_CELLS))
+    engine.update(Update.delete_points([1000]))
+    for number, value in {9: "north", 10: 2.5, 13: {"a": 1}, 14: True}.items():
+        engine.update(Update.set_payload([number], {key: value}))
+        listed[number] = value
+        assert store.outside(record) is Outside.ANYTHING
+        assert all({*listed} <= set(found(built, cell)) for cell in range(N_CELLS))
+
+
 def test_a_payload_key_of_another_kind_is_refused(opened: QdrantEdgeCollection) -> None:
     engine = opened._shard.engine
     engine.update(Update.set_payload([3], {cell_key("abc"): "north"}))
@@ -314,12 +339,12 @@ RESTLESS = edge.EdgeOptimizersConfig(
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_the_engine_knows_whether_every_point_has_a_cell(tmp_path: Path, seed: int) -> None:
-    # What ``everything_placed`` reads is documented nowhere: hold it against the exact count.
+    # What ``outside`` reads is documented nowhere: hold it against the exact count.
     create(tmp_path / "docs", optimizers=RESTLESS)
     shard = OpenShard.load(tmp_path / "docs")
     record = LayoutRecord("abc", "v1", 4)
     cells, key = EdgeStore(shard, ""), record.key
-    assert not cells.everything_placed(record)
+    assert cells.outside(record) is Outside.ANYTHING
     cells.create_index(key)
     rng = np.random.default_rng(seed)
     seen = set()
@@ -342,10 +367,10 @@ def test_the_engine_knows_whether_every_point_has_a_cell(tmp_path: Path, seed: i
             shard.close()
             shard = OpenShard.load(tmp_path / "docs")
             cells = EdgeStore(shard, "")
-        placed = cells.everything_placed(record)
-        assert placed == (cells.overflow(record) == 0)
-        seen.add(placed)
-    assert seen == {True, False}
+        outside = cells.outside(record)
+        assert (outside is Outside.NOBODY) == (cells.overflow(record) == 0)
+        seen.add(outside)
+    assert seen == {Outside.NOBODY, Outside.LISTED}
     shard.close()
 
 

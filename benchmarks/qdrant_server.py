@@ -6,9 +6,10 @@
 Starts the program ``qdrant`` that is on PATH, on loopback, with hardware reporting on, or takes a
 server that runs already, on which it touches no collection but its own, and removes these. Efforts
 and thresholds are chosen on calibration queries; what is reported are test queries, each asked once
-of each method, which take turns. ``cells, as before`` asks as releases before this one did; ``above
-break-even`` are the test queries whose plan takes more of the keys than that, by themselves;
-``form`` are the ways to name the same cells, and what counting them costs without a scan.
+of each method, which take turns. ``cells, as before`` asks as releases before 2026-11 did, and
+``leaving out`` as where strays, or strict mode, make it necessary; ``above break-even`` are the
+test queries whose plan takes more of the keys than that, by themselves, with several numbers of
+candidates; ``form`` are the ways to name the same cells, and what counting them costs.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from qdrant_client import models
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a file
 
+from amips_plugins.adapters.qdrant import search as cell_searches
+from amips_plugins.adapters.qdrant import searched_points
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.adapters.qdrant.search import empty, has_cell, in_cells
@@ -116,6 +119,27 @@ def before(
         return [[int(point.id) for point in one.points] for one in answers]
 
     return search
+
+
+def leaving_out(collection: QdrantCollection) -> QdrantCollection:
+    """Return the collection as if there were strays: searches leave the other cells out."""
+    other = collection.sibling(collection.info.name)
+    other._kept = replace(collection._found, strays=True)
+    return other
+
+
+def with_constant(module: Any, name: str, value: float, search: Search) -> Search:
+    """Search with another value of a constant of a module."""
+
+    def changed(queries: FloatArray) -> list[list[int]]:
+        kept = getattr(module, name)
+        setattr(module, name, value)
+        try:
+            return search(queries)
+        finally:
+            setattr(module, name, kept)
+
+    return changed
 
 
 class Bystander:
@@ -216,22 +240,32 @@ def searches(
         plan = planned(routing, target)
         ways = {
             "cells, as before": Way(before(cells, record, plan)),
+            "cells, leaving out": Way(routed(leaving_out(cells), plan, grouped=False)),
             "cells": Way(routed(cells, plan, grouped=False)),
         }
         if ef is not None:
             ways |= {f"one graph, ef {ef}": Way(native(cells, ef))}
+        one_by_one = with_constant(searched_points, "_SEARCHES_EACH", 64, routed(over_grpc, plan))
         more = {
-            "cells, one by one": Way(routed(cells, plan)),
-            "cells, one by one, gRPC": Way(routed(over_grpc, plan)),
+            "cells, gRPC": Way(
+                with_constant(searched_points, "_SEARCHES_EACH", 0, routed(over_grpc, plan))
+            ),
+            "cells, one by one, gRPC": Way(one_by_one),
         }
         bench.compare("single", ways, target, singles, 1)
         bench.compare("batch", {**ways, **more}, target, batches, 256)
         shares = plan(test.queries).shares
         assert shares is not None
-        most = np.flatnonzero(shares > cells.break_even)
-        if len(most) >= _FEWEST:
-            some = replace(test, queries=test.queries[most], hits=test.hits[most])
-            bench.compare("above break-even", ways, target, some, 1)
+        above = np.flatnonzero(shares > cells.break_even)
+        if len(above) >= _FEWEST:
+            some = replace(test, queries=test.queries[above], hits=test.hits[above])
+            wide = {
+                f"cells, {most} candidates": Way(
+                    with_constant(cell_searches, "_WIDE", most, routed(cells, plan))
+                )
+                for most in (256, 384)
+            }
+            bench.compare("above break-even", {**ways, **wide}, target, some, 1)
         if target == _FORMS_AT:
             shares = plan(singles.queries).shares
             assert shares is not None
@@ -259,23 +293,19 @@ def forms(
     def alternatives(cells: list[int]) -> models.Filter:
         return models.Filter(should=[empty(record.key), has_cell(record.key, cells)])
 
-    def by_ranges(cells: list[int]) -> models.Filter:
-        low = models.FieldCondition(key=record.key, range=models.Range(lt=0))
-        high = models.FieldCondition(key=record.key, range=models.Range(gte=record.n_cells))
-        return models.Filter(should=[has_cell(record.key, cells), empty(record.key), low, high])
+    def listed(cells: list[int]) -> models.Filter:
+        return in_cells(record, cells, None, strays=False)
 
-    def by_range(cells: list[int]) -> models.Filter:
-        inside = models.Range(gte=0, lt=record.n_cells)
-        any_cell = models.FieldCondition(key=record.key, range=inside)
-        others = models.Filter(must_not=[any_cell])
-        return models.Filter(should=[has_cell(record.key, cells), others])
+    def listed_as_one(cells: list[int]) -> models.Filter:
+        none: Any = in_cells(record, [], None, strays=False).should
+        return models.Filter(should=[has_cell(record.key, cells), *none])
 
     conditions: dict[str, Callable[[list[int]], list[models.Filter | None]]] = {
         "no point": lambda _: [named([record.n_cells + 1])],
         "these": lambda cells: [named(cells)],
         "these, or none": lambda cells: [alternatives(cells)],
-        "these, none, or no cell by two ranges": lambda cells: [by_ranges(cells)],
-        "these, or no cell by one range": lambda cells: [by_range(cells)],
+        "these one by one, none, or no cell": lambda cells: [listed(cells)],
+        "these in a list, none, or no cell": lambda cells: [listed_as_one(cells)],
         "not the others": lambda cells: [in_cells(record, cells, None)],
         "these, and none: two searches": lambda cells: [named(cells), none],
         "everything": lambda _: [None],

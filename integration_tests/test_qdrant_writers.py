@@ -287,20 +287,42 @@ def test_what_a_proxy_hands_out_brings_no_cell_back(
 
 
 def test_what_is_no_cell_is_overflow(client: QdrantClient, name: str) -> None:
-    """Whatever others write under the cell's key: every plan finds it, a backfill mends it."""
-    built = QdrantCollection(client, name).layouts.build(spec())
-    strange: list[Any] = ["x", N_CELLS, 10**6, -7, 1.5, ["x"], {"a": 1}, True, None, []]
-    for one, value in enumerate(strange):
+    """Whatever others write under the cell's key: every plan finds it, a backfill mends it.
+
+    What is no whole number it finds from the next look at the collection on.
+    """
+    QdrantCollection(client, name).layouts.build(spec())
+    built = QdrantCollection(client, name)
+    listed: list[Any] = [N_CELLS, 10**6, -7, None, [], [N_CELLS, -1]]
+    strange: list[Any] = ["x", 1.5, ["x"], {"a": 1}, True]
+
+    def missed(first: int, values: list[Any]) -> list[Any]:
+        found = []
+        for one, value in enumerate(values, first):
+            vector = keys(COUNT)[one : one + 1]
+            other = int((by_sign([one], vector)[0] + 1) % N_CELLS)
+            plan = QueryPlan(cells=np.array([[other]]), layout=LAYOUT)
+            (hits,) = built.search(SearchRequest(vector, k=1), plan)
+            found += [] if hits[0].id == one else [value]
+        return found
+
+    assert not built._found.strays
+    for one, value in enumerate(listed):
+        client.set_payload(name, {KEY: value}, [one], wait=True)
+    assert missed(0, listed) == []
+    wait_until_indexed(client, name, COUNT // 2)
+    assert missed(0, listed) == []
+    assert not built.current()._found.strays
+    for one, value in enumerate(strange, len(listed)):
         client.set_payload(name, {KEY: value}, [one], wait=True)
     client.set_payload(name, {KEY: [0, 1]}, [100], wait=True)  # in both, until it is mended
+    built = built.current()
+    assert built._found.strays
+    assert missed(0, listed + strange) == []
     wait_until_indexed(client, name, COUNT // 2)
-    for one in range(len(strange)):
-        vector = keys(COUNT)[one : one + 1]
-        other = int((by_sign([one], vector)[0] + 1) % N_CELLS)
-        plan = QueryPlan(cells=np.array([[other]]), layout=LAYOUT)
-        (hits,) = built.search(SearchRequest(vector, k=1), plan)
-        assert hits[0].id == one, strange[one]
+    assert missed(0, listed + strange) == []
     built.layouts.backfill(by_sign, verify=True)
+    assert not built.current()._found.strays
     check(client, name, unit(keys(COUNT)))
 
 

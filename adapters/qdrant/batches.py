@@ -31,7 +31,7 @@ else:
     _conversion = require("qdrant_client.conversions.conversion", "qdrant")
     GrpcToRest, RestToGrpc = _conversion.GrpcToRest, _conversion.RestToGrpc
 
-__all__ = ["CellGroup", "GrpcBatch", "by_cell", "by_shard", "one_by_one", "prefers_grpc"]
+__all__ = ["CellGroup", "GrpcBatch", "by_cell", "by_shard", "one_by_one"]
 
 _TIMEOUT = 5  # seconds, the client's default
 
@@ -96,12 +96,6 @@ def one_by_one(
         for row in group.rows
     ]
     return rows, found
-
-
-def prefers_grpc(client: Any) -> bool:
-    """Tell whether a client searches over gRPC."""
-    options = getattr(client, "init_options", None)  # which stand-ins of a client may not have
-    return isinstance(options, Mapping) and bool(options.get("prefer_grpc"))
 
 
 class _Scored(NamedTuple):

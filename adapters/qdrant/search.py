@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ else:
     models = require("qdrant_client.models", "qdrant")
 
 __all__ = [
+    "EXACT",
     "all_of",
     "among",
     "as_arguments",
@@ -31,8 +32,12 @@ __all__ = [
     "has_cell",
     "has_value",
     "has_vector",
+    "in_cell",
     "in_cells",
+    "in_none",
     "index_of_cells",
+    "of_any",
+    "one_by_one",
     "one_cell",
     "others_than",
     "plan_queries",
@@ -43,12 +48,12 @@ __all__ = [
 ]
 
 _EXACTLY = {"exact": True}
-_EXACT = models.SearchParams(exact=True)
+EXACT = models.SearchParams(exact=True)
 _NONE_OF = models.Filter(must_not=[])
 _ANY_OF = models.MatchAny(any=[])
 _WITH = models.FieldCondition(key="", match=_ANY_OF)
 _ALTERNATIVES = models.Filter(should=[])
-_ONE_BY_ONE = 16  # cells up to which naming each costs less than what a list does with its points
+_ONE_BY_ONE = 16  # cells: a server makes the points of a list unique, a client writes each cell
 _WIDE = 512  # candidates that a search of the graph keeps, where it stands for all keys,
 _WIDE_PER_HIT = 16  # and at least this many for every hit
 
@@ -57,19 +62,19 @@ def plan_queries(
     request: SearchRequest,
     plan: QueryPlan,
     field: str,
-    record: LayoutRecord | Partitions | None,
+    named: Callable[[list[int]], Any] | None,
     break_even: float,
     *,
     exact: bool,
     has_graph: bool = False,
     codes: Codes | None = None,
     shards: CellShards | None = None,
-    strays: bool = True,
 ) -> list[models.QueryRequest]:
     """Write the plan as queries, one a row; ``exact`` is False where every search is.
 
-    With a graph a row whose cells hold most of the keys follows that, widely: to compare with
-    every key scores twenty times the bytes. Cells in shard keys are asked by their names.
+    ``named`` makes the filter of some cells, the request's own within. With a graph a row whose
+    cells hold most of the keys follows that, widely: to compare with every key scores twenty times
+    the bytes. Cells in shard keys are asked by their names.
     """
     if request.filter is not None and not isinstance(request.filter, models.Filter):
         raise InvalidInput(
@@ -101,9 +106,8 @@ def plan_queries(
                 )
             if shards is not None and not everything[row]:
                 search["shard_key"] = shards.asked(plan.cells[row].tolist())
-            elif record is not None and not everything[row]:
-                chosen = plan.cells[row].tolist()
-                search["filter"] = in_cells(record, chosen, request.filter, strays=strays)
+            elif named is not None and not everything[row]:
+                search["filter"] = named(plan.cells[row].tolist())
         if plan.rewritten is not None:
             # The filter stays inside: the server would merge an outer one into it clause by
             # clause, which turns two ``should`` into alternatives of each other.
@@ -133,11 +137,11 @@ def one_cell(
 ) -> models.Filter:
     """Points of one cell, or without any, that meet a condition."""
     if cell != OVERFLOW:
-        here = models.Filter.model_construct(must=[_in_cell(record.key, cell)])
+        here = models.Filter.model_construct(must=[in_cell(record.key, cell)])
     elif strays:
         here = without_cell(record)
     else:
-        here = models.Filter.model_construct(should=[*_in_none(record.key, record.n_cells)])
+        here = models.Filter.model_construct(should=[*in_none(record.key, record.n_cells)])
     return both(condition, here)
 
 
@@ -179,7 +183,7 @@ def search_params(
         else:
             params["exact"] = True  # HNSW under the filter of a cell loses keys
     if params == _EXACTLY:
-        return _EXACT  # most searches of cells
+        return EXACT  # most searches of cells
     return models.SearchParams.model_construct(**params) if params else None
 
 
@@ -222,33 +226,40 @@ def in_cells(
         return in_values(record, cells, condition)
     if strays:
         return both(condition, _all_but(record, cells))
-    chosen = dict.fromkeys(cell for cell in cells if cell >= 0)
-    if len(chosen) <= _ONE_BY_ONE:
-        these = [_in_cell(record.key, cell) for cell in chosen]
+    chosen = list(dict.fromkeys(cell for cell in cells if cell >= 0))
+    if one_by_one(chosen):
+        these = [in_cell(record.key, cell) for cell in chosen]
     else:
-        these = [_of_any(record, [*chosen])]
+        these = [of_any(record, chosen)]
     here: models.Filter = _filled(
-        _ALTERNATIVES, should=[*these, *_in_none(record.key, record.n_cells)]
+        _ALTERNATIVES, should=[*these, *in_none(record.key, record.n_cells)]
     )
     return both(condition, here)
 
 
+def one_by_one(chosen: Sequence[int]) -> bool:
+    """Tell whether naming cells one by one costs less than what a list does with its points."""
+    return len(chosen) <= _ONE_BY_ONE
+
+
 def _all_but(record: LayoutRecord, cells: Sequence[int]) -> models.Filter:
     """Leave out the other cells; of keys in several, one may be in these all the same."""
-    others = _of_any(record, record.all_but(() if record.shared else cells))
+    others = of_any(record, record.all_but(() if record.shared else cells))
     here: models.Filter = _filled(_NONE_OF, must_not=[others])
     if record.shared:
-        here = models.Filter(should=[_of_any(record, [cell for cell in cells if cell >= 0]), here])
+        here = models.Filter(should=[of_any(record, [cell for cell in cells if cell >= 0]), here])
     return here
 
 
 @lru_cache(maxsize=8192)
-def _in_cell(key: str, cell: int) -> models.FieldCondition:
+def in_cell(key: str, cell: int) -> models.FieldCondition:
+    """Points of one cell."""
     return models.FieldCondition(key=key, match=models.MatchValue(value=cell))
 
 
 @lru_cache(maxsize=64)
-def _in_none(key: str, n_cells: int) -> tuple[models.FieldCondition, ...]:
+def in_none(key: str, n_cells: int) -> tuple[models.FieldCondition, ...]:
+    """Points with nothing under the key, or a whole number that is no cell."""
     # An ``IsEmptyCondition`` says the same as the first, but every point found is looked at again.
     nothing = models.FieldCondition(key=key, is_empty=True)
     claimed = models.FieldCondition(key=key, range=models.Range(lt=0))
@@ -259,10 +270,11 @@ def _in_none(key: str, n_cells: int) -> tuple[models.FieldCondition, ...]:
 def strays_of(record: LayoutRecord) -> models.Filter:
     """Points with something under the key that is no whole number."""
     cells = has_cell(record.key, range(record.n_cells))
-    return models.Filter(must_not=[cells, *_in_none(record.key, record.n_cells)])
+    return models.Filter(must_not=[cells, *in_none(record.key, record.n_cells)])
 
 
-def _of_any(record: LayoutRecord, cells: list[int]) -> models.FieldCondition:
+def of_any(record: LayoutRecord, cells: list[int]) -> models.FieldCondition:
+    """Points of some cells."""
     found: models.FieldCondition = _filled(_WITH, key=record.key, match=_filled(_ANY_OF, any=cells))
     return found
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from amips_plugins.adapters.cell_groups import merge_hits
@@ -16,10 +17,15 @@ from amips_plugins.adapters.qdrant.batches import (
     by_cell,
     by_shard,
     one_by_one,
-    prefers_grpc,
 )
 from amips_plugins.adapters.qdrant.cell_shards import CellShards, ShardKey
+from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant.codes import Codes, break_even_of
+from amips_plugins.adapters.qdrant.messages import (
+    filter_message,
+    params_message,
+    prefers_grpc,
+)
 from amips_plugins.adapters.qdrant.point_collection import Found, PointCollection
 from amips_plugins.adapters.qdrant.read_budget import ReadBudget
 from amips_plugins.adapters.qdrant.search import (
@@ -148,7 +154,7 @@ class SearchedPoints(PointCollection):
                 call, seconds = batch.call(messages, _left(request, started), self._client)
                 results += self._client.grpc_points.QueryBatch(call, timeout=seconds).result
             return batch.hits(results, request, self.info.metric.larger_is_better)
-        rows, queries, timeout = self._planned(request, plan)
+        rows, queries, timeout = self._planned(request, plan, self._client)
         if len(queries) == 1:
             # The client's batch call costs 200 us of Python more for a query than this one.
             one = as_arguments(queries[0])
@@ -175,7 +181,7 @@ class SearchedPoints(PointCollection):
                 call, seconds = batch.call(messages, _left(request, started), client)
                 results += (await points.QueryBatch(call, timeout=seconds)).result
             return batch.hits(results, request, self.info.metric.larger_is_better)
-        rows, queries, timeout = self._planned(request, plan)
+        rows, queries, timeout = self._planned(request, plan, client)
         if len(queries) == 1:
             one = as_arguments(queries[0])
             answers = [await client.query_points(self._name, **one, timeout=timeout)]
@@ -248,8 +254,13 @@ class SearchedPoints(PointCollection):
         changed = {**(dict(params) if params else {}), "exact": True}
         return [(condition, models.SearchParams(**changed))]
 
-    def queries(self, request: SearchRequest, plan: QueryPlan) -> list[models.QueryRequest]:
-        """Write a search as the client's own queries, one a row; raise as ``search`` does."""
+    def queries(
+        self, request: SearchRequest, plan: QueryPlan, *, over_grpc: bool = False
+    ) -> list[models.QueryRequest]:
+        """Write a search as the client's own queries, one a row; raise as ``search`` does.
+
+        Where the client asks ``over_grpc`` their filters may be messages.
+        """
         check_layout(plan, self.layout(), self._name)
         found = self._found
         self._budget.spend(len(request.queries) * (1 if plan.cells is None else 2))
@@ -257,14 +268,24 @@ class SearchedPoints(PointCollection):
             request,
             plan,
             found.info.field,
-            self._cells,
+            self._named(request.filter, over_grpc=over_grpc),
             self.break_even,
             exact=not self._local,
             has_graph=found.has_graph,
             codes=found.codes,
             shards=self._shards,
-            strays=found.strays,
         )
+
+    def _named(
+        self, condition: models.Filter | None, *, over_grpc: bool
+    ) -> Callable[[list[int]], Any] | None:
+        """Return what makes the filter of some cells, under a condition."""
+        cells, strays = self._cells, (self._kept or self._found).strays
+        if cells is None:
+            return None
+        if over_grpc and isinstance(cells, LayoutRecord) and not strays:
+            return partial(filter_message, cells, condition)
+        return partial(in_cells, cells, condition=condition, strays=strays)
 
     @property
     def _shards(self) -> CellShards | None:
@@ -282,11 +303,17 @@ class SearchedPoints(PointCollection):
         return plan.shares is not None and bool(plan.shares[0] > self.break_even)
 
     def narrowed(
-        self, request: SearchRequest, plan: QueryPlan, condition: models.Filter | None
-    ) -> tuple[models.Filter | None, models.SearchParams | None]:
+        self,
+        request: SearchRequest,
+        plan: QueryPlan,
+        condition: models.Filter | None,
+        *,
+        over_grpc: bool = False,
+    ) -> tuple[Any, Any]:
         """Return filter and parameters of a search of one query in cells, under a condition.
 
-        Raises ``InvalidInput`` as ``search`` does.
+        They are the client's models, or where it asks ``over_grpc`` what costs it less. Raises
+        ``InvalidInput`` as ``search`` does.
         """
         found, chosen = self._kept or self._found, plan.cells
         cells = self._given or found.cells
@@ -297,19 +324,22 @@ class SearchedPoints(PointCollection):
             if cells is None or plan.layout != cells.layout:
                 check_layout(plan, self.layout(), self._name)
             elif not graphs and (share is None or share <= self.break_even):
-                asked = chosen[0].tolist()
-                condition = in_cells(cells, asked, condition, strays=found.strays)
+                named = self._named(condition, over_grpc=over_grpc)
+                condition = None if named is None else named(chosen[0].tolist())
         codes = None if graphs else found.codes
-        return condition, search_params(request, plan, not self._local, codes, share, graphs=graphs)
+        params = search_params(request, plan, not self._local, codes, share, graphs=graphs)
+        return condition, params_message(params) if over_grpc else params
 
     def _planned(
-        self, request: SearchRequest, plan: QueryPlan
+        self, request: SearchRequest, plan: QueryPlan, client: Any
     ) -> tuple[list[int], list[models.QueryRequest], int | None]:
         """Return a search as queries, the row of each, and its timeout."""
         given, by_value = self._given, False
         if given is not None and plan.cells is not None and plan.rewritten is None:
             by_value = given.key in (self._found.tenant_keys or ())
-        queries = self.queries(request, NATIVE if by_value else plan)
+        # Messages may stand in the arguments of a call, and not in the queries of a batch.
+        over_grpc = len(request.queries) == 1 and plan.rewritten is None and prefers_grpc(client)
+        queries = self.queries(request, NATIVE if by_value else plan, over_grpc=over_grpc)
         rows = list(range(len(queries)))
         if by_value and given is not None:
             rows, queries = self._value_by_value(request, plan, given, queries)

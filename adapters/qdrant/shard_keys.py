@@ -87,12 +87,12 @@ class InShardKeys(QdrantCollection):
         return [one for one in there if one not in left_aside] or list(there)
 
     def _planned(
-        self, request: SearchRequest, plan: QueryPlan
+        self, request: SearchRequest, plan: QueryPlan, client: Any
     ) -> tuple[list[int], list[models.QueryRequest], int | None]:
         check_layout(plan, self.layout(), self._name)
         if plan.cells is None:
-            return super()._planned(request, plan)
-        rows, queries, timeout = super()._planned(request, NATIVE)
+            return super()._planned(request, plan, client)
+        rows, queries, timeout = super()._planned(request, NATIVE, client)
         asked = [self._asked(cells) for cells in plan.cells.tolist()]
         for row, query in zip(rows, queries, strict=True):
             query.shard_key = asked[row]
@@ -107,8 +107,13 @@ class InShardKeys(QdrantCollection):
         return await super().search_async(client, request, plan)
 
     def narrowed(
-        self, request: SearchRequest, plan: QueryPlan, condition: models.Filter | None
-    ) -> tuple[models.Filter | None, models.SearchParams | None]:
+        self,
+        request: SearchRequest,
+        plan: QueryPlan,
+        condition: models.Filter | None,
+        *,
+        over_grpc: bool = False,  # noqa: ARG002 - there is nothing to write
+    ) -> tuple[Any, Any]:
         """Return filter and parameters as they are: shard keys are no part of them."""
         check_layout(plan, self.layout(), self._name)
         return condition, search_params(request, NATIVE, exact=False)

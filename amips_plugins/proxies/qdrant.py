@@ -11,6 +11,7 @@ import numpy as np
 
 from amips_plugins.adapters.cell_groups import merge_hits
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
+from amips_plugins.adapters.qdrant.messages import prefers_grpc
 from amips_plugins.collection import Collection, CollectionInfo, SearchRequest
 from amips_plugins.errors import InvalidInput, require
 from amips_plugins.plan import QueryPlan
@@ -270,7 +271,7 @@ class _QueryPoints:
         changes: dict[str, Any] = {}
         if plan.rewritten is None:
             changes["query_filter"], changes["search_params"] = reader.narrowed(
-                request, plan, condition
+                request, plan, condition, over_grpc=self.takes_messages(plain)
             )
             asked = reader.asked_shards(plan)
             if asked is not None:
@@ -325,6 +326,10 @@ class _QueryPoints:
         self.answer(response).points = pages[self.offset : self.offset + request.k]
         return planned
 
+    def takes_messages(self, plain: Call) -> bool:
+        """Tell whether the call takes filter and parameters as messages of gRPC."""
+        return prefers_grpc(getattr(plain.method, "__self__", None))
+
     def changed(self, plain: Call, changes: Mapping[str, Any]) -> Call:
         """Return the caller's call with these arguments changed."""
         return plain.instead({**self.arguments, **changes})
@@ -350,6 +355,9 @@ class _QueryBatch(_QueryPoints):
 
     def natively(self, timeout: float | None) -> Mapping[str, Any]:
         return {**self.given, "timeout": _seconds(timeout)}
+
+    def takes_messages(self, plain: Call) -> bool:  # noqa: ARG002 - its models hold models
+        return False
 
     def changed(self, plain: Call, changes: Mapping[str, Any]) -> Call:
         timeout = {name: value for name, value in changes.items() if name == "timeout"}

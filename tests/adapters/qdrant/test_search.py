@@ -10,13 +10,15 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from qdrant_client import QdrantClient, models
+from qdrant_client import QdrantClient, grpc, models
+from qdrant_client.conversions.conversion import RestToGrpc
 from qdrant_client.http.exceptions import ResponseHandlingException
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
-from amips_plugins.adapters.qdrant.search import in_cells, one_cell, strays_of
+from amips_plugins.adapters.qdrant.messages import filter_message, params_message
+from amips_plugins.adapters.qdrant.search import EXACT, has_cell, in_cells, one_cell, strays_of
 from amips_plugins.adapters.qdrant.strays import may_have_strays
 from amips_plugins.adapters.qdrant.strict_mode import Limits
 from amips_plugins.collection import SearchRequest
@@ -386,6 +388,43 @@ def test_alternatives_are_few_and_those_of_a_key_in_several_cells(n_chosen: int)
     assert len(ways) == 3 + (n_chosen if n_chosen <= 16 else 1)
     assert made == models.Filter.model_validate(made.model_dump())
     assert not any(isinstance(one, models.IsEmptyCondition) for one in ways)
+
+
+@pytest.mark.parametrize("chosen", [[], [-1], [3], [5, 2, 5, -1], [*range(16)], [*range(40)]])
+@pytest.mark.parametrize("condition", [None, models.Filter(must_not=[has_cell("city", [1, 2])])])
+def test_a_message_says_what_the_model_does(
+    chosen: list[int], condition: models.Filter | None
+) -> None:
+    record = LayoutRecord("a1", "v1", 64)
+    made = in_cells(record, chosen, condition, strays=False)
+    for _ in range(2):
+        assert filter_message(record, condition, chosen) == RestToGrpc.convert_filter(made)
+    assert params_message(EXACT) == RestToGrpc.convert_search_params(EXACT)
+    assert params_message(None) is None
+    other = models.SearchParams(hnsw_ef=7)
+    assert params_message(other) is other
+
+
+@LOCAL
+@pytest.mark.parametrize("strays", [False, True])
+def test_what_a_client_is_given_is_a_message_where_it_asks_over_grpc(
+    server: QdrantCollection, monkeypatch: pytest.MonkeyPatch, strays: bool
+) -> None:
+    server._kept = replace(server._found, strays=strays)
+    plan, given = QueryPlan(cells=np.array([[1, 2]]), layout="a1"), list[Any]()
+    monkeypatch.setattr(server.client, "_init_options", {"prefer_grpc": True})
+
+    def asked(_: str, **more: Any) -> Any:
+        given.append(more["query_filter"])
+        return SimpleNamespace(points=[])
+
+    monkeypatch.setattr(server.client, "query_points", asked)
+    server.search(SearchRequest(KEYS[:1], k=3), plan)
+    condition, _ = server.narrowed(SearchRequest(KEYS[:1], k=3), plan, None, over_grpc=True)
+    kind = models.Filter if strays else grpc.Filter
+    assert [type(one) for one in (*given, condition)] == [kind, kind]
+    condition, _ = server.narrowed(SearchRequest(KEYS[:1], k=3), plan, None)
+    assert type(condition) is models.Filter
 
 
 def test_strays_are_what_is_no_whole_number(collection: QdrantCollection) -> None:

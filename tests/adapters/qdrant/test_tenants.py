@@ -153,10 +153,10 @@ def test_candidates_of_a_rewritten_query_are_true_neighbours_too(
     collection._local = False
     both = models.Filter(must=[named("group", 0, 2)])
     plan = QueryPlan(rewritten=KEYS[5:6], rescore=9)
-    queries = collection._planned(SearchRequest(KEYS[:1], k=7, filter=both), plan)[1]
+    queries = collection._planned(SearchRequest(KEYS[:1], k=7, filter=both), plan, None)[1]
     inner: Any = queries[0].prefetch
     assert [one.filter.must[0].match.value for one in inner] == [0, 2]
-    queries = collection._planned(SearchRequest(KEYS[:1], k=7), plan)[1]
+    queries = collection._planned(SearchRequest(KEYS[:1], k=7), plan, None)[1]
     inner = queries[0].prefetch
     assert [one.params.exact for one in inner] == [True]
 

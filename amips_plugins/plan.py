@@ -55,6 +55,9 @@ class QueryPlan:
     shares
         ``(n_queries,)`` share of the keys in each query's cells. Above the collection's
         ``break_even`` a query is answered by a full, exact scan, which is then the cheaper one.
+    recall
+        The target that the cells were chosen for, so that whatever stands for a full scan can be as
+        thorough as that takes; None where nobody said.
     effort
         How far to search the graph inside a cell (HNSW's ef), where there is one; None leaves it to
         the database.
@@ -79,6 +82,7 @@ class QueryPlan:
     cells: IntArray | None = None
     layout: str | None = None
     shares: FloatArray | None = None
+    recall: float | None = None
     effort: int | None = None
     efforts: IntArray | None = None
     probes: int | None = None

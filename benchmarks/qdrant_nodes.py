@@ -2,7 +2,7 @@
 
     python benchmarks/qdrant_nodes.py npm2pypi --json nodes.json
 
-Starts the program ``qdrant`` that is on PATH three times, on loopback. A collection of six shards,
+Starts the program ``qdrant`` that is on PATH three times, on loopback. A collection of some shards,
 each on two nodes, is searched as it is, with and without int8 codes, and laid out in shard keys, as
 the product does it, with as many replicas, for one number of cells after another. CPU is that of
 all nodes together. Efforts and cells are chosen on calibration queries, every setting on some of
@@ -32,7 +32,7 @@ from amips_plugins.errors import AmipsError
 from amips_plugins.export.dataset import TrainingTask
 from amips_plugins.vectors import FloatArray
 from benchmarks.data import Source, load
-from benchmarks.learned import train_routing
+from benchmarks.learned import Routing, train_routing
 from benchmarks.protocols import pose
 from benchmarks.qdrant_bench import INT8, Bench, K, Search, Way, first_keys
 from benchmarks.qdrant_shards import (
@@ -46,7 +46,7 @@ from benchmarks.qdrant_shards import (
 )
 from integration_tests.servers import QdrantProcess
 
-_NODES, _SHARDS, _REPLICAS = 3, 6, 2
+_NODES, _REPLICAS = 3, 2
 _VISITS = 1, 2, 4, 8
 
 
@@ -72,6 +72,8 @@ def visiting(collection: QdrantCollection, number: int) -> Way:
 @click.argument("data", envvar="AMIPS_BENCH_DATA")
 @click.option("--keys", default=100_000, show_default=True, help="Keys, from the first.")
 @click.option("--cells", default="64,24,12", show_default=True, help="Cells, a shard key each.")
+@click.option("--shards", default=6, show_default=True, help="Of the collection as it is.")
+@click.option("--spill", default=0.0, show_default=True, help="Share of further copies of keys.")
 @click.option("--queries", default=2_000, show_default=True, help="Test queries.")
 @click.option("--each", default=100, show_default=True, help="Calibration queries a setting.")
 @click.option("--epochs", type=int, help="Of training; default the recipe's.")
@@ -81,6 +83,8 @@ def main(
     data: str,
     keys: int,
     cells: str,
+    shards: int,
+    spill: float,
     queries: int,
     each: int,
     epochs: int | None,
@@ -98,7 +102,7 @@ def main(
                 nodes.append(stack.enter_context(QdrantProcess(settings, joins=first)))
             client = first.address.client(timeout=600)
             bench = Bench(nodes, client, np.asarray(dataset.keys), [], json_file)
-            spread: dict[str, Any] = {"shard_number": _SHARDS, "replication_factor": _REPLICAS}
+            spread: dict[str, Any] = {"shard_number": shards, "replication_factor": _REPLICAS}
             with bench.work("load", "first load and graph"):
                 bench.fill("docs", **spread)
             with bench.work("load", "int8 codes"):
@@ -107,7 +111,9 @@ def main(
                 folder = Path(work, str(number))
                 folder.mkdir()
                 task = pose(dataset, "unseen", 0, folder, show_progress)
-                measure_cells(bench, task, number, queries, Queries(task.calibrate, each), epochs)
+                routing = train_routing(task, number, epochs, graphs=True, spill=spill)
+                tuning = Queries(task.calibrate, each)
+                measure_cells(bench, task, routing, shards, queries, tuning)
     except AmipsError as exc:
         raise click.ClickException(str(exc)) from exc
 
@@ -115,23 +121,23 @@ def main(
 def measure_cells(
     bench: Bench,
     task: TrainingTask,
-    number: int,
+    routing: Routing,
+    shards: int,
     queries: int,
     tuning: Queries,
-    epochs: int | None,
 ) -> None:
-    """Lay out in so many cells, compare with the collection as it is, and remove them."""
+    """Lay out in its cells, compare with the collection as it is, and remove them."""
+    number = routing.n_cells
     native = [
-        ("six shards", followed(bench, tuning, "docs", shards=_SHARDS)),
+        (f"{shards} shards", followed(bench, tuning, "docs", shards=shards)),
         (
-            "six shards, int8 rescored",
-            followed(bench, tuning, "codes", RESCORED, shards=_SHARDS),
+            f"{shards} shards, int8 rescored",
+            followed(bench, tuning, "codes", RESCORED, shards=shards),
         ),
     ]
     half, test = queries // 2, task.test
     singles = replace(test, queries=test.queries[:half], hits=test.hits[:half])
     batches = replace(test, queries=test.queries[half:queries], hits=test.hits[half:queries])
-    routing = train_routing(task, number, epochs, graphs=True)
     laid_out = laid_out_in_shards(bench, routing, "docs")
     bench.rest()
     visits = {f"{some} of {number} shards": visiting(laid_out, some) for some in _VISITS}

@@ -245,10 +245,12 @@ def searches(
         }
         if ef is not None:
             ways |= {f"one graph, ef {ef}": Way(native(cells, ef))}
-        one_by_one = with_constant(searched_points, "_SEARCHES_EACH", 64, routed(over_grpc, plan))
+        one_by_one = with_constant(
+            searched_points, "_SEARCHES_EACH_GRPC", 64, routed(over_grpc, plan)
+        )
         more = {
             "cells, gRPC": Way(
-                with_constant(searched_points, "_SEARCHES_EACH", 0, routed(over_grpc, plan))
+                with_constant(searched_points, "_SEARCHES_EACH_GRPC", 0, routed(over_grpc, plan))
             ),
             "cells, one by one, gRPC": Way(one_by_one),
         }
@@ -263,7 +265,7 @@ def searches(
                 f"cells, {most} candidates": Way(
                     with_constant(cell_searches, "_WIDE", most, routed(cells, plan))
                 )
-                for most in (256, 384)
+                for most in (256, 512)
             }
             bench.compare("above break-even", {**ways, **wide}, target, some, 1)
         if target == _FORMS_AT:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -54,8 +55,10 @@ _ANY_OF = models.MatchAny(any=[])
 _WITH = models.FieldCondition(key="", match=_ANY_OF)
 _ALTERNATIVES = models.Filter(should=[])
 _ONE_BY_ONE = 16  # cells: a server makes the points of a list unique, a client writes each cell
-_WIDE = 512  # candidates that a search of the graph keeps, where it stands for all keys,
-_WIDE_PER_HIT = 16  # and at least this many for every hit
+# Candidates that a search of the graph keeps where it stands for all keys, at recalls up to this,
+_WIDE, _WIDE_RECALL = 384, 0.98
+_WIDE_PER_HIT = 16  # and at least this many for every hit;
+_WIDEST = 4096  # a recall that would take more is an exact scan's (docs/performance.md)
 
 
 def plan_queries(
@@ -98,7 +101,7 @@ def plan_queries(
             "limit": request.k,
         }
         if plan.cells is not None and everything[row] and exact and has_graph:
-            search["params"] = _widely(params, request.k)
+            search["params"] = _widely(params, request.k, plan.recall)
         elif plan.cells is not None:
             if codes is not None:
                 search["params"] = search_params(
@@ -125,10 +128,17 @@ def plan_queries(
     return queries
 
 
-def _widely(params: models.SearchParams | None, k: int) -> models.SearchParams:
-    """Return parameters of a search of the graph that misses next to nothing."""
+def _widely(
+    params: models.SearchParams | None, k: int, recall: float | None
+) -> models.SearchParams | None:
+    """Return parameters of a search of the graph that misses little of what the target allows."""
+    stricter = max(1.0, (1.0 - _WIDE_RECALL) / max(1e-9, 1.0 - (recall or 0.0)))
+    # Half the misses take more than twice the candidates, and of more queries at that.
+    candidates = _WIDE * stricter**2
+    if candidates > _WIDEST:
+        return params
     asked = 0 if params is None else params.hnsw_ef or 0
-    changed = {"exact": None, "hnsw_ef": max(asked, _WIDE, _WIDE_PER_HIT * k)}
+    changed = {"exact": None, "hnsw_ef": max(asked, math.ceil(candidates), _WIDE_PER_HIT * k)}
     return models.SearchParams.model_construct(**{**(dict(params) if params else {}), **changed})
 
 

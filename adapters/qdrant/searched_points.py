@@ -55,8 +55,8 @@ __all__ = ["SearchedPoints", "ServerFound"]
 _BATCH = 64  # queries from which on they share cells enough,
 _NUMBERS = 1_000_000  # of vectors in one call: a server takes 32 MiB of JSON
 _IN_PAYLOAD, _IN_SHARDS = 0.4, 0.8  # see break_even
-_SEARCHES_EACH = 4.0  # and searches a query up to which sending them pays (docs/performance.md),
-_SHARDS_EACH = 32.0  # of shards, over gRPC
+_SEARCHES_EACH = 4.0  # and searches a query up to which sending them pays (docs/performance.md)
+_SEARCHES_EACH_GRPC = 32.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,7 +366,7 @@ class SearchedPoints(PointCollection):
         if self._given is not None or self._found.cells is None:
             return False
         searches = int((plan.cells >= 0).sum()) + len(request.queries)
-        most = _SEARCHES_EACH if self._shards is None else _SHARDS_EACH
+        most = _SEARCHES_EACH_GRPC if over_grpc else _SEARCHES_EACH
         fits = searches <= most * len(request.queries)
         return len(request.queries) >= _BATCH and fits and not self._found.limits.counts_searches
 

@@ -135,6 +135,7 @@ class RouteHook:
             cells=cells,
             layout=self.layout,
             shares=shares,
+            recall=self.default_recall if target.recall is None else target.recall,
             effort=effort,
             efforts=efforts,
             probes=probes,

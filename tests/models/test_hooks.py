@@ -172,6 +172,7 @@ def test_cells_come_from_the_target(route: RouteHook, k: int, recall: float | No
         threshold = route.calibration.threshold(k, recall)
     (priority,) = route.model.run(["priority"], {"queries": QUERIES})
     plan = route.plan(QUERIES, Target(k=k, recall=recall))
+    assert plan.recall == (route.default_recall if recall is None else recall)
     assert (plan.layout, plan.rewritten) == (route.layout, None)
     assert threshold > -np.inf
     np.testing.assert_array_equal(plan.cells, cells_above(priority, threshold))

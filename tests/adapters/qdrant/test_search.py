@@ -329,6 +329,35 @@ def test_cells_with_most_of_the_keys_are_a_search_of_the_graph_where_there_is_on
     assert server.queries(request, plan)[0].filter is None
 
 
+@LOCAL
+@pytest.mark.parametrize(
+    ("recall", "k", "ef"),
+    [
+        (None, 10, 384),
+        (0.5, 10, 384),
+        (0.98, 10, 384),
+        (0.98, 100, 1600),
+        (0.99, 10, 1536),
+        (0.999, 10, None),
+        (1.0, 10, None),
+        (0.9, 300, 4800),
+    ],
+)
+def test_the_graph_is_followed_as_far_as_the_target_takes(
+    server: QdrantCollection, recall: float | None, k: int, ef: int | None
+) -> None:
+    plan = QueryPlan(
+        cells=np.array([[0, 1, 2]]),
+        layout="a1",
+        shares=np.array([0.9], dtype=np.float32),
+        recall=recall,
+    )
+    server._kept = replace(server._found, has_graph=True)
+    (query,) = server.queries(SearchRequest(KEYS[:1], k=k), plan)
+    assert query.params is not None
+    assert (query.params.hnsw_ef, query.params.exact) == (ef, True if ef is None else None)
+
+
 @pytest.mark.parametrize(
     ("chosen", "others"),
     [([2, 0], [1, 3]), ([3, -1, 3, -1], [0, 1, 2]), ([4, 700], [0, 1, 2, 3]), ([0, 1, 2, 3], [])],

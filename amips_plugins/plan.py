@@ -54,10 +54,8 @@ class QueryPlan:
         Identifies the cells that ``cells`` counts; a collection laid out otherwise must refuse.
     shares
         ``(n_queries,)`` share of the keys in each query's cells. Above the collection's
-        ``break_even`` a query is answered by a full, exact scan, which is then the cheaper one.
-    recall
-        The target that the cells were chosen for, so that whatever stands for a full scan can be as
-        thorough as that takes; None where nobody said.
+        ``break_even`` a query is answered by a full, exact scan, or a search of the graph that is
+        as thorough as ``recall`` takes, which is then the cheaper one.
     effort
         How far to search the graph inside a cell (HNSW's ef), where there is one; None leaves it to
         the database.
@@ -75,6 +73,8 @@ class QueryPlan:
         Of an empty plan: why the hook leaves the search to the database, in a few words that are
         counted and stand in the trace; None where that is what was asked for. Beside ``params``:
         why they are not known to do.
+    recall
+        The target that the cells were chosen for; None where there was none.
     """
 
     rewritten: FloatArray | None = None
@@ -82,13 +82,13 @@ class QueryPlan:
     cells: IntArray | None = None
     layout: str | None = None
     shares: FloatArray | None = None
-    recall: float | None = None
     effort: int | None = None
     efforts: IntArray | None = None
     probes: int | None = None
     exact: bool = False
     params: Mapping[str, Any] | None = None
     reason: str | None = None
+    recall: float | None = None
 
     @property
     def mode(self) -> str:

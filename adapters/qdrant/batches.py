@@ -9,7 +9,8 @@ back, which the client's own call would do with every search and every hit.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,7 +32,7 @@ else:
     _conversion = require("qdrant_client.conversions.conversion", "qdrant")
     GrpcToRest, RestToGrpc = _conversion.GrpcToRest, _conversion.RestToGrpc
 
-__all__ = ["CellGroup", "GrpcBatch", "by_cell", "by_shard", "one_by_one"]
+__all__ = ["CellGroup", "GrpcBatch", "by_cell", "by_shard", "in_portions", "one_by_one"]
 
 _TIMEOUT = 5  # seconds, the client's default
 
@@ -98,6 +99,24 @@ def one_by_one(
     return rows, found
 
 
+def in_portions(rows: Sequence[int], size: int) -> list[list[int]]:
+    """Cut searches, each of the query in a row, into calls of some ``size``; return their numbers.
+
+    Those of one query stay together, so that no write comes between two calls for it.
+    """
+    portions: list[list[int]] = []
+    filled, of_row = size, dict[int, list[int]]()
+    for row, searches in sorted(Counter(rows).items()):
+        if filled + searches > size:
+            portions.append([])
+            filled = 0
+        filled += searches
+        of_row[row] = portions[-1]
+    for number, row in enumerate(rows):
+        of_row[row].append(number)
+    return portions
+
+
 class _Scored(NamedTuple):
     id: Id
     score: float
@@ -143,12 +162,9 @@ class GrpcBatch:
             rows += group.rows
         return cls(name, rows, messages)
 
-    def portions(self, size: int) -> Iterator[list[Any]]:
-        """Cut the batch into so many messages a call."""
-        return (self.messages[low : low + size] for low in range(0, len(self.messages), size))
-
-    def call(self, messages: list[Any], timeout: int | None, client: Any) -> tuple[Any, int]:
+    def call(self, part: Sequence[int], timeout: int | None, client: Any) -> tuple[Any, int]:
         """Return a call, and the seconds that it may take: of no caller's, the client's own."""
+        messages = [self.messages[number] for number in part]
         call = grpc.QueryBatchPoints(
             collection_name=self.name, query_points=messages, timeout=timeout
         )
@@ -156,10 +172,17 @@ class GrpcBatch:
         seconds = _TIMEOUT if own is None else math.ceil(own)  # as the client reads it
         return call, seconds if timeout is None else timeout
 
-    def hits(self, results: Sequence[Any], request: SearchRequest, larger: bool) -> list[list[Hit]]:
-        """Merge what was answered, one result a search, into the best hits of every query."""
+    def hits(
+        self,
+        parts: Sequence[Sequence[int]],
+        results: Sequence[Any],
+        request: SearchRequest,
+        larger: bool,
+    ) -> list[list[Hit]]:
+        """Merge what the parts were answered, one result a search, into every query's best hits."""
         by_row: list[list[list[_Scored]]] = [[] for _ in request.queries]
-        for row, result in zip(self.rows, results, strict=True):
+        rows = [self.rows[number] for part in parts for number in part]
+        for row, result in zip(rows, results, strict=True):
             by_row[row].append(
                 [_Scored(_id_of(point.id), point.score, point) for point in result.result]
             )

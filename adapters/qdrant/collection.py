@@ -28,6 +28,7 @@ from amips_plugins.adapters.qdrant.hardware import ScoredBytes, scored_bytes
 from amips_plugins.adapters.qdrant.layouts import QdrantLayouts
 from amips_plugins.adapters.qdrant.local_store import LocalStore
 from amips_plugins.adapters.qdrant.opening import is_local, open_folder, open_server
+from amips_plugins.adapters.qdrant.point_collection import ServerFound
 from amips_plugins.adapters.qdrant.points import (
     RESERVED,
     as_ids,
@@ -35,7 +36,6 @@ from amips_plugins.adapters.qdrant.points import (
     key_batch,
     listed,
 )
-from amips_plugins.adapters.qdrant.searched_points import ServerFound
 from amips_plugins.adapters.qdrant.server_layouts import ServerLayouts
 from amips_plugins.adapters.qdrant.sharded_store import ShardedStore
 from amips_plugins.adapters.qdrant.store import ServerStore
@@ -176,7 +176,7 @@ class QdrantCollection(WrittenPoints):
             raise
         return collection
 
-    def _look(self) -> ServerFound:
+    def _look(self, *, strays: bool = True) -> ServerFound:
         with translated_errors(self._server):
             if not self._name or not self._client.collection_exists(self._name):
                 names = sorted(found.name for found in self._client.get_collections().collections)
@@ -220,8 +220,7 @@ class QdrantCollection(WrittenPoints):
             None if self._local else codes_in(found, field),
             bool(params_of(found, field).on_disk) and not self._local,
             self._cell_shards(record),
-            self._local
-            or may_have_strays(self._client, self._name, self._shard_key, found, record),
+            not strays or may_have_strays(self._client, self._name, self._shard_key, found, record),
         )
 
     def _cell_shards(self, record: LayoutRecord | None) -> CellShards | None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from amips_plugins.adapters.given import GivenLayouts
+from amips_plugins.adapters.qdrant.cell_shards import CellShards
 from amips_plugins.adapters.qdrant.cells import CellStore, LayoutRecord
 from amips_plugins.adapters.qdrant.codes import Codes
 from amips_plugins.adapters.qdrant.points import listed, plain_id, unroutable
+from amips_plugins.adapters.qdrant.strict_mode import Limits
 from amips_plugins.collection import CollectionInfo, Failure, Hit, KeyBatch, SearchRequest
 from amips_plugins.errors import InvalidInput
 from amips_plugins.partitions import Partitions, column
@@ -19,7 +21,7 @@ from amips_plugins.plan import NATIVE, QueryPlan
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Found", "PointCollection"]
+__all__ = ["Found", "PointCollection", "ServerFound"]
 
 _TELLING = ("integer", "keyword", "uuid")  # indexes of values that tell partitions apart
 
@@ -31,6 +33,20 @@ class Found:
     info: CollectionInfo
     cells: LayoutRecord | None
     vectors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFound(Found):
+    """The same of a collection on a server; what is not compared says how it is asked."""
+
+    limits: Limits = field(compare=False)
+    custom_shards: bool
+    tenant_keys: frozenset[str] | None
+    has_graph: bool = field(default=False, compare=False)
+    codes: Codes | None = field(default=None, compare=False)
+    on_disk: bool = field(default=False, compare=False)
+    shards: CellShards | None = None
+    strays: bool = field(default=True, compare=False)
 
 
 class PointCollection:

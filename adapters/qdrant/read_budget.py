@@ -1,7 +1,8 @@
 """Strict mode's ``read_rate_limit``: a search of cells takes two reads of it, a native one one.
 
-The limit may be set while a router serves, and no answer tells of it: after a pause in the
-searches the collection is looked at again, off their path and seldom.
+So it does with one condition, the form of it where a limit is known of. The limit may be set while
+a router serves, and no answer tells of it: after a pause in the searches the collection is looked
+at again, off their path and seldom.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ class ReadBudget:
         """Return the reads that have not come back yet."""
         back = (time.monotonic() - self._since) * (self._limit or 0) / 60
         return 0.0 if self._limit is None else max(0.0, self._spent - back)
+
+    @property
+    def limited(self) -> bool:
+        """Whether a limit is known of."""
+        return self._limit is not None
 
     def near(self) -> bool:
         """Tell whether searches of cells had better leave the reads to others."""

@@ -57,6 +57,7 @@ _ALTERNATIVES = models.Filter(should=[])
 _ONE_BY_ONE = 16  # cells: a server makes the points of a list unique, a client writes each cell
 # Candidates that a search of the graph keeps where it stands for all keys, at recalls up to this,
 _WIDE, _WIDE_RECALL = 384, 0.98
+_UNSAID = 0.99  # the recall where a plan names none
 _WIDE_PER_HIT = 16  # and at least this many for every hit;
 _WIDEST = 4096  # a recall that would take more is an exact scan's (docs/performance.md)
 
@@ -70,6 +71,7 @@ def plan_queries(
     *,
     exact: bool,
     has_graph: bool = False,
+    max_ef: int | None = None,
     codes: Codes | None = None,
     shards: CellShards | None = None,
 ) -> list[models.QueryRequest]:
@@ -101,7 +103,7 @@ def plan_queries(
             "limit": request.k,
         }
         if plan.cells is not None and everything[row] and exact and has_graph:
-            search["params"] = _widely(params, request.k, plan.recall)
+            search["params"] = _widely(params, request.k, plan.recall, max_ef)
         elif plan.cells is not None:
             if codes is not None:
                 search["params"] = search_params(
@@ -129,16 +131,18 @@ def plan_queries(
 
 
 def _widely(
-    params: models.SearchParams | None, k: int, recall: float | None
+    params: models.SearchParams | None, k: int, recall: float | None, most: int | None
 ) -> models.SearchParams | None:
     """Return parameters of a search of the graph that misses little of what the target allows."""
-    stricter = max(1.0, (1.0 - _WIDE_RECALL) / max(1e-9, 1.0 - (recall or 0.0)))
+    missed = 1.0 - (_UNSAID if recall is None else recall)
+    stricter = max(1.0, (1.0 - _WIDE_RECALL) / max(1e-9, missed))
     # Half the misses take more than twice the candidates, and of more queries at that.
     candidates = _WIDE * stricter**2
-    if candidates > _WIDEST:
-        return params
     asked = 0 if params is None else params.hnsw_ef or 0
-    changed = {"exact": None, "hnsw_ef": max(asked, math.ceil(candidates), _WIDE_PER_HIT * k)}
+    ef = max(asked, math.ceil(candidates - 1e-6), _WIDE_PER_HIT * k)
+    if candidates > _WIDEST or (most is not None and ef > most):
+        return params
+    changed = {"exact": None, "hnsw_ef": ef}
     return models.SearchParams.model_construct(**{**(dict(params) if params else {}), **changed})
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from amips_plugins.adapters.qdrant.batches import (
     GrpcBatch,
     by_cell,
     by_shard,
+    in_portions,
     one_by_one,
 )
 from amips_plugins.adapters.qdrant.cell_shards import CellShards, ShardKey
@@ -26,7 +26,7 @@ from amips_plugins.adapters.qdrant.messages import (
     params_message,
     prefers_grpc,
 )
-from amips_plugins.adapters.qdrant.point_collection import Found, PointCollection
+from amips_plugins.adapters.qdrant.point_collection import PointCollection, ServerFound
 from amips_plugins.adapters.qdrant.read_budget import ReadBudget
 from amips_plugins.adapters.qdrant.search import (
     as_arguments,
@@ -50,27 +50,13 @@ if TYPE_CHECKING:
 else:
     models = require("qdrant_client.models", "qdrant")
 
-__all__ = ["SearchedPoints", "ServerFound"]
+__all__ = ["SearchedPoints"]
 
 _BATCH = 64  # queries from which on they share cells enough,
 _NUMBERS = 1_000_000  # of vectors in one call: a server takes 32 MiB of JSON
 _IN_PAYLOAD, _IN_SHARDS = 0.4, 0.8  # see break_even
 _SEARCHES_EACH = 4.0  # and searches a query up to which sending them pays (docs/performance.md)
 _SEARCHES_EACH_GRPC = 32.0
-
-
-@dataclass(frozen=True, slots=True)
-class ServerFound(Found):
-    """The same of a collection on a server; what is not compared says how it is asked."""
-
-    limits: Limits = field(compare=False)
-    custom_shards: bool
-    tenant_keys: frozenset[str] | None
-    has_graph: bool = field(default=False, compare=False)
-    codes: Codes | None = field(default=None, compare=False)
-    on_disk: bool = field(default=False, compare=False)
-    shards: CellShards | None = None
-    strays: bool = field(default=True, compare=False)
 
 
 class SearchedPoints(PointCollection):
@@ -83,7 +69,7 @@ class SearchedPoints(PointCollection):
     _shard_key: int | str | None
     _reads: ReadBudget | None = None
 
-    def _look(self) -> ServerFound:
+    def _look(self, *, strays: bool = True) -> ServerFound:
         raise NotImplementedError
 
     def _codes_on_disk(self) -> Codes | None:
@@ -150,20 +136,22 @@ class SearchedPoints(PointCollection):
         batch = self._over_grpc(self._client, request, plan)
         if batch is not None:
             results: list[Any] = []
-            for messages in batch.portions(self._portion):
-                call, seconds = batch.call(messages, _left(request, started), self._client)
+            parts = in_portions(batch.rows, self._portion)
+            for part in parts:
+                call, seconds = batch.call(part, _left(request, started), self._client)
                 results += self._client.grpc_points.QueryBatch(call, timeout=seconds).result
-            return batch.hits(results, request, self.info.metric.larger_is_better)
+            return batch.hits(parts, results, request, self.info.metric.larger_is_better)
         rows, queries, timeout = self._planned(request, plan, self._client)
         if len(queries) == 1:
             # The client's batch call costs 200 us of Python more for a query than this one.
             one = as_arguments(queries[0])
             answers = [self._client.query_points(self._name, **one, timeout=timeout)]
         else:
-            answers = []
-            for some in self._portions(queries):
-                timeout = _left(request, started)
-                answers += self._client.query_batch_points(self._name, some, timeout=timeout)
+            answers, parts = [], in_portions(rows, self._portion)
+            for some in parts:
+                asked, timeout = [queries[one] for one in some], _left(request, started)
+                answers += self._client.query_batch_points(self._name, asked, timeout=timeout)
+            rows = [rows[one] for some in parts for one in some]
         return self._merged(request, rows, as_hits(answers))
 
     async def search_async(
@@ -177,32 +165,27 @@ class SearchedPoints(PointCollection):
         if batch is not None:
             results: list[Any] = []
             points: Any = client.grpc_points  # an asynchronous one
-            for messages in batch.portions(self._portion):
-                call, seconds = batch.call(messages, _left(request, started), client)
+            parts = in_portions(batch.rows, self._portion)
+            for part in parts:
+                call, seconds = batch.call(part, _left(request, started), client)
                 results += (await points.QueryBatch(call, timeout=seconds)).result
-            return batch.hits(results, request, self.info.metric.larger_is_better)
+            return batch.hits(parts, results, request, self.info.metric.larger_is_better)
         rows, queries, timeout = self._planned(request, plan, client)
         if len(queries) == 1:
             one = as_arguments(queries[0])
             answers = [await client.query_points(self._name, **one, timeout=timeout)]
         else:
-            answers = []
-            for some in self._portions(queries):
-                timeout = _left(request, started)
-                answers += await client.query_batch_points(self._name, some, timeout=timeout)
+            answers, parts = [], in_portions(rows, self._portion)
+            for some in parts:
+                asked, timeout = [queries[one] for one in some], _left(request, started)
+                answers += await client.query_batch_points(self._name, asked, timeout=timeout)
+            rows = [rows[one] for some in parts for one in some]
         return self._merged(request, rows, as_hits(answers))
 
     @property
     def _portion(self) -> int:
         """Searches in one call that a server takes."""
         return max(1, _NUMBERS // self.info.dim)
-
-    def _portions(
-        self, queries: list[models.QueryRequest]
-    ) -> Iterator[Sequence[models.QueryRequest]]:
-        """Cut a batch into calls that a server takes."""
-        size = self._portion
-        return (queries[start : start + size] for start in range(0, len(queries), size))
 
     def _over_grpc(self, client: Any, request: SearchRequest, plan: QueryPlan) -> GrpcBatch | None:
         """Write a batch as messages, where that costs less than what the client's call makes."""
@@ -217,7 +200,7 @@ class SearchedPoints(PointCollection):
         if shards is not None:
             return by_shard(request, plan, shards, self.break_even)
         assert record is not None  # noqa: S101 - for the type checker
-        return by_cell(request, plan, record, self.break_even, strays=self._found.strays)
+        return by_cell(request, plan, record, self.break_even, strays=self._must_leave_out)
 
     def _merged(
         self, request: SearchRequest, rows: list[int], answers: list[list[Hit]]
@@ -272,15 +255,21 @@ class SearchedPoints(PointCollection):
             self.break_even,
             exact=not self._local,
             has_graph=found.has_graph,
+            max_ef=found.limits.of("search_max_hnsw_ef"),
             codes=found.codes,
             shards=self._shards,
         )
+
+    @property
+    def _must_leave_out(self) -> bool:
+        """Whether cells are named by all others: for strays, or since conditions are counted."""
+        return (self._kept or self._found).strays or (self._reads or self._budget).limited
 
     def _named(
         self, condition: models.Filter | None, *, over_grpc: bool
     ) -> Callable[[list[int]], Any] | None:
         """Return what makes the filter of some cells, under a condition."""
-        cells, strays = self._cells, (self._kept or self._found).strays
+        cells, strays = self._cells, self._must_leave_out
         if cells is None:
             return None
         if over_grpc and isinstance(cells, LayoutRecord) and not strays:

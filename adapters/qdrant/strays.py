@@ -22,6 +22,8 @@ else:
 
 __all__ = ["may_have_strays"]
 
+_PATIENCE = 5  # seconds; to leave cells out instead is no more than slower
+
 
 def may_have_strays(
     client: QdrantClient,
@@ -37,13 +39,23 @@ def may_have_strays(
     if record is None or record.places:
         return False
     limits, index = Limits(found.config.strict_mode_config), found.payload_schema.get(record.key)
-    if index is None or limits.counts_conditions or not limits.allows_exact:
+    if limits.counts_conditions or not limits.allows_exact:
         return True
-    if index.points == found.points_count:
+    if index is None or index.data_type is not models.PayloadSchemaType.INTEGER:
+        return True  # somebody has made it of another kind, which lists other things
+    # While a server optimises it counts some points twice in one of these numbers only.
+    calm = found.status is models.CollectionStatus.GREEN
+    if calm and index.points == found.points_count:
         return False  # under every key there is a whole number, or a list of some
     try:
         with translated_errors("The server"):
-            strays = client.count(name, strays_of(record), exact=True, shard_key_selector=shard_key)
+            strays = client.count(
+                name,
+                strays_of(record),
+                exact=True,
+                shard_key_selector=shard_key,
+                timeout=limits.seconds(_PATIENCE),
+            )
     except CollectionError:  # such as for the time it takes
         return True
     return strays.count > 0

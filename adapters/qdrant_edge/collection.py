@@ -269,9 +269,7 @@ class QdrantEdgeCollection(PointCollection):
             answers = self._answers([request for _, request in asked])
             if outside is Outside.ANYTHING and not search.by_graphs:
                 break
-            if self._shard.writes == writes and (
-                outside is Outside.LISTED or self._outside(search.record) is outside
-            ):
+            if self._shard.writes == writes and self._outside(search.record) is outside:
                 break
         else:
             # A key may have lost its cell since we looked: look for those without one, too.

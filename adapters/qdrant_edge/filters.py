@@ -50,7 +50,8 @@ def in_cells(
         return _in_values(record, cells)
     chosen = [cell for cell in cells if cell != OVERFLOW]
     if len(chosen) == len(cells):
-        return edge.Filter(should=_each(record.key, chosen))
+        either = edge.Filter(should=_each(record.key, chosen))
+        return either if chosen else edge.Filter(must=[exactly(record.key, ())])
     if outside is Outside.LISTED:
         return edge.Filter(should=[*_each(record.key, chosen), empty(record.key), *no_cell(record)])
     if not record.shared:

@@ -135,10 +135,10 @@ class RouteHook:
             cells=cells,
             layout=self.layout,
             shares=shares,
-            recall=self.default_recall if target.recall is None else target.recall,
             effort=effort,
             efforts=efforts,
             probes=probes,
+            recall=None if n_probes is not None else target.recall or self.default_recall,
         )
 
     def unpromised(self, target: Target) -> str | None:

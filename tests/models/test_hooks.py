@@ -173,6 +173,7 @@ def test_cells_come_from_the_target(route: RouteHook, k: int, recall: float | No
     (priority,) = route.model.run(["priority"], {"queries": QUERIES})
     plan = route.plan(QUERIES, Target(k=k, recall=recall))
     assert plan.recall == (route.default_recall if recall is None else recall)
+    assert route.plan(QUERIES, Target(k=k, recall=recall, n_probes=1)).recall is None
     assert (plan.layout, plan.rewritten) == (route.layout, None)
     assert threshold > -np.inf
     np.testing.assert_array_equal(plan.cells, cells_above(priority, threshold))

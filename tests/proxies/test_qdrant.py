@@ -337,6 +337,10 @@ def test_a_named_vector(built: Callable[..., Database]) -> None:
         assert names_cells(database.watched.calls[-1][1]) == routed
 
 
+def rounded(text: str) -> str:
+    return re.sub(r"\d\.\d{6,}", lambda found: f"{float(found[0]):.4f}", text)
+
+
 PREFETCH = models.Prefetch(query=QUERY, limit=20)
 UNTOUCHED: dict[str, dict[str, Any]] = {
     "id": {"query": 3},
@@ -381,7 +385,8 @@ def test_everything_else_passes_untouched(database: Database, arguments: dict[st
 
     expected = answer(database.bare.query_points)
     found = answer(client.query_points)
-    assert str(found) == OURS.sub("", str(expected))  # NaN is not equal to itself
+    # As text, for NaN is not equal to itself; where arrays lie in memory changes the last digits.
+    assert rounded(str(found)) == rounded(OURS.sub("", str(expected)))
     ((args, kwargs),) = database.watched.calls
     assert args == ()
     assert set(kwargs) == set(given)

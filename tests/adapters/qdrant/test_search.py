@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from qdrant_client import QdrantClient, grpc, models
 from qdrant_client.conversions.conversion import RestToGrpc
 from qdrant_client.http.exceptions import ResponseHandlingException
 
 from amips_plugins.adapters.cell_groups import OVERFLOW
+from amips_plugins.adapters.qdrant.batches import in_portions
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.adapters.qdrant.messages import filter_message, params_message
@@ -271,11 +274,11 @@ def test_a_batch_is_asked_cell_by_cell_and_answers_as_its_queries(
     cells[5, 1] = -1
     condition = models.Filter(must_not=[models.HasIdCondition(has_id=[7])])
     asked = Asked(client, monkeypatch)
-    for given in (None, condition):
-        request = SearchRequest(queries, k=5, filter=given, fields=("row",))
+    for one_filter in (None, condition):
+        request = SearchRequest(queries, k=5, filter=one_filter, fields=("row",))
         found = server.search(request, QueryPlan(cells=cells, layout="a1"))
         for row, hits in enumerate(found):
-            one = SearchRequest(queries[row : row + 1], k=5, filter=given, fields=("row",))
+            one = SearchRequest(queries[row : row + 1], k=5, filter=one_filter, fields=("row",))
             alone = server.search(one, QueryPlan(cells=cells[row : row + 1], layout="a1"))[0]
             assert [(hit.id, hit.fields) for hit in hits] == [(h.id, h.fields) for h in alone]
     (call, _) = asked.calls
@@ -322,6 +325,7 @@ def test_cells_with_most_of_the_keys_are_a_search_of_the_graph_where_there_is_on
     request = SearchRequest(KEYS[:2], k=50, params={"hnsw_ef": 10})
     wide, narrow = (dict(query.params or {}) for query in server.queries(request, plan))
     assert (wide["exact"], narrow["exact"]) == (True, True)
+    plan = replace(plan, recall=0.9)
     server._kept = replace(server._found, has_graph=True)
     wide, narrow = (dict(query.params or {}) for query in server.queries(request, plan))
     assert (wide["exact"], wide["hnsw_ef"]) == (None, 800)
@@ -333,7 +337,7 @@ def test_cells_with_most_of_the_keys_are_a_search_of_the_graph_where_there_is_on
 @pytest.mark.parametrize(
     ("recall", "k", "ef"),
     [
-        (None, 10, 384),
+        (None, 10, 1536),
         (0.5, 10, 384),
         (0.98, 10, 384),
         (0.98, 100, 1600),
@@ -356,6 +360,11 @@ def test_the_graph_is_followed_as_far_as_the_target_takes(
     (query,) = server.queries(SearchRequest(KEYS[:1], k=k), plan)
     assert query.params is not None
     assert (query.params.hnsw_ef, query.params.exact) == (ef, True if ef is None else None)
+    strict = models.StrictModeConfigOutput(enabled=True, search_max_hnsw_ef=383)
+    server._kept = replace(server._found, limits=Limits(strict))
+    (query,) = server.queries(SearchRequest(KEYS[:1], k=k), plan)
+    assert query.params is not None
+    assert query.params.exact  # which strict mode does not count
 
 
 @pytest.mark.parametrize(
@@ -377,6 +386,7 @@ def test_the_cells_left_out_are_all_but_those_chosen(chosen: list[int], others: 
 
 # --- what a server's index can list ----------------------------------------------------------
 
+BOTH: dict[int, Any] = {12: [0, 40]}  # which leaving out misses where another cell is chosen
 LISTED: dict[int, Any] = {1: 7, 2: -9, 5: [], 6: None, 7: [40, -1], 9: [-2]}
 STRAYS: dict[int, Any] = {3: "x", 10: 2.5, 11: True, 13: {"a": 1}, 14: ["x"]}
 
@@ -395,14 +405,14 @@ def _written(collection: QdrantCollection, values: dict[int, Any]) -> QdrantColl
 def test_alternatives_find_what_leaving_out_does(
     collection: QdrantCollection, chosen: list[int], condition: models.Filter | None
 ) -> None:
-    built = _written(collection, LISTED)
+    built = _written(collection, LISTED | BOTH)
     record = built._found.cells
     assert record is not None
 
     def points(made: models.Filter) -> set[Any]:
         return {one.id for one in built.client.scroll("docs", made, limit=100)[0]}
 
-    left_out = points(in_cells(record, chosen, condition))
+    left_out = points(in_cells(record, chosen, condition)) | {*BOTH}
     assert points(in_cells(record, chosen, condition, strays=False)) == left_out
     one_by_one = {OVERFLOW, *(cell for cell in chosen if cell >= 0)}
     parts = [points(one_cell(record, cell, condition, strays=False)) for cell in one_by_one]
@@ -449,9 +459,14 @@ def test_what_a_client_is_given_is_a_message_where_it_asks_over_grpc(
 
     monkeypatch.setattr(server.client, "query_points", asked)
     server.search(SearchRequest(KEYS[:1], k=3), plan)
-    condition, _ = server.narrowed(SearchRequest(KEYS[:1], k=3), plan, None, over_grpc=True)
+    condition, params = server.narrowed(SearchRequest(KEYS[:1], k=3), plan, None, over_grpc=True)
     kind = models.Filter if strays else grpc.Filter
     assert [type(one) for one in (*given, condition)] == [kind, kind]
+    assert params == params_message(EXACT)
+    monkeypatch.setattr(server._budget, "_limit", 100)  # which counts conditions
+    condition, _ = server.narrowed(SearchRequest(KEYS[:1], k=3), plan, None, over_grpc=True)
+    assert type(condition) is models.Filter
+    assert condition.must_not
     condition, _ = server.narrowed(SearchRequest(KEYS[:1], k=3), plan, None)
     assert type(condition) is models.Filter
 
@@ -484,6 +499,8 @@ class Counts:
     ("indexed", "strict", "counted", "expected", "calls"),
     [
         (100, None, 0, False, 0),  # under every key a whole number
+        ("yellow", None, 1, True, 1),  # the numbers are not those of one moment
+        ("float", None, 0, True, 0),  # another index, which lists other things
         (99, None, 0, False, 1),
         (99, None, 1, True, 1),
         (99, None, ResponseHandlingException(TimeoutError()), True, 1),
@@ -495,7 +512,7 @@ class Counts:
     ],
 )
 def test_strays_are_counted_where_the_index_leaves_room_for_them(
-    indexed: int | None,
+    indexed: int | str | None,
     strict: dict[str, Any] | None,
     counted: int | Exception,
     expected: bool,
@@ -503,8 +520,10 @@ def test_strays_are_counted_where_the_index_leaves_room_for_them(
 ) -> None:
     record, client = LayoutRecord("a1", "v1", 4), Counts(counted)
     limits = None if strict is None else models.StrictModeConfigOutput(enabled=True, **strict)
-    schema = {"data_type": "integer", "points": indexed}
+    kind = models.PayloadSchemaType("float" if indexed == "float" else "integer")
+    schema = {"data_type": kind, "points": 100 if isinstance(indexed, str) else indexed}
     found: Any = SimpleNamespace(
+        status=models.CollectionStatus("yellow" if indexed == "yellow" else "green"),
         config=SimpleNamespace(strict_mode_config=limits),
         payload_schema={} if indexed is None else {record.key: SimpleNamespace(**schema)},
         points_count=100,
@@ -512,3 +531,16 @@ def test_strays_are_counted_where_the_index_leaves_room_for_them(
     assert may_have_strays(cast("Any", client), "docs", None, found, record) is expected
     assert client.asked == calls
     assert may_have_strays(cast("Any", client), "docs", None, found, None) is False
+
+
+@given(
+    st.lists(st.integers(0, 12), max_size=60),
+    st.integers(1, 20),
+)
+def test_portions_keep_the_searches_of_a_query_together(rows: list[int], size: int) -> None:
+    parts = in_portions(rows, size)
+    assert sorted(number for part in parts for number in part) == [*range(len(rows))]
+    assert all(part == sorted(part) for part in parts)  # searches side by side stay so
+    held = [{rows[number] for number in part} for part in parts]
+    assert all(not one & other for one, other in combinations(held, 2))
+    assert all(len(part) <= size or len({rows[number] for number in part}) == 1 for part in parts)

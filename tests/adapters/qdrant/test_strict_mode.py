@@ -112,8 +112,8 @@ class Server:
         def drop_index(_: str, key: str, **__: Any) -> None:
             del self.indexes[key]
 
-        def counted(name: str, condition: models.Filter, **more: Any) -> Any:
-            self.timeouts |= {more["timeout"]} if "timeout" in more else set()
+        def counted(name: str, condition: models.Filter, timeout: int, **_: Any) -> Any:
+            self.timeouts.add(timeout)
             if condition is not None:
                 self.refuse_unindexed(condition)
             return count(name, condition)

@@ -33,6 +33,7 @@ from amips_plugins.errors import (
     MetricNotSupported,
 )
 from amips_plugins.models.hooks import NativeHook
+from amips_plugins.partitions import Partitions
 from amips_plugins.plan import QueryPlan
 from amips_plugins.vectors import FloatArray
 
@@ -311,6 +312,41 @@ def test_whatever_lies_in_the_place_of_a_cell_is_found(
         listed[number] = value
         assert store.outside(record) is Outside.ANYTHING
         assert all({*listed} <= set(found(built, cell)) for cell in range(N_CELLS))
+
+
+@pytest.mark.parametrize(
+    ("index", "value"),
+    [
+        (edge.PayloadSchemaType.Float, 1.5),
+        (edge.PayloadSchemaType.Keyword, "x"),
+        (edge.IntegerIndexParams(lookup=False, range=True), "x"),
+    ],
+)
+def test_an_index_that_somebody_has_made_hides_no_key(
+    opened: QdrantEdgeCollection, index: Any, value: Any
+) -> None:
+    built, key = opened.layouts.build(SPEC), cell_key("abc")
+    assert isinstance(built, QdrantEdgeCollection)
+    engine = built._shard.engine
+    engine.update(Update.delete_field_index(key))
+    engine.update(Update.create_field_index(key, index))
+    engine.update(Update.set_payload([3], {key: value}))
+    assert all(3 in found(built, cell) for cell in range(N_CELLS))
+    for row in range(40):  # until the index has as many points as there are
+        engine.update(Update.set_payload([row], {key: value}))
+    assert found(built, 1) == [*range(40)]
+
+
+def test_given_partitions_of_an_index_without_lookup(opened: QdrantEdgeCollection) -> None:
+    engine = opened._shard.engine
+    for row in range(40):
+        engine.update(Update.set_payload([row], {"year": 2000 + row % 2}))
+    index = edge.IntegerIndexParams(lookup=False, range=True)
+    engine.update(Update.create_field_index("year", index))
+    given = opened.current().partitioned(Partitions("year", (2000, 2001)))
+    plan = QueryPlan(cells=np.array([[1]]), layout=given.layout())
+    (hits,) = given.search(SearchRequest(vectors(1), k=40), plan)
+    assert sorted(hit.id for hit in hits) == [*range(1, 40, 2)]
 
 
 def test_a_payload_key_of_another_kind_is_refused(opened: QdrantEdgeCollection) -> None:

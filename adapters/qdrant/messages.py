@@ -61,7 +61,7 @@ def _alternative(condition: models.FieldCondition) -> bytes:
     return bytes(made.SerializeToString())
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=32768)
 def _cell(key: str, cell: int) -> bytes:
     return _alternative(in_cell(key, cell))
 

@@ -45,6 +45,7 @@ __all__ = [
     "search_params",
     "strays_of",
     "unplaced",
+    "widely",
     "without_cell",
 ]
 
@@ -103,7 +104,7 @@ def plan_queries(
             "limit": request.k,
         }
         if plan.cells is not None and everything[row] and exact and has_graph:
-            search["params"] = _widely(params, request.k, plan.recall, max_ef)
+            search["params"] = widely(params, request.k, plan.recall, max_ef)
         elif plan.cells is not None:
             if codes is not None:
                 search["params"] = search_params(
@@ -130,7 +131,7 @@ def plan_queries(
     return queries
 
 
-def _widely(
+def widely(
     params: models.SearchParams | None, k: int, recall: float | None, most: int | None
 ) -> models.SearchParams | None:
     """Return parameters of a search of the graph that misses little of what the target allows."""
@@ -265,7 +266,7 @@ def _all_but(record: LayoutRecord, cells: Sequence[int]) -> models.Filter:
     return here
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=32768)
 def in_cell(key: str, cell: int) -> models.FieldCondition:
     """Points of one cell."""
     return models.FieldCondition(key=key, match=models.MatchValue(value=cell))

@@ -37,6 +37,7 @@ from amips_plugins.adapters.qdrant.search import (
     others_than,
     plan_queries,
     search_params,
+    widely,
 )
 from amips_plugins.adapters.qdrant.strict_mode import Limits
 from amips_plugins.adapters.qdrant.tenants import by_value
@@ -309,14 +310,18 @@ class SearchedPoints(PointCollection):
         graphs = self._given is None and found.shards is not None
         (self._reads or self._budget).spend(1 if chosen is None else 2)
         share = None if plan.shares is None else float(plan.shares[0])
+        codes, whole = None if graphs else found.codes, False
         if chosen is not None:
+            whole = self._asks_everything(plan)
             if cells is None or plan.layout != cells.layout:
                 check_layout(plan, self.layout(), self._name)
-            elif not graphs and (share is None or share <= self.break_even):
+            elif not graphs and not whole:
                 named = self._named(condition, over_grpc=over_grpc)
                 condition = None if named is None else named(chosen[0].tolist())
-        codes = None if graphs else found.codes
         params = search_params(request, plan, not self._local, codes, share, graphs=graphs)
+        if whole and found.has_graph:
+            most = found.limits.of("search_max_hnsw_ef")
+            params = widely(params, request.k, plan.recall, most)
         return condition, params_message(params) if over_grpc else params
 
     def _planned(

@@ -360,6 +360,8 @@ def test_the_graph_is_followed_as_far_as_the_target_takes(
     (query,) = server.queries(SearchRequest(KEYS[:1], k=k), plan)
     assert query.params is not None
     assert (query.params.hnsw_ef, query.params.exact) == (ef, True if ef is None else None)
+    condition, params = server.narrowed(SearchRequest(KEYS[:1], k=k), plan, None)
+    assert (condition, params) == (None, query.params)  # a proxy's own call, too
     strict = models.StrictModeConfigOutput(enabled=True, search_max_hnsw_ef=383)
     server._kept = replace(server._found, limits=Limits(strict))
     (query,) = server.queries(SearchRequest(KEYS[:1], k=k), plan)

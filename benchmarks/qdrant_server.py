@@ -34,8 +34,7 @@ from qdrant_client import models
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a file
 
-from amips_plugins.adapters.qdrant import search as cell_searches
-from amips_plugins.adapters.qdrant import searched_points
+from amips_plugins.adapters.qdrant import searched_points, wide_search
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.adapters.qdrant.search import empty, has_cell, in_cells
@@ -263,7 +262,7 @@ def searches(
             some = replace(test, queries=test.queries[above], hits=test.hits[above])
             wide = {
                 f"cells, {most} candidates": Way(
-                    with_constant(cell_searches, "_WIDE", most, routed(cells, plan))
+                    with_constant(wide_search, "_CANDIDATES", most, routed(cells, plan))
                 )
                 for most in (256, 512)
             }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from amips_plugins.adapters.qdrant.cell_shards import CellShards
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant.codes import Codes
 from amips_plugins.adapters.qdrant.points import RESERVED, listed, plain_id
+from amips_plugins.adapters.qdrant.wide_search import wide_effort
 from amips_plugins.collection import Hit, Id, SearchRequest
 from amips_plugins.errors import InvalidInput, require
 from amips_plugins.partitions import Partitions, Value
@@ -56,11 +56,6 @@ _ANY_OF = models.MatchAny(any=[])
 _WITH = models.FieldCondition(key="", match=_ANY_OF)
 _ALTERNATIVES = models.Filter(should=[])
 _ONE_BY_ONE = 16  # cells: a server makes the points of a list unique, a client writes each cell
-# Candidates that a search of the graph keeps where it stands for all keys, at recalls up to this,
-_WIDE, _WIDE_RECALL = 384, 0.98
-_UNSAID = 0.99  # the recall where a plan names none
-_WIDE_PER_HIT = 16  # and at least this many for every hit;
-_WIDEST = 4096  # a recall that would take more is an exact scan's (docs/performance.md)
 
 
 def plan_queries(
@@ -104,7 +99,7 @@ def plan_queries(
             "limit": request.k,
         }
         if plan.cells is not None and everything[row] and exact and has_graph:
-            search["params"] = widely(params, request.k, plan.recall, max_ef)
+            search["params"] = widely(params, request, plan, max_ef, codes)
         elif plan.cells is not None:
             if codes is not None:
                 search["params"] = search_params(
@@ -132,19 +127,31 @@ def plan_queries(
 
 
 def widely(
-    params: models.SearchParams | None, k: int, recall: float | None, most: int | None
+    params: models.SearchParams | None,
+    request: SearchRequest,
+    plan: QueryPlan,
+    most: int | None,
+    codes: Codes | None,
 ) -> models.SearchParams | None:
-    """Return parameters of a search of the graph that misses little of what the target allows."""
-    missed = 1.0 - (_UNSAID if recall is None else recall)
-    stricter = max(1.0, (1.0 - _WIDE_RECALL) / max(1e-9, missed))
-    # Half the misses take more than twice the candidates, and of more queries at that.
-    candidates = _WIDE * stricter**2
+    """Return parameters of a search of the graph that stands for one of all keys.
+
+    Scores are the vectors' own, as those of cells are; ``most`` is what strict mode allows.
+    """
     asked = 0 if params is None else params.hnsw_ef or 0
-    ef = max(asked, math.ceil(candidates - 1e-6), _WIDE_PER_HIT * k)
-    if candidates > _WIDEST or (most is not None and ef > most):
+    effort = wide_effort(request.k, plan.recall, asked, most)
+    if effort is None:
         return params
-    changed = {"exact": None, "hnsw_ef": ef}
-    return models.SearchParams.model_construct(**{**(dict(params) if params else {}), **changed})
+    changed: dict[str, Any] = {**(dict(params) if params else {}), "exact": None}
+    changed["hnsw_ef"] = effort
+    if codes is not None and changed.get("quantization") is None:
+        changed["quantization"] = _rescored(codes)
+    return models.SearchParams.model_construct(**changed)
+
+
+def _rescored(codes: Codes) -> models.QuantizationSearchParams:
+    return models.QuantizationSearchParams.model_construct(
+        rescore=True, oversampling=codes.oversampling
+    )
 
 
 def one_cell(
@@ -189,12 +196,7 @@ def search_params(
         params["hnsw_ef"] = max(params.get("hnsw_ef") or 0, plan.effort, request.k)
     elif plan.cells is not None and exact:
         if codes is not None and codes.scan(share):
-            params.setdefault(
-                "quantization",
-                models.QuantizationSearchParams.model_construct(
-                    rescore=True, oversampling=codes.oversampling
-                ),
-            )
+            params.setdefault("quantization", _rescored(codes))
         else:
             params["exact"] = True  # HNSW under the filter of a cell loses keys
     if params == _EXACTLY:

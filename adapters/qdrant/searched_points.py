@@ -321,7 +321,7 @@ class SearchedPoints(PointCollection):
         params = search_params(request, plan, not self._local, codes, share, graphs=graphs)
         if whole and found.has_graph:
             most = found.limits.of("search_max_hnsw_ef")
-            params = widely(params, request.k, plan.recall, most)
+            params = widely(params, request, plan, most, codes)
         return condition, params_message(params) if over_grpc else params
 
     def _planned(

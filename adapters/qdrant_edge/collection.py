@@ -71,6 +71,7 @@ class EdgeFound(Found):
 
     codes: Codes | None = field(default=None, compare=False)  # how it asks, not what it finds
     on_disk: bool = field(default=False, compare=False)
+    has_graph: bool = field(default=False, compare=False)
 
 
 class QdrantEdgeCollection(PointCollection):
@@ -182,16 +183,17 @@ class QdrantEdgeCollection(PointCollection):
         except CollectionError:  # a damaged file is no cells here; ``layouts`` tells of it
             cells = None
         chosen = vectors[field]
+        graph = chosen.get("hnsw_config") or config.get("hnsw_config") or _GRAPH
         codes = codes_of(
             chosen.get("quantization_config") or config.get("quantization_config"),
-            chosen.get("hnsw_config") or config.get("hnsw_config") or _GRAPH,
+            graph,
             info.dim,
             self._shard.engine.info().points_count,
         )
         named = (*vectors, *(config.get("sparse_vectors") or {}))
         on_disk = bool(chosen.get("on_disk"))
         self.break_even = break_even_of(type(self).break_even, codes, on_disk=on_disk)
-        return EdgeFound(info, cells, named, codes, on_disk)
+        return EdgeFound(info, cells, named, codes, on_disk, bool(graph.get("m", _GRAPH["m"])))
 
     def _codes_on_disk(self) -> Codes | None:
         found = self._found
@@ -248,7 +250,15 @@ class QdrantEdgeCollection(PointCollection):
             check_layout(plan, self.layout(), self.info.name)
         everything = searches_everything(plan, self.break_even)
         shard = self._found
-        search = EdgeSearch(request, plan, shard.info.field, self._cells, everything, shard.codes)
+        search = EdgeSearch(
+            request,
+            plan,
+            shard.info.field,
+            self._cells,
+            everything,
+            shard.codes,
+            has_graph=shard.has_graph,
+        )
         found: list[list[Hit]] = []
         for start in range(0, len(request.queries), _QUERIES):
             rows = range(start, min(start + _QUERIES, len(request.queries)))

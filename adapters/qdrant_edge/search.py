@@ -11,6 +11,7 @@ from amips_plugins.adapters.cell_groups import OVERFLOW, group_by_cells
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
 from amips_plugins.adapters.qdrant.codes import Codes
 from amips_plugins.adapters.qdrant.points import RESERVED, listed
+from amips_plugins.adapters.qdrant.wide_search import wide_effort
 from amips_plugins.adapters.qdrant_edge.cell_graphs import CellGraphs
 from amips_plugins.adapters.qdrant_edge.filters import Outside, among, both, in_cells
 from amips_plugins.collection import Id, SearchRequest
@@ -38,6 +39,8 @@ class EdgeSearch:
         record: LayoutRecord | Partitions | None,
         everything: BoolArray,
         codes: Codes | None = None,
+        *,
+        has_graph: bool = False,
     ) -> None:
         if request.filter is not None and not isinstance(request.filter, edge.Filter):
             raise InvalidInput(
@@ -70,7 +73,10 @@ class EdgeSearch:
         self._least = int(asked.get("hnsw_ef") or 0)
         if codes is not None:
             wide = edge.QuantizationSearchParams(rescore=True, oversampling=codes.oversampling)
-            self._by_codes = _search_params({"quantization": wide, **asked})
+            asked = {"quantization": wide, **asked}
+            self._by_codes = _search_params(asked)
+        effort = wide_effort(request.k, plan.recall, self._least, None) if has_graph else None
+        self._all = None if effort is None else _search_params({**asked, "hnsw_ef": effort})
 
     def _scan(self, row: int) -> edge.SearchParams | None:
         """Return the parameters of a search of cells: by their codes where these are scanned."""
@@ -114,7 +120,9 @@ class EdgeSearch:
             return [(row, self._one(row, self._params, self.request.filter)) for row in rows]
         full = [row for row in rows if self._everything[row]]
         routed = [row for row in rows if not self._everything[row]]
-        asked = [(row, self._one(row, self._scan(row), self.request.filter)) for row in full]
+        asked = [
+            (row, self._one(row, self._all or self._scan(row), self.request.filter)) for row in full
+        ]
         if candidates is not None:
             overflow = in_cells(self.record, [OVERFLOW], outside)
             for row in routed:

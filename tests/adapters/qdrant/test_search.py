@@ -19,6 +19,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException
 from amips_plugins.adapters.cell_groups import OVERFLOW
 from amips_plugins.adapters.qdrant.batches import in_portions
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
+from amips_plugins.adapters.qdrant.codes import Codes
 from amips_plugins.adapters.qdrant.collection import QdrantCollection
 from amips_plugins.adapters.qdrant.messages import filter_message, params_message
 from amips_plugins.adapters.qdrant.search import EXACT, has_cell, in_cells, one_cell, strays_of
@@ -362,6 +363,13 @@ def test_the_graph_is_followed_as_far_as_the_target_takes(
     assert (query.params.hnsw_ef, query.params.exact) == (ef, True if ef is None else None)
     condition, params = server.narrowed(SearchRequest(KEYS[:1], k=k), plan, None)
     assert (condition, params) == (None, query.params)  # a proxy's own call, too
+    if ef is not None:  # the scores are no codes'
+        server._kept = replace(server._found, codes=Codes(1.5))
+        (query,) = server.queries(SearchRequest(KEYS[:1], k=k), plan)
+        assert query.params is not None
+        assert query.params.quantization is not None
+        assert query.params.quantization.rescore
+    server._kept = replace(server._found, codes=None)
     strict = models.StrictModeConfigOutput(enabled=True, search_max_hnsw_ef=383)
     server._kept = replace(server._found, limits=Limits(strict))
     (query,) = server.queries(SearchRequest(KEYS[:1], k=k), plan)

@@ -20,6 +20,7 @@ import qdrant_edge as edge
 from amips_plugins import LearnedRouter, QdrantEdgeCollection, connect
 from amips_plugins.adapters.qdrant.cells import LayoutRecord, cell_key
 from amips_plugins.adapters.qdrant_edge.filters import Outside, without_cell
+from amips_plugins.adapters.qdrant_edge.search import EdgeSearch
 from amips_plugins.adapters.qdrant_edge.shard import OpenShard
 from amips_plugins.adapters.qdrant_edge.store import EdgeStore
 from amips_plugins.cell_layout import LayoutSpec
@@ -312,6 +313,30 @@ def test_whatever_lies_in_the_place_of_a_cell_is_found(
         listed[number] = value
         assert store.outside(record) is Outside.ANYTHING
         assert all({*listed} <= set(found(built, cell)) for cell in range(N_CELLS))
+
+
+@pytest.mark.parametrize(("has_graph", "exact", "ef"), [(True, False, 384), (False, True, None)])
+def test_cells_with_most_of_the_keys_are_a_search_of_the_graph_where_there_is_one(
+    has_graph: bool, exact: bool, ef: int | None
+) -> None:
+    request, record = SearchRequest(vectors(1), k=5), LayoutRecord("abc", "v1", N_CELLS)
+    plan = QueryPlan(cells=np.array([[0, 1]]), layout="abc", recall=0.9)
+    everything = np.array([True])
+    search = EdgeSearch(request, plan, "", record, everything, has_graph=has_graph)
+    ((_, query),) = search.requests(range(1), outside=Outside.NOBODY)
+    params = query.params
+    assert params is not None
+    assert (params.exact, params.hnsw_ef) == (exact, ef)
+    assert query.filter is None
+
+
+def test_a_shard_says_whether_it_has_a_graph(tmp_path: Path) -> None:
+    create(tmp_path / "docs")
+    create(tmp_path / "bare", hnsw_config=edge.HnswIndexConfig(0, 100, 10_000))
+    for name, expected in (("docs", True), ("bare", False)):
+        collection = QdrantEdgeCollection.connect(str(tmp_path), name)
+        assert collection._found.has_graph is expected
+        collection.close()
 
 
 @pytest.mark.parametrize(

@@ -104,13 +104,20 @@ def patiently(call: Callable[[], T]) -> T:
 
 def _can_wait(exc: BaseException) -> bool:
     if isinstance(exc, UnexpectedResponse):
-        electing = exc.status_code == 500 and "leader" in said(exc).lower()
-        return electing or exc.status_code in (408, 429, 503)
+        later = exc.status_code == 500 and _asks_for_later(exc)
+        return later or exc.status_code in (408, 429, 503)
     codes = grpc.StatusCode
+    if _code(exc) is codes.INTERNAL:
+        return _asks_for_later(exc)
     return isinstance(exc, ResourceExhaustedResponse) or (
         _code(exc) in (codes.RESOURCE_EXHAUSTED, codes.ABORTED)
         and failure_of(exc) is not Failure.SIZE
     )
+
+
+def _asks_for_later(exc: BaseException) -> bool:
+    """Tell whether an internal error passes: an election, a replica too busy for a write."""
+    return any(word in said(exc).lower() for word in ("leader", "please retry"))
 
 
 @contextmanager

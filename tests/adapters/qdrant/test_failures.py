@@ -104,6 +104,8 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     [
         answer(503),
         answer(500, "Failed to find a leader"),
+        answer(500, "Failed to apply operation to at least one replica. Please retry."),
+        Rpc(CODES.INTERNAL, "Failed to apply operation to at least one replica. Please retry."),
         answer(429),
         ResourceExhaustedResponse("full", 3),
         Rpc(CODES.RESOURCE_EXHAUSTED),
@@ -128,6 +130,7 @@ def test_there_is_an_end_to_it(pauses: list[float]) -> None:
         (answer(503), 8),
         (answer(400), 1),
         (answer(500, "a panic"), 1),
+        (Rpc(CODES.INTERNAL, "a panic"), 1),
         (ResourceExhaustedResponse("full", 3600), 1),
         (Rpc(CODES.INVALID_ARGUMENT), 1),
         (ResponseHandlingException(httpx.ConnectError("refused")), 1),

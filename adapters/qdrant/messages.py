@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from amips_plugins.adapters.qdrant.cells import LayoutRecord
-from amips_plugins.adapters.qdrant.search import EXACT, in_cell, in_none, of_any, one_by_one
+from amips_plugins.adapters.qdrant.search import EXACT, alone_or_listed, in_cell, in_none, of_any
 from amips_plugins.errors import require
 
 if TYPE_CHECKING:
@@ -36,11 +36,9 @@ def filter_message(
     record: LayoutRecord, condition: models.Filter | None, cells: Sequence[int]
 ) -> grpc.Filter:
     """Say what ``in_cells`` says without strays."""
-    chosen = list(dict.fromkeys(cell for cell in cells if cell >= 0))
-    if one_by_one(chosen):
-        parts = [_cell(record.key, cell) for cell in chosen]
-    else:
-        parts = [_alternative(of_any(record, chosen))]
+    alone, in_list = alone_or_listed(cells)
+    parts = [_cell(record.key, cell) for cell in alone]
+    parts += [_alternative(of_any(record, in_list))] if in_list else []
     # Messages side by side are one message, whose lists are longer.
     here: grpc.Filter = grpc.Filter.FromString(
         b"".join([*parts, _none(record.key, record.n_cells)])

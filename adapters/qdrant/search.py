@@ -25,6 +25,7 @@ else:
 __all__ = [
     "EXACT",
     "all_of",
+    "alone_or_listed",
     "among",
     "as_arguments",
     "as_hits",
@@ -38,7 +39,6 @@ __all__ = [
     "in_none",
     "index_of_cells",
     "of_any",
-    "one_by_one",
     "one_cell",
     "others_than",
     "plan_queries",
@@ -243,20 +243,19 @@ def in_cells(
         return in_values(record, cells, condition)
     if strays:
         return both(condition, _all_but(record, cells))
-    chosen = list(dict.fromkeys(cell for cell in cells if cell >= 0))
-    if one_by_one(chosen):
-        these = [in_cell(record.key, cell) for cell in chosen]
-    else:
-        these = [of_any(record, chosen)]
+    alone, in_list = alone_or_listed(cells)
+    these = [in_cell(record.key, cell) for cell in alone]
+    these += [of_any(record, in_list)] if in_list else []
     here: models.Filter = _filled(
         _ALTERNATIVES, should=[*these, *in_none(record.key, record.n_cells)]
     )
     return both(condition, here)
 
 
-def one_by_one(chosen: Sequence[int]) -> bool:
-    """Tell whether naming cells one by one costs less than what a list does with its points."""
-    return len(chosen) <= _ONE_BY_ONE
+def alone_or_listed(cells: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return the cells that are named one by one, and those in a list: one of both is empty."""
+    chosen = list(dict.fromkeys(cell for cell in cells if cell >= 0))
+    return (chosen, []) if len(chosen) <= _ONE_BY_ONE else ([], chosen)
 
 
 def _all_but(record: LayoutRecord, cells: Sequence[int]) -> models.Filter:

@@ -57,9 +57,8 @@ class WrittenPoints(SearchedPoints):
         """
         found, keys = self._found, as_ids(ids)
         written = payloads(found.info, found.cells, keys, vectors, fields, cells)
-        refuse_other_vectors(
-            found.info, self._look(strays=False).vectors
-        )  # one may have been added
+        now = self._look(strays=False)  # a vector may have been added
+        refuse_other_vectors(found.info, now.vectors)
         self._refuse_all_shards()
         source = self._draining_source()
         if source is not None:

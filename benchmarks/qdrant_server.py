@@ -49,7 +49,6 @@ from benchmarks.data import Source, load
 from benchmarks.learned import Routing, train_routing
 from benchmarks.protocols import pose
 from benchmarks.qdrant_bench import (
-    TARGETS,
     Bench,
     K,
     Node,
@@ -223,7 +222,12 @@ def layouts(
 
 
 def searches(
-    bench: Bench, routing: Routing, cells: QdrantCollection, tune: Split, test: Split
+    bench: Bench,
+    routing: Routing,
+    cells: QdrantCollection,
+    tune: Split,
+    test: Split,
+    targets: Sequence[float],
 ) -> None:
     """Measure single searches and batches, native and routed."""
     half = len(test.queries) // 2
@@ -234,7 +238,7 @@ def searches(
         bench.nodes[0].address.client(timeout=600, prefer_grpc=True), cells.info.name
     )
     bench.rest()
-    for target in TARGETS:
+    for target in targets:
         ef = tuned(lambda effort: native(cells, effort), target, tune)
         plan = planned(routing, target)
         ways = {
@@ -342,6 +346,7 @@ def forms(
 @click.argument("data", envvar="AMIPS_BENCH_DATA")
 @click.option("--keys", default=100_000, show_default=True, help="Keys, from the first.")
 @click.option("--cells", default=64, show_default=True, help="Cells.")
+@click.option("--targets", default="0.9,0.95,0.98", show_default=True, help="Recalls.")
 @click.option("--queries", default=4_000, show_default=True, help="Test queries.")
 @click.option("--epochs", type=int, help="Of training; default the recipe's.")
 @click.option(
@@ -356,6 +361,7 @@ def main(
     data: str,
     keys: int,
     cells: int,
+    targets: str,
     queries: int,
     epochs: int | None,
     ways: str,
@@ -380,7 +386,8 @@ def main(
                 client = node.address.client(timeout=600)
                 bench = Bench([node], client, np.asarray(dataset.keys), [], json_file, names=names)
                 laid_out = layouts(bench, routing, task.calibrate, chosen)
-                searches(bench, routing, laid_out, task.calibrate, test)
+                wanted = [float(one) for one in targets.split(",")]
+                searches(bench, routing, laid_out, task.calibrate, test, wanted)
     except AmipsError as exc:
         raise click.ClickException(str(exc)) from exc
 
